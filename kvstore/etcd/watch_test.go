@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -85,10 +86,11 @@ func TestWatchEndsWhenTheStoreWasWiped(t *testing.T) {
 		rev = put(t, c, prefix+"nodes/n1", fmt.Sprint(i))
 	}
 	started := make(chan struct{})
+	var once sync.Once
 	ended := make(chan error, 1)
 	go func() {
 		ended <- c.Watch(t.Context(), prefix, rev, func(kvstore.WatchBatch) error {
-			close(started)
+			once.Do(func() { close(started) })
 			return nil
 		})
 	}()

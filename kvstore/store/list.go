@@ -113,7 +113,7 @@ func (r *Reader) sweep(rev int64, seen map[string]bool, freeze bool) int {
 		}
 	}
 	r.cfg.Apply(out)
-	r.advance(rev)
+	r.advance(rev, false)
 	return len(r.ghosts)
 }
 
@@ -180,5 +180,5 @@ func (r *Reader) release(g group) {
 		return
 	}
 	r.cfg.Apply(out)
-	r.advance(out.Revision)
+	r.advance(out.Revision, false)
 }

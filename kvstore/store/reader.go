@@ -244,7 +244,7 @@ func (r *Reader) watched(b kvstore.WatchBatch) {
 	if len(out.Changes) > 0 {
 		r.cfg.Apply(out)
 	}
-	r.advance(b.Revision)
+	r.advance(b.Revision, true)
 }
 
 // change turns a stored key into what is delivered, and remembers it. The
@@ -296,11 +296,11 @@ func (r *Reader) bad(err error) {
 	r.cfg.Log.Warn("record skipped", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
 }
 
-func (r *Reader) advance(rev int64) {
+func (r *Reader) advance(rev int64, watching bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &r.status
-	if !s.Connected {
+	if watching && !s.Connected {
 		s.Connected, s.Since, s.Err = true, time.Now(), ""
 	}
 	s.Revision, s.Keys, s.Frozen = rev, len(r.keys), len(r.ghosts)

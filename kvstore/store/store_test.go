@@ -172,6 +172,7 @@ func reach(t testing.TB, r *store.Reader, rev int64) {
 	if err := r.WaitRevision(ctx, rev); err != nil {
 		t.Fatal(err)
 	}
+	etcdtest.Eventually(t, patience, "watch is served", func() bool { return r.Status().Connected })
 }
 
 func mark(t testing.TB, c kvstore.Client, e *etcdtest.Etcd, k kvstore.Kind, inc string, s keyspacev1.Synced_State) int64 {
