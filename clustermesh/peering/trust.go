@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,7 +73,7 @@ func (t *Trust) SetPeer(name string, ders [][]byte) error {
 	}
 	for _, b := range t.set.Bundles() {
 		for _, c := range certs {
-			if b.TrustDomain() != td && b.HasX509Authority(c) {
+			if b.TrustDomain() != td && slices.ContainsFunc(b.X509Authorities(), func(o *x509.Certificate) bool { return sameCA(o, c) }) {
 				return fmt.Errorf("trust peer %s: its CA %q is that of cluster %s", name, c.Subject.CommonName, b.TrustDomain())
 			}
 		}
