@@ -332,3 +332,9 @@ func (s *Session) AllNodes() ([]NodeConn, error) {
 	}
 	return all, nil
 }
+
+// Exit ends the program with a code and says nothing: the command that ran
+// inside has said all there is.
+type Exit struct{ Code int }
+
+func (e *Exit) Error() string { return fmt.Sprintf("exit code %d", e.Code) }
