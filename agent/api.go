@@ -12,11 +12,13 @@ import (
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
+	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/observe"
 	"github.com/hawser-mesh/hawser/tunnel"
 )
@@ -123,20 +125,30 @@ func (s *service) ListDrops(context.Context, *hawserv1.ListDropsRequest) (*hawse
 func (s *service) ListFrontends(context.Context, *hawserv1.ListFrontendsRequest) (*hawserv1.ListFrontendsResponse, error) {
 	r := &hawserv1.ListFrontendsResponse{}
 	for _, f := range s.a.view.lb.List() {
-		for _, p := range f.Ports {
-			row := &hawserv1.Frontend{
-				ServiceId: f.ID, Namespace: f.Namespace, Name: f.Name, Vip: f.VIP.String(), Port: uint32(p.Port),
-				Protocol: observe.ProtocolName(p.Protocol), Global: f.Global,
+		for _, vip := range f.Service.GetVips() {
+			for _, p := range f.Service.GetPorts() {
+				r.Frontends = append(r.Frontends, frontend(f, vip, p))
 			}
-			for _, b := range p.Backends {
-				row.Backends = append(row.Backends, &hawserv1.FrontendBackend{
-					Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node, Workload: b.Workload, State: b.State,
-				})
-			}
-			r.Frontends = append(r.Frontends, row)
 		}
 	}
 	return r, nil
+}
+
+func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawserv1.Frontend {
+	row := &hawserv1.Frontend{
+		ServiceId: f.Service.GetId(), Namespace: f.Service.GetNamespace(), Name: f.Service.GetName(), Vip: vip,
+		Port: p.GetPort(), Protocol: observe.ProtocolName(uint8(p.GetProtocol())), Global: f.Service.GetGlobal(),
+	}
+	for _, b := range f.Backends {
+		if b.PortName != p.GetName() || b.Protocol != p.GetProtocol() {
+			continue
+		}
+		row.Backends = append(row.Backends, &hawserv1.FrontendBackend{
+			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
+			Workload: b.Workload, State: loadbalancer.StateName(b.State),
+		})
+	}
+	return row
 }
 
 // ListRules implements hawserv1.NodeServer.

@@ -68,6 +68,8 @@ type endpoints struct {
 	mesh   announcer
 	ready  <-chan struct{} // closed when own policies and identities are known
 	mtu    int             // of the underlay, bytes
+	space  identity.Space
+	flush  func() // publishes what the engine changed
 
 	mu    sync.Mutex
 	byKey map[string]*record
@@ -309,8 +311,9 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 	if err := m.keep(r); err != nil {
 		return err
 	}
-	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: clusterOf(r.Identity)})
-	m.engine.Publish(m.tables.RuleSets)
+	cluster, _ := m.space.Cluster(r.Identity)
+	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: cluster})
+	m.flush()
 	m.tables.Endpoints.Set(r.ID, datapath.Endpoint{
 		ID: r.ID, Device: r.HostDevice, IfIndex: r.IfIndex, HostMAC: r.HostMAC, PodMAC: r.PodMAC,
 		Addrs: []netip.Addr{r.Addr}, Identity: r.Identity, RuleSet: r.RuleSet,
@@ -363,7 +366,7 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	if r.RuleSet >= datapath.FirstRuleSet {
 		if ls, err := labels.ParseSet(r.Labels, labels.CNI); err == nil {
 			m.engine.ReleaseRuleSet(ls)
-			m.engine.Publish(m.tables.RuleSets)
+			m.flush()
 		}
 		r.RuleSet = 0
 	}

@@ -31,7 +31,7 @@ type view struct {
 	tables *datapath.Tables
 	engine *policy.Engine
 	ips    *ipcache.Cache
-	lb     *loadbalancer.Merger
+	lb     *loadbalancer.Desired
 	// podRoutes are the prefixes that the host reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
 	// services wakes the writer of this node's slices.
@@ -52,7 +52,7 @@ type knownIdentity struct {
 
 type serviceName struct{ namespace, name string }
 
-func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Merger) *view {
+func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired) *view {
 	return &view{
 		own: own, log: log, space: space, tables: tables, engine: engine, ips: ips, lb: lb,
 		podRoutes:  table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
@@ -77,6 +77,13 @@ func (v *view) apply(b store.Batch) {
 			v.seen[string(c.Key.Kind)] = max(v.seen[string(c.Key.Kind)], rev)
 		}
 	}
+	v.publish()
+}
+
+// flush publishes what this node's own parts changed.
+func (v *view) flush() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.publish()
 }
 
@@ -113,12 +120,11 @@ func (v *view) change(c store.Change) error {
 	case kvstore.KindService:
 		return v.service(c)
 	case kvstore.KindSlice:
-		ref := loadbalancer.SliceRef{Cluster: c.Key.Cluster, Namespace: c.Key.Names[0], Service: c.Key.Names[1], Name: c.Key.Names[2], Shared: c.Key.Subtree == kvstore.State}
 		if c.Deleted {
-			v.lb.DeleteSlice(ref)
+			v.lb.DeleteSlice(source(c.Key), c.Key.Names[0], c.Key.Names[1], c.Key.Names[2])
 			return nil
 		}
-		return v.lb.UpsertSlice(ref, c.Record.(*keyspacev1.BackendSlice))
+		v.lb.UpsertSlice(source(c.Key), c.Record.(*keyspacev1.BackendSlice))
 	case kvstore.KindPolicy:
 		return v.policy(c)
 	}
@@ -190,26 +196,26 @@ func (v *view) vtep(c store.Change) error {
 }
 
 func (v *view) service(c store.Change) error {
-	ref := loadbalancer.ServiceRef{Cluster: c.Key.Cluster, Namespace: c.Key.Names[0], Name: c.Key.Names[1], Shared: c.Key.Subtree == kvstore.State}
 	name := serviceName{c.Key.Names[0], c.Key.Names[1]}
 	if c.Deleted {
-		v.lb.DeleteService(ref)
-		if c.Key.Cluster == v.own {
-			// It may have moved to the other subtree.
-			if s, ok := v.services.Get(name); ok && s.GetShared() == ref.Shared {
-				v.services.Delete(name)
-			}
+		v.lb.DeleteService(source(c.Key), name.namespace, name.name)
+		// The service may have moved to the other subtree.
+		if s, ok := v.services.Get(name); ok && c.Key.Cluster == v.own && s.GetShared() == (c.Key.Subtree == kvstore.State) {
+			v.services.Delete(name)
 		}
 		return nil
 	}
 	s := c.Record.(*keyspacev1.Service)
-	if err := v.lb.UpsertService(ref, s); err != nil {
-		return err
-	}
+	v.lb.UpsertService(source(c.Key), s)
 	if c.Key.Cluster == v.own {
 		v.services.Set(name, s)
 	}
 	return nil
+}
+
+// source is where a service or slice was published.
+func source(k kvstore.Key) loadbalancer.Source {
+	return loadbalancer.Source{Cluster: k.Cluster, Local: k.Subtree == kvstore.Local}
 }
 
 // policy takes a policy object. One that cannot be read is a problem of the
