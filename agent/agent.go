@@ -196,7 +196,9 @@ func (a *Agent) makeView(records *recordStore) error {
 func (a *Agent) makeStores() error {
 	limits := kvstore.Limits{Space: a.space, ClusterID: a.view.lookupCluster}
 	marks := store.SyncedMarkers{Client: a.kv, Own: a.cfg.Cluster}
-	bad := func(b *kvstore.BadRecord) { a.log.Warn("skip record", "key", b.Key, "reason", b.Reason, "detail", b.Detail) }
+	bad := func(b *kvstore.BadRecord) {
+		a.log.Warn("skip record", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
+	}
 	reader := func(prefix string, apply func(store.Batch)) (*store.Reader, error) {
 		return store.NewReader(store.ReaderConfig{
 			Client: a.kv, Prefix: prefix, Apply: apply, Limits: limits, OnBad: bad, Markers: marks, Log: a.log,

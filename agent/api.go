@@ -270,4 +270,3 @@ func parseNumber(s string) (identity.Number, error) {
 	}
 	return identity.Number(n), nil
 }
-
