@@ -36,9 +36,6 @@ func (n names) stateFile() string      { return n.dir("state.json") }
 func (n names) cgroupName() string     { return "hawser-lab-" + n.lab }
 func (n names) log(proc string) string { return n.dir("log", proc+".log") }
 
-// ContextFile is the CLI's context, inside the lab's directory.
-func ContextFile(lab string) string { return names{lab}.dir("context.yaml") }
-
 // ContextName is the name of a lab's CLI context.
 func ContextName(lab string) string { return "lab-" + lab }
 
