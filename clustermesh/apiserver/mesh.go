@@ -53,7 +53,7 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	out := &hawserv1.JoinResponse{Peer: res.Peer, PeerId: res.PeerID, Joined: res.Joined}
+	out := &hawserv1.JoinResponse{Peer: res.Peer.GetName(), PeerId: res.Peer.GetId(), Joined: res.Joined}
 	for _, f := range res.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}
