@@ -284,6 +284,9 @@ func (e *exporter) watch(ctx context.Context, q *queue) error {
 		if err := b.wait(ctx, nil); err != nil {
 			return err
 		}
+		if err := sameIncarnation(ctx, e.kv, e.own, e.incarnation); errors.Is(err, errIncarnation) {
+			return err
+		}
 	}
 }
 
@@ -357,4 +360,3 @@ func (e *exporter) sendBatch(ctx context.Context, t taken, snapshot, end bool) e
 	}
 	return nil
 }
-
