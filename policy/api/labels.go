@@ -163,6 +163,9 @@ func labelName(n manifest.Node, name string) (source, key string, ok bool) {
 	case source == labels.Mesh && key != labels.ClusterKey && key != labels.NamespaceKey:
 		n.Problem("label %q does not exist: there are mesh:cluster and mesh:namespace", name)
 		return "", "", false
+	case name == "true" || name == "false":
+		n.Problem("label %q: YAML reads unquoted y, yes, on, n, no and off as true and false; quote the key", name)
+		return "", "", false
 	case source == labels.CIDR:
 		n.Problem("label %q: cidr labels cannot be selected", name)
 		return "", "", false
