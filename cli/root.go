@@ -17,7 +17,6 @@ import (
 	"github.com/hawser-mesh/hawser/cli/identity"
 	"github.com/hawser-mesh/hawser/cli/ipcache"
 	"github.com/hawser-mesh/hawser/cli/lab"
-	"github.com/hawser-mesh/hawser/cli/lab"
 	"github.com/hawser-mesh/hawser/cli/mesh"
 	"github.com/hawser-mesh/hawser/cli/monitor"
 	"github.com/hawser-mesh/hawser/cli/node"
@@ -53,7 +52,7 @@ func New(name string) *cobra.Command {
 		&cobra.Group{ID: "try", Title: "Try it:"},
 		&cobra.Group{ID: "other", Title: "Other:"},
 	)
-	group(root, "use", lab.New(s), mesh.New(s), service.New(s), policy.New(s))
+	group(root, "use", mesh.New(s), service.New(s), policy.New(s))
 	group(root, "look", status.New(s), monitor.New(s), endpoint.New(s), identity.New(s), node.New(s),
 		vtep.New(s), ipcache.New(s), bpfmap.New(s))
 	group(root, "try", lab.New(s))
