@@ -114,6 +114,10 @@ type TxnResult struct {
 	Gets [][]KV
 }
 
+// MaxTxnOps is the number of operations that one branch of a transaction may
+// have.
+const MaxTxnOps = 128
+
 // Client is a connection to one store. It is safe for concurrent use. Every call
 // blocks until the answer, the context's end, or the client's own deadline (5 s
 // by default), whichever is first; errors name the operation and the key.
