@@ -219,6 +219,7 @@ func (a *Agent) makeStores() error {
 		return err
 	}
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
+		a.index.Apply(b)
 		a.view.apply(b)
 		a.marks.local(b)
 	}); err != nil {
