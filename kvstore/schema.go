@@ -61,9 +61,14 @@ var PublicKinds = []Kind{
 	KindServiceID, KindService, KindSlice, KindHealth,
 }
 
-// Arity is the number of name parts below a kind's directory.
+// AnyArity is the Arity of kinds that take one name or more.
+const AnyArity = -1
+
+// Arity is the number of name parts below a kind's directory, or AnyArity.
 func (k Kind) Arity() int {
 	switch k {
+	case KindElection: // elections/import/<peer>, and a candidate's lease below it
+		return AnyArity
 	case KindCluster, KindIncarnation:
 		return 0
 	case KindService, KindPolicy, KindRef, KindSynced:
@@ -80,7 +85,7 @@ type Key struct {
 	Subtree Subtree
 	Cluster string
 	Kind    Kind
-	Names   []string // unescaped, Kind.Arity() of them
+	Names   []string // unescaped, Kind.Arity() of them; any number for unknown kinds
 }
 
 // NewKey builds a Key; String renders it.
@@ -120,6 +125,12 @@ func KindPrefix(s Subtree, cluster string, k Kind) string {
 	return p + "/"
 }
 
+// SyncedKey is the marker which tells the readers of own that a kind of a
+// cluster has been copied completely.
+func SyncedKey(own, cluster string, kind Kind) Key {
+	return NewKey(Local, own, KindSynced, cluster, string(kind))
+}
+
 // SubtreePrefix is the directory of a whole subtree, all clusters.
 func SubtreePrefix(s Subtree) string { return Root + string(s) + "/" }
 
@@ -156,6 +167,9 @@ func ParseKey(s string) (Key, error) {
 		k.Kind = Kind("identities/" + names[0])
 		names = names[1:]
 	}
+	if parts[2] == "" || k.Kind == "identities/" {
+		return bad("no kind")
+	}
 	for _, n := range names {
 		u, err := url.PathUnescape(n)
 		if err != nil || u == "" || escape(u) != n {
@@ -163,7 +177,11 @@ func ParseKey(s string) (Key, error) {
 		}
 		k.Names = append(k.Names, u)
 	}
-	if k.Kind.Known() && len(k.Names) != k.Kind.Arity() {
+	switch a := k.Kind.Arity(); {
+	case !k.Kind.Known():
+	case a == AnyArity && len(k.Names) == 0:
+		return bad(fmt.Sprintf("%s takes a name", k.Kind))
+	case a != AnyArity && len(k.Names) != a:
 		return bad(fmt.Sprintf("%s takes %d names, not %d", k.Kind, k.Kind.Arity(), len(k.Names)))
 	}
 	return k, nil

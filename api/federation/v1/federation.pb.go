@@ -454,9 +454,12 @@ type Batch struct {
 	// Low-water mark: nothing at or below it is pending.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// In a snapshot: this batch is the last page; sweep what was not seen.
-	SnapshotEnd   bool   `protobuf:"varint,4,opt,name=snapshot_end,json=snapshotEnd,proto3" json:"snapshot_end,omitempty"`
-	Snapshot      bool   `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	Count         uint32 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	SnapshotEnd bool   `protobuf:"varint,4,opt,name=snapshot_end,json=snapshotEnd,proto3" json:"snapshot_end,omitempty"`
+	Snapshot    bool   `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Count       uint32 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	// The sender's Unix ns at which it saw the oldest of these changes committed;
+	// 0 in a snapshot.
+	OldestAt      int64 `protobuf:"varint,7,opt,name=oldest_at,json=oldestAt,proto3" json:"oldest_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -529,6 +532,13 @@ func (x *Batch) GetSnapshot() bool {
 func (x *Batch) GetCount() uint32 {
 	if x != nil {
 		return x.Count
+	}
+	return 0
+}
+
+func (x *Batch) GetOldestAt() int64 {
+	if x != nil {
+		return x.OldestAt
 	}
 	return 0
 }
@@ -698,12 +708,15 @@ func (x *Ack) GetPosition() *v1.Position {
 }
 
 type Heartbeat struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Time     int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`        // sender's Unix ns
-	Position *v1.Position           `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"` // the sender's newest
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"` // sender's Unix ns
+	// The sender's low-water mark: everything of state/<sender>/ at or below it
+	// was sent before this frame.
+	Position *v1.Position `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
 	// Echo of the newest heartbeat received, for round trip and offset.
-	EchoTime      int64 `protobuf:"varint,3,opt,name=echo_time,json=echoTime,proto3" json:"echo_time,omitempty"`
-	EchoHeld      int64 `protobuf:"varint,4,opt,name=echo_held,json=echoHeld,proto3" json:"echo_held,omitempty"` // ns it was held before this was sent
+	EchoTime      int64  `protobuf:"varint,3,opt,name=echo_time,json=echoTime,proto3" json:"echo_time,omitempty"`
+	EchoHeld      int64  `protobuf:"varint,4,opt,name=echo_held,json=echoHeld,proto3" json:"echo_held,omitempty"` // ns it was held before this was sent
+	Pending       uint64 `protobuf:"varint,5,opt,name=pending,proto3" json:"pending,omitempty"`                   // changes that the sender knows and has not sent yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -762,6 +775,13 @@ func (x *Heartbeat) GetEchoTime() int64 {
 func (x *Heartbeat) GetEchoHeld() int64 {
 	if x != nil {
 		return x.EchoHeld
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetPending() uint64 {
+	if x != nil {
+		return x.Pending
 	}
 	return 0
 }
@@ -926,10 +946,12 @@ type PrepareRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	TokenId string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
 	// HMAC-SHA-256(secret, TLS exporter value || inviter CA hash || joiner CA hash).
-	Proof         []byte      `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
-	TrustBundle   [][]byte    `protobuf:"bytes,3,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // the joiner's, DER
-	Cluster       *v1.Cluster `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Time          int64       `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"` // the joiner's clock, Unix ns
+	Proof       []byte      `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	TrustBundle [][]byte    `protobuf:"bytes,3,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // the joiner's, DER
+	Cluster     *v1.Cluster `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Time        int64       `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"` // the joiner's clock, Unix ns
+	// Judge only: the token stays unused and nothing is stored.
+	PreflightOnly bool `protobuf:"varint,6,opt,name=preflight_only,json=preflightOnly,proto3" json:"preflight_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -997,6 +1019,13 @@ func (x *PrepareRequest) GetTime() int64 {
 		return x.Time
 	}
 	return 0
+}
+
+func (x *PrepareRequest) GetPreflightOnly() bool {
+	if x != nil {
+		return x.PreflightOnly
+	}
+	return false
 }
 
 type PrepareResponse struct {
@@ -1282,14 +1311,15 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_RESUME\x10\x01\x12\x11\n" +
-	"\rMODE_SNAPSHOT\x10\x02\"\xb7\x01\n" +
+	"\rMODE_SNAPSHOT\x10\x02\"\xd4\x01\n" +
 	"\x05Batch\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12!\n" +
 	"\fchanges_zstd\x18\x02 \x01(\fR\vchangesZstd\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12!\n" +
 	"\fsnapshot_end\x18\x04 \x01(\bR\vsnapshotEnd\x12\x1a\n" +
 	"\bsnapshot\x18\x05 \x01(\bR\bsnapshot\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\rR\x05count\"A\n" +
+	"\x05count\x18\x06 \x01(\rR\x05count\x12\x1b\n" +
+	"\toldest_at\x18\a \x01(\x03R\boldestAt\"A\n" +
 	"\aChanges\x126\n" +
 	"\achanges\x18\x01 \x03(\v2\x1c.hawser.federation.v1.ChangeR\achanges\"m\n" +
 	"\x06Change\x12\x10\n" +
@@ -1299,12 +1329,13 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\fmod_revision\x18\x04 \x01(\x03R\vmodRevision\"[\n" +
 	"\x03Ack\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x128\n" +
-	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\x93\x01\n" +
+	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xad\x01\n" +
 	"\tHeartbeat\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x128\n" +
 	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\x12\x1b\n" +
 	"\techo_time\x18\x03 \x01(\x03R\bechoTime\x12\x1b\n" +
-	"\techo_held\x18\x04 \x01(\x03R\bechoHeld\"%\n" +
+	"\techo_held\x18\x04 \x01(\x03R\bechoHeld\x12\x18\n" +
+	"\apending\x18\x05 \x01(\x04R\apending\"%\n" +
 	"\vDiffRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"a\n" +
 	"\bDiffPage\x129\n" +
@@ -1313,13 +1344,14 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\tDiffEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12!\n" +
 	"\fvalue_sha256\x18\x02 \x01(\fR\vvalueSha256\x12!\n" +
-	"\fmod_revision\x18\x03 \x01(\x03R\vmodRevision\"\xaf\x01\n" +
+	"\fmod_revision\x18\x03 \x01(\x03R\vmodRevision\"\xd6\x01\n" +
 	"\x0ePrepareRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x14\n" +
 	"\x05proof\x18\x02 \x01(\fR\x05proof\x12!\n" +
 	"\ftrust_bundle\x18\x03 \x03(\fR\vtrustBundle\x125\n" +
 	"\acluster\x18\x04 \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\acluster\x12\x12\n" +
-	"\x04time\x18\x05 \x01(\x03R\x04time\"\xd6\x01\n" +
+	"\x04time\x18\x05 \x01(\x03R\x04time\x12%\n" +
+	"\x0epreflight_only\x18\x06 \x01(\bR\rpreflightOnly\"\xd6\x01\n" +
 	"\x0fPrepareResponse\x125\n" +
 	"\acluster\x18\x01 \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\acluster\x12!\n" +
 	"\ftrust_bundle\x18\x02 \x03(\fR\vtrustBundle\x12\x12\n" +

@@ -235,6 +235,7 @@ const (
 	Peer_STATE_UNSPECIFIED Peer_State = 0
 	Peer_STATE_PENDING     Peer_State = 1
 	Peer_STATE_CONFIRMED   Peer_State = 2
+	Peer_STATE_LEAVING     Peer_State = 3 // no longer trusted; its records are being withdrawn
 )
 
 // Enum value maps for Peer_State.
@@ -243,11 +244,13 @@ var (
 		0: "STATE_UNSPECIFIED",
 		1: "STATE_PENDING",
 		2: "STATE_CONFIRMED",
+		3: "STATE_LEAVING",
 	}
 	Peer_State_value = map[string]int32{
 		"STATE_UNSPECIFIED": 0,
 		"STATE_PENDING":     1,
 		"STATE_CONFIRMED":   2,
+		"STATE_LEAVING":     3,
 	}
 )
 
@@ -2638,7 +2641,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\".\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_COPYING\x10\x00\x12\x12\n" +
-	"\x0eSTATE_COMPLETE\x10\x01\"\xa7\x03\n" +
+	"\x0eSTATE_COMPLETE\x10\x01\"\xba\x03\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2652,11 +2655,12 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\btoken_id\x18\b \x01(\tR\atokenId\x12#\n" +
 	"\rpending_until\x18\t \x01(\x03R\fpendingUntil\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"F\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"Y\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATE_PENDING\x10\x01\x12\x13\n" +
-	"\x0fSTATE_CONFIRMED\x10\x02\"\xcc\x02\n" +
+	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
+	"\rSTATE_LEAVING\x10\x03\"\xcc\x02\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +

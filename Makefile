@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` or `make help` lists the targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO       ?= go
+BIN      := $(CURDIR)/bin
+CACHE    := $(CURDIR)/.cache
+TOOLS    := $(CACHE)/tools
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X github.com/hawser-mesh/hawser/internal/version.Version=$(VERSION)
+PROGRAMS := hawser hawser-agent hawser-apiserver hawser-cni
+PROTOS   := $(wildcard api/*/v1/*.proto)
+CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
+LAB      ?= lab
+
+##@ First steps
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: lab
+lab: deps-run build ## Start a lab of two clusters, peer them, show a service of both (root)
+	@$(BIN)/hawser lab up --name $(LAB) --demo
+
+.PHONY: lab-down
+lab-down: build ## Remove the lab and prove that nothing is left
+	@$(BIN)/hawser lab down --name $(LAB)
+
+##@ Build
+
+.PHONY: build
+build: ## Build the programs into bin/
+	@mkdir -p $(BIN)
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(addprefix ./cmd/,$(PROGRAMS))
+
+.PHONY: generate
+generate: deps-generate generate-proto generate-bpf generate-docs ## Regenerate everything that is generated and committed
+
+.PHONY: generate-proto
+generate-proto:
+	@mkdir -p $(TOOLS)
+	@$(GO) build -o $(TOOLS)/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	@PATH=$(TOOLS):$$PATH protoc --go_out=. --go-grpc_out=. \
+	  --go_opt=module=github.com/hawser-mesh/hawser --go-grpc_opt=module=github.com/hawser-mesh/hawser $(PROTOS)
+
+.PHONY: generate-bpf
+generate-bpf:
+	@$(GO) generate ./datapath/objects
+
+.PHONY: generate-docs
+generate-docs:
+	@$(GO) run ./internal/gendocs docs/reference
+
+##@ Test
+
+.PHONY: test
+test: deps-run test-unit test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
+
+# Packages whose tests need no root; the others skip themselves without it.
+.PHONY: test-unit
+test-unit: ## Unit and component tests (loopback only)
+	@$(GO) test $$($(GO) list ./... | grep -v -e /test/e2e -e /test/bpf -e /test/perf)
+
+.PHONY: test-bpf
+test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
+	@$(call root_or_skip,the eBPF tests load programs into the kernel,$(GO) test ./test/bpf/...)
+
+.PHONY: test-e2e
+test-e2e: build ## Scripts against a lab of real processes (root)
+	@$(call root_or_skip,the e2e tests make network namespaces,$(GO) test -count=1 -timeout 30m -v ./test/e2e/... | grep -v -e '^=== ' -e '^    *\[')
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (10s)
+	@for f in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do d=$$(dirname $$f); \
+	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\).*/\1/p' $$f); do \
+	    echo "$$d $$t"; $(GO) test -run='^$$' -fuzz="^$$t$$" -fuzztime=$${FUZZTIME:-10s} $$d; done; done
+
+.PHONY: bench
+bench: build ## Performance, side by side, JSON kept under test/perf/results (root)
+	@$(call root_or_skip,the benchmarks make network namespaces,$(GO) test -count=1 -timeout 60m -run '^TestPerf' -v ./test/perf/... -args -perf)
+
+##@ Check
+
+.PHONY: verify
+verify: deps-generate ## Generated code, formatting, linters, import layers
+	@echo "verify: generated code" && ./internal/tools/verify-generated
+	@echo "verify: gofmt" && test -z "$$(git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -l | tee /dev/stderr)"
+	@echo "verify: clang-format" && clang-format-19 --dry-run -Werror $(CFILES)
+	@echo "verify: go mod tidy" && $(GO) mod tidy -diff
+	@echo "verify: import layers" && $(GO) test -count=1 ./internal/layers
+	@echo "verify: golangci-lint" && mkdir -p $(TOOLS) \
+	  && $(GO) -C internal/tools build -o $(TOOLS)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint \
+	  && $(TOOLS)/golangci-lint run ./...
+
+.PHONY: fmt
+fmt: ## Format Go and C
+	@git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -w
+	@clang-format-19 -i $(CFILES)
+
+##@ Housekeeping
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf $(BIN) $(CACHE)
+
+# What running and testing need from the system, installed when it is missing.
+.PHONY: deps-run
+deps-run:
+	@./internal/tools/ensure curl=curl ip=iproute2
+
+# What regenerating needs.
+.PHONY: deps-generate
+deps-generate:
+	@./internal/tools/ensure clang-19=clang-19 llvm-strip-19=llvm-19 clang-format-19=clang-format-19 protoc=protobuf-compiler /usr/include/bpf/bpf_helpers.h=libbpf-dev
+
+# $(call root_or_skip,why,command)
+define root_or_skip
+if [ "$$(id -u)" = 0 ]; then $(2); else echo "SKIPPED $@: $(1), which needs root (run: sudo make $@)"; fi
+endef

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peering
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// Default maxima of a grant, per kind.
+const (
+	DefaultMaxNodes      = 5_000
+	DefaultMaxIdentities = 65_535
+	DefaultMaxIPs        = 250_000
+	DefaultMaxServices   = 10_000
+	DefaultMaxBackends   = 100_000
+	// maxUnknown bounds the keys of kinds that this version does not know.
+	maxUnknown = 10_000
+)
+
+// GrantFor is what a cluster may publish here by what it declares: pinned when
+// it joins, so that what it declares later changes nothing.
+func GrantFor(c *keyspacev1.Cluster) (*keyspacev1.Grant, error) {
+	space, err := identity.NewSpace(c.GetMesh().GetClusterBits())
+	if err != nil {
+		return nil, fmt.Errorf("grant of %s: %w", c.GetName(), err)
+	}
+	if c.GetId() == 0 || c.GetId() > space.MaxCluster() {
+		return nil, fmt.Errorf("grant of %s: cluster id %d is not within 1-%d", c.GetName(), c.GetId(), space.MaxCluster())
+	}
+	first, last := space.Range(c.GetId())
+	return &keyspacev1.Grant{
+		PodCidrs: slices.Clone(c.GetPodCidrs()), NodeCidrs: slices.Clone(c.GetNodeCidrs()),
+		IdentityMin: uint32(first), IdentityMax: uint32(last),
+		MaxNodes: DefaultMaxNodes, MaxIdentities: DefaultMaxIdentities, MaxIps: DefaultMaxIPs,
+		MaxServices: DefaultMaxServices, MaxBackends: DefaultMaxBackends,
+	}, nil
+}
+
+// Guard judges what one peer publishes by its grant. It is immutable and safe
+// for concurrent use.
+type Guard struct {
+	peer        string
+	id          uint32
+	grant       *keyspacev1.Grant
+	pods, nodes []netip.Prefix
+}
+
+// NewGuard makes the Guard of a peer. taken are ranges that no peer is ever
+// granted: our own and those of other peers. A granted range that is a default
+// route, malformed or overlaps one of them is left out of what is granted and
+// named in the error; the Guard is usable nevertheless.
+func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
+	g := &Guard{peer: p.GetName(), id: p.GetClusterId(), grant: p.GetGrant()}
+	var errs []error
+	keep := func(what string, in []string) (out []netip.Prefix) {
+		for _, s := range in {
+			pfx, err := netip.ParsePrefix(s)
+			switch {
+			case err != nil:
+				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %q: %w", g.peer, what, s, err))
+			case pfx.Bits() == 0:
+				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s is a default route", g.peer, what, s))
+			default:
+				if t, ok := overlapping(pfx, taken); ok {
+					errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s overlaps %s, which is not its own", g.peer, what, s, t))
+					continue
+				}
+				out = append(out, pfx.Masked())
+			}
+		}
+		return out
+	}
+	g.pods = keep("pod", p.GetGrant().GetPodCidrs())
+	g.nodes = keep("node", p.GetGrant().GetNodeCidrs())
+	return g, errors.Join(errs...)
+}
+
+func overlapping(p netip.Prefix, with []netip.Prefix) (netip.Prefix, bool) {
+	for _, t := range with {
+		if p.Overlaps(t) {
+			return t, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// Check says why a record may not be published by the peer, or nil. The record
+// may be nil for kinds that this version does not know. The error is a
+// *kvstore.BadRecord: reason "foreign" for another cluster's, "range" for a
+// number, "labels", "address" and "namespace".
+func (g *Guard) Check(k kvstore.Key, rec proto.Message) error {
+	reason, err := "foreign", error(nil)
+	if k.Subtree != kvstore.State || k.Cluster != g.peer {
+		err = fmt.Errorf("not below state/%s/", g.peer)
+	} else {
+		reason, err = g.check(rec)
+	}
+	if err != nil {
+		return &kvstore.BadRecord{Key: k.String(), Reason: reason, Detail: err.Error()}
+	}
+	return nil
+}
+
+func (g *Guard) check(rec proto.Message) (reason string, err error) {
+	switch r := rec.(type) {
+	case *keyspacev1.Cluster:
+		return g.checkCluster(r)
+	case *keyspacev1.Node:
+		return g.checkNode(r)
+	case *keyspacev1.Identity:
+		return g.checkIdentity(r)
+	case *keyspacev1.IdentityRef:
+		return "range", g.number(r.GetNumber())
+	case *keyspacev1.IPEntry:
+		return g.checkIP(r)
+	case *keyspacev1.VTEP:
+		return "address", errors.Join(g.prefix(r.GetPrefix(), g.pods), g.tunnel(r.GetTunnelAddress()))
+	case *keyspacev1.Service:
+		return "namespace", g.namespace(r.GetNamespace())
+	case *keyspacev1.ServiceID:
+		return "range", g.number(r.GetNumber())
+	case *keyspacev1.BackendSlice:
+		if err := g.namespace(r.GetNamespace()); err != nil {
+			return "namespace", err
+		}
+		for _, b := range r.GetBackends() {
+			if err := g.address("backend", b.GetIp(), g.pods, g.nodes); err != nil {
+				return "address", err
+			}
+		}
+	}
+	return "", nil
+}
+
+func (g *Guard) checkCluster(r *keyspacev1.Cluster) (string, error) {
+	if r.GetName() != g.peer || r.GetId() != g.id {
+		return "foreign", fmt.Errorf("it says cluster %q, id %d; the peer is %q, id %d", r.GetName(), r.GetId(), g.peer, g.id)
+	}
+	return "address", errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes))
+}
+
+func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
+	if r.GetCluster() != g.peer {
+		return "foreign", fmt.Errorf("it says cluster %q; the peer is %q", r.GetCluster(), g.peer)
+	}
+	errs := []error{g.prefixes(r.GetPodCidrs(), g.pods), g.tunnel(r.GetTunnelAddress())}
+	for _, a := range r.GetAddresses() {
+		errs = append(errs, g.address("node", a.GetIp(), g.nodes))
+	}
+	return "address", errors.Join(errs...)
+}
+
+func (g *Guard) checkIdentity(r *keyspacev1.Identity) (string, error) {
+	if err := g.number(r.GetNumber()); err != nil {
+		return "range", err
+	}
+	set, err := labels.ParseSet(r.GetLabels(), labels.Any)
+	if err != nil {
+		return "labels", err
+	}
+	for _, l := range set {
+		switch l.Source {
+		case labels.Reserved, labels.CIDR, labels.Any:
+			return "labels", fmt.Errorf("label %s: source %s never comes from a peer", l, l.Source)
+		}
+	}
+	if c, _ := set.Get(labels.Mesh, labels.ClusterKey); c != g.peer {
+		return "labels", fmt.Errorf("its label mesh:cluster is %q; the peer is %q", c, g.peer)
+	}
+	return "", nil
+}
+
+func (g *Guard) checkIP(r *keyspacev1.IPEntry) (string, error) {
+	if err := errors.Join(g.prefix(r.GetPrefix(), g.pods, g.nodes), g.tunnel(r.GetTunnelAddress())); err != nil {
+		return "address", err
+	}
+	if err := g.number(r.GetIdentity()); err != nil {
+		return "range", err
+	}
+	return "namespace", g.namespace(r.GetNamespace())
+}
+
+func (g *Guard) number(n uint32) error {
+	if n < g.grant.GetIdentityMin() || n > g.grant.GetIdentityMax() {
+		return fmt.Errorf("number %d is not within the granted %d-%d", n, g.grant.GetIdentityMin(), g.grant.GetIdentityMax())
+	}
+	return nil
+}
+
+func (g *Guard) namespace(ns string) error {
+	if n := g.grant.GetNamespaces(); ns != "" && len(n) > 0 && !slices.Contains(n, ns) {
+		return fmt.Errorf("namespace %q is not granted", ns)
+	}
+	return nil
+}
+
+// tunnel checks a tunnel address; an absent one is fine.
+func (g *Guard) tunnel(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	return g.address("tunnel", addr, g.nodes)
+}
+
+func (g *Guard) address(what, s string, granted ...[]netip.Prefix) error {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return fmt.Errorf("%s address %q: %w", what, s, err)
+	}
+	for _, ps := range granted {
+		for _, p := range ps {
+			if p.Contains(a) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%s address %s is not within a granted range", what, s)
+}
+
+func (g *Guard) prefixes(in []string, granted ...[]netip.Prefix) error {
+	var errs []error
+	for _, s := range in {
+		errs = append(errs, g.prefix(s, granted...))
+	}
+	return errors.Join(errs...)
+}
+
+func (g *Guard) prefix(s string, granted ...[]netip.Prefix) error {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return fmt.Errorf("prefix %q: %w", s, err)
+	}
+	for _, ps := range granted {
+		for _, t := range ps {
+			if t.Bits() <= p.Bits() && t.Contains(p.Addr()) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("prefix %s is not within a granted range", s)
+}
+
+// Limit is the most keys of a kind that the peer may have here; for slices it
+// is the number of backends in them.
+func (g *Guard) Limit(k kvstore.Kind) uint64 {
+	switch k {
+	case kvstore.KindCluster:
+		return 1
+	case kvstore.KindNode, kvstore.KindHealth:
+		return g.grant.GetMaxNodes()
+	case kvstore.KindIdentity, kvstore.KindIdentityLabels:
+		return g.grant.GetMaxIdentities()
+	case kvstore.KindIP, kvstore.KindVTEP:
+		return g.grant.GetMaxIps()
+	case kvstore.KindService, kvstore.KindServiceID:
+		return g.grant.GetMaxServices()
+	case kvstore.KindSlice:
+		return g.grant.GetMaxBackends()
+	}
+	return maxUnknown
+}
+
+// Taken are the ranges of our own cluster and of the peers other than except:
+// pod and node CIDRs, which may never be granted again.
+func Taken(own *keyspacev1.Cluster, peers []*keyspacev1.Peer, except string) []netip.Prefix {
+	var out []netip.Prefix
+	add := func(in []string) {
+		for _, s := range in {
+			if p, err := netip.ParsePrefix(strings.TrimSpace(s)); err == nil {
+				out = append(out, p.Masked())
+			}
+		}
+	}
+	add(own.GetPodCidrs())
+	add(own.GetNodeCidrs())
+	add(own.GetServiceCidrs())
+	for _, p := range peers {
+		if p.GetName() != except {
+			add(p.GetGrant().GetPodCidrs())
+			add(p.GetGrant().GetNodeCidrs())
+		}
+	}
+	return out
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peering
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+)
+
+const (
+	dialTimeout  = 5 * time.Second
+	callTimeout  = 10 * time.Second
+	confirmTries = 3
+)
+
+// Result is the outcome of a join or of its preflight.
+type Result struct {
+	Peer     *keyspacev1.Cluster
+	Findings []*federationv1.Finding
+	Joined   bool
+}
+
+// joinConn is one connection to an inviter's join service.
+type joinConn struct {
+	federationv1.JoinClient
+	state tls.ConnectionState
+	close func()
+}
+
+// Join is the joining side: preflight from both points of view, then prepare
+// and confirm. With preflightOnly nothing is stored anywhere and the token stays
+// unused. Blocking findings are no error: the Result has them and Joined is
+// false. After an error nothing is left here; what could not be undone at the
+// inviter (the message says so) goes away when the token expires. It blocks for
+// up to half a minute.
+func Join(ctx context.Context, d Deps, text string, preflightOnly bool) (Result, error) {
+	tok, err := ParseToken(text)
+	if err != nil {
+		return Result{}, err
+	}
+	if !d.Now().Before(tok.Expires) {
+		return Result{}, fmt.Errorf("join %q: the token expired at %s; ask for a new one: hawser mesh invite", tok.Inviter, tok.Expires.UTC().Format(time.RFC3339))
+	}
+	if tok.Inviter == d.Own().GetName() {
+		return Result{}, fmt.Errorf("join %q: the token was made by this cluster; use it on the other one", tok.Inviter)
+	}
+	c, err := dialInviter(ctx, d, tok)
+	if err != nil {
+		return Result{}, err
+	}
+	defer c.close()
+	j := &joiner{Deps: d, tok: tok, conn: c}
+	resp, err := j.prepare(ctx, true)
+	if err != nil {
+		return Result{}, fmt.Errorf("join %q: %w", tok.Inviter, refusal(err))
+	}
+	res, err := j.judge(ctx, resp)
+	if err != nil || preflightOnly || Blocks(res.Findings) {
+		return res, err
+	}
+	if err := j.commit(ctx); err != nil {
+		return res, fmt.Errorf("join %q: %w", tok.Inviter, refusal(err))
+	}
+	res.Joined = true
+	d.Log.Info("joined peer", "peer", tok.Inviter)
+	return res, nil
+}
+
+// joiner is one join in progress.
+type joiner struct {
+	Deps
+	tok  Token
+	conn joinConn
+}
+
+func (j *joiner) proof(step string) ([]byte, error) {
+	return proof(j.tok.Secret, j.conn.state, step, j.tok.CAHash, BundleHash(rawBundle(j.Creds.CA())))
+}
+
+func (j *joiner) prepare(ctx context.Context, preflightOnly bool) (*federationv1.PrepareResponse, error) {
+	p, err := j.proof(stepPrepare)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return j.conn.Prepare(ctx, &federationv1.PrepareRequest{
+		TokenId: j.tok.ID, Proof: p, TrustBundle: rawBundle(j.Creds.CA()), Cluster: j.Own(),
+		Time: j.Now().UnixNano(), PreflightOnly: preflightOnly,
+	})
+}
+
+// judge adds our own findings to the inviter's.
+func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Result, error) {
+	res := Result{Peer: r.GetCluster(), Findings: r.GetFindings()}
+	if r.GetCluster().GetName() != j.tok.Inviter {
+		return res, fmt.Errorf("join %q: the server calls itself %q", j.tok.Inviter, r.GetCluster().GetName())
+	}
+	bundle, err := parseBundle(r.GetTrustBundle())
+	if err != nil {
+		return res, fmt.Errorf("join %q: its %w", j.tok.Inviter, err)
+	}
+	if err := verifyAgainst(j.conn.state.PeerCertificates, j.tok.Inviter, bundle, j.Now()); err != nil {
+		return res, fmt.Errorf("join %q: its trust bundle does not hold the CA that it uses: %w", j.tok.Inviter, err)
+	}
+	peers, _, err := j.Store.Peers(ctx)
+	if err != nil {
+		return res, err
+	}
+	now, mine := j.Now(), j.tok.ID
+	for _, p := range peers {
+		if p.GetName() == j.tok.Inviter && p.GetState() != keyspacev1.Peer_STATE_PENDING {
+			mine = "" // joined before: no repetition of an unfinished join
+		}
+	}
+	res.Findings = merge(res.Findings, Preflight(
+		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Now: now, TokenID: mine},
+		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())}))
+	return res, nil
+}
+
+// merge drops our view of what the inviter already found.
+func merge(theirs, ours []*federationv1.Finding) []*federationv1.Finding {
+	out := theirs
+	for _, f := range ours {
+		known := false
+		for _, t := range theirs {
+			known = known || t.GetCheck() == f.GetCheck()
+		}
+		if !known {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// commit prepares at the inviter, stores the pending peer here, confirms there
+// and then here; on failure it undoes both.
+func (j *joiner) commit(ctx context.Context) error {
+	resp, err := j.prepare(ctx, false)
+	if err == nil && !resp.GetAccepted() {
+		err = errors.New("the inviter's findings changed meanwhile; try again")
+	}
+	if err != nil {
+		return j.undo(ctx, err)
+	}
+	rec, err := newPeer(resp.GetCluster(), resp.GetTrustBundle(), j.tok.ID, j.Now(), j.tok.Expires.UnixNano())
+	if err != nil {
+		return j.undo(ctx, err)
+	}
+	at, err := j.Store.peer(ctx, rec.GetName())
+	if err == nil {
+		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.rev))
+	}
+	if err != nil {
+		return j.undo(ctx, err)
+	}
+	if err := j.confirm(ctx, false); err != nil {
+		return j.undo(ctx, err)
+	}
+	if at, err = j.Store.peer(ctx, rec.GetName()); err == nil {
+		rec.State, rec.PendingUntil = keyspacev1.Peer_STATE_CONFIRMED, 0
+		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.rev))
+	}
+	if err != nil {
+		return j.undo(ctx, err)
+	}
+	return nil
+}
+
+func (j *joiner) confirm(ctx context.Context, abort bool) error {
+	p, err := j.proof(stepConfirm)
+	if err != nil {
+		return err
+	}
+	for try := 1; ; try++ {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err = j.conn.Confirm(call, &federationv1.ConfirmRequest{TokenId: j.tok.ID, Proof: p, Abort: abort})
+		cancel()
+		if status.Code(err) != codes.Unavailable || try == confirmTries {
+			return err
+		}
+	}
+}
+
+// undo removes what this join left on either side and returns the cause, with a
+// word about what could not be removed.
+func (j *joiner) undo(ctx context.Context, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	at, err := j.Store.peer(ctx, j.tok.Inviter)
+	if err == nil && at.rev != 0 && at.rec.GetTokenId() == j.tok.ID && at.rec.GetState() == keyspacev1.Peer_STATE_PENDING {
+		err = j.Store.commit(ctx, write{j.Store.peerKey(j.tok.Inviter), at.rev, nil})
+	}
+	if err != nil {
+		cause = fmt.Errorf("%w (and the pending peer here could not be removed: %v; it goes away by itself when the token expires)", cause, err)
+	}
+	if err := j.confirm(ctx, true); err != nil && status.Code(err) != codes.Unauthenticated {
+		cause = fmt.Errorf("%w (and the inviter could not be told: %v; a peer that it shows as pending goes away when the token expires, one that is confirmed with: hawser mesh leave %s)", cause, err, j.Own().GetName())
+	}
+	return cause
+}
+
+// dialInviter tries the token's endpoints in turn; the TLS handshake has checked
+// the CA when it returns.
+func dialInviter(ctx context.Context, d Deps, tok Token) (joinConn, error) {
+	cfg := d.Trust.JoinClientConfig(tok.Inviter, tok.CAHash)
+	var errs []error
+	for _, ep := range tok.Endpoints {
+		c, err := DialTLS(ctx, ep, cfg)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		cc, err := ClientOver(c)
+		if err != nil {
+			c.Close()
+			return joinConn{}, fmt.Errorf("join %q: %w", tok.Inviter, err)
+		}
+		return joinConn{federationv1.NewJoinClient(cc), c.ConnectionState(), func() { cc.Close(); c.Close() }}, nil
+	}
+	return joinConn{}, fmt.Errorf("join %q: no endpoint of the token answers; if it cannot be reached from here, invite from this side instead: %w", tok.Inviter, errors.Join(errs...))
+}
+
+// DialTLS connects and finishes the handshake, within 5 s.
+func DialTLS(ctx context.Context, endpoint string, cfg *tls.Config) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	c, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", endpoint, err)
+	}
+	t := c.(*tls.Conn)
+	if t.ConnectionState().NegotiatedProtocol != "h2" {
+		t.Close()
+		return nil, fmt.Errorf("dial %s: it does not speak HTTP/2", endpoint)
+	}
+	return t, nil
+}
+
+// ClientOver is a gRPC client on exactly this connection; it never dials again.
+func ClientOver(c net.Conn, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	once := make(chan net.Conn, 1)
+	once <- c
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		select {
+		case c := <-once:
+			return c, nil
+		default:
+			return nil, errors.New("the connection is gone")
+		}
+	}
+	opts = append([]grpc.DialOption{grpc.WithContextDialer(dial), grpc.WithTransportCredentials(Handshaken{}), grpc.WithDisableServiceConfig()}, opts...)
+	return grpc.NewClient("passthrough:///"+FederationServerName, opts...)
+}
+
+// refusal shortens a gRPC status to what a person needs.
+func refusal(err error) error {
+	if st, ok := status.FromError(err); ok && err != nil {
+		return errors.New(st.Message())
+	}
+	return err
+}

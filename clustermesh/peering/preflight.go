@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peering
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+const (
+	maxSkew       = 5 * time.Second
+	caSoon        = 30 * 24 * time.Hour
+	encryptionOff = "off"
+)
+
+// Candidate is a cluster that asks to become a peer, as it describes itself.
+type Candidate struct {
+	Cluster *keyspacev1.Cluster
+	Bundle  []*x509.Certificate
+	Skew    time.Duration // its clock minus ours; 0 if unknown
+}
+
+// Side is who judges: our own description, CA and present peers.
+type Side struct {
+	Own     *keyspacev1.Cluster
+	CA      []*x509.Certificate
+	Peers   []*keyspacev1.Peer
+	Now     time.Time
+	TokenID string // a pending peer made by this token is the candidate itself
+}
+
+// findings collects the results of one preflight.
+type findings struct {
+	peer string
+	list []*federationv1.Finding
+}
+
+func (f *findings) add(blocking bool, check, problem, fix string) {
+	f.list = append(f.list, &federationv1.Finding{
+		Check: check, Blocking: blocking, Object: f.peer, Problem: problem, Fix: fix,
+	})
+}
+
+// Preflight lists what stands against the candidate as a peer of ours. Blocking
+// findings must stop the join.
+func Preflight(s Side, c Candidate) []*federationv1.Finding {
+	f := &findings{peer: c.Cluster.GetName()}
+	checkNames(f, s, c)
+	checkMesh(f, s.Own, c.Cluster)
+	checkRanges(f, s, c.Cluster)
+	checkVersions(f, s.Own.GetVersion(), c.Cluster.GetVersion())
+	checkCAs(f, s, c)
+	if c.Skew.Abs() > maxSkew {
+		f.add(false, "clock-skew", fmt.Sprintf("its clock is %s %s ours", c.Skew.Abs().Round(time.Second), map[bool]string{true: "ahead of", false: "behind"}[c.Skew > 0]),
+			"set both clocks by NTP")
+	}
+	return f.list
+}
+
+// Blocks reports whether a finding stops the join.
+func Blocks(fs []*federationv1.Finding) bool {
+	for _, f := range fs {
+		if f.GetBlocking() {
+			return true
+		}
+	}
+	return false
+}
+
+// Explain is the text for an operator of what stopped a join with the peer.
+func Explain(peer string, fs []*federationv1.Finding) string {
+	var b strings.Builder
+	for _, f := range fs {
+		if f.GetBlocking() {
+			fmt.Fprintf(&b, "cannot join %q: %s\n%s\n", peer, f.GetProblem(), f.GetFix())
+		}
+	}
+	b.WriteString("nothing was changed on either side")
+	return b.String()
+}
+
+func checkNames(f *findings, s Side, c Candidate) {
+	name, id := c.Cluster.GetName(), c.Cluster.GetId()
+	if err := kvstore.ValidateClusterName(name); err != nil {
+		f.add(true, "name", fmt.Sprintf("its %v", err), "give the cluster a valid name")
+	}
+	if name == s.Own.GetName() {
+		f.add(true, "name-clash", "it has our own name", "give one of the clusters another name")
+	}
+	if id == s.Own.GetId() {
+		f.add(true, "id-clash", fmt.Sprintf("its cluster id %d is our own", id), "give one of the clusters another id")
+	}
+	for _, p := range s.Peers {
+		if p.GetName() == name {
+			if s.TokenID == "" || p.GetTokenId() != s.TokenID {
+				f.add(true, "name-clash", "there is already a peer of this name", "leave it first: hawser mesh leave "+name)
+			}
+			continue
+		}
+		if p.GetClusterId() == id {
+			f.add(true, "id-clash", fmt.Sprintf("its cluster id %d is that of peer %q", id, p.GetName()), "give one of the clusters another id")
+		}
+	}
+}
+
+func checkMesh(f *findings, own, c *keyspacev1.Cluster) {
+	o, m := own.GetMesh(), c.GetMesh()
+	if o.GetClusterBits() != m.GetClusterBits() {
+		f.add(true, "cluster-bits", fmt.Sprintf("it divides identities by %d cluster bits, we by %d", m.GetClusterBits(), o.GetClusterBits()),
+			"clusters of one mesh must be created with the same number of cluster bits")
+	} else if space, err := identity.NewSpace(m.GetClusterBits()); err != nil {
+		f.add(true, "cluster-bits", "its "+err.Error(), "create the cluster with 8, 9 or 10 cluster bits")
+	} else if c.GetId() == 0 || c.GetId() > space.MaxCluster() {
+		f.add(true, "cluster-id", fmt.Sprintf("its cluster id %d is not within 1-%d", c.GetId(), space.MaxCluster()), "give it another id")
+	}
+	if o.GetTunnelProtocol() != m.GetTunnelProtocol() || o.GetTunnelPort() != m.GetTunnelPort() {
+		f.add(true, "tunnel", fmt.Sprintf("its tunnels are %s on port %d, ours %s on port %d", m.GetTunnelProtocol(), m.GetTunnelPort(), o.GetTunnelProtocol(), o.GetTunnelPort()),
+			"configure the same tunnel protocol and port on both sides")
+	}
+	if o.GetEncryption() != m.GetEncryption() {
+		f.add(true, "encryption", fmt.Sprintf("its encryption is %q, ours %q", m.GetEncryption(), o.GetEncryption()), "configure the same encryption on both sides")
+	}
+	if e := m.GetEncryption(); e == "" || e == encryptionOff {
+		for _, s := range append(append([]string(nil), own.GetNodeCidrs()...), c.GetNodeCidrs()...) {
+			if p, err := netip.ParsePrefix(s); err == nil && !p.Addr().IsPrivate() && !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() {
+				f.add(false, "encryption", fmt.Sprintf("encryption is off and the node range %s is public: an identity is then only as trustworthy as the network between", p),
+					"turn encryption on, or let only the two clusters' nodes reach the tunnel port")
+			}
+		}
+	}
+}
+
+// ranged is a range with who has it and what for.
+type ranged struct {
+	owner, what string
+	prefix      netip.Prefix
+}
+
+func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
+	taken := append(ranges("our own", "pod", s.Own.GetPodCidrs()), ranges("our own", "node", s.Own.GetNodeCidrs())...)
+	taken = append(taken, ranges("our own", "service", s.Own.GetServiceCidrs())...)
+	for _, p := range s.Peers {
+		if p.GetName() == c.GetName() {
+			continue
+		}
+		of := fmt.Sprintf("peer %q", p.GetName())
+		taken = append(taken, ranges(of, "pod", p.GetGrant().GetPodCidrs())...)
+		taken = append(taken, ranges(of, "node", p.GetGrant().GetNodeCidrs())...)
+	}
+	for _, asked := range []struct {
+		what string
+		list []string
+	}{{"pod", c.GetPodCidrs()}, {"node", c.GetNodeCidrs()}, {"service", c.GetServiceCidrs()}} {
+		for _, text := range asked.list {
+			p, err := netip.ParsePrefix(text)
+			if err != nil || p != p.Masked() {
+				f.add(true, "cidr", fmt.Sprintf("its %s CIDR %q is not a prefix", asked.what, text), "correct the range in its configuration")
+				continue
+			}
+			if p.Bits() == 0 {
+				f.add(true, asked.what+"-cidr-default-route", fmt.Sprintf("its %s CIDR %s is a default route", asked.what, p), "declare the ranges that are really used")
+				continue
+			}
+			for _, t := range taken {
+				if p.Overlaps(t.prefix) {
+					reportOverlap(f, asked.what, p, t)
+				}
+			}
+		}
+	}
+}
+
+func reportOverlap(f *findings, what string, p netip.Prefix, t ranged) {
+	blocking := what != "service"
+	fix := fmt.Sprintf("ask %s for another %s range", f.peer, what)
+	if !blocking {
+		fix = "services keep their own cluster's addresses, so this may stay; do not route service addresses between the clusters"
+	}
+	f.add(blocking, what+"-cidr-overlap", fmt.Sprintf("its %s CIDR %s overlaps %s %s CIDR %s", what, p, t.owner, t.what, t.prefix), fix)
+}
+
+func ranges(owner, what string, in []string) []ranged {
+	var out []ranged
+	for _, s := range in {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, ranged{owner, what, p.Masked()})
+		}
+	}
+	return out
+}
+
+// checkVersions compares "v1.2.3"-like versions; development builds pass.
+func checkVersions(f *findings, own, peer string) {
+	oMajor, oMinor, ok1 := majorMinor(own)
+	pMajor, pMinor, ok2 := majorMinor(peer)
+	if !ok1 || !ok2 {
+		return
+	}
+	if diff := oMinor - pMinor; oMajor != pMajor || diff > 1 || diff < -1 {
+		f.add(true, "version", fmt.Sprintf("it runs version %s, we %s: peers may differ by one minor version", peer, own), "upgrade the older cluster first")
+	}
+}
+
+func majorMinor(v string) (major, minor int, ok bool) {
+	parts := strings.Split(strings.TrimPrefix(v, "v"), ".")
+	if len(parts) < 2 {
+		return 0, 0, false
+	}
+	major, err1 := strconv.Atoi(parts[0])
+	minor, err2 := strconv.Atoi(parts[1])
+	return major, minor, err1 == nil && err2 == nil
+}
+
+func checkCAs(f *findings, s Side, c Candidate) {
+	for _, cert := range c.Bundle {
+		for _, own := range s.CA {
+			if sameCA(cert, own) {
+				f.add(true, "ca-reuse", fmt.Sprintf("its CA %q is our own", cert.Subject.CommonName), "clusters never share a CA: give it one of its own")
+			}
+		}
+		for _, p := range s.Peers {
+			theirs, err := parseBundle(p.GetTrustBundle())
+			for _, t := range theirs {
+				if err == nil && p.GetName() != c.Cluster.GetName() && sameCA(cert, t) {
+					f.add(true, "ca-reuse", fmt.Sprintf("its CA %q is that of peer %q", cert.Subject.CommonName, p.GetName()), "clusters never share a CA: give it one of its own")
+				}
+			}
+		}
+		switch left := cert.NotAfter.Sub(s.Now); {
+		case left <= 0:
+			f.add(true, "certificate", fmt.Sprintf("its CA expired at %s", cert.NotAfter.Format(time.RFC3339)), "renew the CA")
+		case left < caSoon:
+			f.add(false, "certificate", fmt.Sprintf("its CA expires at %s", cert.NotAfter.Format(time.RFC3339)), "rotate the CA soon: hawser mesh rotate-ca")
+		}
+	}
+}
+
+// sameCA also sees one key under two certificates: it could sign for both.
+func sameCA(a, b *x509.Certificate) bool {
+	return a.Equal(b) || string(a.RawSubjectPublicKeyInfo) == string(b.RawSubjectPublicKeyInfo)
+}

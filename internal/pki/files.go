@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Files are the paths of a holder's certificate and key and of the CA that
+// verifies its counterparts, all PEM.
+type Files struct {
+	CA, Cert, Key string
+}
+
+// Certificate reads certificate and key.
+func (f Files) Certificate() (tls.Certificate, error) {
+	c, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	if err != nil {
+		return c, fmt.Errorf("load certificate %s: %w", f.Cert, err)
+	}
+	return c, nil
+}
+
+// ClientTLS is a configuration to dial servers of this CA with (TLS 1.3 only).
+// The certificate is read again for each handshake, so a renewed one is used
+// from the next connection on. With a server id, the server must also hold
+// exactly that SPIFFE id: an agent's certificate cannot pose as an API server.
+func (f Files) ClientTLS(server *ID) (*tls.Config, error) {
+	if _, err := f.Certificate(); err != nil {
+		return nil, err
+	}
+	ca, err := ReadCertificate(f.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca)
+	cfg := &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		RootCAs:    pool,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			c, err := f.Certificate()
+			if err != nil {
+				return nil, err
+			}
+			// The server would only hang up.
+			if now := time.Now(); now.Before(c.Leaf.NotBefore) || now.After(c.Leaf.NotAfter) {
+				return nil, fmt.Errorf("certificate %s is valid from %s to %s only; renew it or set the clock",
+					f.Cert, c.Leaf.NotBefore.Format(time.RFC3339), c.Leaf.NotAfter.Format(time.RFC3339))
+			}
+			return &c, nil
+		},
+	}
+	if server != nil {
+		want := *server
+		cfg.VerifyConnection = func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 0 {
+				return fmt.Errorf("server showed no certificate, want %s", want)
+			}
+			got, err := CertificateID(s.PeerCertificates[0])
+			if err != nil {
+				return err
+			}
+			if got != want {
+				return fmt.Errorf("server is %s, want %s", got, want)
+			}
+			return nil
+		}
+	}
+	return cfg, nil
+}
+
+// ReadCertificate reads the first certificate of a PEM file.
+func ReadCertificate(path string) (*x509.Certificate, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read certificate: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("read certificate %s: no PEM certificate in it", path)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read certificate %s: %w", path, err)
+	}
+	return cert, nil
+}
+
+func readKey(path string) (crypto.Signer, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read key: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("read key %s: no PEM key in it", path)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read key %s: %w", path, err)
+	}
+	s, ok := k.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("read key %s: a %T cannot sign", path, k)
+	}
+	return s, nil
+}
+
+func encodeKey(k crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("encode key: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func encodeCert(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// writeFile replaces path in one rename; only the owner may read it. Missing
+// directories are made, for the owner only.
+func writeFile(path string, data []byte) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	tmp, err := os.CreateTemp(dir, ".tmp-*") // made 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(data); err == nil {
+		err = tmp.Sync()
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// rootUser is etcd's administrator; its role of the same name may do all.
+const rootUser = "root"
+
+// access is one line of the access table: what is below Prefix may be read, or
+// read and written.
+type access struct {
+	Prefix string
+	Write  bool
+}
+
+// accessTable is who may do what, by user, in a cluster's own etcd. Reading is
+// granted apart from writing, so an agent reads all of state/ but writes only
+// its own cluster's kinds that agents own.
+func accessTable(cluster string) map[string][]access {
+	agent := []access{
+		{Prefix: kvstore.SubtreePrefix(kvstore.State)},
+		{Prefix: kvstore.Prefix(kvstore.Local, cluster)},
+	}
+	for _, dir := range []string{"nodes/", "vteps/", "ips/", "identities/", "slices/"} {
+		agent = append(agent, access{Prefix: kvstore.Prefix(kvstore.State, cluster) + dir, Write: true})
+	}
+	for _, dir := range []string{"refs/", "slices/", "presence/", "status/"} {
+		agent = append(agent, access{Prefix: kvstore.Prefix(kvstore.Local, cluster) + dir, Write: true})
+	}
+	all := []access{
+		{Prefix: kvstore.SubtreePrefix(kvstore.State), Write: true}, // mirrors of peers, too
+		{Prefix: kvstore.Prefix(kvstore.Local, cluster), Write: true},
+		{Prefix: kvstore.Prefix(kvstore.Private, cluster), Write: true},
+	}
+	return map[string][]access{
+		cluster + "-agent":     agent,
+		cluster + "-apiserver": all,
+		cluster + "-admin":     all,
+	}
+}
+
+// bootstrapAccess makes users and roles what the table says and turns access
+// control on. It can be repeated, also half-way through: a role that holds more
+// than the table says loses it.
+func bootstrapAccess(ctx context.Context, c *clientv3.Client, cluster string) error {
+	if err := ensureUser(ctx, c, rootUser); err != nil {
+		return err
+	}
+	table := accessTable(cluster)
+	users := make([]string, 0, len(table))
+	for u := range table {
+		users = append(users, u)
+	}
+	slices.Sort(users)
+	for _, u := range users {
+		if err := ensureUser(ctx, c, u); err != nil {
+			return err
+		}
+		if err := ensureGrants(ctx, c, u, table[u]); err != nil {
+			return err
+		}
+	}
+	st, err := c.AuthStatus(ctx)
+	if err != nil {
+		return fmt.Errorf("read etcd's access state: %w", err)
+	}
+	if st.Enabled {
+		return nil
+	}
+	if _, err := c.AuthEnable(ctx); err != nil {
+		return fmt.Errorf("enable etcd's access control: %w", err)
+	}
+	return nil
+}
+
+// ensureUser makes a user without a password (only a certificate opens it) that
+// holds exactly the role of its own name.
+func ensureUser(ctx context.Context, c *clientv3.Client, name string) error {
+	_, err := c.RoleAdd(ctx, name)
+	if err != nil && !errors.Is(err, rpctypes.ErrRoleAlreadyExist) {
+		return fmt.Errorf("add etcd role %s: %w", name, err)
+	}
+	_, err = c.UserAddWithOptions(ctx, name, "", &clientv3.UserAddOptions{NoPassword: true})
+	if err != nil && !errors.Is(err, rpctypes.ErrUserAlreadyExist) {
+		return fmt.Errorf("add etcd user %s: %w", name, err)
+	}
+	u, err := c.UserGet(ctx, name)
+	if err != nil {
+		return fmt.Errorf("read etcd user %s: %w", name, err)
+	}
+	for _, r := range u.Roles {
+		if r == name {
+			continue
+		}
+		if _, err := c.UserRevokeRole(ctx, name, r); err != nil {
+			return fmt.Errorf("revoke role %s from etcd user %s: %w", r, name, err)
+		}
+	}
+	if slices.Contains(u.Roles, name) {
+		return nil
+	}
+	if _, err := c.UserGrantRole(ctx, name, name); err != nil {
+		return fmt.Errorf("grant role to etcd user %s: %w", name, err)
+	}
+	return nil
+}
+
+type grantKey struct {
+	key, end string
+	perm     authpb.Permission_Type
+}
+
+func ensureGrants(ctx context.Context, c *clientv3.Client, role string, lines []access) error {
+	want := make(map[grantKey]bool, len(lines))
+	for _, a := range lines {
+		perm := authpb.Permission_READ
+		if a.Write {
+			perm = authpb.Permission_READWRITE
+		}
+		want[grantKey{a.Prefix, clientv3.GetPrefixRangeEnd(a.Prefix), perm}] = true
+	}
+	have, err := c.RoleGet(ctx, role)
+	if err != nil {
+		return fmt.Errorf("read etcd role %s: %w", role, err)
+	}
+	for _, p := range have.Perm {
+		k := grantKey{string(p.Key), string(p.RangeEnd), p.PermType}
+		if want[k] {
+			delete(want, k)
+			continue
+		}
+		if _, err := c.RoleRevokePermission(ctx, role, k.key, k.end); err != nil {
+			return fmt.Errorf("revoke %s from etcd role %s: %w", k.key, role, err)
+		}
+	}
+	for k := range want {
+		if _, err := c.RoleGrantPermission(ctx, role, k.key, k.end, clientv3.PermissionType(k.perm)); err != nil {
+			return fmt.Errorf("grant %s to etcd role %s: %w", k.key, role, err)
+		}
+	}
+	return nil
+}
