@@ -52,7 +52,8 @@ type Agent struct {
 	state, local *store.Reader
 	writer       *store.Writer
 	presence     *store.Presence
-	ids          *allocator.Allocator
+	ids          *numbers
+	index        *allocator.Index
 
 	view      *view
 	marks     *markers
@@ -113,8 +114,8 @@ func (a *Agent) openKernel() error {
 	if a.dp, err = loader.Open(cfg, a.log); err != nil {
 		return err
 	}
-	a.reconciler = reconcile.New(a.dp, a.tables, a.log)
-	return nil
+	a.reconciler, err = reconcile.New(a.dp, a.tables, a.log)
+	return err
 }
 
 // openKeyspace makes everything that reads or writes keys, and the endpoints.
@@ -147,7 +148,7 @@ func (a *Agent) openKeyspace() error {
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
-		flush: a.view.flush, byKey: map[string]*record{}, locks: map[string]chan struct{}{},
+		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
 }
@@ -205,17 +206,20 @@ func (a *Agent) makeStores() error {
 		})
 	}
 	var err error
-	if a.ids, err = a.newAllocator(); err != nil {
-		return err
-	}
+	a.index = allocator.NewIndex(a.cfg.Cluster)
+	a.ids = newNumbers(&a.cfg, a.space, a.kv, a.index, a.log)
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
-		a.ids.Apply(b)
+		a.index.Apply(b)
 		a.view.apply(b)
+		if id := a.view.lookupCluster(a.cfg.Cluster); id != 0 {
+			a.ids.setCluster(id)
+		}
 		a.marks.state(b.Revision)
 	}); err != nil {
 		return err
 	}
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
+		a.index.Apply(b)
 		a.view.apply(b)
 		a.marks.local(b)
 	}); err != nil {
@@ -306,7 +310,11 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 	}
 	a.view.engine.DropUnclaimed()
 	a.view.flush()
-	a.reconciler.MarkComplete()
+	for _, t := range a.reconciler.Status() {
+		if err := a.reconciler.MarkComplete(t.Table); err != nil {
+			a.log.Error("mark table complete", "error", err)
+		}
+	}
 	a.log.Info("the mesh is known completely; stale state is removed from now on")
 }
 

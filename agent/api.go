@@ -107,7 +107,7 @@ func (s *service) ListMaps(context.Context, *hawserv1.ListMapsRequest) (*hawserv
 
 // ListDrops implements hawserv1.NodeServer.
 func (s *service) ListDrops(context.Context, *hawserv1.ListDropsRequest) (*hawserv1.ListDropsResponse, error) {
-	rows, err := s.a.dp.Metrics()
+	rows, err := maps.ReadMetrics(s.a.dp.Maps().Metrics)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -230,10 +230,10 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 	}
 	for _, t := range a.reconciler.Status() {
 		r.Tables = append(r.Tables, &hawserv1.TableStatus{
-			Name: t.Name, Entries: uint64(t.Entries), Revision: t.Revision, Reconciled: t.Reconciled, LastError: t.LastError,
+			Name: t.Table, Entries: uint64(t.Entries), Revision: t.Revision, Reconciled: t.Reconciled, LastError: t.LastError,
 		})
 		if t.LastError != "" {
-			r.Problems = append(r.Problems, &hawserv1.Problem{Object: "table " + t.Name, Problem: t.LastError, Fix: "it is tried again; see the agent's log"})
+			r.Problems = append(r.Problems, &hawserv1.Problem{Object: "table " + t.Table, Problem: t.LastError, Fix: "it is tried again; see the agent's log"})
 		}
 	}
 	if !r.GetKeyspace().GetConnected() {

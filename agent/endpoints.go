@@ -37,7 +37,7 @@ const (
 // identities gives out numbers; identity/allocator does.
 type identities interface {
 	Allocate(ctx context.Context, ls labels.Set) (identity.Number, error)
-	Release(ctx context.Context, n identity.Number) error
+	Release(ctx context.Context, ls labels.Set) error
 }
 
 // kernel is what endpoints need of the datapath.
@@ -73,6 +73,7 @@ type endpoints struct {
 
 	mu    sync.Mutex
 	byKey map[string]*record
+	holds map[string]bool          // the key's endpoint holds an identity and a rule set
 	locks map[string]chan struct{} // an add or delete of the key is running
 	next  uint16
 }
@@ -299,16 +300,7 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 	if err != nil {
 		return err
 	}
-	if r.Identity, err = m.ids.Allocate(ctx, ls); err != nil {
-		return fmt.Errorf("identity of %s: %w", r.workload(), err)
-	}
-	if err := m.engine.UpsertIdentity(r.Identity, m.cfg.Cluster, ls); err != nil {
-		return err
-	}
-	if r.RuleSet, err = m.engine.AcquireRuleSet(ls); err != nil {
-		return fmt.Errorf("rules of %s: %w", r.workload(), err)
-	}
-	if err := m.keep(r); err != nil {
+	if err := m.hold(ctx, r, ls); err != nil {
 		return err
 	}
 	cluster, _ := m.space.Cluster(r.Identity)
@@ -329,6 +321,59 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 		}
 	}
 	return m.kernel.AttachEndpoint(r.HostDevice)
+}
+
+// hold takes an identity and a rule set for an endpoint, once.
+func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
+	if m.isHeld(r) {
+		return nil
+	}
+	number, err := m.ids.Allocate(ctx, ls)
+	if err != nil {
+		return fmt.Errorf("identity of %s: %w", r.workload(), err)
+	}
+	var set uint32
+	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
+	if err == nil {
+		set, err = m.engine.AcquireRuleSet(ls)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
+	}
+	m.setHeld(r, true)
+	r.Identity, r.RuleSet = number, set
+	return m.keep(r)
+}
+
+// release undoes hold.
+func (m *endpoints) release(ctx context.Context, r *record) error {
+	if !m.isHeld(r) {
+		return nil
+	}
+	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	if err != nil {
+		return err
+	}
+	m.setHeld(r, false)
+	m.engine.ReleaseRuleSet(ls)
+	m.flush()
+	return m.ids.Release(ctx, ls)
+}
+
+func (m *endpoints) isHeld(r *record) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.holds[r.key()]
+}
+
+func (m *endpoints) setHeld(r *record, held bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if held {
+		m.holds[r.key()] = true
+	} else {
+		delete(m.holds, r.key())
+	}
 }
 
 // Delete removes an endpoint; one that is not there is no error.
@@ -363,19 +408,9 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	}
 	m.tables.Endpoints.Delete(r.ID)
 	errs = append(errs, m.kernel.DetachEndpoint(r.HostDevice), netdev.DeletePod(r.HostDevice))
-	if r.RuleSet >= datapath.FirstRuleSet {
-		if ls, err := labels.ParseSet(r.Labels, labels.CNI); err == nil {
-			m.engine.ReleaseRuleSet(ls)
-			m.flush()
-		}
-		r.RuleSet = 0
-	}
-	if r.Identity != 0 {
-		if err := m.ids.Release(ctx, r.Identity); err != nil {
-			errs = append(errs, err)
-		} else {
-			r.Identity = 0
-		}
+	// The store may be away; the allocator removes stale references later.
+	if err := m.release(ctx, r); err != nil {
+		m.log.Warn("release identity", "endpoint", r.ID, "error", err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

@@ -10,8 +10,6 @@ import (
 	"regexp"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/internal/manifest"
 )
@@ -51,7 +49,7 @@ func ParseServices(source []byte) ([]Object, error) {
 }
 
 func parseService(root manifest.Node) Object {
-	o := Object{Service: &keyspacev1.Service{Namespace: "default", Type: string(corev1.ServiceTypeClusterIP)}}
+	o := Object{Service: &keyspacev1.Service{Namespace: "default", Type: "ClusterIP"}}
 	version, kind := root.FieldText("apiVersion"), root.FieldText("kind")
 	if version != "v1" || kind != "Service" {
 		root.Problem("kind %q of apiVersion %q is not a service: want Service of v1", kind, version)
@@ -129,13 +127,13 @@ func (o *Object) parseSpec(spec manifest.Node) {
 	if !ok {
 		return
 	}
-	only(spec, "type", string(corev1.ServiceTypeClusterIP))
-	only(spec, "sessionAffinity", string(corev1.ServiceAffinityNone))
-	only(spec, "internalTrafficPolicy", string(corev1.ServiceInternalTrafficPolicyCluster))
-	only(spec, "ipFamilyPolicy", string(corev1.IPFamilyPolicySingleStack))
+	only(spec, "type", "ClusterIP")
+	only(spec, "sessionAffinity", "None")
+	only(spec, "internalTrafficPolicy", "Cluster")
+	only(spec, "ipFamilyPolicy", "SingleStack")
 	if f, ok := spec.Field("ipFamilies"); ok {
 		for _, item := range f.List() {
-			if text, ok := item.Text(); ok && text != string(corev1.IPv4Protocol) {
+			if text, ok := item.Text(); ok && text != "IPv4" {
 				item.Problem("%s is not supported yet: want IPv4", text)
 			}
 		}
@@ -178,7 +176,7 @@ func (o *Object) parseClusterIPs(spec manifest.Node) {
 		if !ok || text == "" {
 			continue // "": one is to be allocated
 		}
-		if text == corev1.ClusterIPNone {
+		if text == "None" {
 			n.Problem("headless services are not supported yet")
 			continue
 		}

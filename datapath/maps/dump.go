@@ -12,7 +12,8 @@ import (
 // Dump reads a whole map, in batches where the kernel has them.
 func Dump[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 	out := map[K]V{}
-	if m.Type() == ebpf.Hash || m.Type() == ebpf.LRUHash {
+	switch m.Type() {
+	case ebpf.Hash, ebpf.LRUHash, ebpf.Array:
 		if err := DumpBatches(m, func(k K, v V) { out[k] = v }); err == nil {
 			return out, nil
 		}

@@ -10,6 +10,7 @@
 package ipcache
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -70,10 +71,12 @@ func New(cfg Config) (*Cache, error) {
 	}
 	cfg.Tunnel = cfg.Tunnel.Unmap()
 	order := func(a, b source) int { return a.compare(b, cfg.Cluster) }
+	// Whoever declares a tunnel endpoint does not hide the node that has it.
+	nodesFirst := func(a, b source) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), order(a, b)) }
 	return &Cache{
 		cfg:        cfg,
 		addrs:      newClaims[netip.Prefix, Entry](order),
-		tunnels:    newClaims[netip.Addr, datapath.Node](order),
+		tunnels:    newClaims[netip.Addr, datapath.Node](nodesFirst),
 		byPrefix:   &bart.Table[Entry]{},
 		contested:  map[netip.Prefix]struct{}{},
 		nodes:      map[nodeKey]nodeClaims{},

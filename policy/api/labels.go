@@ -53,7 +53,7 @@ func (p ruleParser) peerSelector(n manifest.Node, peers *Peers) {
 // reservedPeer is the entity that a selector like {"reserved:host": ""} means.
 func reservedPeer(n manifest.Node, reqs []Requirement) (Entity, bool) {
 	r := reqs[0]
-	if len(reqs) != 1 || r.Operator != Exists && !(r.Operator == In && r.is("")) {
+	if len(reqs) != 1 || r.Operator != Exists && !r.is("") {
 		n.Problem("a reserved label must stand alone, without a value")
 		return "", false
 	}
