@@ -389,4 +389,3 @@ func isolate(a, b *testCluster) (heal func()) {
 	b.proxy.cut(true)
 	return func() { a.proxy.heal(); b.proxy.heal() }
 }
-

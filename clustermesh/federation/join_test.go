@@ -341,7 +341,9 @@ func TestSharedCAIsRefused(t *testing.T) {
 	b := newCluster(t, 2)
 	joinPeers(t, a, b)
 	// c presents b's CA beside its own.
-	c := newCluster(t, 3, func(c *testCluster) { c.creds.ca = append([]*x509.Certificate{}, c.creds.ca[0], b.etcd.CA.Certificate()) })
+	c := newCluster(t, 3, func(c *testCluster) {
+		c.creds.ca = append([]*x509.Certificate{}, c.creds.ca[0], b.etcd.CA.Certificate())
+	})
 	res, err := c.m.Join(t.Context(), invite(t, a, c.name), false)
 	if err != nil || res.Joined || !strings.Contains(peering.Explain(a.name, res.Findings), "is that of peer") {
 		t.Errorf("join with another peer's CA: %v %v", res, err)
