@@ -63,6 +63,7 @@ type testCluster struct {
 	proxy *proxy // peers reach the port through it
 	cfg   Config
 	now   func() time.Time
+	wrap  func(kvstore.Client) kvstore.Client // what the Manager works on
 
 	m    *Manager
 	stop func()
@@ -102,7 +103,11 @@ func (c *testCluster) start() {
 	if testing.Verbose() && os.Getenv("HAWSER_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("cluster", c.name)
 	}
-	c.m, err = New(c.cfg, Deps{KV: c.kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis})
+	var kv kvstore.Client = c.kv
+	if c.wrap != nil {
+		kv = c.wrap(kv)
+	}
+	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -389,4 +394,3 @@ func isolate(a, b *testCluster) (heal func()) {
 	b.proxy.cut(true)
 	return func() { a.proxy.heal(); b.proxy.heal() }
 }
-
