@@ -274,6 +274,8 @@ func (a *Agent) run(ctx context.Context) error {
 		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
 	})
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
+	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
+	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { a.settle(ctx, unfinished); return nil })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {
@@ -302,6 +304,9 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 		return
 	}
 	a.writer.Prune()
+	if err := a.ids.pruneRefs(ctx); err != nil {
+		a.log.Warn("remove stale references to identities", "error", err)
+	}
 	a.publisher.publishStatus(a.incarnation())
 	select {
 	case <-ctx.Done():
