@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -39,7 +40,8 @@ type Config struct {
 	Socket   string // unix socket of the node API
 	PinPath  string // directory in a bpffs for this agent's pins
 	// SmallMaps sizes the maps for labs and tests.
-	SmallMaps bool
+	SmallMaps   bool
+	ClusterBits uint32 // as the cluster's API server was told
 
 	Zone, Region string
 
@@ -69,6 +71,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("--pod-cidr: must be an IPv4 prefix"))
 	case c.PodCIDR != c.PodCIDR.Masked():
 		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", c.PodCIDR, c.PodCIDR.Masked()))
+	}
+	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
+		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))

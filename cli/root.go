@@ -49,11 +49,13 @@ func New(name string) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: "use", Title: "Use the mesh:"},
 		&cobra.Group{ID: "look", Title: "Look in:"},
+		&cobra.Group{ID: "try", Title: "Try it:"},
 		&cobra.Group{ID: "other", Title: "Other:"},
 	)
-	group(root, "use", lab.New(s), mesh.New(s), service.New(s), policy.New(s))
+	group(root, "use", mesh.New(s), service.New(s), policy.New(s))
 	group(root, "look", status.New(s), monitor.New(s), endpoint.New(s), identity.New(s), node.New(s),
 		vtep.New(s), ipcache.New(s), bpfmap.New(s))
+	group(root, "try", lab.New(s))
 	group(root, "other", newVersion(s))
 	root.SetHelpCommandGroupID("other")
 	root.SetCompletionCommandGroupID("other")

@@ -87,7 +87,7 @@ func (b *builder) agent(c Cluster, n Node) Process {
 			b.state.Binaries.Agent, "--cluster", c.Name, "--node", n.Name, "--etcd-endpoint", c.EtcdEndpoint(),
 			"--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
 			"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
-			"--pin-path", n.PinPath, "--log-format", "text",
+			"--pin-path", n.PinPath, "--map-sizes", "small", "--log-format", "text",
 		},
 	}
 }

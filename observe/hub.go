@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 )
 
@@ -87,4 +89,11 @@ func (h *Hub) Publish(e *hawserv1.Event) {
 			l.lost++
 		}
 	}
+}
+
+// cloneWithLost adds the events that a listener lost to those suppressed.
+func cloneWithLost(e *hawserv1.Event, lost uint64) *hawserv1.Event {
+	c := proto.CloneOf(e)
+	c.Suppressed += lost
+	return c
 }

@@ -35,7 +35,7 @@ type Resolver interface {
 func Describe(e datapath.Event, now time.Time, cluster, node string, r Resolver) *hawserv1.Event {
 	out := &hawserv1.Event{
 		Time:        now.UnixNano(),
-		Type:        typeName(e.Type),
+		Type:        TypeName(e.Type),
 		Cluster:     cluster,
 		Node:        node,
 		Program:     e.Program,
@@ -66,7 +66,8 @@ func peer(a netip.AddrPort, n identity.Number, r Resolver) *hawserv1.EventPeer {
 	return p
 }
 
-func typeName(t datapath.EventType) string {
+// TypeName is the name of an event type: drop, verdict or trace.
+func TypeName(t datapath.EventType) string {
 	switch t {
 	case datapath.EventDrop:
 		return "drop"

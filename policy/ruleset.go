@@ -323,7 +323,7 @@ func (d *direction) replace(dir int, n identity.Number, row []verdict, c *Change
 		d.rows[n] = row
 	}
 	for len(old) > 0 || len(row) > 0 {
-		order := 0
+		var order int
 		switch {
 		case len(old) == 0:
 			order = 1

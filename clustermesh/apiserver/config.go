@@ -19,6 +19,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/tunnel"
 )
 
 // Config is what an API server is told. See Validate for the rules.
@@ -49,7 +50,7 @@ type Config struct {
 
 // Defaults.
 const (
-	DefaultTunnelPort     = 8472
+	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
 )

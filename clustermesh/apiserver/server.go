@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -21,6 +19,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
@@ -101,7 +100,7 @@ func (s *Server) close() {
 
 // serve runs all parts until one fails or the context ends.
 func (s *Server) serve(ctx context.Context) error {
-	lis, err := listenUnix(ctx, s.cfg.Socket)
+	lis, err := unixsocket.Listen(ctx, s.cfg.Socket)
 	if err != nil {
 		return err
 	}
@@ -128,31 +127,6 @@ func (s *Server) serve(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-// listenUnix listens on a socket that only root may open, in place of one that a
-// dead process left.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	d := net.Dialer{Timeout: time.Second}
-	if c, err := d.DialContext(ctx, "unix", path); err == nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("listen on %s: another process answers there; stop it, or choose another --socket", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	lis, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		_ = lis.Close()
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	return lis, nil
 }
 
 // ensureIncarnation reads the keyspace's incarnation, or makes it when absent.

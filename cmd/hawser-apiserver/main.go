@@ -15,18 +15,28 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/program"
+	"github.com/hawser-mesh/hawser/internal/version"
 )
 
-func main() { os.Exit(program.Main(newCommand())) }
+func main() {
+	root := &cobra.Command{
+		Use:          "hawser-apiserver",
+		Short:        "The mesh API server of a cluster",
+		Version:      version.String(),
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.AddCommand(newRun(), newIssue())
+	os.Exit(program.Main(root))
+}
 
-func newCommand() *cobra.Command {
+func newRun() *cobra.Command {
 	var opts program.Options
 	var cfg apiserver.Config
 	var etcd, federation string
 	var pods, nodes, services []string
 	cmd := &cobra.Command{
-		Use:   "hawser-apiserver",
-		Short: "Run the mesh API server of a cluster: etcd, federation, cluster API",
+		Use:   "run",
+		Short: "Run the API server: etcd, federation, cluster API",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := opts.Logger(os.Stderr)
 			if err != nil {
@@ -67,7 +77,6 @@ func newCommand() *cobra.Command {
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", apiserver.DefaultTunnelPort, "UDP port of VXLAN, the same in the whole mesh")
 	f.BoolVar(&cfg.UnsafeNoFsync, "unsafe-no-fsync", false, "do not wait for the disk; a power loss loses data (labs and tests)")
 	opts.Bind(cmd, "HAWSER_APISERVER")
-	cmd.AddCommand(newIssue())
 	return cmd
 }
 

@@ -16,6 +16,7 @@ import (
 	"io"
 	"strings"
 
+	yamlv2 "go.yaml.in/yaml/v2"
 	"sigs.k8s.io/yaml"
 )
 
@@ -96,10 +97,35 @@ func decodeYAML(text string) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse YAML: %w", err)
 	}
+	if err := single(text); err != nil {
+		return nil, fmt.Errorf("parse YAML: %w", err)
+	}
 	d := json.NewDecoder(bytes.NewReader(j))
 	d.UseNumber()
 	return decode(d, "", 0)
 }
+
+// single checks that nothing follows the first value of a text: the decoder
+// would not read it, and so ignore it.
+func single(text string) error {
+	d := yamlv2.NewDecoder(strings.NewReader(text))
+	for range 2 {
+		err := d.Decode(&skipped{})
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return errors.New("there is more after the end of the document")
+}
+
+// skipped is a YAML value that is not looked at.
+type skipped struct{}
+
+// UnmarshalYAML does nothing.
+func (*skipped) UnmarshalYAML(func(any) error) error { return nil }
 
 // decode reads one value. It differs from Unmarshal in refusing duplicate keys
 // and in bounding the depth.

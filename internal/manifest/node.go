@@ -137,14 +137,14 @@ func (n Node) Bool() (value, ok bool) {
 	return value, ok
 }
 
-// Uint is a whole number from 0 to max.
-func (n Node) Uint(max uint64) (uint64, bool) {
+// Uint is a whole number from 0 to limit.
+func (n Node) Uint(limit uint64) (uint64, bool) {
 	if s, ok := n.Value.(json.Number); ok {
-		if v, err := strconv.ParseUint(s.String(), 10, 64); err == nil && v <= max {
+		if v, err := strconv.ParseUint(s.String(), 10, 64); err == nil && v <= limit {
 			return v, true
 		}
 	}
-	n.Problem("must be a whole number from 0 to %d", max)
+	n.Problem("must be a whole number from 0 to %d", limit)
 	return 0, false
 }
 

@@ -53,7 +53,7 @@ func (p ruleParser) peerSelector(n manifest.Node, peers *Peers) {
 // reservedPeer is the entity that a selector like {"reserved:host": ""} means.
 func reservedPeer(n manifest.Node, reqs []Requirement) (Entity, bool) {
 	r := reqs[0]
-	if len(reqs) != 1 || r.Operator != Exists && !(r.Operator == In && r.is("")) {
+	if len(reqs) != 1 || r.Operator != Exists && !r.is("") {
 		n.Problem("a reserved label must stand alone, without a value")
 		return "", false
 	}
@@ -162,6 +162,9 @@ func labelName(n manifest.Node, name string) (source, key string, ok bool) {
 		return "", "", false
 	case source == labels.Mesh && key != labels.ClusterKey && key != labels.NamespaceKey:
 		n.Problem("label %q does not exist: there are mesh:cluster and mesh:namespace", name)
+		return "", "", false
+	case name == "true" || name == "false":
+		n.Problem("label %q: YAML reads unquoted y, yes, on, n, no and off as true and false; quote the key", name)
 		return "", "", false
 	case source == labels.CIDR:
 		n.Problem("label %q: cidr labels cannot be selected", name)

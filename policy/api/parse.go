@@ -175,7 +175,7 @@ func parseRuleArray(root manifest.Node, text string) []Object {
 	if len(items) == 0 {
 		root.Problem("the list of rules is empty")
 	}
-	p := ruleParser{namespace: ClusterWide, named: true}
+	p := ruleParser{namespace: ClusterWide}
 	byName := map[string]int{}
 	var objects []Object
 	var values [][]any

@@ -15,7 +15,6 @@ import (
 // ruleParser reads rules of one object.
 type ruleParser struct {
 	namespace string
-	named     bool // rules of the JSON array, which carry their own names
 }
 
 // section is one of the four lists of a rule.

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// leave is a peer on its way out.
+type leave struct {
+	done    chan struct{}
+	removed uint64
+	err     error
+}
+
+// Invite makes a single-use token; see peering.Service.Invite.
+func (m *Manager) Invite(ctx context.Context, to string, ttl time.Duration) (peering.Token, error) {
+	return m.join.Invite(ctx, to, ttl)
+}
+
+// Join joins the cluster that made the token; see peering.Join. It returns
+// before the first sync.
+func (m *Manager) Join(ctx context.Context, token string, preflightOnly bool) (peering.Result, error) {
+	res, err := peering.Join(ctx, m.deps, token, preflightOnly)
+	m.poke()
+	return res, err
+}
+
+// Leave ends the peering, also when the other side is gone: its stream is cut
+// and what it published is removed, services first. It returns how many keys of
+// state/<peer>/ were removed. A leave whose context ends goes on; call again to
+// wait for it.
+func (m *Manager) Leave(ctx context.Context, peer string) (removed uint64, err error) {
+	if err := m.store.StartLeave(ctx, peer); err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	l := m.leaves[peer]
+	if l == nil || isClosed(l.done) {
+		l = &leave{done: make(chan struct{})}
+		m.leaves[peer] = l
+	}
+	m.mu.Unlock()
+	m.poke()
+	select {
+	case <-l.done:
+		return l.removed, l.err
+	case <-ctx.Done():
+		return 0, fmt.Errorf("leave %s: it goes on in the background: %w", peer, ctx.Err())
+	}
+}
+
+// finishLeave withdraws, once at a time, what a leaving peer published.
+func (m *Manager) finishLeave(ctx context.Context, name string) {
+	m.mu.Lock()
+	l := m.leaves[name]
+	if l == nil || isClosed(l.done) {
+		l = &leave{done: make(chan struct{})}
+		m.leaves[name] = l
+	}
+	running := m.withdrawing[name]
+	m.withdrawing[name] = true
+	m.mu.Unlock()
+	if running {
+		return
+	}
+	m.workers.Go(func() {
+		l.removed, l.err = m.withdraw(ctx, name)
+		m.mu.Lock()
+		delete(m.withdrawing, name)
+		m.mu.Unlock()
+		if l.err != nil {
+			m.log.Warn("leave not finished; it is tried again", "peer", name, "err", l.err)
+		} else {
+			m.log.Info("left peer", "peer", name, "keys_removed", l.removed)
+		}
+		close(l.done)
+	})
+}
+
+func (m *Manager) withdraw(ctx context.Context, name string) (uint64, error) {
+	lock, err := lockImport(ctx, m.kv, m.own(), name, m.cfg.Replica)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.release(ctx)
+	return m.store.Withdraw(ctx, name, lock.fence())
+}
+
+// Status reports on all peers, in the order of their names.
+func (m *Manager) Status() []*hawserv1.PeerStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*hawserv1.PeerStatus
+	for name, p := range m.peers {
+		st, r := m.states[name], m.runners[name]
+		switch {
+		case p.GetState() == keyspacev1.Peer_STATE_PENDING:
+			out = append(out, &hawserv1.PeerStatus{Name: name, ClusterId: p.GetClusterId(), State: statePending, Since: p.GetCreatedAt()})
+		case p.GetState() == keyspacev1.Peer_STATE_LEAVING:
+			out = append(out, &hawserv1.PeerStatus{Name: name, ClusterId: p.GetClusterId(), State: stateLeaving, Since: p.GetUpdatedAt()})
+		case st != nil && r != nil:
+			data, _ := r.data()
+			out = append(out, st.status(p, m.cfg.LostAfter, data))
+		case st != nil:
+			out = append(out, st.status(p, m.cfg.LostAfter, "stale"))
+		}
+	}
+	slices.SortFunc(out, func(a, b *hawserv1.PeerStatus) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return out
+}
+
+// Ready is nil when every peer is connected and its copy complete; else it says
+// which are not.
+func (m *Manager) Ready() error {
+	var errs []error
+	for _, s := range m.Status() {
+		switch {
+		case s.GetState() != stateConnected:
+			errs = append(errs, fmt.Errorf("peer %s is %s", s.GetName(), s.GetState()))
+		case len(s.GetSyncedKinds()) < len(kvstore.PublicKinds):
+			errs = append(errs, fmt.Errorf("peer %s is being copied", s.GetName()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Incarnation is the id of our store, made if it has none yet.
+func (m *Manager) Incarnation(ctx context.Context) (string, error) {
+	return ensureIncarnation(ctx, m.kv, m.own())
+}

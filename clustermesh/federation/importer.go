@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// inbound is one of what a stream brings for the importer, in order.
+type inbound struct {
+	batch  *federationv1.Batch
+	resync *federationv1.Resync
+	mark   *keyspacev1.Position // a heartbeat's low-water mark
+
+	changes []judged // of the batch, once judged
+}
+
+const (
+	inboundQueued = 32
+	judgedQueued  = 4
+)
+
+var (
+	errLockLost = errors.New("another API server took over the import")
+	errProtocol = errors.New("protocol error")
+)
+
+// importer writes one peer's changes to state/<peer>/ in our store, on one
+// stream.
+type importer struct {
+	kv        kvstore.Client
+	own, peer string
+	replica   string
+	cfg       *Config
+	guard     *peering.Guard
+	st        *peerState
+	codec     *codec
+	send      func(*federationv1.Frame) error
+	log       *slog.Logger
+
+	in   chan inbound
+	next chan inbound
+
+	// Owned by apply.
+	lock        *importLock
+	mirror      *mirror
+	stored      *keyspacev1.Position // in our store
+	storedAt    time.Time
+	position    *keyspacev1.Position // applied
+	incarnation string               // of the running resync; empty before the first
+	snapshot    *federationv1.Resync // the running snapshot
+	refused     uint64               // in the running snapshot
+}
+
+func newImporter(im importer) *importer {
+	im.in, im.next = make(chan inbound, inboundQueued), make(chan inbound, judgedQueued)
+	return &im
+}
+
+// receive hands on what came; it blocks while the importer is behind.
+func (im *importer) receive(ctx context.Context, i inbound) error {
+	select {
+	case im.in <- i:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run takes the import lock, subscribes and applies until the context ends.
+func (im *importer) run(ctx context.Context) error {
+	lock, err := lockImport(ctx, im.kv, im.own, im.peer, im.replica)
+	if err != nil {
+		return err
+	}
+	im.lock = lock
+	defer lock.release(ctx)
+	if im.mirror, err = loadMirror(ctx, im.kv, im.peer); err != nil {
+		return err
+	}
+	if err := im.loadPosition(ctx); err != nil {
+		return err
+	}
+	im.publish()
+	err = im.send(&federationv1.Frame{Body: &federationv1.Frame_Subscribe{Subscribe: &federationv1.Subscribe{Position: im.stored}}})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return im.judgeAll(ctx) })
+	g.Go(func() error { return im.applyAll(ctx) })
+	return g.Wait()
+}
+
+func (im *importer) progressKey() string {
+	return kvstore.NewKey(kvstore.Private, im.own, kvstore.KindProgress, im.peer).String()
+}
+
+func (im *importer) loadPosition(ctx context.Context) error {
+	kv, _, err := im.kv.Get(ctx, im.progressKey())
+	if err != nil {
+		return fmt.Errorf("read position of %s: %w", im.peer, err)
+	}
+	im.stored = &keyspacev1.Position{}
+	if kv != nil && proto.Unmarshal(kv.Value, im.stored) != nil {
+		im.stored = &keyspacev1.Position{} // unreadable is the same as none
+	}
+	im.storedAt, im.position = time.Now(), proto.CloneOf(im.stored)
+	return nil
+}
+
+// publish shows what stands to status.
+func (im *importer) publish() {
+	kinds, pos := im.mirror.kinds(), proto.CloneOf(im.position)
+	im.st.do(func() { im.st.kinds, im.st.position = kinds, pos })
+}
+
+// judgeAll unpacks and checks the next batches while apply writes one.
+func (im *importer) judgeAll(ctx context.Context) error {
+	for {
+		var i inbound
+		select {
+		case i = <-im.in:
+		case <-ctx.Done():
+			return nil
+		}
+		if i.batch != nil {
+			changes, err := im.codec.unpack(i.batch.GetChangesZstd())
+			if err != nil {
+				return fmt.Errorf("batch %d of %s: %w", i.batch.GetSequence(), im.peer, err)
+			}
+			i.changes = make([]judged, len(changes))
+			for n, c := range changes {
+				i.changes[n] = judge(im.peer, im.guard, c)
+			}
+		}
+		select {
+		case im.next <- i:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (im *importer) applyAll(ctx context.Context) error {
+	for {
+		var i inbound
+		select {
+		case i = <-im.next:
+		case <-im.lock.lost:
+			return errLockLost
+		case <-ctx.Done():
+			return nil
+		}
+		var err error
+		switch {
+		case i.resync != nil:
+			err = im.begin(ctx, i.resync)
+		case i.batch != nil:
+			err = im.batch(ctx, i.batch, i.changes)
+		case i.mark != nil:
+			err = im.idle(ctx, i.mark)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("apply changes of %s: %w", im.peer, err)
+		}
+		im.publish()
+	}
+}
+
+// begin starts a resume or a snapshot.
+func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
+	if r.GetIncarnation() == "" {
+		return fmt.Errorf("resync without an incarnation: %w", errProtocol)
+	}
+	im.incarnation = r.GetIncarnation()
+	if r.GetMode() == federationv1.Resync_MODE_RESUME {
+		if r.GetIncarnation() != im.position.GetIncarnation() || r.GetRevision() != im.position.GetRevision() {
+			return fmt.Errorf("resume from %d, but we stand at %d: %w", r.GetRevision(), im.position.GetRevision(), errProtocol)
+		}
+		im.st.do(func() { im.st.resumesReceived++; im.st.lastSync = "resume" })
+		im.log.Info("resumed", "peer", im.peer, "revision", r.GetRevision(), "keys", len(im.mirror.entries))
+		return im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position)
+	}
+	im.snapshot, im.refused = r, 0
+	im.mirror.beginSnapshot()
+	im.st.do(func() { im.st.synced = nil })
+	im.log.Info("snapshot begins", "peer", im.peer, "revision", r.GetRevision(), "reason", shorten(r.GetReason()))
+	return im.mark(ctx, keyspacev1.Synced_STATE_COPYING, &keyspacev1.Position{Incarnation: r.GetIncarnation(), Revision: r.GetRevision()})
+}
+
+// batch applies one batch and acknowledges it.
+func (im *importer) batch(ctx context.Context, b *federationv1.Batch, changes []judged) error {
+	if im.incarnation == "" || b.GetSnapshot() != (im.snapshot != nil) {
+		return fmt.Errorf("batch %d outside of its resync: %w", b.GetSequence(), errProtocol)
+	}
+	ops := im.plan(changes)
+	var final []kvstore.Op
+	if im.snapshot == nil && b.GetRevision() > im.position.GetRevision() {
+		im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: b.GetRevision()}
+		final = append(final, im.progressOp())
+	}
+	if err := im.commit(ctx, ops, final); err != nil {
+		return err
+	}
+	if b.GetSnapshotEnd() {
+		if err := im.finish(ctx, b.GetRevision()); err != nil {
+			return err
+		}
+	}
+	im.st.applied(uint64(b.GetCount()))
+	return im.send(&federationv1.Frame{Body: &federationv1.Frame_Ack{Ack: &federationv1.Ack{Sequence: b.GetSequence(), Position: im.stored}}})
+}
+
+// plan decides what of the changes has to be written, and keeps the mirror in
+// step: should a write fail, this importer ends and the next one reads anew.
+func (im *importer) plan(changes []judged) []planned {
+	last := make(map[string]int, len(changes)) // a transaction takes a key once
+	for i, c := range changes {
+		last[c.rel] = i
+	}
+	var out []planned
+	for i, c := range changes {
+		if last[c.rel] != i {
+			continue
+		}
+		if c.err == nil && !c.deleted && !im.mirror.fits(c, im.guard.Limit(c.kind)) {
+			c.err = &kvstore.BadRecord{Key: c.full, Reason: "limit", Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
+		}
+		old, present := im.mirror.entries[c.rel]
+		switch {
+		case c.err != nil:
+			im.st.refuse(c.err)
+			im.refused++
+			if present { // what the key said before is not true any more either
+				out = append(out, planned{key: c.full, rank: rankOf(old.kind, true), deleted: true})
+				im.mirror.drop(c.rel)
+			}
+		case c.deleted:
+			if present {
+				out = append(out, planned{key: c.full, rank: rankOf(old.kind, true), deleted: true})
+				im.mirror.drop(c.rel)
+			}
+		default:
+			im.mirror.see(c)
+			if !present || old.hash != c.hash {
+				out = append(out, planned{key: c.full, value: c.value, rank: rankOf(c.kind, false)})
+			}
+			im.mirror.set(c.rel, entry{c.kind, c.hash, c.weight})
+		}
+	}
+	return out
+}
+
+// finish ends a snapshot: what it did not mention goes, then the markers say
+// that the copy is complete.
+func (im *importer) finish(ctx context.Context, rev int64) error {
+	var sweep []planned
+	for _, j := range im.mirror.unseen() {
+		sweep = append(sweep, planned{key: kvstore.Prefix(kvstore.State, im.peer) + j.rel, rank: rankOf(j.kind, true), deleted: true})
+		im.mirror.drop(j.rel)
+	}
+	if err := im.commit(ctx, sweep, nil); err != nil {
+		return err
+	}
+	reason := shorten(im.snapshot.GetReason())
+	im.snapshot = nil
+	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: rev}
+	if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position); err != nil {
+		return err
+	}
+	im.st.do(func() { im.st.snapshotsReceived++; im.st.lastSync = "snapshot (" + reason + ")" })
+	im.log.Info("snapshot complete", "peer", im.peer, "revision", rev, "keys", len(im.mirror.entries), "swept", len(sweep), "refused", im.refused)
+	return nil
+}
+
+// idle moves the position on while nothing changes; it is stored only now and
+// then.
+func (im *importer) idle(ctx context.Context, m *keyspacev1.Position) error {
+	if im.incarnation == "" || im.snapshot != nil || m.GetIncarnation() != im.incarnation || m.GetRevision() <= im.position.GetRevision() {
+		return nil
+	}
+	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: m.GetRevision()}
+	if time.Since(im.storedAt) < im.cfg.IdlePersist {
+		return nil
+	}
+	return im.commit(ctx, nil, []kvstore.Op{im.progressOp()})
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// States of a peer in status.
+const (
+	statePending    = "pending"
+	stateLeaving    = "leaving"
+	stateConnecting = "connecting"
+	stateConnected  = "connected"
+	stateLost       = "lost"
+)
+
+const keptRefusals = 10
+
+// peerState is what is known about one peering, for status and the PeerView. It
+// outlives the streams. It is safe for concurrent use.
+type peerState struct {
+	now func() time.Time
+
+	mu           sync.Mutex
+	session      *session // nil: no stream
+	everUp       bool
+	since        time.Time // of the present state
+	lastBy, last string    // of the newest stream: who dialled it, address
+	certExpires  time.Time
+	heard        time.Time // monotonic
+
+	lag           lagMeter
+	remotePending uint64  // changes that the far side has not sent
+	inFlight      []int64 // received and not applied: oldest_at of each batch
+	unapplied     uint64
+
+	snapshotsReceived, resumesReceived uint64
+	snapshotsSent, resumesSent         uint64
+	changesReceived, changesSent       uint64
+	refused                            map[string]uint64
+	lastRefused                        []string
+	lastError, lastSync                string
+
+	position *keyspacev1.Position
+	kinds    map[string]uint64
+	synced   []string
+}
+
+func newPeerState(now func() time.Time) *peerState {
+	return &peerState{now: now, since: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}}
+}
+
+// do runs fn under the lock.
+func (p *peerState) do(fn func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fn()
+}
+
+func (p *peerState) up(s *session) {
+	p.do(func() {
+		p.session, p.everUp, p.since, p.heard = s, true, p.now(), time.Now()
+		p.lastBy, p.last, p.certExpires = dialledBy(s.byUs), s.address, s.certExpires
+		p.inFlight, p.unapplied, p.remotePending = nil, 0, 0
+	})
+}
+
+func (p *peerState) down(s *session, err error) {
+	p.do(func() {
+		if p.session != s {
+			return
+		}
+		p.session, p.since = nil, p.now()
+		if err != nil {
+			p.lastError = err.Error()
+		}
+	})
+}
+
+func (p *peerState) failed(err error) { p.do(func() { p.lastError = err.Error() }) }
+
+func (p *peerState) refuse(bad *kvstore.BadRecord) {
+	p.do(func() {
+		p.refused[bad.Reason]++
+		p.lastRefused = append(p.lastRefused, fmt.Sprintf("%s: %s: %s", bad.Key, bad.Reason, shorten(bad.Detail)))
+		if n := len(p.lastRefused) - keptRefusals; n > 0 {
+			p.lastRefused = slices.Delete(p.lastRefused, 0, n)
+		}
+	})
+}
+
+// received notes a batch that waits to be applied.
+func (p *peerState) received(count uint64, oldest int64) {
+	p.do(func() {
+		p.changesReceived += count
+		p.unapplied += count
+		p.inFlight = append(p.inFlight, oldest)
+	})
+}
+
+// applied notes that the longest waiting batch is applied.
+func (p *peerState) applied(count uint64) {
+	p.do(func() {
+		p.unapplied -= min(count, p.unapplied)
+		if len(p.inFlight) == 0 {
+			return
+		}
+		if oldest := p.inFlight[0]; oldest != 0 && count > 0 {
+			p.lag.applied(p.now(), oldest)
+		}
+		p.inFlight = p.inFlight[1:]
+	})
+}
+
+// silence is how long nothing was heard on the stream.
+func (p *peerState) silence() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Since(p.heard)
+}
+
+// link is the state of the stream, and since when.
+func (p *peerState) link(lostAfter time.Duration) (state string, since time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.linkLocked(lostAfter)
+}
+
+func (p *peerState) linkLocked(lostAfter time.Duration) (string, time.Time) {
+	switch {
+	case p.session != nil && time.Since(p.heard) <= lostAfter:
+		return stateConnected, p.since
+	case p.session != nil:
+		return stateLost, p.now().Add(-time.Since(p.heard)).Truncate(time.Second)
+	case p.everUp:
+		return stateLost, p.since
+	}
+	return stateConnecting, p.since
+}
+
+func dialledBy(byUs bool) string {
+	if byUs {
+		return "us"
+	}
+	return "them"
+}
+
+// status renders the peer; data is the verdict on its age.
+func (p *peerState) status(peer *keyspacev1.Peer, lostAfter time.Duration, data string) *hawserv1.PeerStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	state, since := p.linkLocked(lostAfter)
+	now := p.now()
+	p50, p99 := p.lag.quantiles(now)
+	out := &hawserv1.PeerStatus{
+		Name: peer.GetName(), ClusterId: peer.GetClusterId(), State: state, Since: since.UnixNano(),
+		DialledBy: p.lastBy, Address: p.last, Data: data,
+		LagEvents: int64(p.remotePending + p.unapplied), LagP50Seconds: p50.Seconds(), LagP99Seconds: p99.Seconds(),
+		KeysByKind: maps.Clone(p.kinds), Refused: maps.Clone(p.refused), LastRefused: slices.Clone(p.lastRefused),
+		NodesTotal:          uint32(p.kinds[string(kvstore.KindNode)]),
+		PositionIncarnation: p.position.GetIncarnation(), PositionRevision: p.position.GetRevision(),
+		SnapshotsReceived: p.snapshotsReceived, ResumesReceived: p.resumesReceived,
+		SnapshotsSent: p.snapshotsSent, ResumesSent: p.resumesSent,
+		ChangesReceived: p.changesReceived, ChangesSent: p.changesSent,
+		LastError: p.lastError, LastSync: p.lastSync, SyncedKinds: slices.Clone(p.synced),
+	}
+	for _, n := range p.kinds {
+		out.Keys += n
+	}
+	if !p.certExpires.IsZero() {
+		out.CertificateExpiresAt = p.certExpires.UnixNano()
+	}
+	switch {
+	case state != stateConnected && p.everUp:
+		out.LagSeconds = time.Since(p.heard).Seconds()
+	case len(p.inFlight) > 0 && p.inFlight[0] != 0:
+		out.LagSeconds = p.lag.age(now, p.inFlight[0]).Seconds()
+	}
+	return out
+}
+
+// view is the PeerView of the moment, without its data verdict.
+func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspacev1.PeerView {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	state, since := p.linkLocked(lostAfter)
+	return &keyspacev1.PeerView{
+		Peer: peer.GetName(), ClusterId: peer.GetClusterId(), Connected: state == stateConnected, Since: since.UnixNano(),
+		DialledBy: p.lastBy, Address: p.last, Position: proto.CloneOf(p.position),
+		PodCidrs: peer.GetGrant().GetPodCidrs(), NodeCidrs: peer.GetGrant().GetNodeCidrs(),
+	}
+}
+
+// shorten keeps what a peer sent from filling logs and status.
+func shorten(s string) string {
+	const most = 300
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
