@@ -208,6 +208,6 @@ func withConn(ctx context.Context, socket string, fn func(context.Context, *grpc
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", socket, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	return fn(ctx, conn)
 }

@@ -126,9 +126,9 @@ func specPods(clusters []Cluster) []func(*Lab) Pod {
 
 func (b *builder) addPods(ctx context.Context, pods []func(*Lab) Pod) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, make := range pods {
+	for _, pod := range pods {
 		g.Go(func() error {
-			_, err := b.addPod(ctx, make(b.Lab))
+			_, err := b.addPod(ctx, pod(b.Lab))
 			return err
 		})
 	}

@@ -35,7 +35,7 @@ func newProgress(w io.Writer, quiet bool) *progress {
 	p := &progress{w: w, quiet: quiet, since: time.Now(), stop: make(chan struct{})}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.terminal = true
-		p.colour = os.Getenv("NO_COLOR") == ""
+		p.colour = os.Getenv("NO_COLOR") == "" //nolint:misspell // it is called so
 	}
 	if p.terminal && !quiet {
 		p.done.Go(p.animate)
