@@ -106,7 +106,7 @@ func (a *Agent) keepIdentities(ctx context.Context) error {
 	defer tick.Stop()
 	incarnation := ""
 	for {
-		again := false
+		var again bool
 		select {
 		case <-ctx.Done():
 			return nil

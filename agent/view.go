@@ -297,6 +297,26 @@ func (v *view) policyProblems() map[string]string {
 	return out
 }
 
+// knows reports whether an identity's labels are known.
+func (v *view) knows(n identity.Number) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, ok := v.identities[n]
+	return ok
+}
+
+// clusterName is the cluster of an id, empty when unknown.
+func (v *view) clusterName(id uint32) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for name, i := range v.clusters {
+		if i == id {
+			return name
+		}
+	}
+	return ""
+}
+
 // lookupCluster is the id of a cluster, 0 when unknown.
 func (v *view) lookupCluster(name string) uint32 {
 	v.mu.Lock()
