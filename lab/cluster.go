@@ -57,7 +57,7 @@ func (b *builder) startCluster(ctx context.Context, c Cluster) (string, error) {
 	if err := g.Wait(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%-31s %s", fmt.Sprintf("api server, etcd, %d agents", len(c.Members)), identities(ctx, c)), nil
+	return fmt.Sprintf("%-31s %s", "api server, etcd, "+count(len(c.Members), "agent"), identities(ctx, c)), nil
 }
 
 // identities says which numbers a cluster gives; "" when it does not say.
