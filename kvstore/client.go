@@ -114,6 +114,10 @@ type TxnResult struct {
 	Gets [][]KV
 }
 
+// MaxTxnOps is the number of operations that one branch of a transaction may
+// have.
+const MaxTxnOps = 128
+
 // Client is a connection to one store. It is safe for concurrent use. Every call
 // blocks until the answer, the context's end, or the client's own deadline (5 s
 // by default), whichever is first; errors name the operation and the key.
@@ -129,7 +133,8 @@ type Client interface {
 	Txn(ctx context.Context, cmps []Cmp, thens, elses []Op) (TxnResult, error)
 	// Watch calls fn, from one goroutine and in order, with what happens below
 	// prefix from revision rev on, until the context ends or fn returns an
-	// error, which Watch returns. It needs a leader and asks for progress
+	// error, which Watch returns. The first batch, at rev-1 and without events,
+	// says that the watch is established. It needs a leader and asks for progress
 	// notifications. It returns ErrCompacted or ErrFutureRevision when rev
 	// cannot be served, and another error when the connection broke.
 	Watch(ctx context.Context, prefix string, rev int64, fn func(WatchBatch) error) error

@@ -125,6 +125,12 @@ func KindPrefix(s Subtree, cluster string, k Kind) string {
 	return p + "/"
 }
 
+// SyncedKey is the marker which tells the readers of own that a kind of a
+// cluster has been copied completely.
+func SyncedKey(own, cluster string, kind Kind) Key {
+	return NewKey(Local, own, KindSynced, cluster, string(kind))
+}
+
 // SubtreePrefix is the directory of a whole subtree, all clusters.
 func SubtreePrefix(s Subtree) string { return Root + string(s) + "/" }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Files are the paths of a holder's certificate and key and of the CA that
@@ -46,7 +47,15 @@ func (f Files) ClientTLS(server *ID) (*tls.Config, error) {
 		RootCAs:    pool,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			c, err := f.Certificate()
-			return &c, err
+			if err != nil {
+				return nil, err
+			}
+			// The server would only hang up.
+			if now := time.Now(); now.Before(c.Leaf.NotBefore) || now.After(c.Leaf.NotAfter) {
+				return nil, fmt.Errorf("certificate %s is valid from %s to %s only; renew it or set the clock",
+					f.Cert, c.Leaf.NotBefore.Format(time.RFC3339), c.Leaf.NotAfter.Format(time.RFC3339))
+			}
+			return &c, nil
 		},
 	}
 	if server != nil {

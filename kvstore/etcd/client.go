@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -56,6 +57,31 @@ type Client struct {
 	etcd     *clientv3.Client
 	timeout  time.Duration
 	endpoint string
+	cause    *lastError
+}
+
+// lastError is why the newest attempt of a call failed. etcd's client tries
+// again until the deadline and then says no more than that it has passed.
+type lastError struct{ err atomic.Pointer[error] }
+
+func (l *lastError) intercept(ctx context.Context, method string, req, reply any,
+	cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
+	err := invoke(ctx, method, req, reply, cc, opts...)
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		l.err.Store(&err)
+	default:
+		l.err.Store(nil)
+	}
+	return err
+}
+
+func (l *lastError) String() string {
+	if err := l.err.Load(); err != nil {
+		return status.Convert(*err).Message()
+	}
+	return "it did not respond"
 }
 
 var _ kvstore.Client = (*Client)(nil)
@@ -79,6 +105,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		}
 		eps[i] = e
 	}
+	cause := &lastError{}
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints:            eps,
 		TLS:                  cfg.TLS,
@@ -87,7 +114,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		DialKeepAliveTimeout: keepaliveTimeout,
 		BackoffWaitBetween:   backoffMin,
 		Logger:               zapLogger(cfg.Log),
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(cause.intercept), grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
 				BaseDelay: backoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: backoffMax,
 			},
@@ -97,7 +124,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect etcd %s: %w", strings.Join(eps, ","), err)
 	}
-	return &Client{etcd: c, timeout: cfg.Timeout, endpoint: strings.Join(eps, ",")}, nil
+	return &Client{etcd: c, timeout: cfg.Timeout, endpoint: strings.Join(eps, ","), cause: cause}, nil
 }
 
 // Endpoint implements kvstore.Client.
@@ -240,7 +267,7 @@ func (c *Client) mapError(err error) error {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return fmt.Errorf("%w: compact, defragment and disarm the alarm, then writes are accepted again", err)
 	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.DeadlineExceeded:
-		return fmt.Errorf("no answer from %s: %w", c.endpoint, context.DeadlineExceeded)
+		return fmt.Errorf("no answer from %s (%s): %w", c.endpoint, c.cause, context.DeadlineExceeded)
 	}
 	return err
 }

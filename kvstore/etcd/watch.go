@@ -16,7 +16,8 @@ import (
 // errDisconnected ends a watch whose connection broke.
 var errDisconnected = errors.New("connection to etcd is lost")
 
-// Watch implements kvstore.Client.
+// Watch implements kvstore.Client. Once it is established it says so by a batch
+// without events at rev-1.
 //
 // etcd's client would resume a broken watch on its own; Watch ends instead, so
 // that the position is checked against the store again: one that was wiped in
@@ -38,7 +39,7 @@ func (c *Client) Watch(ctx context.Context, prefix string, rev int64, fn func(kv
 		if err != nil {
 			return fmt.Errorf("watch %s from %d: %w", prefix, rev, err)
 		}
-		if b.Revision <= seen && len(b.Events) == 0 {
+		if b.Revision <= seen && len(b.Events) == 0 && !r.Created {
 			continue
 		}
 		seen = b.Revision

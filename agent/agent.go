@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/loader"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/netdev"
+	"github.com/hawser-mesh/hawser/datapath/reconcile"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
+	"github.com/hawser-mesh/hawser/identity/ipcache"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/unixsocket"
+	"github.com/hawser-mesh/hawser/ipam"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+	"github.com/hawser-mesh/hawser/loadbalancer"
+	"github.com/hawser-mesh/hawser/observe"
+	"github.com/hawser-mesh/hawser/policy"
+)
+
+// Agent is the agent of one node.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+	space   identity.Space
+	mtu     int // of the underlay, bytes
+
+	dp         *loader.Datapath
+	tables     *datapath.Tables
+	reconciler *reconcile.Reconciler
+
+	kv           *etcd.Client
+	state, local *store.Reader
+	writer       *store.Writer
+	presence     *store.Presence
+	ids          *numbers
+	index        *allocator.Index
+
+	view      *view
+	marks     *markers
+	publisher *publisher
+	endpoints *endpoints
+	hub       observe.Hub
+
+	ready    chan struct{} // own policies and identities are known
+	complete chan struct{} // everything of every cluster is known
+	stopping chan struct{}
+}
+
+// Run starts an agent in the current network namespace and blocks until the
+// context ends or a part of it fails. Programs, maps and routes stay: traffic
+// goes on without an agent.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
+		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
+	}
+	if err := a.openKernel(); err != nil {
+		return err
+	}
+	defer func() { _ = a.dp.Close() }()
+	if err := a.openKeyspace(); err != nil {
+		return err
+	}
+	defer func() { _ = a.kv.Close() }()
+	return a.run(ctx)
+}
+
+// openKernel takes over or makes the node's devices and datapath.
+func (a *Agent) openKernel() error {
+	underlay, err := netdev.Lookup(a.cfg.UnderlayDevice)
+	if err != nil {
+		return fmt.Errorf("--underlay-device: %w", err)
+	}
+	if !slices.ContainsFunc(underlay.Addrs, func(p netip.Prefix) bool { return p.Addr() == a.cfg.NodeAddress }) {
+		return fmt.Errorf("--node-address %s: device %s has %v", a.cfg.NodeAddress, underlay.Name, underlay.Addrs)
+	}
+	a.mtu = underlay.MTU
+	if a.space, err = identity.NewSpace(a.cfg.ClusterBits); err != nil {
+		return err
+	}
+	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu}); err != nil {
+		return err
+	}
+	cfg := loader.Config{
+		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
+		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits,
+	}
+	if a.cfg.SmallMaps {
+		cfg.MapSizes = loader.SmallMaps()
+	}
+	if a.dp, err = loader.Open(cfg, a.log); err != nil {
+		return err
+	}
+	a.reconciler, err = reconcile.New(a.dp, a.tables, a.log)
+	return err
+}
+
+// openKeyspace makes everything that reads or writes keys, and the endpoints.
+func (a *Agent) openKeyspace() error {
+	tls, err := pki.FilesIn(a.cfg.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: a.cfg.Cluster, Role: pki.RoleAPIServer})
+	if err != nil {
+		return fmt.Errorf("--tls-dir: %w", err)
+	}
+	if a.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: a.cfg.EtcdEndpoints, TLS: tls, Log: a.log}); err != nil {
+		return err
+	}
+	records, err := openRecords(a.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	if err := a.makeView(records); err != nil {
+		return err
+	}
+	if err := a.makeStores(); err != nil {
+		return err
+	}
+	pool, err := ipam.New(a.cfg.PodCIDR, nil)
+	if err != nil {
+		return fmt.Errorf("--pod-cidr: %w", err)
+	}
+	a.publisher = &publisher{
+		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
+		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
+	}
+	a.endpoints = &endpoints{
+		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
+		ids: a.ids, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
+		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
+	}
+	return nil
+}
+
+// kernelOf is what endpoints need of the datapath.
+type kernelOf struct {
+	*loader.Datapath
+	*reconcile.Reconciler
+}
+
+// makeView makes the tables' sources. Rule sets keep the numbers that the
+// endpoints' records remember, so that no endpoint is ever judged by another's
+// rules while the kernel catches up.
+func (a *Agent) makeView(records *recordStore) error {
+	remembered, err := records.load()
+	if err != nil {
+		a.log.Error("some endpoint records cannot be read", "error", err)
+	}
+	numbers := map[string]uint32{}
+	for _, r := range remembered {
+		if ls, err := labels.ParseSet(r.Labels, labels.CNI); err == nil && r.RuleSet >= datapath.FirstRuleSet {
+			numbers[ls.Hash()] = r.RuleSet
+		}
+	}
+	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
+	if err != nil {
+		return err
+	}
+	ips, err := ipcache.New(ipcache.Config{Cluster: a.cfg.Cluster, Node: a.cfg.Node, Tunnel: a.cfg.NodeAddress})
+	if err != nil {
+		return err
+	}
+	lb, err := loadbalancer.NewDesired(a.cfg.Cluster)
+	if err != nil {
+		return err
+	}
+	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb)
+	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
+	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
+	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
+	return nil
+}
+
+// makeStores makes the readers of state/ and local/ and the writers of this
+// node's keys.
+func (a *Agent) makeStores() error {
+	limits := kvstore.Limits{Space: a.space, ClusterID: a.view.lookupCluster}
+	marks := store.SyncedMarkers{Client: a.kv, Own: a.cfg.Cluster}
+	bad := func(b *kvstore.BadRecord) {
+		a.log.Warn("skip record", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
+	}
+	reader := func(prefix string, apply func(store.Batch)) (*store.Reader, error) {
+		return store.NewReader(store.ReaderConfig{
+			Client: a.kv, Prefix: prefix, Apply: apply, Limits: limits, OnBad: bad, Markers: marks, Log: a.log,
+		})
+	}
+	var err error
+	a.index = allocator.NewIndex(a.cfg.Cluster)
+	a.ids = newNumbers(&a.cfg, a.space, a.kv, a.index, a.log)
+	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
+		a.index.Apply(b)
+		a.view.apply(b)
+		if id := a.view.lookupCluster(a.cfg.Cluster); id != 0 {
+			a.ids.setCluster(id)
+		}
+		a.marks.state(b.Revision)
+	}); err != nil {
+		return err
+	}
+	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
+		a.index.Apply(b)
+		a.view.apply(b)
+		a.marks.local(b)
+	}); err != nil {
+		return err
+	}
+	if a.writer, err = store.NewWriter(store.WriterConfig{
+		Client: a.kv, Prefixes: ownPrefixes(a.cfg.Cluster), Owned: ownedBy(a.cfg.Node), Log: a.log,
+	}); err != nil {
+		return err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	a.presence, err = store.NewPresence(store.PresenceConfig{
+		Client: a.kv, Cluster: a.cfg.Cluster, Node: a.cfg.Node, BootID: boot, Log: a.log,
+	})
+	return err
+}
+
+// run brings the node up and keeps it until the context ends.
+func (a *Agent) run(ctx context.Context) error {
+	unfinished := a.endpoints.restore()
+	if err := a.publisher.announceNode(); err != nil {
+		return err
+	}
+	for _, r := range a.endpoints.snapshot() {
+		a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+	}
+	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {
+		a.tables.Identities.Set(n, datapath.Identity{Number: n})
+	}
+	a.view.flush()
+	lis, err := unixsocket.Listen(ctx, a.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
+		return err
+	}
+	api := grpc.NewServer()
+	hawserv1.RegisterNodeServer(api, &service{a: a})
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.reconciler.Run(ctx) })
+	g.Go(func() error { return a.state.Run(ctx) })
+	g.Go(func() error { return a.local.Run(ctx) })
+	g.Go(func() error { return a.writer.Run(ctx) })
+	g.Go(func() error { return a.presence.Run(ctx) })
+	g.Go(func() error { return a.publisher.run(ctx, a.incarnation) })
+	g.Go(func() error {
+		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
+	})
+	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
+	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
+	g.Go(func() error { return a.keepIdentities(ctx) })
+	g.Go(func() error { a.settle(ctx, unfinished); return nil })
+	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error {
+		<-ctx.Done()
+		close(a.stopping)
+		var once sync.Once
+		timer := time.AfterFunc(2*time.Second, func() { once.Do(api.Stop) })
+		defer timer.Stop()
+		api.GracefulStop()
+		return nil
+	})
+	a.log.Info("agent is up", "adopted", a.dp.Adopted(), "attach", a.dp.AttachMode(), "socket", a.cfg.Socket, "took", time.Since(a.started))
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// settle finishes the restore and then lets what is stale be removed: own keys
+// once the own endpoints are back, kernel state once everything of every cluster
+// is known.
+func (a *Agent) settle(ctx context.Context, unfinished []*record) {
+	a.endpoints.resume(ctx, unfinished)
+	if ctx.Err() != nil {
+		return
+	}
+	a.writer.Prune()
+	if err := a.ids.pruneRefs(ctx); err != nil {
+		a.log.Warn("remove stale references to identities", "error", err)
+	}
+	a.publisher.publishStatus(a.incarnation())
+	select {
+	case <-ctx.Done():
+		return
+	case <-a.complete:
+	}
+	a.view.engine.DropUnclaimed()
+	a.view.flush()
+	for _, t := range a.reconciler.Status() {
+		if err := a.reconciler.MarkComplete(t.Table); err != nil {
+			a.log.Error("mark table complete", "error", err)
+		}
+	}
+	a.log.Info("the mesh is known completely; stale state is removed from now on")
+}
+
+func (a *Agent) incarnation() string { return a.state.Status().Incarnation }
+
+func (a *Agent) handleEvent(e datapath.Event) {
+	name := observe.TypeName(e.Type)
+	if a.hub.Wanted(name) {
+		a.hub.Publish(observe.Describe(e, time.Now(), a.cfg.Cluster, a.cfg.Node, a.view))
+	}
+}
+
+// keyspaceStatus is how the connection to the keyspace stands.
+func (a *Agent) keyspaceStatus() *hawserv1.KeyspaceStatus {
+	s, l := a.state.Status(), a.local.Status()
+	out := &hawserv1.KeyspaceStatus{
+		Connected: s.Connected && l.Connected, Endpoint: a.kv.Endpoint(), Since: s.Since.UnixNano(),
+		Revision: s.Revision, Incarnation: s.Incarnation, LastError: s.Err,
+	}
+	if s.Connected && !l.Connected {
+		out.Since, out.LastError = l.Since.UnixNano(), l.Err
+	}
+	return out
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the composition root of a node: it makes workloads into
+// endpoints, tells the keyspace about them, learns from the keyspace about all
+// others, and keeps the node's kernel equal to what it learned.
+//
+// Start with agent.go, which puts the parts together. Data flows one way: keys
+// arrive in view.go and become rows of datapath.Tables; datapath/reconcile
+// brings the rows into the kernel; endpoints.go adds this node's own rows, and
+// publish.go writes this node's own keys.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// Config is what an agent is told. See Validate for the rules.
+type Config struct {
+	Cluster string
+	Node    string
+
+	EtcdEndpoints []string
+	// TLSDir holds ca.crt, tls.crt and tls.key of this node.
+	TLSDir string
+
+	UnderlayDevice string
+	NodeAddress    netip.Addr // also the tunnel address
+	PodCIDR        netip.Prefix
+	TunnelPort     uint16
+
+	StateDir string // endpoints that survive a restart
+	Socket   string // unix socket of the node API
+	PinPath  string // directory in a bpffs for this agent's pins
+	// SmallMaps sizes the maps for labs and tests.
+	SmallMaps   bool
+	ClusterBits uint32 // as the cluster's API server was told
+
+	Zone, Region string
+
+	Log *slog.Logger
+}
+
+// Validate says what is wrong, all problems joined.
+func (c *Config) Validate() error {
+	var errs []error
+	if err := kvstore.ValidateClusterName(c.Cluster); err != nil {
+		errs = append(errs, fmt.Errorf("--cluster: %w", err))
+	}
+	if err := (pki.ID{Cluster: "x", Role: pki.RoleAgent, Name: c.Node}).Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("--node: %w", err))
+	}
+	if len(c.EtcdEndpoints) == 0 {
+		errs = append(errs, errors.New("--etcd-endpoint: at least one is needed"))
+	}
+	if c.UnderlayDevice == "" {
+		errs = append(errs, errors.New("--underlay-device: name the device that connects the nodes, for example eth0"))
+	}
+	if !c.NodeAddress.Is4() {
+		errs = append(errs, fmt.Errorf("--node-address %q: must be an IPv4 address of the underlay device", c.NodeAddress))
+	}
+	switch {
+	case !c.PodCIDR.IsValid() || !c.PodCIDR.Addr().Is4():
+		errs = append(errs, errors.New("--pod-cidr: must be an IPv4 prefix"))
+	case c.PodCIDR != c.PodCIDR.Masked():
+		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", c.PodCIDR, c.PodCIDR.Masked()))
+	}
+	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
+		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
+	}
+	if c.TunnelPort == 0 {
+		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
+	}
+	for flag, value := range map[string]string{
+		"--state-dir": c.StateDir, "--socket": c.Socket, "--pin-path": c.PinPath, "--tls-dir": c.TLSDir,
+	} {
+		if !filepath.IsAbs(value) {
+			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, value))
+		}
+	}
+	return errors.Join(errs...)
+}

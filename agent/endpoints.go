@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/netdev"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/ipam"
+	"github.com/hawser-mesh/hawser/policy"
+)
+
+const (
+	// readyWait is how long an add waits for policies and identities of the
+	// own cluster before it says "try again later".
+	readyWait = 10 * time.Second
+	// cleanupTimeout bounds undoing what was begun.
+	cleanupTimeout = 10 * time.Second
+	maxEndpoints   = 65535
+)
+
+// identities gives out numbers; identity/allocator does.
+type identities interface {
+	Allocate(ctx context.Context, ls labels.Set) (identity.Number, error)
+	Release(ctx context.Context, ls labels.Set) error
+}
+
+// kernel is what endpoints need of the datapath.
+type kernel interface {
+	AttachEndpoint(device string) error
+	DetachEndpoint(device string) error
+	// Wait blocks until the kernel follows a table up to a revision.
+	Wait(ctx context.Context, table string, revision uint64) error
+}
+
+// announcer tells the rest of the mesh about this node's endpoints.
+type announcer interface {
+	// Announce returns when the endpoint's address is committed.
+	Announce(ctx context.Context, e *record) error
+	Withdraw(ctx context.Context, e *record) error
+}
+
+// endpoints makes, keeps and removes the workloads of this node.
+type endpoints struct {
+	cfg    *Config
+	log    *slog.Logger
+	store  *recordStore
+	pool   *ipam.Pool
+	tables *datapath.Tables
+	engine *policy.Engine
+	ids    identities
+	kernel kernel
+	mesh   announcer
+	ready  <-chan struct{} // closed when own policies and identities are known
+	mtu    int             // of the underlay, bytes
+	space  identity.Space
+	flush  func() // publishes what the engine changed
+
+	mu    sync.Mutex
+	byKey map[string]*record
+	holds map[string]bool          // the key's endpoint holds an identity and a rule set
+	locks map[string]chan struct{} // an add or delete of the key is running
+	next  uint16
+}
+
+// restore takes over the endpoints of an earlier process. Those that were not
+// finished, or whose device is gone, are undone. The others keep their pinned
+// datapath; resume brings them back under control.
+func (m *endpoints) restore() (unfinished []*record) {
+	records, err := m.store.load()
+	if err != nil {
+		m.log.Error("some endpoint records cannot be read; they are left alone", "error", err)
+	}
+	for _, r := range records {
+		if err := m.pool.Claim(r.Addr, r.key()); err != nil {
+			m.log.Error("restore endpoint", "endpoint", r.ID, "workload", r.workload(), "error", err)
+			unfinished = append(unfinished, r)
+			continue
+		}
+		dev, err := netdev.Lookup(r.HostDevice)
+		if r.State == stateCreating || r.State == stateDeleting || err != nil || uint32(dev.IfIndex) != r.IfIndex {
+			unfinished = append(unfinished, r)
+			continue
+		}
+		r.State = stateRestoring
+		m.byKey[r.key()] = r
+		m.log.Info("adopt endpoint", "endpoint", r.ID, "workload", r.workload(), "address", r.Addr)
+	}
+	return unfinished
+}
+
+// resume finishes the restore once the keyspace is read: identity, address and
+// rules of each adopted endpoint. It tries each until it succeeds or the context
+// ends.
+func (m *endpoints) resume(ctx context.Context, unfinished []*record) {
+	for _, r := range unfinished {
+		m.log.Info("undo unfinished endpoint", "endpoint", r.ID, "workload", r.workload())
+		if err := m.destroy(ctx, r); err != nil {
+			m.log.Error("undo unfinished endpoint", "endpoint", r.ID, "error", err)
+		}
+	}
+	select {
+	case <-m.ready:
+	case <-ctx.Done():
+		return
+	}
+	for _, r := range m.snapshot() {
+		if r.State != stateRestoring {
+			continue
+		}
+		for ctx.Err() == nil {
+			err := m.readopt(ctx, r.key())
+			if err == nil {
+				break
+			}
+			m.log.Warn("restore endpoint, trying again", "endpoint", r.ID, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
+
+func (m *endpoints) readopt(ctx context.Context, key string) error {
+	unlock, err := m.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.get(key)
+	if r == nil || r.State != stateRestoring {
+		return nil
+	}
+	if err := m.enlist(ctx, r); err != nil {
+		return err
+	}
+	r.State = stateReady
+	return m.keep(r)
+}
+
+// Add makes an endpoint. It is idempotent by container id and interface.
+func (m *endpoints) Add(ctx context.Context, q *hawserv1.AddEndpointRequest) (*hawserv1.Endpoint, error) {
+	ls, err := m.labelsOf(q)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	key := q.GetContainerId() + "/" + q.GetIfname()
+	unlock, err := m.lock(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if r := m.get(key); r != nil {
+		if r.Netns == q.GetNetns() && r.State != stateDeleting {
+			return m.describe(r), nil
+		}
+		if err := m.destroy(ctx, r); err != nil {
+			return nil, status.Errorf(codes.Unavailable, "replace endpoint %s: %v", r.workload(), err)
+		}
+	}
+	r, err := m.begin(q, ls)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.build(ctx, r); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		if derr := m.destroy(undo, r); derr != nil {
+			m.log.Error("undo endpoint", "endpoint", r.ID, "error", derr)
+		}
+		return nil, err
+	}
+	m.log.Info("endpoint is ready", "endpoint", r.ID, "workload", r.workload(), "address", r.Addr, "identity", r.Identity)
+	return m.describe(r), nil
+}
+
+// labelsOf validates a request and completes its labels.
+func (m *endpoints) labelsOf(q *hawserv1.AddEndpointRequest) (labels.Set, error) {
+	var errs []error
+	for field, value := range map[string]string{
+		"container id": q.GetContainerId(), "network namespace": q.GetNetns(), "interface name": q.GetIfname(),
+		"namespace": q.GetNamespace(), "name": q.GetName(),
+	} {
+		if value == "" {
+			errs = append(errs, fmt.Errorf("endpoint without %s", field))
+		}
+	}
+	ls, err := labels.ParseSet(q.GetLabels(), labels.CNI)
+	errs = append(errs, err)
+	for _, l := range ls {
+		switch l.Source {
+		case labels.Mesh, labels.Reserved, labels.CIDR, labels.Any:
+			errs = append(errs, fmt.Errorf("label %s: source %q is not for workloads", l, l.Source))
+		}
+	}
+	return ls.With(
+		labels.Label{Source: labels.Mesh, Key: labels.ClusterKey, Value: m.cfg.Cluster},
+		labels.Label{Source: labels.Mesh, Key: labels.NamespaceKey, Value: q.GetNamespace()},
+	), errors.Join(errs...)
+}
+
+// begin reserves an id and an address and writes the record.
+func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*record, error) {
+	key := q.GetContainerId() + "/" + q.GetIfname()
+	addr, err := m.pool.Allocate(key)
+	if err != nil {
+		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v", q.GetNamespace(), q.GetName(), err)
+	}
+	r := &record{
+		ContainerID: q.GetContainerId(), IfName: q.GetIfname(), Netns: q.GetNetns(),
+		Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr,
+		State: stateCreating, HostDevice: netdev.HostDeviceName(q.GetContainerId(), q.GetIfname()),
+		CreatedAt: time.Now().UnixNano(),
+	}
+	if r.ID, err = m.freeID(); err != nil {
+		m.pool.Release(addr)
+		return nil, err
+	}
+	if err := m.keep(r); err != nil {
+		m.pool.Release(addr)
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return r, nil
+}
+
+func (m *endpoints) freeID() (uint16, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	used := make(map[uint16]bool, len(m.byKey))
+	for _, r := range m.byKey {
+		used[r.ID] = true
+	}
+	if len(used) >= maxEndpoints {
+		return 0, status.Error(codes.ResourceExhausted, "this node has no endpoint id left")
+	}
+	for {
+		if m.next++; m.next != 0 && !used[m.next] {
+			return m.next, nil
+		}
+	}
+}
+
+// build makes all of an endpoint; on error the caller undoes it.
+func (m *endpoints) build(ctx context.Context, r *record) error {
+	dev, err := netdev.EnsurePod(netdev.PodConfig{
+		ContainerID: r.ContainerID, Netns: r.Netns, IfName: r.IfName,
+		Addrs: []netip.Addr{r.Addr}, MTU: m.mtu, RouteMTU: m.podMTU(),
+	})
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	r.IfIndex, r.HostMAC, r.PodMAC = uint32(dev.IfIndex), dev.HostMAC, dev.PodMAC
+	if err := m.awaitReady(ctx); err != nil {
+		return err
+	}
+	if err := m.enlist(ctx, r); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	r.State = stateReady
+	if err := m.keep(r); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return nil
+}
+
+func (m *endpoints) awaitReady(ctx context.Context) error {
+	timer := time.NewTimer(readyWait)
+	defer timer.Stop()
+	select {
+	case <-m.ready:
+		return nil
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	case <-timer.C:
+		return status.Error(codes.Unavailable,
+			"the policies and identities of this cluster are not known yet; try again later, or see: hawser status")
+	}
+}
+
+// enlist gives an endpoint its identity and rules, brings them into the kernel
+// and tells the mesh. It may be repeated.
+func (m *endpoints) enlist(ctx context.Context, r *record) error {
+	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	if err != nil {
+		return err
+	}
+	if err := m.hold(ctx, r, ls); err != nil {
+		return err
+	}
+	cluster, _ := m.space.Cluster(r.Identity)
+	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: cluster})
+	m.flush()
+	m.tables.Endpoints.Set(r.ID, datapath.Endpoint{
+		ID: r.ID, Device: r.HostDevice, IfIndex: r.IfIndex, HostMAC: r.HostMAC, PodMAC: r.PodMAC,
+		Addrs: []netip.Addr{r.Addr}, Identity: r.Identity, RuleSet: r.RuleSet,
+	})
+	if err := m.mesh.Announce(ctx, r); err != nil {
+		return fmt.Errorf("announce %s: %w", r.workload(), err)
+	}
+	for name, rev := range map[string]uint64{
+		m.tables.RuleSets.Name(): m.tables.RuleSets.Revision(), m.tables.Endpoints.Name(): m.tables.Endpoints.Revision(),
+	} {
+		if err := m.kernel.Wait(ctx, name, rev); err != nil {
+			return fmt.Errorf("bring %s into the kernel: %w", r.workload(), err)
+		}
+	}
+	return m.kernel.AttachEndpoint(r.HostDevice)
+}
+
+// hold takes an identity and a rule set for an endpoint, once.
+func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
+	if m.isHeld(r) {
+		return nil
+	}
+	number, err := m.ids.Allocate(ctx, ls)
+	if err != nil {
+		return fmt.Errorf("identity of %s: %w", r.workload(), err)
+	}
+	var set uint32
+	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
+	if err == nil {
+		set, err = m.engine.AcquireRuleSet(ls)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
+	}
+	m.setHeld(r, true)
+	r.Identity, r.RuleSet = number, set
+	return m.keep(r)
+}
+
+// renumber moves the endpoints with a number to the one that their labels have
+// now.
+func (m *endpoints) renumber(ctx context.Context, move allocator.Move) {
+	for _, e := range m.snapshot() {
+		if e.Identity != move.Old || !m.isHeld(e) {
+			continue
+		}
+		if err := m.renumberOne(ctx, e.key(), move); err != nil {
+			m.log.Error("move endpoint to another identity", "endpoint", e.ID, "old", move.Old, "new", move.New, "error", err)
+		}
+	}
+}
+
+func (m *endpoints) renumberOne(ctx context.Context, key string, move allocator.Move) error {
+	unlock, err := m.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.get(key)
+	if r == nil || r.Identity != move.Old {
+		return nil
+	}
+	if err := m.engine.UpsertIdentity(move.New, m.cfg.Cluster, move.Set); err != nil {
+		return err
+	}
+	r.Identity = move.New
+	if err := m.keep(r); err != nil {
+		return err
+	}
+	return m.enlist(ctx, r)
+}
+
+// release undoes hold.
+func (m *endpoints) release(ctx context.Context, r *record) error {
+	if !m.isHeld(r) {
+		return nil
+	}
+	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	if err != nil {
+		return err
+	}
+	m.setHeld(r, false)
+	m.engine.ReleaseRuleSet(ls)
+	m.flush()
+	return m.ids.Release(ctx, ls)
+}
+
+func (m *endpoints) isHeld(r *record) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.holds[r.key()]
+}
+
+func (m *endpoints) setHeld(r *record, held bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if held {
+		m.holds[r.key()] = true
+	} else {
+		delete(m.holds, r.key())
+	}
+}
+
+// Delete removes an endpoint; one that is not there is no error.
+func (m *endpoints) Delete(ctx context.Context, containerID, ifName string) error {
+	key := containerID + "/" + ifName
+	unlock, err := m.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.get(key)
+	if r == nil {
+		return nil
+	}
+	if err := m.destroy(ctx, r); err != nil {
+		return status.Errorf(codes.Unavailable, "delete endpoint %s: %v", r.workload(), err)
+	}
+	m.log.Info("endpoint is gone", "endpoint", r.ID, "workload", r.workload())
+	return nil
+}
+
+// destroy undoes everything of an endpoint, in the reverse order of build, and
+// forgets it when all is gone. It may be repeated.
+func (m *endpoints) destroy(ctx context.Context, r *record) error {
+	r.State = stateDeleting
+	if err := m.keep(r); err != nil {
+		return err
+	}
+	var errs []error
+	if err := m.mesh.Withdraw(ctx, r); err != nil {
+		errs = append(errs, err)
+	}
+	m.tables.Endpoints.Delete(r.ID)
+	errs = append(errs, m.kernel.DetachEndpoint(r.HostDevice), netdev.DeletePod(r.HostDevice))
+	// The store may be away; the allocator removes stale references later.
+	if err := m.release(ctx, r); err != nil {
+		m.log.Warn("release identity", "endpoint", r.ID, "error", err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	delete(m.byKey, r.key())
+	m.mu.Unlock()
+	m.pool.Release(r.Addr)
+	return m.store.remove(r.ID)
+}
+
+// lock makes adds and deletes of one endpoint take turns.
+func (m *endpoints) lock(ctx context.Context, key string) (unlock func(), err error) {
+	for {
+		m.mu.Lock()
+		busy, locked := m.locks[key]
+		if !locked {
+			done := make(chan struct{})
+			m.locks[key] = done
+			m.mu.Unlock()
+			return func() {
+				m.mu.Lock()
+				delete(m.locks, key)
+				m.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+	}
+}
+
+// keep stores a copy of a record in memory and on disk.
+func (m *endpoints) keep(r *record) error {
+	c := *r
+	m.mu.Lock()
+	m.byKey[r.key()] = &c
+	m.mu.Unlock()
+	return m.store.save(&c)
+}
+
+// get is a copy of a record, nil when there is none.
+func (m *endpoints) get(key string) *record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.byKey[key]
+	if !ok {
+		return nil
+	}
+	c := *r
+	return &c
+}
+
+// snapshot are copies of all records by id.
+func (m *endpoints) snapshot() []*record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]*record, 0, len(m.byKey))
+	for r := range maps.Values(m.byKey) {
+		c := *r
+		out = append(out, &c)
+	}
+	slices.SortFunc(out, func(a, b *record) int { return int(a.ID) - int(b.ID) })
+	return out
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// identityCheck is how often the store's history is looked at, and how long to
+// wait after a failure.
+const identityCheck = time.Second
+
+// numbers allocates identities. Which range is the cluster's is known only from
+// its Cluster record: until that has been read, callers wait.
+type numbers struct {
+	cfg   allocator.Config
+	space identity.Space
+	log   *slog.Logger
+
+	once  sync.Once
+	known chan struct{}
+	alloc *allocator.Allocator // set before known is closed
+	err   error
+}
+
+func newNumbers(cfg *Config, space identity.Space, kv kvstore.Client, cache allocator.Cache, log *slog.Logger) *numbers {
+	return &numbers{
+		cfg:   allocator.Config{Cluster: cfg.Cluster, Node: cfg.Node, Client: kv, Cache: cache, Log: log},
+		space: space, log: log, known: make(chan struct{}),
+	}
+}
+
+// setCluster tells the cluster's id; only the first call counts.
+func (n *numbers) setCluster(id uint32) {
+	n.once.Do(func() {
+		n.cfg.First, n.cfg.Last = n.space.Range(id)
+		n.alloc, n.err = allocator.New(n.cfg)
+		close(n.known)
+	})
+}
+
+func (n *numbers) await(ctx context.Context) (*allocator.Allocator, error) {
+	select {
+	case <-n.known:
+		return n.alloc, n.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the cluster's record has not been read: %w", ctx.Err())
+	}
+}
+
+// Allocate implements identities.
+func (n *numbers) Allocate(ctx context.Context, ls labels.Set) (identity.Number, error) {
+	a, err := n.await(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return a.Allocate(ctx, ls)
+}
+
+// Release implements identities.
+func (n *numbers) Release(ctx context.Context, ls labels.Set) error {
+	a, err := n.await(ctx)
+	if err != nil {
+		return err
+	}
+	return a.Release(ctx, ls)
+}
+
+// confirm puts back what vanished of the identities in use, and returns those
+// whose labels have another number now.
+func (n *numbers) confirm(ctx context.Context) ([]allocator.Move, error) {
+	a, err := n.await(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.Confirm(ctx)
+}
+
+// pruneRefs removes this node's references to numbers that it does not use.
+func (n *numbers) pruneRefs(ctx context.Context) error {
+	a, err := n.await(ctx)
+	if err != nil {
+		return err
+	}
+	count, err := a.PruneRefs(ctx)
+	if count > 0 {
+		n.log.Info("removed stale references to identities", "count", count)
+	}
+	return err
+}
+
+// keepIdentities confirms the identities in use whenever one of the cluster's
+// vanished or the store has another history, until the context ends. A store
+// that fails is asked again.
+func (a *Agent) keepIdentities(ctx context.Context) error {
+	tick := time.NewTicker(identityCheck)
+	defer tick.Stop()
+	incarnation := ""
+	for {
+		again := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.view.identityLost:
+			again = true
+		case <-tick.C:
+			now := a.incarnation()
+			again = incarnation != "" && now != incarnation
+			incarnation = now
+		}
+		for again && ctx.Err() == nil {
+			moves, err := a.ids.confirm(ctx)
+			for _, m := range moves {
+				a.endpoints.renumber(ctx, m)
+			}
+			if again = err != nil; again {
+				a.log.Warn("confirm identities, trying again", "error", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(identityCheck):
+				}
+			}
+		}
+	}
+}

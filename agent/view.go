@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/ipcache"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/table"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+	"github.com/hawser-mesh/hawser/loadbalancer"
+	"github.com/hawser-mesh/hawser/policy"
+	"github.com/hawser-mesh/hawser/policy/api"
+)
+
+// view is what this node knows of the mesh: it turns batches of keys into rows
+// of the datapath's tables. Both readers (state/ and local/) feed it.
+type view struct {
+	own    string // cluster
+	log    *slog.Logger
+	space  identity.Space
+	tables *datapath.Tables
+	engine *policy.Engine
+	ips    *ipcache.Cache
+	lb     *loadbalancer.Desired
+	// podRoutes are the prefixes that the host reaches through the datapath.
+	podRoutes *table.Table[netip.Prefix, struct{}]
+	// identityLost wakes when an identity of the own cluster is deleted.
+	identityLost chan struct{}
+	// services wakes the writer of this node's slices.
+	services *table.Table[serviceName, *keyspacev1.Service]
+
+	mu         sync.Mutex
+	clusters   map[string]uint32
+	identities map[identity.Number]knownIdentity
+	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
+	policies   map[string]string                    // key → problem of an object that cannot be enforced
+	seen       map[string]int64                     // kind → newest revision
+}
+
+type knownIdentity struct {
+	cluster string
+	labels  labels.Set
+}
+
+type serviceName struct{ namespace, name string }
+
+func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired) *view {
+	return &view{
+		own: own, log: log, space: space, tables: tables, engine: engine, ips: ips, lb: lb,
+		podRoutes:    table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
+		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
+		identityLost: make(chan struct{}, 1),
+		clusters:     map[string]uint32{},
+		identities:   map[identity.Number]knownIdentity{},
+		vteps:        map[netip.Prefix]map[string]struct{}{},
+		policies:     map[string]string{},
+		seen:         map[string]int64{},
+	}
+}
+
+// apply takes a batch of either reader.
+func (v *view) apply(b store.Batch) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, c := range b.Changes {
+		if err := v.change(c); err != nil {
+			v.log.Warn("record not usable", "key", c.KV.Key, "error", err)
+		}
+		if rev := c.KV.ModRevision; rev > 0 {
+			v.seen[string(c.Key.Kind)] = max(v.seen[string(c.Key.Kind)], rev)
+		}
+	}
+	v.publish()
+}
+
+// flush publishes what this node's own parts changed.
+func (v *view) flush() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.publish()
+}
+
+// publish brings what changed into the tables, in the order in which the kernel
+// needs it.
+func (v *view) publish() {
+	v.engine.Publish(v.tables.RuleSets)
+	v.ips.Publish(v.tables.IPCache, v.tables.Nodes)
+	v.lb.Publish(v.tables.Frontends)
+}
+
+// change takes one key. Kinds that mean nothing to an agent are passed over.
+func (v *view) change(c store.Change) error {
+	switch c.Key.Kind {
+	case kvstore.KindCluster:
+		return v.cluster(c)
+	case kvstore.KindIdentity:
+		return v.identity(c)
+	case kvstore.KindNode:
+		if c.Deleted {
+			v.ips.DeleteNode(c.Key.Cluster, c.Key.Names[0])
+			return nil
+		}
+		return v.ips.UpsertNode(c.Key.Cluster, c.Record.(*keyspacev1.Node))
+	case kvstore.KindIP:
+		if c.Deleted {
+			p, err := netip.ParsePrefix(c.Key.Names[0])
+			v.ips.DeleteIP(c.Key.Cluster, p)
+			return err
+		}
+		return v.ips.UpsertIP(c.Key.Cluster, c.Record.(*keyspacev1.IPEntry))
+	case kvstore.KindVTEP:
+		return v.vtep(c)
+	case kvstore.KindService:
+		return v.service(c)
+	case kvstore.KindSlice:
+		if c.Deleted {
+			v.lb.DeleteSlice(source(c.Key), c.Key.Names[0], c.Key.Names[1], c.Key.Names[2])
+			return nil
+		}
+		v.lb.UpsertSlice(source(c.Key), c.Record.(*keyspacev1.BackendSlice))
+	case kvstore.KindPolicy:
+		return v.policy(c)
+	}
+	return nil
+}
+
+func (v *view) cluster(c store.Change) error {
+	if c.Deleted {
+		delete(v.clusters, c.Key.Cluster)
+		v.ips.DeleteCluster(c.Key.Cluster)
+		return nil
+	}
+	id := c.Record.(*keyspacev1.Cluster).GetId()
+	v.clusters[c.Key.Cluster] = id
+	v.ips.SetCluster(c.Key.Cluster, id)
+	v.lb.SetCluster(c.Key.Cluster, id)
+	return nil
+}
+
+func (v *view) identity(c store.Change) error {
+	if c.Deleted {
+		n, err := parseNumber(c.Key.Names[0])
+		if err != nil {
+			return err
+		}
+		delete(v.identities, n)
+		v.engine.DeleteIdentity(n)
+		v.tables.Identities.Delete(n)
+		if c.Key.Cluster == v.own {
+			select {
+			case v.identityLost <- struct{}{}:
+			default:
+			}
+		}
+		return nil
+	}
+	r := c.Record.(*keyspacev1.Identity)
+	n := identity.Number(r.GetNumber())
+	ls, err := labels.ParseSet(r.GetLabels(), labels.Any)
+	if err != nil {
+		return err
+	}
+	if err := v.engine.UpsertIdentity(n, c.Key.Cluster, ls); err != nil {
+		return err
+	}
+	v.identities[n] = knownIdentity{c.Key.Cluster, ls}
+	id, _ := v.space.Cluster(n)
+	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
+	return nil
+}
+
+func (v *view) vtep(c store.Change) error {
+	p, err := netip.ParsePrefix(c.Key.Names[0])
+	if err != nil {
+		return err
+	}
+	if c.Deleted {
+		v.ips.DeleteVTEP(c.Key.Cluster, p)
+		delete(v.vteps[p], c.Key.Cluster)
+		if len(v.vteps[p]) == 0 {
+			delete(v.vteps, p)
+			v.podRoutes.Delete(p)
+		}
+		return nil
+	}
+	if err := v.ips.UpsertVTEP(c.Key.Cluster, c.Record.(*keyspacev1.VTEP)); err != nil {
+		return err
+	}
+	if v.vteps[p] == nil {
+		v.vteps[p] = map[string]struct{}{}
+	}
+	v.vteps[p][c.Key.Cluster] = struct{}{}
+	v.podRoutes.Set(p, struct{}{})
+	return nil
+}
+
+func (v *view) service(c store.Change) error {
+	name := serviceName{c.Key.Names[0], c.Key.Names[1]}
+	if c.Deleted {
+		v.lb.DeleteService(source(c.Key), name.namespace, name.name)
+		// The service may have moved to the other subtree.
+		if s, ok := v.services.Get(name); ok && c.Key.Cluster == v.own && s.GetShared() == (c.Key.Subtree == kvstore.State) {
+			v.services.Delete(name)
+		}
+		return nil
+	}
+	s := c.Record.(*keyspacev1.Service)
+	v.lb.UpsertService(source(c.Key), s)
+	if c.Key.Cluster == v.own {
+		v.services.Set(name, s)
+	}
+	return nil
+}
+
+// source is where a service or slice was published.
+func source(k kvstore.Key) loadbalancer.Source {
+	return loadbalancer.Source{Cluster: k.Cluster, Local: k.Subtree == kvstore.Local}
+}
+
+// policy takes a policy object. One that cannot be read is a problem of the
+// cluster that status shows; the objects of before stay enforced.
+func (v *view) policy(c store.Change) error {
+	namespace, name := c.Key.Names[0], c.Key.Names[1]
+	id := namespace + "/" + name
+	if c.Deleted {
+		delete(v.policies, id)
+		v.engine.DeleteObject(namespace, name)
+		return nil
+	}
+	objects, err := api.Parse([]byte(c.Record.(*keyspacev1.PolicyObject).GetSource()))
+	if err == nil && (len(objects) != 1 || objects[0].ID() != id) {
+		err = errors.New("its text is of another object")
+	}
+	if err != nil {
+		v.policies[id] = err.Error()
+		return err
+	}
+	delete(v.policies, id)
+	v.engine.UpsertObject(objects[0])
+	return nil
+}
+
+// Labels implements observe.Resolver.
+func (v *view) Labels(n identity.Number) []string {
+	if name, reserved := n.Reserved(); reserved {
+		if name == "" {
+			return nil
+		}
+		return []string{labels.Reserved + ":" + name}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.identities[n].labels.Strings()
+}
+
+// Workload implements observe.Resolver.
+func (v *view) Workload(a netip.Addr) (workload, cluster, node string) {
+	e, ok := v.ips.Lookup(a)
+	if !ok {
+		return "", "", ""
+	}
+	if e.Workload == "" && e.Source == ipcache.KindNode {
+		return "node/" + e.Node, e.Cluster, e.Node
+	}
+	return e.Workload, e.Cluster, e.Node
+}
+
+// Origin implements observe.Resolver.
+func (v *view) Origin(ruleSet uint32, d datapath.Direction, origin uint32) string {
+	if ruleSet == datapath.InitRuleSet {
+		return "init: policies are not known yet"
+	}
+	if origin != 0 {
+		return v.engine.Origin(origin)
+	}
+	return v.engine.DenyOrigin(ruleSet, d)
+}
+
+// policyProblems are the objects that cannot be enforced, with the reason.
+func (v *view) policyProblems() map[string]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := make(map[string]string, len(v.policies))
+	for id, p := range v.policies {
+		out[id] = strings.ReplaceAll(p, "\n", "; ")
+	}
+	return out
+}
+
+// lookupCluster is the id of a cluster, 0 when unknown.
+func (v *view) lookupCluster(name string) uint32 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.clusters[name]
+}
+
+// seenRevisions is the newest revision applied of each kind.
+func (v *view) seenRevisions() map[string]int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := make(map[string]int64, len(v.seen))
+	for k, r := range v.seen {
+		out[k] = r
+	}
+	return out
+}

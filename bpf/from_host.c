@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* from_host: ingress of the inner end of the host veth, through which the host
+ * reaches pods, here and on other nodes. */
+#include "lib/arp.h"
+#include "lib/deliver.h"
+#include "lib/event.h"
+
+/* The host's own packets come from its addresses. What it merely forwards is
+ * judged as what it is. */
+static __always_inline __u32 host_identity4(__be32 saddr)
+{
+	struct ip_entry *ip;
+
+	if (saddr == node_addr4)
+		return ID_HOST;
+	ip = ipcache_lookup4(saddr);
+	if (ip && ip->flags & IP_HOST)
+		return ID_HOST;
+	return ip && ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+}
+
+static __always_inline int host_route(struct packet *p, struct route *r)
+{
+	int ret = route4(p, p->t.daddr, r);
+
+	p->dst_id = r->identity;
+	if (ret < 0)
+		return ret;
+	if (r->hop == HOP_WORLD || r->hop == HOP_HOST)
+		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	if (r->hop != HOP_LOCAL && p->src_id != ID_HOST)
+		return DROP(p, DROP_SPOOFED_SOURCE); /* no transit into the tunnel */
+	if (r->ep)
+		p->endpoint = r->ep->id;
+	return 0;
+}
+
+static __always_inline int host_judge(struct packet *p, const struct flow *f, struct route *r)
+{
+	int reply = f->dir == FLOW_REPLY;
+
+	if (!r->ep)
+		return 0;
+	return policy_verdict(p, r->ep, rules_word(r->ep->rule_set),
+			      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
+			      reply ? p->t.sport : p->t.dport);
+}
+
+static __always_inline int host_record(struct packet *p, struct flow *f, struct ct_entry *e,
+				       __u16 flags)
+{
+	struct ct_entry fresh;
+	int ret;
+
+	if (!e) {
+		ct_init(&fresh, p, f, flags);
+		return ct_create(p, f, &fresh);
+	}
+	if (f->half_open && f->dir == FLOW_REPLY) {
+		ret = ct_promote(p, f, &e);
+		if (ret < 0)
+			return ret;
+	}
+	ct_touch(e, p, f->dir);
+	return 0;
+}
+
+static __always_inline int host_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct tuple4 quoted = {};
+	struct route r = {};
+	struct flow f = {};
+	struct ct_entry *e;
+	int ret = parse4(skb, ETH_HLEN, p);
+
+	if (ret < 0)
+		return ret;
+	p->src_id = host_identity4(p->t.saddr);
+	ret = host_route(p, &r);
+	if (ret < 0)
+		return ret;
+	if (unlikely(p->icmp_error)) {
+		pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+		e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
+		if (!e && p->src_id != ID_HOST)
+			return DROP(p, DROP_UNRELATED_ICMP);
+	} else {
+		flow_key(&f, &p->t);
+		e = ct_find(&f);
+		if (e && ct_reopened(e, p)) {
+			ct_delete(&f);
+			e = NULL;
+		}
+		if (!e)
+			f.dir = FLOW_FORWARD;
+		ret = host_judge(p, &f, &r);
+		if (ret < 0)
+			return ret;
+		ret = host_record(p, &f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
+		if (ret < 0)
+			return ret;
+	}
+	ret = can_reach(skb, p, r.hop);
+	return ret < 0 ? ret : deliver(skb, p, &r, ID_REMOTE_NODE, f.hash);
+}
+
+static __always_inline int host_packet(struct __sk_buff *skb, struct packet *p)
+{
+	struct ethhdr *eth;
+
+	pull(skb, ETH_HLEN + IP_HLEN + L4_MAX);
+	eth = data(skb);
+	if ((void *)(eth + 1) > data_end(skb))
+		return DROP(p, DROP_MALFORMED);
+	if (likely(eth->proto == bpf_htons(ETH_P_IP)))
+		return host_ipv4(skb, p);
+	if (eth->proto == bpf_htons(ETH_P_ARP)) {
+		__u16 mac[3] = { net_mac[0], net_mac[1], net_mac[2] };
+
+		return answer_arp(skb, p, (__u8 *)mac, 0);
+	}
+	return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
+}
+
+SEC("tc")
+int from_host(struct __sk_buff *skb)
+{
+	struct packet p = { .len = skb->len, .program = PROG_FROM_HOST, .direction = DIR_INGRESS };
+	int ret = host_packet(skb, &p);
+	int act = finish(&p, ret);
+
+	return ret == -DROP_PACKET_TOO_BIG && p.mtu ? answer_frag_needed(skb, &p) : act;
+}

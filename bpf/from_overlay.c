@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* from_overlay: ingress of the underlay device. Tunnelled packets are checked,
+ * judged, stripped and delivered; packets to local pods that came without a
+ * tunnel are judged as world; all others are the host's and pass.
+ *
+ * Everything is decided on the packet as it came; it is stripped last. */
+#include "lib/deliver.h"
+#include "lib/event.h"
+
+/* What a packet from outside this node goes through, tunnelled or not. */
+struct arrival {
+	struct endpoint *rx; /* NULL: this node itself */
+	__u32 hop; /* the sender's node id, or HOP_WORLD */
+	__u32 epoch; /* of the source's address */
+	__u64 verdict; /* the word to cache */
+};
+
+static __always_inline __u64 arrival_word(const struct packet *p, const struct flow *f,
+					  struct arrival *a, __u64 rules)
+{
+	return verdict_word(f, a->rx ? rules : 1, a->epoch, p->src_id);
+}
+
+static __always_inline int arrival_judge(struct packet *p, const struct flow *f, struct arrival *a)
+{
+	__u8 reply = f->dir == FLOW_REPLY;
+	__u64 rules = 0;
+
+	if (!a->rx) {
+		a->verdict = arrival_word(p, f, a, 0);
+		return 0; /* the host has no policy */
+	}
+	rules = rules_word(a->rx->rule_set);
+	a->verdict = arrival_word(p, f, a, rules);
+	return policy_verdict(p, a->rx, rules, reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
+			      reply ? p->t.sport : p->t.dport);
+}
+
+/* Records the packet: a new entry, or the old one with a new outcome. */
+static __always_inline int arrival_record(struct packet *p, struct flow *f, struct arrival *a,
+					  struct ct_entry **e)
+{
+	__u16 flags = a->hop == HOP_WORLD ? CT_WORLD : 0;
+	struct ct_entry fresh;
+	int ret;
+
+	if (!*e) {
+		ct_init(&fresh, p, f, flags);
+		ct_cache(&fresh, FLOW_FORWARD, a->verdict, hop_word(a->hop, a->epoch));
+		return ct_create(p, f, &fresh);
+	}
+	if (f->half_open && f->dir == FLOW_REPLY) {
+		ret = ct_promote(p, f, e);
+		if (ret < 0)
+			return ret;
+	}
+	(*e)->flags = ((*e)->flags & ~CT_WORLD) | flags;
+	ct_cache(*e, f->dir, a->verdict, hop_word(a->hop, a->epoch));
+	ct_touch(*e, p, f->dir);
+	return 0;
+}
+
+/* A backend's reply gets the service's address back. */
+static __always_inline int arrival_nat(struct __sk_buff *skb, struct packet *p,
+				       const struct flow *f, const struct ct_entry *e)
+{
+	struct tuple4 to = p->t;
+
+	if (!e || f->dir != FLOW_REPLY || !(e->flags & CT_NAT))
+		return 0;
+	to.saddr = e->nat_addr.w[3];
+	to.sport = e->nat_port;
+	return nat4(skb, p, &to);
+}
+
+static __always_inline int arrival_send(struct __sk_buff *skb, struct packet *p,
+					const struct arrival *a)
+{
+	return a->rx ? to_endpoint(skb, p, a->rx) : to_own_host(skb, p);
+}
+
+static __always_inline int is_own_address(__be32 a)
+{
+	struct ip_entry *ip;
+
+	if (a == node_addr4)
+		return 1;
+	ip = ipcache_exact4(a);
+	return ip && ip->flags & IP_HOST;
+}
+
+/* Whether the entry's outcome holds: same sender node, same identity, nothing
+ * changed since. */
+static __always_inline int tunnel_cached(struct packet *p, const struct flow *f,
+					 struct ct_entry *e, struct arrival *a)
+{
+	__u64 rules = a->rx ? rules_word(a->rx->rule_set) : 0;
+	__u8 dir = f->dir & 1;
+	__u64 hop = READ_ONCE(e->hop[dir]);
+	struct node *node = node_by_id(hop >> 32);
+
+	if (!node || node->addr.w[3] != p->outer || e->flags & CT_WORLD)
+		return 0;
+	a->hop = hop >> 32;
+	return (__u32)hop == a->epoch &&
+	       READ_ONCE(e->verdict[dir]) == arrival_word(p, f, a, rules);
+}
+
+static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct ct_entry **e,
+				       struct arrival *a)
+{
+	struct node *node;
+	int ret;
+
+	a->hop = node_id_by_addr4(p->outer);
+	node = node_by_id(a->hop);
+	if (!node)
+		return DROP(p, DROP_UNKNOWN_SENDER);
+	ret = check_sender(p, a->hop, node);
+	if (ret < 0)
+		return ret;
+	if (!a->rx && !is_own_address(p->t.daddr))
+		return DROP(p, DROP_UNKNOWN_DESTINATION);
+	if (*e && (ct_reopened(*e, p) || ((*e)->flags & CT_WORLD && f->dir == FLOW_FORWARD))) {
+		ct_delete(f);
+		*e = NULL;
+	}
+	if (!*e)
+		f->dir = FLOW_FORWARD;
+	ret = arrival_judge(p, f, a);
+	return ret < 0 ? ret : arrival_record(p, f, a, e);
+}
+
+/* An ICMP error from the tunnel: its sender is checked, policy is not asked. */
+static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *p,
+					  struct arrival *a)
+{
+	struct tuple4 quoted = {};
+	struct flow f = {};
+	__u32 sender = node_id_by_addr4(p->outer);
+	struct node *node = node_by_id(sender);
+	struct ct_entry *e;
+	__be32 vip = 0;
+	__be16 port = 0;
+	int ret;
+
+	if (!node)
+		return DROP(p, DROP_UNKNOWN_SENDER);
+	ret = check_sender(p, sender, node);
+	if (ret < 0)
+		return ret;
+	pull(skb, TUNNEL_INNER + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+	e = related_flow(skb, TUNNEL_INNER, p, &f, &quoted);
+	if (!e || e->flags & CT_WORLD)
+		return DROP(p, DROP_UNRELATED_ICMP);
+	if (!a->rx && !is_own_address(p->t.daddr))
+		return DROP(p, DROP_UNKNOWN_DESTINATION);
+	if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
+		vip = e->nat_addr.w[3];
+		port = e->nat_port;
+	}
+	ret = tunnel_strip(skb, p);
+	if (!ret && vip)
+		ret = related_nat4(skb, p, &quoted, vip, port);
+	return ret < 0 ? ret : arrival_send(skb, p, a);
+}
+
+static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
+{
+	struct tunnel_headers *h;
+	struct arrival a = {};
+	struct flow f = {};
+	struct ct_entry *e;
+	int ret;
+
+	pull(skb, TUNNEL_INNER + IP_HLEN + L4_MAX);
+	h = data(skb) + ETH_HLEN;
+	if ((void *)(h + 1) > data_end(skb) || h->vxlan.flags != VXLAN_VNI_VALID)
+		return DROP(p, DROP_MALFORMED);
+	p->src_id = bpf_ntohl(h->vxlan.vni) >> 8;
+	if (((struct ethhdr *)h->inner)->proto != bpf_htons(ETH_P_IP))
+		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
+	ret = parse4(skb, TUNNEL_INNER, p);
+	if (ret < 0)
+		return ret;
+	a.rx = endpoint_by_addr4(p->t.daddr);
+	p->dst_id = a.rx ? a.rx->identity : ID_HOST;
+	p->endpoint = a.rx ? a.rx->id : 0;
+	if (unlikely(p->icmp_error))
+		return tunnel_related(skb, p, &a);
+	a.epoch = ip_epoch4(p->t.saddr);
+	flow_key(&f, &p->t);
+	e = ct_find(&f);
+	if (e && (f.dir == FLOW_FORWARD || !f.half_open) && !ct_reopened(e, p) &&
+	    tunnel_cached(p, &f, e, &a)) {
+		ct_touch(e, p, f.dir);
+	} else {
+		ret = tunnel_slow(p, &f, &e, &a);
+		if (ret < 0)
+			return ret;
+	}
+	ret = tunnel_strip(skb, p);
+	if (ret < 0)
+		return ret;
+	ret = arrival_nat(skb, p, &f, e);
+	return ret < 0 ? ret : arrival_send(skb, p, &a);
+}
+
+/* A packet for a local pod that no tunnel brought. Flows of the mesh use the
+ * tunnel, so it may neither continue one nor pretend to come from here. */
+static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p,
+				       struct endpoint *rx)
+{
+	struct arrival a = { .rx = rx, .hop = HOP_WORLD };
+	struct tuple4 quoted = {};
+	struct flow f = {};
+	struct ct_entry *e;
+	int ret;
+
+	p->dst_id = rx->identity;
+	p->endpoint = rx->id;
+	pull(skb, ETH_HLEN + IP_HLEN + L4_MAX);
+	ret = parse4(skb, ETH_HLEN, p);
+	if (ret < 0)
+		return ret;
+	a.epoch = ip_epoch4(p->t.saddr);
+	p->src_id = world_identity4(p->t.saddr);
+	if (endpoint_by_addr4(p->t.saddr) || is_own_address(p->t.saddr))
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	if (unlikely(p->icmp_error)) {
+		pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+		e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
+		if (!e || !(e->flags & CT_WORLD))
+			return DROP(p, DROP_UNRELATED_ICMP);
+		return to_endpoint(skb, p, rx);
+	}
+	flow_key(&f, &p->t);
+	e = ct_find(&f);
+	if (e && !(e->flags & CT_WORLD))
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	if (e && ct_reopened(e, p)) {
+		ct_delete(&f);
+		e = NULL;
+	}
+	if (!e)
+		f.dir = FLOW_FORWARD;
+	ret = arrival_judge(p, &f, &a);
+	if (ret < 0)
+		return ret;
+	ret = arrival_record(p, &f, &a, &e);
+	if (ret < 0)
+		return ret;
+	ret = arrival_nat(skb, p, &f, e);
+	return ret < 0 ? ret : to_endpoint(skb, p, rx);
+}
+
+SEC("tc")
+int from_overlay(struct __sk_buff *skb)
+{
+	struct packet p = {
+		.len = skb->len, .program = PROG_FROM_OVERLAY, .direction = DIR_INGRESS
+	};
+	struct endpoint *rx;
+	struct ethhdr *eth;
+	struct iphdr *ip;
+	struct udphdr *udp;
+
+	pull(skb, ETH_HLEN + IP_HLEN + sizeof(*udp));
+	eth = data(skb);
+	ip = (void *)(eth + 1);
+	udp = (void *)(ip + 1);
+	if ((void *)(udp + 1) > data_end(skb) || eth->proto != bpf_htons(ETH_P_IP))
+		return TC_ACT_OK;
+	if (ip->daddr != node_addr4) {
+		rx = endpoint_by_addr4(ip->daddr);
+		return rx ? finish(&p, untunnelled(skb, &p, rx)) : TC_ACT_OK;
+	}
+	if (ip->protocol != IPPROTO_UDP || ip->version_ihl != IP_VERSION_IHL ||
+	    ip->frag_off & bpf_htons(IP_FRAGMENT) || udp->dest != tunnel_port)
+		return TC_ACT_OK;
+	p.outer = ip->saddr;
+	return finish(&p, tunnelled(skb, &p));
+}

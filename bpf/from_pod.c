@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* from_pod: ingress of the host's end of a pod's veth, what the pod sends.
+ *
+ * Reading order: from_pod, pod_ipv4, pod_flow, then pod_plain for packets as
+ * they are and pod_service for packets to a service address. */
+#include "lib/arp.h"
+#include "lib/deliver.h"
+#include "lib/event.h"
+#include "lib/service.h"
+
+/* What is cached when both ends are here: the hop's epoch is the receiver's rule
+ * set's, and both identities are part of the check. */
+static __always_inline __u32 local_salt(const struct endpoint *tx, const struct endpoint *rx)
+{
+	return tx->identity * 0x9E3779B1 ^ rx->identity;
+}
+
+/* Whether the entry's outcome still holds for a packet of tx to daddr. */
+static __always_inline int pod_cached(struct ct_entry *e, const struct flow *f,
+				      const struct endpoint *tx, __be32 daddr, __u32 salt,
+				      struct route *r)
+{
+	__u8 dir = f->dir & 1;
+	__u64 hop = READ_ONCE(e->hop[dir]);
+	__u32 policy_epoch = rules_word(tx->rule_set);
+
+	r->hop = hop >> 32;
+	if (r->hop == HOP_NONE)
+		return 0;
+	if (r->hop == HOP_LOCAL) {
+		r->ep = endpoint_by_addr4(daddr);
+		if (!r->ep)
+			return 0;
+		r->epoch = rules_word(r->ep->rule_set);
+		salt ^= local_salt(tx, r->ep);
+	} else {
+		r->ep = NULL;
+		r->epoch = ip_epoch4(daddr);
+	}
+	return (__u32)hop == r->epoch &&
+	       READ_ONCE(e->verdict[dir]) == verdict_word(f, policy_epoch, r->epoch, salt);
+}
+
+/* Judges a packet of tx with the (translated) tuple t. *verdict is the word to
+ * cache beside r. */
+static __always_inline int pod_judge(struct packet *p, const struct flow *f, struct endpoint *tx,
+				     const struct tuple4 *t, __u32 salt, struct route *r,
+				     __u64 *verdict)
+{
+	__u8 dir = f->dir == FLOW_REPLY ? DIR_INGRESS : DIR_EGRESS;
+	__be16 port = f->dir == FLOW_REPLY ? t->sport : t->dport;
+	__u64 rules = rules_word(tx->rule_set);
+	int ret = route4(p, t->daddr, r);
+
+	p->dst_id = r->identity;
+	if (ret < 0)
+		return ret;
+	if (r->ep) {
+		__u64 receiver = rules_word(r->ep->rule_set);
+
+		r->epoch = receiver;
+		salt ^= local_salt(tx, r->ep);
+		if (r->ep->id != tx->id) { /* a pod may talk to itself */
+			ret = policy_verdict(p, tx, rules, dir, r->identity, port);
+			if (!ret)
+				ret = policy_verdict(p, r->ep, receiver, dir ^ 1, tx->identity,
+						     port);
+		}
+	} else {
+		ret = policy_verdict(p, tx, rules, dir, r->identity, port);
+	}
+	*verdict = verdict_word(f, rules, r->epoch, salt);
+	return ret;
+}
+
+static __always_inline void mark_world(struct ct_entry *e, const struct route *r)
+{
+	if (r->hop == HOP_WORLD)
+		e->flags |= CT_WORLD;
+	else
+		e->flags &= ~CT_WORLD;
+}
+
+/* A packet without translation, or a backend's reply, which is translated
+ * back. */
+static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
+				     struct flow *f, struct ct_entry *e)
+{
+	struct tuple4 to = p->t;
+	struct ct_entry fresh;
+	struct route r = {};
+	__u64 verdict = 0;
+	int ret, nat = 0, cached = 0;
+
+	if (e && f->dir == FLOW_REPLY && e->flags & CT_NAT) {
+		nat = 1;
+		to.saddr = e->nat_addr.w[3];
+		to.sport = e->nat_port;
+		if (e->flags & CT_HAIRPIN)
+			to.daddr = tx->addr.w[3];
+	}
+	if (e)
+		cached = pod_cached(e, f, tx, to.daddr, 0, &r);
+	if (!cached) {
+		struct tuple4 judged = p->t;
+
+		judged.daddr = to.daddr;
+		ret = pod_judge(p, f, tx, &judged, 0, &r, &verdict);
+		if (ret < 0)
+			return ret;
+	}
+	if (!e) {
+		e = &fresh;
+		ct_init(e, p, f, r.hop == HOP_WORLD ? CT_WORLD : 0);
+		ct_cache(e, FLOW_FORWARD, verdict, hop_word(r.hop, r.epoch));
+		ret = ct_create(p, f, e);
+		if (ret < 0)
+			return ret;
+	} else {
+		if (f->half_open && f->dir == FLOW_REPLY) {
+			ret = ct_promote(p, f, &e);
+			if (ret < 0)
+				return ret;
+		}
+		if (!cached) {
+			mark_world(e, &r);
+			ct_cache(e, f->dir, verdict, hop_word(r.hop, r.epoch));
+		}
+		ct_touch(e, p, f->dir);
+	}
+	ret = can_reach(skb, p, r.hop);
+	if (ret < 0)
+		return ret;
+	if (nat) {
+		ret = nat4(skb, p, &to);
+		if (ret < 0)
+			return ret;
+	}
+	return deliver(skb, p, &r, tx->identity, f->hash);
+}
+
+/* Makes both entries of a new flow to a service: from before and after
+ * translation. */
+static __always_inline int service_create(struct packet *p, struct flow *f, const struct tuple4 *to,
+					  __u32 frontend, __u32 backend, __u64 verdict,
+					  const struct route *r, __u16 flags)
+{
+	struct ct_entry e;
+	struct flow after = {};
+	int ret;
+
+	if (r->hop == HOP_WORLD)
+		flags |= CT_WORLD;
+	flow_key(&after, to);
+	if (ct_find(&after))
+		ct_delete(&after);
+	ct_init(&e, p, &after, flags | CT_NAT);
+	e.nat_addr = addr4(p->t.daddr);
+	e.nat_port = p->t.dport;
+	e.frontend = frontend;
+	e.backend = backend;
+	ret = ct_create(p, &after, &e);
+	if (ret < 0)
+		return ret;
+	ct_init(&e, p, f, flags | CT_SERVICE);
+	e.nat_addr = addr4(to->daddr);
+	e.nat_port = to->dport;
+	e.frontend = frontend;
+	e.backend = backend;
+	ct_cache(&e, FLOW_FORWARD, verdict, hop_word(r->hop, r->epoch));
+	return ct_create(p, f, &e);
+}
+
+/* The entry from after translation sees only replies: keep it as young as the
+ * flow, make it again if it went, and follow it when it is established. */
+static __always_inline int service_follow(struct packet *p, struct flow *f, struct ct_entry **e,
+					  const struct tuple4 *to)
+{
+	struct flow after = {};
+	struct ct_entry *other;
+
+	flow_key(&after, to);
+	other = ct_find(&after);
+	if (!other) {
+		struct ct_entry fresh;
+		__u16 flags = (*e)->flags & (CT_HAIRPIN | CT_WORLD);
+
+		ct_init(&fresh, p, &after, flags | CT_NAT);
+		fresh.nat_addr = addr4(p->t.daddr);
+		fresh.nat_port = p->t.dport;
+		fresh.frontend = (*e)->frontend;
+		fresh.backend = (*e)->backend;
+		return ct_create(p, &after, &fresh);
+	}
+	other->last_seen = bpf_jiffies64();
+	if (f->half_open && !after.half_open)
+		return ct_promote(p, f, e);
+	return 0;
+}
+
+enum {
+	FOLLOW_JIFFIES = 1024, /* one to ten seconds */
+};
+
+static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
+				       struct flow *f, struct ct_entry *e)
+{
+	struct tuple4 to = p->t;
+	struct route r = {};
+	struct frontend *fe;
+	struct backend *b;
+	__u64 verdict = 0;
+	__u32 number = 0, epoch;
+	__u16 flags = 0;
+	int ret;
+
+	if (e) {
+		epoch = service_epoch(e->frontend);
+		to.daddr = e->nat_addr.w[3];
+		to.dport = e->nat_port;
+		if (e->flags & CT_HAIRPIN)
+			to.saddr = HAIRPIN_ADDR4;
+		if (!pod_cached(e, f, tx, to.daddr, epoch, &r)) {
+			number = e->backend;
+			b = bpf_map_lookup_elem(&backends, &number);
+			if (!b || !is_addr4(&b->addr, to.daddr) || b->port != to.dport) {
+				ct_delete(f);
+				e = NULL;
+				to = p->t;
+				goto fresh;
+			}
+			ret = pod_judge(p, f, tx, &to, epoch, &r, &verdict);
+			if (ret < 0)
+				return ret;
+			mark_world(e, &r);
+			ct_cache(e, f->dir, verdict, hop_word(r.hop, r.epoch));
+		}
+		if (f->half_open || (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
+			e->created = bpf_jiffies64();
+			ret = service_follow(p, f, &e, &to);
+			if (ret < 0)
+				return ret;
+		}
+		ct_touch(e, p, f->dir);
+		goto send;
+	}
+fresh:
+	f->dir = FLOW_FORWARD;
+	fe = frontend4(&p->t);
+	if (!fe)
+		return DROP(p, DROP_NO_BACKEND);
+	epoch = service_epoch(fe->number);
+	b = choose_backend(fe, &number);
+	if (!b)
+		return DROP(p, DROP_NO_BACKEND);
+	to.daddr = b->addr.w[3];
+	to.dport = b->port;
+	if (to.daddr == p->t.saddr) {
+		to.saddr = HAIRPIN_ADDR4;
+		flags = CT_HAIRPIN;
+	}
+	ret = pod_judge(p, f, tx, &to, epoch, &r, &verdict);
+	if (ret < 0)
+		return ret;
+	ret = service_create(p, f, &to, fe->number, number, verdict, &r, flags);
+	if (ret < 0)
+		return ret;
+send:
+	ret = can_reach(skb, p, r.hop);
+	if (ret < 0)
+		return ret;
+	ret = nat4(skb, p, &to);
+	return ret < 0 ? ret : deliver(skb, p, &r, tx->identity, f->hash);
+}
+
+/* An ICMP error of a flow passes without policy. */
+static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p,
+				       struct endpoint *tx)
+{
+	struct tuple4 quoted = {};
+	struct flow f = {};
+	struct route r = {};
+	struct ct_entry *e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
+	int ret;
+
+	if (!e)
+		return DROP(p, DROP_UNRELATED_ICMP);
+	ret = route4(p, p->t.daddr, &r);
+	if (ret < 0)
+		return ret;
+	p->dst_id = r.identity;
+	ret = can_reach(skb, p, r.hop);
+	if (ret < 0)
+		return ret;
+	if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
+		ret = related_nat4(skb, p, &quoted, e->nat_addr.w[3], e->nat_port);
+		if (ret < 0)
+			return ret;
+	}
+	return deliver(skb, p, &r, tx->identity, f.hash);
+}
+
+/* Whether a half-open flow was opened before its destination became a service. */
+static __always_inline int became_service(const struct flow *f, const struct ct_entry *e,
+					  const struct packet *p)
+{
+	return f->half_open && f->dir == FLOW_FORWARD && !(e->flags & (CT_SERVICE | CT_NAT)) &&
+	       frontend4(&p->t);
+}
+
+static __always_inline int pod_flow(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
+{
+	struct flow f = {};
+	struct ct_entry *e;
+
+	flow_key(&f, &p->t);
+	e = ct_find(&f);
+	if (e && (ct_reopened(e, p) || became_service(&f, e, p))) {
+		ct_delete(&f);
+		e = NULL;
+	}
+	if (!e)
+		f.dir = FLOW_FORWARD;
+	if (e ? e->flags & CT_SERVICE : frontend4(&p->t) != NULL)
+		return pod_service(skb, p, tx, &f, e);
+	return pod_plain(skb, p, tx, &f, e);
+}
+
+/* A pod sends only from its own addresses. */
+static __always_inline int own_source(const struct endpoint *tx, __be32 saddr)
+{
+	struct endpoint *ep;
+
+	if (likely(is_addr4(&tx->addr, saddr)))
+		return 1;
+	ep = endpoint_by_addr4(saddr);
+	return ep && ep->id == tx->id;
+}
+
+static __always_inline int pod_ipv4(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
+{
+	int ret = parse4(skb, ETH_HLEN, p);
+
+	if (ret < 0)
+		return ret;
+	if (!own_source(tx, p->t.saddr))
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	if (unlikely(p->icmp_error))
+		return pod_related(skb, p, tx);
+	return pod_flow(skb, p, tx);
+}
+
+static __always_inline int same_mac(const __u8 *a, const __u8 *b)
+{
+	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
+{
+	struct endpoint *tx = endpoint_by_device(skb->ifindex);
+	struct ethhdr *eth;
+
+	if (!tx)
+		return DROP(p, DROP_UNKNOWN_ENDPOINT);
+	p->endpoint = tx->id;
+	p->src_id = tx->identity;
+	p->rule_set = tx->rule_set;
+	pull(skb, ETH_HLEN + IP_HLEN + L4_MAX);
+	eth = data(skb);
+	if ((void *)(eth + 1) > data_end(skb))
+		return DROP(p, DROP_MALFORMED);
+	if (!same_mac(eth->src, tx->pod_mac))
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	if (likely(eth->proto == bpf_htons(ETH_P_IP)))
+		return pod_ipv4(skb, p, tx);
+	if (eth->proto == bpf_htons(ETH_P_ARP))
+		return answer_arp(skb, p, tx->host_mac, tx->addr.w[3]);
+	return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	struct packet p = { .len = skb->len, .program = PROG_FROM_POD, .direction = DIR_EGRESS };
+	int ret = pod_packet(skb, &p);
+	int act = finish(&p, ret);
+
+	return ret == -DROP_PACKET_TOO_BIG && p.mtu ? answer_frag_needed(skb, &p) : act;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Counters and events, and the one exit of every program. */
+#pragma once
+#include "config.h"
+#include "drop.h"
+#include "types.h"
+
+struct metric {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Index: reason, direction, program (2 bits). */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DROP_REASONS * 2 * PROGRAMS);
+	__type(key, __u32);
+	__type(value, struct metric);
+} metrics SEC(".maps");
+
+enum event_type {
+	EVENT_DROP = 1,
+	EVENT_VERDICT = 2,
+	EVENT_TRACE = 3,
+};
+
+struct event {
+	__u64 suppressed;
+	struct addr source;
+	struct addr destination;
+	struct addr outer;
+	__u32 source_id;
+	__u32 dest_id;
+	__u32 rule_set;
+	__u32 origin;
+	__u32 length;
+	__u32 line;
+	__be16 sport;
+	__be16 dport;
+	__u16 endpoint;
+	__u8 type; /* enum event_type */
+	__u8 reason;
+	__u8 program;
+	__u8 direction;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 pad[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} events SEC(".maps");
+
+/* Token bucket per (endpoint, reason); counting in metrics stays exact. */
+struct bucket_key {
+	__u16 endpoint;
+	__u8 reason;
+	__u8 program;
+};
+
+struct bucket {
+	__u64 last; /* ns */
+	__u32 tokens;
+	__u32 suppressed;
+};
+
+enum {
+	EVENT_RATE = 100, /* per second */
+	EVENT_BURST = 200,
+	NSEC_PER_TOKEN = 1000000000 / EVENT_RATE,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct bucket_key);
+	__type(value, struct bucket);
+} event_buckets SEC(".maps");
+
+static __always_inline void count(const struct packet *p, __u32 reason)
+{
+	__u32 i = (reason * 2 + (p->direction & 1)) * PROGRAMS + (p->program & (PROGRAMS - 1));
+	struct metric *m = bpf_map_lookup_elem(&metrics, &i);
+
+	if (m) {
+		m->packets++;
+		m->bytes += p->len;
+	}
+}
+
+/* Takes a token. Returns the number of events suppressed before this one, or
+ * -1 when this one is suppressed too. */
+static __always_inline long long take_token(const struct packet *p, __u32 reason)
+{
+	struct bucket_key key = {
+		.endpoint = p->endpoint, .reason = reason, .program = p->program
+	};
+	struct bucket *b = bpf_map_lookup_elem(&event_buckets, &key);
+	__u64 now = bpf_ktime_get_ns();
+	__u64 earned;
+	long long suppressed;
+
+	if (!b) {
+		struct bucket fresh = { .last = now, .tokens = EVENT_BURST - 1 };
+
+		bpf_map_update_elem(&event_buckets, &key, &fresh, BPF_ANY);
+		return 0;
+	}
+	earned = (now - b->last) / NSEC_PER_TOKEN;
+	if (earned) {
+		__u64 tokens = b->tokens + earned;
+
+		b->tokens = tokens > EVENT_BURST ? EVENT_BURST : tokens;
+		b->last += earned * NSEC_PER_TOKEN;
+	}
+	if (!b->tokens) {
+		b->suppressed++;
+		return -1;
+	}
+	b->tokens--;
+	suppressed = b->suppressed;
+	b->suppressed = 0;
+	return suppressed;
+}
+
+static __noinline void fill_event(struct event *e, const struct packet *p)
+{
+	if (!e || !p)
+		return;
+	e->source = addr4(p->t.saddr);
+	e->destination = addr4(p->t.daddr);
+	if (p->outer)
+		e->outer = addr4(p->outer);
+	e->source_id = p->src_id;
+	e->dest_id = p->dst_id;
+	e->rule_set = p->rule_set;
+	e->origin = p->origin;
+	e->length = p->len;
+	e->line = p->line;
+	e->sport = p->t.sport;
+	e->dport = p->t.dport;
+	e->endpoint = p->endpoint;
+	e->program = p->program;
+	e->direction = p->direction;
+	e->protocol = p->t.proto;
+	e->tcp_flags = p->tcp_flags;
+	e->icmp_type = p->icmp_type;
+	e->icmp_code = p->icmp_code;
+}
+
+static __noinline void emit_drop(const struct packet *p, __u32 reason)
+{
+	struct event *e;
+	long long suppressed;
+
+	if (!p)
+		return;
+	suppressed = take_token(p, reason);
+	if (suppressed < 0)
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e)
+		return;
+	__builtin_memset(e, 0, sizeof(*e));
+	e->suppressed = suppressed;
+	e->type = EVENT_DROP;
+	e->reason = reason;
+	fill_event(e, p);
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* The exit: a negative verdict is a drop with a reason. */
+static __always_inline int finish(const struct packet *p, int verdict)
+{
+	__u32 reason = verdict < 0 ? -verdict : DROP_NONE;
+
+	if (reason >= DROP_REASONS)
+		reason = DROP_REWRITE_FAILED;
+	count(p, reason);
+	if (likely(reason == DROP_NONE))
+		return verdict;
+	emit_drop(p, reason);
+	return TC_ACT_SHOT;
+}

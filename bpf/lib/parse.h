@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* From bytes to a struct packet. */
+#pragma once
+#include "drop.h"
+#include "types.h"
+
+/* Bytes before what the parser must see: an IPv4 header without options, and
+ * as much of the next as says what the packet is. */
+enum {
+	L4_MAX = sizeof(struct tcphdr),
+	IP_HLEN = sizeof(struct iphdr),
+};
+
+static __always_inline void *data(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data;
+}
+
+static __always_inline void *data_end(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data_end;
+}
+
+/* Makes the first need bytes readable, as far as the packet has them. */
+static __always_inline void pull(struct __sk_buff *skb, __u32 need)
+{
+	if (likely(data(skb) + need <= data_end(skb)))
+		return;
+	bpf_skb_pull_data(skb, need < skb->len ? need : skb->len);
+}
+
+static __always_inline int is_multicast4(__be32 a)
+{
+	return (bpf_ntohl(a) & 0xF0000000) == 0xE0000000 || a == 0xFFFFFFFF;
+}
+
+static __always_inline int is_icmp_error(__u8 type)
+{
+	return type == ICMP_UNREACHABLE || type == ICMP_SOURCE_QUENCH ||
+	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER_PROBLEM;
+}
+
+/* Ports of an ICMP echo: the identifier is the requester's. */
+static __always_inline int echo_ports(struct tuple4 *t, const struct icmphdr *icmp)
+{
+	if (icmp->type == ICMP_ECHO)
+		t->sport = icmp->id;
+	else if (icmp->type == ICMP_ECHOREPLY)
+		t->dport = icmp->id;
+	else
+		return -1;
+	return 0;
+}
+
+static __always_inline int parse_l4(struct packet *p, void *l4, void *end)
+{
+	struct tcphdr *tcp = l4;
+	struct udphdr *udp = l4;
+	struct icmphdr *icmp = l4;
+
+	switch (p->t.proto) {
+	case IPPROTO_TCP:
+		if ((void *)(tcp + 1) > end)
+			return DROP(p, DROP_MALFORMED);
+		p->tcp_flags = tcp->flags;
+		break;
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		break;
+	case IPPROTO_ICMP:
+		if ((void *)(icmp + 1) > end)
+			return DROP(p, DROP_MALFORMED);
+		p->icmp_type = icmp->type;
+		p->icmp_code = icmp->code;
+		p->icmp_error = is_icmp_error(icmp->type);
+		if (!p->icmp_error && echo_ports(&p->t, icmp))
+			return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
+		return 0;
+	default:
+		return 0; /* no ports: policy judges by protocol */
+	}
+	if ((void *)(udp + 1) > end)
+		return DROP(p, DROP_MALFORMED);
+	p->t.sport = udp->source;
+	p->t.dport = udp->dest;
+	return 0;
+}
+
+/* Parses the IPv4 packet at off; the caller has pulled. */
+static __always_inline int parse4(struct __sk_buff *skb, __u32 off, struct packet *p)
+{
+	void *end = data_end(skb);
+	struct iphdr *ip = data(skb) + off;
+
+	if ((void *)(ip + 1) > end)
+		return DROP(p, DROP_MALFORMED);
+	p->t.saddr = ip->saddr;
+	p->t.daddr = ip->daddr;
+	p->t.proto = ip->protocol;
+	p->tos = ip->tos;
+	if (ip->version_ihl != IP_VERSION_IHL)
+		return ip->version_ihl >> 4 == 4 && ip->version_ihl > IP_VERSION_IHL ?
+			       DROP(p, DROP_IP_OPTIONS) :
+			       DROP(p, DROP_MALFORMED);
+	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
+		return DROP(p, DROP_FRAGMENT);
+	if (is_multicast4(ip->daddr))
+		return DROP(p, DROP_MULTICAST);
+	return parse_l4(p, ip + 1, end);
+}
+
+/* The tuple of the packet that an ICMP error at off quotes, seen from that
+ * packet's sender. */
+static __always_inline int parse_quoted(struct __sk_buff *skb, __u32 off, struct packet *p,
+					struct tuple4 *t)
+{
+	void *end = data_end(skb);
+	struct iphdr *ip = data(skb) + off + IP_HLEN + sizeof(struct icmphdr);
+	struct icmphdr *icmp = (void *)(ip + 1);
+	struct udphdr *udp = (void *)(ip + 1);
+
+	if ((void *)(udp + 1) > end || ip->version_ihl != IP_VERSION_IHL)
+		return DROP(p, DROP_MALFORMED);
+	t->saddr = ip->saddr;
+	t->daddr = ip->daddr;
+	t->proto = ip->protocol;
+	switch (ip->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		t->sport = udp->source;
+		t->dport = udp->dest;
+		return 0;
+	case IPPROTO_ICMP:
+		return echo_ports(t, icmp) ? DROP(p, DROP_UNRELATED_ICMP) : 0;
+	}
+	return 0;
+}

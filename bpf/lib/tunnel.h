@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* VXLAN (RFC 7348) with headers written here; the VNI is the source's identity.
+ *
+ * The receiver's rewrite leaves the UDP-tunnel mark of segmentation offload on
+ * the packet, so UDP segmentation (tx-udp-segmentation) must be off at the
+ * pod's end of its veth, or QUIC-like senders lose packets; and a stripped
+ * packet cannot be wrapped again, so nothing here forwards from tunnel to
+ * tunnel. */
+#pragma once
+#include "config.h"
+#include "ipcache.h"
+#include "parse.h"
+
+struct vxlanhdr {
+	__be32 flags;
+	__be32 vni; /* vni 24 | 0 */
+};
+
+#define VXLAN_VNI_VALID bpf_htonl(0x08000000)
+
+struct tunnel_headers {
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlanhdr vxlan;
+	__u8 inner[sizeof(struct ethhdr)]; /* an ethhdr; bytes, to end unpadded */
+	__u8 end[2];
+};
+
+enum {
+	TUNNEL_OVERHEAD = __builtin_offsetof(struct tunnel_headers, end),
+	TUNNEL_INNER = ETH_HLEN + TUNNEL_OVERHEAD, /* offset of the inner IP header */
+	/* the source ports of outer headers are 0x8000 … 0xFFFF */
+	TUNNEL_PORT_BASE = 0x8000,
+};
+
+_Static_assert(TUNNEL_OVERHEAD == 50, "VXLAN over IPv4 takes 50 bytes");
+
+static __always_inline __u32 l4_hlen(struct __sk_buff *skb, const struct packet *p)
+{
+	struct tcphdr *tcp = data(skb) + ETH_HLEN + IP_HLEN;
+
+	if (p->t.proto != IPPROTO_TCP)
+		return sizeof(struct udphdr);
+	if ((void *)(tcp + 1) > data_end(skb))
+		return sizeof(*tcp);
+	return (tcp->offset >> 4) * 4;
+}
+
+/* Whether the packet fits with the tunnel's headers; nothing else checks that
+ * on a redirect. A packet that is cut later counts by its segments. */
+static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
+				       const struct node *node)
+{
+	__u32 mtu = 0, len = skb->len - ETH_HLEN;
+
+	if (skb->gso_size)
+		len = IP_HLEN + l4_hlen(skb, p) + skb->gso_size;
+	if (bpf_check_mtu(skb, underlay_ifindex, &mtu, 0, 0) < 0 && !mtu)
+		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	if (node->mtu && node->mtu < mtu)
+		mtu = node->mtu;
+	if (likely(len + TUNNEL_OVERHEAD <= mtu))
+		return 0;
+	p->mtu = mtu - TUNNEL_OVERHEAD;
+	return DROP(p, DROP_PACKET_TOO_BIG);
+}
+
+static __always_inline __sum16 ip_check(const struct iphdr *ip)
+{
+	const __u16 *w = (const __u16 *)ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < IP_HLEN / 2; i++)
+		sum += w[i];
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	sum = (sum & 0xFFFF) + (sum >> 16);
+	return ~sum;
+}
+
+static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
+					 __be32 remote, __u32 vni, __u32 hash)
+{
+	struct ethhdr *inner;
+
+	h->ip.version_ihl = IP_VERSION_IHL;
+	h->ip.tos = tos; /* DSCP and ECN as the sender set them */
+	h->ip.tot_len = bpf_htons(len);
+	h->ip.id = 0;
+	h->ip.frag_off = bpf_htons(IP_DF);
+	h->ip.ttl = IP_TTL;
+	h->ip.protocol = IPPROTO_UDP;
+	h->ip.check = 0;
+	h->ip.saddr = node_addr4;
+	h->ip.daddr = remote;
+	h->ip.check = ip_check(&h->ip);
+	h->udp.source = bpf_htons(TUNNEL_PORT_BASE | (hash & 0x7FFF));
+	h->udp.dest = tunnel_port;
+	h->udp.len = bpf_htons(len - IP_HLEN);
+	h->udp.check = 0;
+	h->vxlan.flags = VXLAN_VNI_VALID;
+	h->vxlan.vni = bpf_htonl(vni << 8);
+	/* The receiver writes the pod's addresses; these only have to be valid. */
+	inner = (struct ethhdr *)h->inner;
+	__builtin_memset(inner, 0, sizeof(*inner));
+	inner->dst[0] = 0x02;
+	inner->src[0] = 0x02;
+	inner->src[5] = 0x01;
+	inner->proto = bpf_htons(ETH_P_IP);
+}
+
+/* Wraps the packet and sends it to the node. tunnel_fits was asked before. */
+static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
+				       const struct node *node, __u32 vni, __u32 hash)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+		      BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+		      ((__u64)ETH_HLEN << BPF_ADJ_ROOM_ENCAP_L2_SHIFT) | encap_extra_flags;
+	__be32 remote = node->addr.w[3];
+	struct tunnel_headers *h;
+
+	if (!remote)
+		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	if (bpf_skb_adjust_room(skb, TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
+		return DROP(p, DROP_REWRITE_FAILED);
+	h = data(skb) + ETH_HLEN;
+	if ((void *)(h + 1) > data_end(skb))
+		return DROP(p, DROP_REWRITE_FAILED);
+	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash);
+	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
+}
+
+/* Takes the tunnel's headers off; what is left starts with an Ethernet header. */
+static __always_inline int tunnel_strip(struct __sk_buff *skb, struct packet *p)
+{
+	if (bpf_skb_adjust_room(skb, -TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		return DROP(p, DROP_REWRITE_FAILED);
+	pull(skb, ETH_HLEN + IP_HLEN + L4_MAX);
+	return 0;
+}
+
+/* Whether the sender may send from this source with this identity: a workload
+ * of the sender's own cluster from an address behind the sender, or the node
+ * itself from an address of its own. */
+static __always_inline int check_sender(struct packet *p, __u32 sender, const struct node *node)
+{
+	__u32 id = p->src_id;
+	struct ip_entry *ip;
+
+	if (id <= ID_MAX_RESERVED && id != ID_REMOTE_NODE && id != ID_HEALTH)
+		return DROP(p, DROP_SPOOFED_IDENTITY);
+	if (id > ID_MAX_RESERVED && id >> identity_shift != node->cluster)
+		return DROP(p, DROP_SPOOFED_IDENTITY);
+	ip = ipcache_exact4(p->t.saddr);
+	if (id <= ID_MAX_RESERVED) {
+		if (p->t.saddr == node->addr.w[3] ||
+		    (ip && ip->node == sender && ip->flags & IP_REMOTE_NODE))
+			return 0;
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	}
+	if (ip) {
+		if (ip->node != sender || ip->flags & IP_REMOTE_NODE)
+			return DROP(p, DROP_SPOOFED_SOURCE);
+	} else {
+		ip = ipcache_prefix4(p->t.saddr);
+		if (!ip || ip->node != sender || !(ip->flags & IP_CIDR))
+			return DROP(p, DROP_SPOOFED_SOURCE);
+	}
+	if (!bpf_map_lookup_elem(&identities, &id))
+		return DROP(p, DROP_IDENTITY_UNKNOWN);
+	return 0;
+}

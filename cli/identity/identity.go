@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package identity is `hawser identity`: the numbers that stand for labels.
+package identity
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+type row = *hawserv1.IdentityInfo
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "identity",
+		Aliases: []string{"id"},
+		Short:   "See the identities of the mesh",
+	}
+	cmd.AddCommand(newList(s), newGet(s))
+	return cmd
+}
+
+func list(ctx context.Context, s *session.Session) ([]row, error) {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	r, err := client.ListIdentities(ctx, &hawserv1.ListIdentitiesRequest{})
+	return r.GetIdentities(), err
+}
+
+func newList(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the identities of all clusters, and the reserved ones",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, err := list(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
+				{Header: "IDENTITY", Cell: func(r row) string { return fmt.Sprint(r.GetNumber()) }},
+				{Header: "CLUSTER", Cell: row.GetCluster},
+				{Header: "NODES", Cell: func(r row) string { return strings.Join(r.GetNodes(), ",") }},
+				{Header: "LABELS", Cell: func(r row) string { return printer.Labels(r.GetLabels()) }},
+			}, "No identities.")
+		},
+	}
+}
+
+func newGet(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "get NUMBER",
+		Short: "Show the labels of an identity",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			rows, err := list(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			for _, r := range rows {
+				if fmt.Sprint(r.GetNumber()) == args[0] {
+					return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+						return printer.Fields(w,
+							"Identity", fmt.Sprintf("%d (0x%06x)", r.GetNumber(), r.GetNumber()),
+							"Cluster", r.GetCluster(),
+							"Labels", strings.Join(r.GetLabels(), "\n\t"),
+							"Used on", strings.Join(r.GetNodes(), ", "))
+					})
+				}
+			}
+			return session.Answer("no identity %s; see: hawser identity list", args[0])
+		},
+	}
+}

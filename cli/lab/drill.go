@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/hawser-mesh/hawser/lab"
+)
+
+func newDrill(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "drill",
+		Short: "Break parts of a lab on purpose",
+		Example: "  hawser lab drill kill agent east-1\n" +
+			"  hawser lab drill restart apiserver west\n" +
+			"  hawser lab drill cut control east west",
+	}
+	cmd.AddCommand(
+		program(o, "kill", "End a program at once (SIGKILL)", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
+			return l.Kill(c.Context(), k, who)
+		}),
+		program(o, "stop", "End a program in good order (SIGTERM)", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
+			return l.Stop(c.Context(), k, who)
+		}),
+		program(o, "restart", "Start a program again, ending it first if it runs", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
+			return l.Restart(c.Context(), k, who)
+		}),
+		network(o, "cut", "Lose every packet between two clusters", (*lab.Lab).Cut),
+		network(o, "heal", "End a cut", (*lab.Lab).Heal),
+	)
+	return cmd
+}
+
+func program(o *options, verb, short string, act func(*cobra.Command, *lab.Lab, lab.Program, string) error) *cobra.Command {
+	cmd := &cobra.Command{Use: verb, Short: short}
+	add := func(kind lab.Program, who string) {
+		cmd.AddCommand(&cobra.Command{
+			Use: string(kind) + " " + who, Short: short + ": the " + string(kind) + " of a " + lower(who), Args: cobra.ExactArgs(1),
+			RunE: func(c *cobra.Command, args []string) error {
+				l, err := o.open()
+				if err != nil {
+					return err
+				}
+				return act(c, l, kind, args[0])
+			},
+		})
+	}
+	add(lab.AgentProgram, "NODE")
+	add(lab.APIServerProgram, "CLUSTER")
+	return cmd
+}
+
+func network(o *options, verb, short string, act func(*lab.Lab, lab.Network, string, string) error) *cobra.Command {
+	cmd := &cobra.Command{Use: verb, Short: short}
+	add := func(kind lab.Network, what string) {
+		cmd.AddCommand(&cobra.Command{
+			Use: string(kind) + " CLUSTER CLUSTER", Short: short + ": " + what, Args: cobra.ExactArgs(2),
+			RunE: func(_ *cobra.Command, args []string) error {
+				l, err := o.open()
+				if err != nil {
+					return err
+				}
+				return act(l, kind, args[0], args[1])
+			},
+		})
+	}
+	add(lab.ControlNetwork, "only between their API servers")
+	add(lab.FabricNetwork, "everything")
+	return cmd
+}
+
+func lower(who string) string {
+	if who == "NODE" {
+		return "node"
+	}
+	return "cluster"
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/lab"
+)
+
+func newExec(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "exec TARGET -- COMMAND [ARG…]",
+		Short: "Run any program in a pod, on a node, or in the fabric",
+		Long: "TARGET is CLUSTER/POD, a node (east-1), CLUSTER/ctl (the cluster's API server) or\n" +
+			"fabric (the network between all nodes). Streams, signals and exit code are the\n" +
+			"program's own.",
+		Example: "  hawser lab exec east/client -- curl http://echo.demo.mesh\n" +
+			"  hawser lab exec fabric -- tcpdump -ni any udp port 8472",
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			if err := l.Exec(args[0], args[1:]); err != nil {
+				return &session.Error{Code: session.CouldNotAsk, Err: err}
+			}
+			return nil
+		},
+	}
+}
+
+func newRun(o *options) *cobra.Command {
+	var labels map[string]string
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "run CLUSTER/POD [-- COMMAND [ARG…]]",
+		Short: "Add a pod to a running lab",
+		Example: "  hawser lab run east/web --namespace demo --label app=web -- python3 -m http.server 80\n" +
+			"  hawser lab run west/probe --node west-2",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cluster, pod, err := splitPod(args[0])
+			if err != nil {
+				return err
+			}
+			p, err := lab.AddPod(cmd.Context(), o.name, cluster, lab.PodSpec{
+				Name: pod, Namespace: namespace, Node: o.Node, Labels: labels, Command: args[1:],
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), strings.Join(p.Addresses, " "))
+			return nil
+		},
+	}
+	cmd.Flags().StringToStringVarP(&labels, "label", "l", nil, "label of the pod, KEY=VALUE; may be repeated")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the pod")
+	return cmd
+}
+
+func newRemove(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm CLUSTER/POD",
+		Short: "Remove a pod from a running lab",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cluster, pod, err := splitPod(args[0])
+			if err != nil {
+				return err
+			}
+			return lab.DeletePod(cmd.Context(), o.name, cluster, pod)
+		},
+	}
+}
+
+func newHosts(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "hosts",
+		Short: "Give all pods the names of the services that there are now",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return lab.WriteHosts(cmd.Context(), o.name)
+		},
+	}
+}
+
+func splitPod(s string) (cluster, pod string, err error) {
+	cluster, pod, ok := strings.Cut(s, "/")
+	if !ok || cluster == "" || pod == "" {
+		return "", "", session.Usage("%q: give CLUSTER/POD, such as east/client", s)
+	}
+	return cluster, pod, nil
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package manifest is what `apply -f` and `delete -f` have in common.
+package manifest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// maxSize bounds a manifest, in bytes.
+const maxSize = 16 << 20
+
+// Bind adds -f to a command.
+func Bind(cmd *cobra.Command, files *[]string) {
+	cmd.Flags().StringSliceVarP(files, "filename", "f", nil, "file with the objects, - for standard input; may be repeated")
+}
+
+// Each sends each file's text and prints what became of its objects. Files are
+// sent in order; the first error ends it.
+func Each(cmd *cobra.Command, s *session.Session, files []string,
+	send func(context.Context, hawserv1.MeshClient, string) ([]*hawserv1.AppliedObject, error)) error {
+	if len(files) == 0 {
+		return session.Usage("nothing to do: give -f FILE")
+	}
+	sources := make([]string, len(files))
+	for i, f := range files {
+		text, err := read(cmd.InOrStdin(), f)
+		if err != nil {
+			return session.Usage("%v", err)
+		}
+		sources[i] = text
+	}
+	return One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
+		var all []*hawserv1.AppliedObject
+		for i, text := range sources {
+			objects, err := send(ctx, client, text)
+			all = append(all, objects...)
+			if err != nil {
+				return all, fmt.Errorf("%s: %s: %w", name(files[i]), session.Message(err), &session.Error{Code: session.ExitCode(err), Err: err})
+			}
+		}
+		return all, nil
+	})
+}
+
+// One makes one call to the API server and prints the objects it answers with.
+func One(cmd *cobra.Command, s *session.Session,
+	call func(context.Context, hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error)) error {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(cmd.Context())
+	defer cancel()
+	objects, err := call(ctx, client)
+	if len(objects) > 0 || err == nil {
+		if perr := show(cmd.OutOrStdout(), s.Output, objects); perr != nil {
+			return perr
+		}
+	}
+	return err
+}
+
+func show(w io.Writer, f printer.Format, objects []*hawserv1.AppliedObject) error {
+	if f != printer.Table {
+		return printer.List(w, f, objects, nil, "")
+	}
+	for _, o := range objects {
+		where := o.GetNamespace() + "/"
+		if o.GetNamespace() == "_" {
+			where = ""
+		}
+		if _, err := fmt.Fprintf(w, "%s %s%s %s\n", o.GetKind(), where, o.GetName(), o.GetAction()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func name(file string) string {
+	if file == "-" {
+		return "standard input"
+	}
+	return file
+}
+
+func read(stdin io.Reader, file string) (string, error) {
+	r := stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = f.Close() }()
+		r = f
+	}
+	raw, err := io.ReadAll(io.LimitReader(r, maxSize+1))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", name(file), err)
+	}
+	if len(raw) > maxSize {
+		return "", fmt.Errorf("%s is larger than %s", name(file), printer.Bytes(maxSize))
+	}
+	return string(raw), nil
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package mesh is `hawser mesh`: joining clusters and watching their peerings.
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "mesh",
+		Short: "Join clusters and see how they are connected",
+	}
+	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newStatus(s), newList(s))
+	return cmd
+}
+
+func newInvite(s *session.Session) *cobra.Command {
+	var to string
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use:   "invite",
+		Short: "Print a token with which another cluster can join, once",
+		Example: "  east$ hawser mesh invite --to west --ttl 15m\n" +
+			"  west$ hawser mesh join <token>",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if ttl < time.Second || ttl > 24*time.Hour {
+				return session.Usage("--ttl %s: must be between 1s and 24h", ttl)
+			}
+			client, conn, err := s.Mesh()
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			ctx, cancel := s.Deadline(cmd.Context())
+			defer cancel()
+			r, err := client.Invite(ctx, &hawserv1.InviteRequest{To: to, TtlSeconds: int64(ttl.Seconds())})
+			if err != nil {
+				return err
+			}
+			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+				if !s.Quiet {
+					fmt.Fprintf(cmd.ErrOrStderr(), "Valid for %s, for one cluster%s. On the other side:  hawser mesh join <token>\n",
+						printer.Duration(ttl), only(to))
+				}
+				_, err := fmt.Fprintln(w, r.GetToken())
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "the only cluster that may use the token (default: any)")
+	cmd.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long the token is valid")
+	return cmd
+}
+
+func only(to string) string {
+	if to == "" {
+		return ""
+	}
+	return " (" + to + ")"
+}
+
+func newJoin(s *session.Session) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "join [token]",
+		Short: "Join the mesh of the cluster that made the token",
+		Long: "Join the mesh of the cluster that made the token. The token is an argument, the\n" +
+			"content of --file, or, with --file -, of standard input.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			token, err := readToken(cmd.InOrStdin(), args, file)
+			if err != nil {
+				return err
+			}
+			return join(cmd, s, token, false)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "file with the token, - for standard input")
+	return cmd
+}
+
+func newPreflight(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "preflight <token>",
+		Short: "Check whether a join would succeed, and change nothing",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return join(cmd, s, args[0], true)
+		},
+	}
+}
+
+func readToken(stdin io.Reader, args []string, file string) (string, error) {
+	var raw []byte
+	var err error
+	switch {
+	case len(args) == 1 && file == "":
+		return strings.TrimSpace(args[0]), nil
+	case len(args) == 1:
+		return "", session.Usage("give the token as an argument or by --file, not both")
+	case file == "-":
+		raw, err = io.ReadAll(io.LimitReader(stdin, 64<<10))
+	case file != "":
+		raw, err = os.ReadFile(file)
+	default:
+		return "", session.Usage("no token; get one on the other cluster: hawser mesh invite")
+	}
+	if err != nil {
+		return "", session.Usage("read the token: %v", err)
+	}
+	return strings.TrimSpace(string(raw)), nil
+}
+
+func join(cmd *cobra.Command, s *session.Session, token string, preflight bool) error {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), max(s.Timeout, 30*time.Second))
+	defer cancel()
+	r, err := client.Join(ctx, &hawserv1.JoinRequest{Token: token, PreflightOnly: preflight})
+	if err != nil {
+		return err
+	}
+	if err := printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+		for _, f := range r.GetFindings() {
+			mark := "warning"
+			if f.GetBlocking() {
+				mark = "blocking"
+			}
+			fmt.Fprintf(w, "%s  %s: %s\n", mark, f.GetObject(), f.GetProblem())
+			if f.GetFix() != "" {
+				fmt.Fprintf(w, "         %s\n", f.GetFix())
+			}
+		}
+		switch {
+		case r.GetJoined():
+			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n", r.GetPeer(), r.GetPeerId())
+		case preflight && !blocked(r.GetFindings()):
+			fmt.Fprintf(w, "A join with %s would succeed.\n", r.GetPeer())
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if blocked(r.GetFindings()) {
+		return session.Answer("cannot join %q; nothing was changed on either side", r.GetPeer())
+	}
+	return nil
+}
+
+func blocked(fs []*hawserv1.Finding) bool {
+	for _, f := range fs {
+		if f.GetBlocking() {
+			return true
+		}
+	}
+	return false
+}
+
+func newLeave(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "leave <peer>",
+		Short: "End a peering and remove all that came from the peer",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, conn, err := s.Mesh()
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			ctx, cancel := context.WithTimeout(cmd.Context(), max(s.Timeout, time.Minute))
+			defer cancel()
+			r, err := client.Leave(ctx, &hawserv1.LeaveRequest{Peer: args[0]})
+			if err != nil {
+				return err
+			}
+			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "Left %s; %s keys of it removed.  The other side keeps its half until it leaves too:  hawser mesh leave\n",
+					args[0], printer.Count(r.GetKeysRemoved()))
+				return err
+			})
+		},
+	}
+}
+
+func newList(s *session.Session) *cobra.Command {
+	cmd := newStatus(s)
+	cmd.Use, cmd.Short = "list", "List the peers (the same as status, but never fails)"
+	inner := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := inner(cmd, args)
+		var e *session.Error
+		if errors.As(err, &e) && e.Code == session.No {
+			return nil
+		}
+		return err
+	}
+	return cmd
+}

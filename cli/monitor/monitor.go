@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package monitor is `hawser monitor`: events of the datapath as they happen.
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+var types = []string{"drop", "verdict", "trace"}
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	var wanted []string
+	var forHowLong time.Duration
+	var count int
+	cmd := &cobra.Command{
+		Use:   "monitor",
+		Short: "Watch drops and verdicts as they happen",
+		Long: "Watch drops and verdicts as they happen, on all nodes of all clusters of the\n" +
+			"context (--cluster and --node narrow it). A drop tells its reason, both sides with\n" +
+			"their labels, the rule that decided, the node and the program.",
+		Example: "  hawser monitor --type drop",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, t := range wanted {
+				if !slices.Contains(types, t) {
+					return session.Usage("--type %s: must be %s", t, strings.Join(types, ", "))
+				}
+			}
+			ctx := cmd.Context()
+			if forHowLong > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, forHowLong)
+				defer cancel()
+			}
+			return run(ctx, cmd.OutOrStdout(), s, wanted, count)
+		},
+	}
+	cmd.Flags().StringSliceVarP(&wanted, "type", "t", nil, "only these: "+strings.Join(types, ", "))
+	cmd.Flags().DurationVar(&forHowLong, "for", 0, "stop after this time (default: never)")
+	cmd.Flags().IntVarP(&count, "count", "c", 0, "stop after so many events (default: never)")
+	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(types, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func run(ctx context.Context, w io.Writer, s *session.Session, wanted []string, count int) error {
+	nodes, err := s.AllNodes()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events := make(chan *hawserv1.Event, 256)
+	var wg sync.WaitGroup
+	for _, n := range nodes {
+		wg.Go(func() {
+			defer func() { _ = n.Close() }()
+			if err := follow(ctx, n, wanted, events); err != nil {
+				s.Warn("node %s: %s", n.Name, session.Message(err))
+			}
+		})
+	}
+	go func() { wg.Wait(); close(events) }()
+	seen := 0
+	for e := range events {
+		if err := show(w, s.Output, e); err != nil {
+			return err
+		}
+		if seen++; count > 0 && seen >= count {
+			return nil
+		}
+	}
+	return nil
+}
+
+func follow(ctx context.Context, n session.NodeConn, wanted []string, out chan<- *hawserv1.Event) error {
+	stream, err := n.Monitor(ctx, &hawserv1.MonitorRequest{Types: wanted})
+	if err != nil {
+		return err
+	}
+	for {
+		e, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF), ctx.Err() != nil,
+			status.Code(err) == codes.Canceled, status.Code(err) == codes.DeadlineExceeded:
+			return nil
+		case err != nil:
+			return err
+		}
+		select {
+		case out <- e:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// show prints one event: a line for people, a JSON object a line, or a YAML
+// document.
+func show(w io.Writer, f printer.Format, e *hawserv1.Event) error {
+	switch f {
+	case printer.JSON:
+		return json.NewEncoder(w).Encode(printer.Value(e))
+	case printer.YAML:
+		if _, err := fmt.Fprintln(w, "---"); err != nil {
+			return err
+		}
+		return printer.Encode(w, f, printer.Value(e))
+	}
+	_, err := fmt.Fprintln(w, Line(e))
+	return err
+}
+
+// Line is an event as one line.
+func Line(e *hawserv1.Event) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %-7s", time.Unix(0, e.GetTime()).Format("15:04:05.000"), e.GetType())
+	if e.GetReason() != "" {
+		fmt.Fprintf(&b, " %s  ", e.GetReason())
+	}
+	fmt.Fprintf(&b, " %s → %s/%s", peer(e.GetSource()), peer(e.GetDestination()), e.GetProtocol())
+	for _, part := range []string{e.GetSummary(), e.GetDetail()} {
+		if part != "" {
+			fmt.Fprintf(&b, "  %s", part)
+		}
+	}
+	if e.GetOrigin() != "" {
+		fmt.Fprintf(&b, "  by %s", e.GetOrigin())
+	}
+	fmt.Fprintf(&b, "  %s %s %s", e.GetNode(), e.GetProgram(), e.GetDirection())
+	if e.GetSuppressed() > 0 {
+		fmt.Fprintf(&b, "  (%d more like it not shown)", e.GetSuppressed())
+	}
+	return b.String()
+}
+
+// peer is one side: what it is, its labels, its port.
+func peer(p *hawserv1.EventPeer) string {
+	name := p.GetIp()
+	if p.GetWorkload() != "" {
+		_, short, _ := strings.Cut(p.GetWorkload(), "/")
+		name = p.GetCluster() + "/" + short
+	}
+	var labels []string
+	for _, l := range p.GetLabels() {
+		if !strings.HasPrefix(l, "mesh:") {
+			labels = append(labels, l)
+		}
+	}
+	if len(labels) > 0 {
+		name += " (" + strings.Join(labels, ",") + ")"
+	} else if p.GetIdentity() != 0 {
+		name += fmt.Sprintf(" (identity %d)", p.GetIdentity())
+	}
+	if p.GetPort() != 0 {
+		name += fmt.Sprintf(":%d", p.GetPort())
+	}
+	return name
+}

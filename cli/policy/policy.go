@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package policy is `hawser policy`: applying and reading policy objects.
+package policy
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/manifest"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Say who may talk to whom",
+	}
+	cmd.AddCommand(newApply(s), newDelete(s), newList(s), newGet(s))
+	return cmd
+}
+
+func newApply(s *session.Session) *cobra.Command {
+	var files []string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE",
+		Short: "Store policy objects and enforce them on every node of the cluster",
+		Long: "Store policy objects and enforce them on every node of the cluster.\n" +
+			"Accepted: CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and MeshPolicy as\n" +
+			"YAML (one or many documents), and the JSON array of rules.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
+				r, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: source, DryRun: dryRun})
+				return r.GetObjects(), err
+			})
+		},
+	}
+	manifest.Bind(cmd, &files)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the objects and store nothing")
+	return cmd
+}
+
+func newDelete(s *session.Session) *cobra.Command {
+	var files []string
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "delete NAME | -f FILE",
+		Short: "Delete a policy object",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			del := func(ctx context.Context, client hawserv1.MeshClient, r *hawserv1.DeletePolicyRequest) ([]*hawserv1.AppliedObject, error) {
+				resp, err := client.DeletePolicy(ctx, r)
+				return resp.GetObjects(), err
+			}
+			if len(args) == 1 {
+				return manifest.One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
+					return del(ctx, client, &hawserv1.DeletePolicyRequest{Namespace: namespace, Name: args[0]})
+				})
+			}
+			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
+				return del(ctx, client, &hawserv1.DeletePolicyRequest{Source: source})
+			})
+		},
+	}
+	manifest.Bind(cmd, &files)
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", `namespace of NAME ("_" for cluster-wide objects)`)
+	return cmd
+}
+
+func newList(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the policy objects of the cluster",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, err := list(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			type row = *hawserv1.PolicyInfo
+			return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
+				{Header: "NAMESPACE", Cell: row.GetNamespace},
+				{Header: "NAME", Cell: row.GetName},
+				{Header: "KIND", Cell: row.GetKind},
+				{Header: "RULES", Cell: func(p row) string { return fmt.Sprint(p.GetRules()) }},
+				{Header: "SELECTS", Cell: row.GetSelects},
+				{Header: "REVISION", Cell: func(p row) string { return fmt.Sprint(p.GetRevision()) }},
+				{Header: "AGE", Cell: func(p row) string { return printer.Age(p.GetUpdatedAt()) }},
+			}, "No policies: everything is allowed.")
+		},
+	}
+}
+
+func list(ctx context.Context, s *session.Session) ([]*hawserv1.PolicyInfo, error) {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	r, err := client.ListPolicies(ctx, &hawserv1.ListPoliciesRequest{})
+	return r.GetPolicies(), err
+}
+
+func newGet(s *session.Session) *cobra.Command {
+	var namespace string
+	var endpoint uint32
+	cmd := &cobra.Command{
+		Use:   "get NAME | --endpoint ID",
+		Short: "Show a policy object, or what an endpoint's policy has become",
+		Long: "Show a policy object as it was applied, or, with --endpoint, the entries that the\n" +
+			"endpoint's policy has become on its node, with the rule behind each.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 0) == (endpoint == 0) {
+				return session.Usage("give a policy's NAME or --endpoint ID")
+			}
+			if endpoint != 0 {
+				return realised(cmd, s, endpoint)
+			}
+			return object(cmd, s, namespace, args[0])
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", `namespace of NAME ("_" for cluster-wide objects; default: any)`)
+	cmd.Flags().Uint32Var(&endpoint, "endpoint", 0, "endpoint id (see `hawser endpoint list`); needs --node")
+	return cmd
+}
+
+func object(cmd *cobra.Command, s *session.Session, namespace, name string) error {
+	rows, err := list(cmd.Context(), s)
+	if err != nil {
+		return err
+	}
+	for _, p := range rows {
+		if p.GetName() == name && (namespace == "" || p.GetNamespace() == namespace) {
+			return printer.One(cmd.OutOrStdout(), s.Output, p, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, p.GetSource())
+				return err
+			})
+		}
+	}
+	return session.Answer("no policy %q%s", name, in(namespace))
+}
+
+func in(namespace string) string {
+	if namespace == "" {
+		return ""
+	}
+	return fmt.Sprintf(" in namespace %q", namespace)
+}
+
+func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
+	if s.Node == "" {
+		return session.Usage("endpoint ids are a node's own: add --node")
+	}
+	rows, err := session.Gather(cmd.Context(), s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.RuleEntry, error) {
+		r, err := n.ListRules(ctx, &hawserv1.ListRulesRequest{EndpointId: endpoint})
+		return r.GetEntries(), err
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(rows, func(a, b *hawserv1.RuleEntry) int {
+		return cmp.Or(cmp.Compare(a.GetDirection(), b.GetDirection()), cmp.Compare(a.GetIdentity(), b.GetIdentity()),
+			cmp.Compare(a.GetProtocol(), b.GetProtocol()), cmp.Compare(a.GetPort(), b.GetPort()))
+	})
+	type row = *hawserv1.RuleEntry
+	return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
+		{Header: "DIRECTION", Cell: row.GetDirection},
+		{Header: "VERDICT", Cell: row.GetVerdict},
+		{Header: "PEER", Cell: func(r row) string {
+			if r.GetIdentity() == 0 {
+				return "any"
+			}
+			return fmt.Sprint(r.GetIdentity())
+		}},
+		{Header: "PROTOCOL", Cell: row.GetProtocol},
+		{Header: "PORT", Cell: func(r row) string {
+			if r.GetPort() == 0 {
+				return "any"
+			}
+			return fmt.Sprint(r.GetPort())
+		}},
+		{Header: "RULE", Cell: row.GetOrigin},
+		{Header: "LABELS", Cell: func(r row) string { return printer.Labels(r.GetLabels()) }},
+	}, "No entries: no policy selects this endpoint, or none allows anything.")
+}

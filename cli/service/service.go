@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package service is `hawser service`: services of this cluster and of the mesh.
+package service
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/manifest"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "service",
+		Aliases: []string{"svc"},
+		Short:   "Serve a service from one cluster or from all of them",
+	}
+	cmd.AddCommand(newApply(s), newDelete(s), newList(s), newGet(s))
+	return cmd
+}
+
+func newApply(s *session.Session) *cobra.Command {
+	var files []string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE",
+		Short: "Store Kubernetes Service objects",
+		Long: "Store Kubernetes Service objects (YAML or JSON, one or many documents). With the\n" +
+			"annotation hawser.io/global: \"true\" on both sides, services of equal namespace and\n" +
+			"name are one service with the backends of all clusters.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
+				r, err := client.ApplyService(ctx, &hawserv1.ApplyServiceRequest{Source: source, DryRun: dryRun})
+				return r.GetObjects(), err
+			})
+		},
+	}
+	manifest.Bind(cmd, &files)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the objects and store nothing")
+	return cmd
+}
+
+func newDelete(s *session.Session) *cobra.Command {
+	var files []string
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "delete NAME | -f FILE",
+		Short: "Delete a service",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			del := func(ctx context.Context, client hawserv1.MeshClient, r *hawserv1.DeleteServiceRequest) ([]*hawserv1.AppliedObject, error) {
+				resp, err := client.DeleteService(ctx, r)
+				return resp.GetObjects(), err
+			}
+			if len(args) == 1 {
+				return manifest.One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
+					return del(ctx, client, &hawserv1.DeleteServiceRequest{Namespace: namespace, Name: args[0]})
+				})
+			}
+			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
+				return del(ctx, client, &hawserv1.DeleteServiceRequest{Source: source})
+			})
+		},
+	}
+	manifest.Bind(cmd, &files)
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of NAME")
+	return cmd
+}
+
+func list(ctx context.Context, s *session.Session) ([]*hawserv1.ServiceInfo, error) {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	r, err := client.ListServices(ctx, &hawserv1.ListServicesRequest{})
+	return r.GetServices(), err
+}
+
+func newList(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the services that the cluster consumes",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, err := list(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			type row = *hawserv1.ServiceInfo
+			return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
+				{Header: "ID", Cell: func(r row) string { return fmt.Sprint(r.GetId()) }},
+				{Header: "NAMESPACE", Cell: row.GetNamespace},
+				{Header: "NAME", Cell: row.GetName},
+				{Header: "ADDRESS", Cell: func(r row) string { return strings.Join(r.GetVips(), ",") }},
+				{Header: "PORTS", Cell: ports},
+				{Header: "SCOPE", Cell: scope},
+				{Header: "CLUSTERS", Cell: func(r row) string { return strings.Join(r.GetClusters(), ",") }},
+				{Header: "BACKENDS", Cell: func(r row) string { return fmt.Sprint(len(r.GetBackends())) }},
+			}, "No services.  Make one:  hawser service apply -f FILE")
+		},
+	}
+}
+
+func scope(r *hawserv1.ServiceInfo) string {
+	switch {
+	case r.GetGlobal() && !r.GetShared():
+		return "global, not shared"
+	case r.GetGlobal():
+		return "global"
+	}
+	return "local"
+}
+
+func ports(r *hawserv1.ServiceInfo) string {
+	var out []string
+	for _, p := range r.GetPorts() {
+		out = append(out, fmt.Sprintf("%d/%s", p.GetPort(), strings.ToUpper(p.GetProtocol())))
+	}
+	return strings.Join(out, ",")
+}
+
+func newGet(s *session.Session) *cobra.Command {
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "get NAME",
+		Short: "Show a service with its backends in all clusters",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			rows, err := list(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			for _, r := range rows {
+				if r.GetName() == args[0] && (namespace == "" || r.GetNamespace() == namespace) {
+					return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error { return show(w, r) })
+				}
+			}
+			return session.Answer("no service %q; see: hawser service list", args[0])
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace (default: any)")
+	return cmd
+}
+
+func show(w io.Writer, r *hawserv1.ServiceInfo) error {
+	if err := printer.Fields(w,
+		"Service", r.GetNamespace()+"/"+r.GetName(),
+		"Global id", fmt.Sprint(r.GetId()),
+		"Address", strings.Join(r.GetVips(), ", "),
+		"Ports", ports(r),
+		"Scope", scope(r),
+		"Clusters", strings.Join(r.GetClusters(), ", "),
+	); err != nil {
+		return err
+	}
+	type row = *hawserv1.FrontendBackend
+	fmt.Fprintln(w)
+	return printer.List(w, printer.Table, r.GetBackends(), printer.Columns[row]{
+		{Header: "BACKEND", Cell: func(b row) string { return fmt.Sprintf("%s:%d", b.GetIp(), b.GetPort()) }},
+		{Header: "CLUSTER", Cell: row.GetCluster},
+		{Header: "NODE", Cell: row.GetNode},
+		{Header: "WORKLOAD", Cell: row.GetWorkload},
+		{Header: "STATE", Cell: row.GetState},
+	}, "No backends: connections are refused.")
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package session is what every command shares: the global flags, the streams,
+// the connections to agents and API servers, and the exit codes.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/clicontext"
+	"github.com/hawser-mesh/hawser/cli/printer"
+)
+
+// Exit codes.
+const (
+	Done        = 0
+	No          = 1 // the answer is no: not ready, a check failed
+	WrongUse    = 2
+	CouldNotAsk = 3
+)
+
+// Error is an error with the exit code it ends the program with.
+type Error struct {
+	Code int
+	Err  error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Usage is wrong use of a command.
+func Usage(format string, args ...any) error {
+	return &Error{Code: WrongUse, Err: fmt.Errorf(format, args...)}
+}
+
+// Answer is the answer "no".
+func Answer(format string, args ...any) error {
+	return &Error{Code: No, Err: fmt.Errorf(format, args...)}
+}
+
+// Session holds the global flags. Its zero value is ready for Bind.
+type Session struct {
+	Context string
+	Cluster string
+	Node    string
+	Output  printer.Format
+	Quiet   bool
+	Timeout time.Duration
+}
+
+// Bind adds the global flags to the root command.
+func (s *Session) Bind(root *cobra.Command) {
+	s.Output = printer.Table
+	f := root.PersistentFlags()
+	f.StringVar(&s.Context, "context", "", "context to use: a name, or a file (default: the current one, else this host)")
+	f.StringVar(&s.Cluster, "cluster", "", "cluster to ask (default: the context's first)")
+	f.StringVar(&s.Node, "node", "", "node to ask (default: all nodes of the cluster)")
+	f.VarP(&s.Output, "output", "o", "output format")
+	f.BoolVarP(&s.Quiet, "quiet", "q", false, "print results only")
+	f.DurationVar(&s.Timeout, "timeout", 10*time.Second, "longest time to wait for an answer")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = root.RegisterFlagCompletionFunc("cluster", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return s.clusterNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+	_ = root.RegisterFlagCompletionFunc("node", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return s.nodeNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+}
+
+func (s *Session) clusterNames() []string {
+	c, err := clicontext.Load(s.Context)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, cl := range c.Clusters {
+		names = append(names, cl.Name)
+	}
+	return names
+}
+
+func (s *Session) nodeNames() []string {
+	var names []string
+	if cl, err := s.Target(); err == nil {
+		for _, n := range cl.Nodes {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+// Deadline is the context of one request.
+func (s *Session) Deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.Timeout)
+}
+
+// Target is the cluster that the flags name. A --node of another cluster names
+// that cluster when --cluster is not given.
+func (s *Session) Target() (*clicontext.Cluster, error) {
+	c, err := clicontext.Load(s.Context)
+	if err != nil {
+		return nil, &Error{Code: CouldNotAsk, Err: err}
+	}
+	if s.Cluster == "" && s.Node != "" {
+		for i := range c.Clusters {
+			for _, n := range c.Clusters[i].Nodes {
+				if n.Name == s.Node {
+					return &c.Clusters[i], nil
+				}
+			}
+		}
+	}
+	cl, err := c.Cluster(s.Cluster)
+	if err != nil {
+		return nil, &Error{Code: WrongUse, Err: err}
+	}
+	return cl, nil
+}
+
+// Mesh connects to the API server of the target cluster. Close the connection
+// when done.
+func (s *Session) Mesh() (hawserv1.MeshClient, io.Closer, error) {
+	cl, err := s.Target()
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := dial(cl.Socket)
+	if err != nil {
+		return nil, nil, fmt.Errorf("API server of cluster %q: %w", cl.Name, err)
+	}
+	return hawserv1.NewMeshClient(conn), conn, nil
+}
+
+// NodeConn is a connection to an agent.
+type NodeConn struct {
+	hawserv1.NodeClient
+	Name string
+	io.Closer
+}
+
+// Nodes connects to the target cluster's agents, or to the one that --node
+// names. Agents that do not answer make an error only when all fail.
+func (s *Session) Nodes() ([]NodeConn, error) {
+	cl, err := s.Target()
+	if err != nil {
+		return nil, err
+	}
+	var conns []NodeConn
+	var problems []error
+	for _, n := range cl.Nodes {
+		if s.Node != "" && n.Name != s.Node {
+			continue
+		}
+		conn, err := dial(n.Socket)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("agent of node %q: %w", n.Name, err))
+			continue
+		}
+		conns = append(conns, NodeConn{hawserv1.NewNodeClient(conn), n.Name, conn})
+	}
+	if len(conns) == 0 {
+		if len(problems) > 0 {
+			return nil, &Error{Code: CouldNotAsk, Err: errors.Join(problems...)}
+		}
+		return nil, Usage("cluster %q has no node %q", cl.Name, s.Node)
+	}
+	for _, p := range problems {
+		s.Warn("%v", p)
+	}
+	return conns, nil
+}
+
+// Warn prints a warning on stderr.
+func (s *Session) Warn(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "warning: "+format+"\n", args...)
+}
+
+// Gather asks all nodes at once and joins their rows in node order. A node that
+// fails is a warning as long as another answers.
+func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, NodeConn) ([]T, error)) ([]T, error) {
+	nodes, err := s.Nodes()
+	if err != nil {
+		return nil, err
+	}
+	rows := make([][]T, len(nodes))
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() {
+			defer func() { _ = n.Close() }()
+			ctx, cancel := s.Deadline(ctx)
+			defer cancel()
+			rows[i], errs[i] = ask(ctx, n)
+		})
+	}
+	wg.Wait()
+	var all []T
+	var failed []error
+	for i := range nodes {
+		all = append(all, rows[i]...)
+		if errs[i] != nil {
+			failed = append(failed, fmt.Errorf("node %q: %w", nodes[i].Name, errs[i]))
+		}
+	}
+	if len(failed) == len(nodes) {
+		return nil, &Error{Code: CouldNotAsk, Err: errors.Join(failed...)}
+	}
+	for _, f := range failed {
+		s.Warn("%v", f)
+	}
+	return all, nil
+}
+
+// maxMessage bounds a reply; listings of large meshes pass gRPC's default.
+const maxMessage = 256 << 20
+
+func dial(socket string) (*grpc.ClientConn, error) {
+	// Looking first turns "connection refused" into a sentence.
+	d := net.Dialer{Timeout: time.Second}
+	probe, err := d.DialContext(context.Background(), "unix", socket)
+	if err != nil {
+		return nil, &Error{Code: CouldNotAsk, Err: explainSocket(socket, err)}
+	}
+	_ = probe.Close()
+	return grpc.NewClient("unix:"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+}
+
+func explainSocket(socket string, err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("there is no socket %s: it is not running on this host; start it, or try `make lab`, or choose --context", socket)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("no permission to open %s: run as root", socket)
+	}
+	return fmt.Errorf("nothing answers on %s: it is not running (%w)", socket, err)
+}
+
+// ExitCode is the code that an error ends the program with.
+func ExitCode(err error) int {
+	if err == nil {
+		return Done
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return CouldNotAsk
+	case codes.InvalidArgument:
+		return WrongUse
+	}
+	return No
+}
+
+// Message is an error as it is shown: gRPC's wrapping is taken off.
+func Message(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		err = e.Err
+	}
+	if st, ok := status.FromError(err); ok && st.Code() != codes.OK {
+		if msg := st.Message(); msg != "" {
+			return strings.TrimSpace(msg)
+		}
+	}
+	return err.Error()
+}
+
+// OneNode connects to the agent that --node names, or to the first that answers.
+// Close it when done.
+func (s *Session) OneNode() (NodeConn, error) {
+	nodes, err := s.Nodes()
+	if err != nil {
+		return NodeConn{}, err
+	}
+	for _, n := range nodes[1:] {
+		_ = n.Close()
+	}
+	if s.Node == "" && len(nodes) > 1 && s.Output == printer.Table && !s.Quiet {
+		fmt.Fprintf(os.Stderr, "node %s (choose another with --node)\n", nodes[0].Name)
+	}
+	return nodes[0], nil
+}
+
+// AllNodes connects to the agents of every cluster of the context, unless
+// --cluster or --node narrows it.
+func (s *Session) AllNodes() ([]NodeConn, error) {
+	if s.Cluster != "" || s.Node != "" {
+		return s.Nodes()
+	}
+	c, err := clicontext.Load(s.Context)
+	if err != nil {
+		return nil, &Error{Code: CouldNotAsk, Err: err}
+	}
+	var all []NodeConn
+	var failed []error
+	for _, cl := range c.Clusters {
+		one := *s
+		one.Cluster = cl.Name
+		nodes, err := one.Nodes()
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		all = append(all, nodes...)
+	}
+	if len(all) == 0 {
+		return nil, &Error{Code: CouldNotAsk, Err: errors.Join(failed...)}
+	}
+	for _, f := range failed {
+		s.Warn("%v", f)
+	}
+	return all, nil
+}
+
+// Exit ends the program with a code and says nothing: the command that ran
+// inside has said all there is.
+type Exit struct{ Code int }
+
+func (e *Exit) Error() string { return fmt.Sprintf("exit code %d", e.Code) }

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package status is `hawser status`: how a cluster and its nodes are.
+package status
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show how the cluster and its nodes are",
+		Long: "Show how the cluster and its nodes are: API server, etcd, peers, and for each node\n" +
+			"its keyspace connection and how far the kernel follows the desired state.\n" +
+			"Exit code 1 when something is wrong.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd, s) },
+	}
+}
+
+func run(cmd *cobra.Command, s *session.Session) error {
+	cluster, clusterErr := askCluster(cmd.Context(), s)
+	nodes, nodesErr := session.Gather(cmd.Context(), s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.NodeStatusReport, error) {
+		r, err := n.Status(ctx, &hawserv1.StatusRequest{})
+		if err != nil {
+			return nil, err
+		}
+		return []*hawserv1.NodeStatusReport{r}, nil
+	})
+	if clusterErr != nil && nodesErr != nil {
+		return fmt.Errorf("%w\n%w", clusterErr, nodesErr)
+	}
+	w := cmd.OutOrStdout()
+	if s.Output != printer.Table {
+		if err := encode(w, s.Output, cluster, nodes); err != nil {
+			return err
+		}
+	} else if err := show(w, cluster, clusterErr, nodes, nodesErr); err != nil {
+		return err
+	}
+	if n := problems(cluster, clusterErr, nodes, nodesErr); n > 0 {
+		return session.Answer("%d problem(s), shown above", n)
+	}
+	return nil
+}
+
+func askCluster(ctx context.Context, s *session.Session) (*hawserv1.ClusterStatusReport, error) {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	return client.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
+}
+
+func encode(w io.Writer, f printer.Format, cluster *hawserv1.ClusterStatusReport, nodes []*hawserv1.NodeStatusReport) error {
+	out := map[string]any{"cluster": nil, "nodes": []any{}}
+	if cluster != nil {
+		out["cluster"] = printer.Value(cluster)
+	}
+	list := make([]any, len(nodes))
+	for i, n := range nodes {
+		list[i] = printer.Value(n)
+	}
+	out["nodes"] = list
+	return printer.Encode(w, f, out)
+}
+
+func problems(cluster *hawserv1.ClusterStatusReport, clusterErr error, nodes []*hawserv1.NodeStatusReport, nodesErr error) int {
+	n := len(cluster.GetProblems())
+	for _, err := range []error{clusterErr, nodesErr} {
+		if err != nil {
+			n++
+		}
+	}
+	for _, node := range nodes {
+		n += len(node.GetProblems())
+	}
+	return n
+}
+
+func show(w io.Writer, c *hawserv1.ClusterStatusReport, clusterErr error, nodes []*hawserv1.NodeStatusReport, nodesErr error) error {
+	if clusterErr != nil {
+		fmt.Fprintf(w, "API server:  ✗ %s\n", session.Message(clusterErr))
+	} else if err := showCluster(w, c); err != nil {
+		return err
+	}
+	if nodesErr != nil {
+		fmt.Fprintf(w, "Nodes:       ✗ %s\n", session.Message(nodesErr))
+		return nil
+	}
+	type row = *hawserv1.NodeStatusReport
+	fmt.Fprintln(w)
+	if err := printer.List(w, printer.Table, nodes, printer.Columns[row]{
+		{Header: "NODE", Cell: row.GetNode},
+		{Header: "KEYSPACE", Cell: keyspace},
+		{Header: "REVISION", Cell: func(n row) string { return printer.Count(n.GetKeyspace().GetRevision()) }},
+		{Header: "KERNEL", Cell: kernel},
+		{Header: "ENDPOINTS", Cell: func(n row) string { return fmt.Sprint(n.GetEndpoints()) }},
+		{Header: "UNDERLAY", Cell: func(n row) string { return n.GetUnderlayAddress() + " " + n.GetUnderlayDevice() }},
+		{Header: "TUNNEL", Cell: func(n row) string { return fmt.Sprintf("%s/%d", n.GetTunnelProtocol(), n.GetTunnelPort()) }},
+		{Header: "ATTACH", Cell: row.GetAttachMode},
+		{Header: "UP", Cell: func(n row) string { return printer.Age(n.GetStartedAt()) }},
+		{Header: "VERSION", Cell: row.GetVersion},
+	}, "No nodes."); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		showProblems(w, n.GetNode(), n.GetProblems())
+	}
+	return nil
+}
+
+func showCluster(w io.Writer, c *hawserv1.ClusterStatusReport) error {
+	if err := printer.Fields(w,
+		"Cluster", fmt.Sprintf("%s (id %d), identities %d to %d", c.GetCluster(), c.GetClusterId(), c.GetIdentityMin(), c.GetIdentityMax()),
+		"API server", fmt.Sprintf("✓ up %s, version %s", printer.Age(c.GetStartedAt()), c.GetVersion()),
+		"etcd", fmt.Sprintf("✓ %s, revision %s, %s keys, %s", c.GetEtcdEndpoint(), printer.Count(c.GetRevision()),
+			printer.Count(c.GetKeys()), printer.Bytes(c.GetDatabaseBytes())),
+		"Federation", strings.Join(c.GetFederationEndpoints(), ", "),
+		"Peers", fmt.Sprintf("%d of %d connected", c.GetPeersConnected(), c.GetPeers()),
+		"Addresses", fmt.Sprintf("pods %s, services %s", strings.Join(c.GetPodCidrs(), ","), strings.Join(c.GetServiceCidrs(), ",")),
+	); err != nil {
+		return err
+	}
+	showProblems(w, c.GetCluster(), c.GetProblems())
+	return nil
+}
+
+func showProblems(w io.Writer, who string, ps []*hawserv1.Problem) {
+	for _, p := range ps {
+		fmt.Fprintf(w, "  ✗ %s: %s: %s\n", who, p.GetObject(), p.GetProblem())
+		if p.GetFix() != "" {
+			fmt.Fprintf(w, "    next: %s\n", p.GetFix())
+		}
+	}
+}
+
+func keyspace(n *hawserv1.NodeStatusReport) string {
+	k := n.GetKeyspace()
+	if k.GetConnected() {
+		return "connected"
+	}
+	return "lost for " + printer.Age(k.GetSince())
+}
+
+// kernel says how far the kernel is behind the tables.
+func kernel(n *hawserv1.NodeStatusReport) string {
+	var behind uint64
+	for _, t := range n.GetTables() {
+		if t.GetLastError() != "" {
+			return "error: " + t.GetName()
+		}
+		behind += t.GetRevision() - t.GetReconciled()
+	}
+	if behind == 0 {
+		return "in sync"
+	}
+	return fmt.Sprintf("%s behind", printer.Count(behind))
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apiserver is the composition root of the mesh API server: it runs the
+// cluster's etcd, keeps the cluster's own records, federates them with the
+// peers, and answers the cluster API.
+//
+// Start with server.go, which puts the parts together; each other file is one
+// part of the API. Packets and the kernel are none of its business.
+package apiserver
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/version"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/tunnel"
+)
+
+// Config is what an API server is told. See Validate for the rules.
+type Config struct {
+	Cluster     string
+	ClusterID   uint32
+	ClusterBits uint32 // 8, 9 or 10
+
+	DataDir string // holds pki/ and etcd/
+	Socket  string // unix socket of the cluster API
+
+	ListenEtcd       netip.AddrPort
+	ListenFederation netip.AddrPort
+	// AdvertiseFederation is host:port by which peers dial; defaults to
+	// ListenFederation.
+	AdvertiseFederation string
+
+	PodCIDRs     []netip.Prefix
+	NodeCIDRs    []netip.Prefix
+	ServiceCIDRs []netip.Prefix
+	TunnelPort   uint16
+
+	// UnsafeNoFsync trades durability for speed: for labs and tests.
+	UnsafeNoFsync bool
+
+	Log *slog.Logger
+}
+
+// Defaults.
+const (
+	DefaultTunnelPort     = tunnel.DefaultVXLANPort
+	DefaultEtcdPort       = 2379
+	DefaultFederationPort = 4243
+)
+
+// Validate says what is wrong, all problems joined.
+func (c *Config) Validate() error {
+	var errs []error
+	if err := kvstore.ValidateClusterName(c.Cluster); err != nil {
+		errs = append(errs, fmt.Errorf("--cluster: %w", err))
+	}
+	space, err := identity.NewSpace(c.ClusterBits)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
+	} else if c.ClusterID == 0 || c.ClusterID > space.MaxCluster() {
+		errs = append(errs, fmt.Errorf("--cluster-id %d: must be 1 to %d", c.ClusterID, space.MaxCluster()))
+	}
+	for flag, value := range map[string]string{"--data-dir": c.DataDir, "--socket": c.Socket} {
+		if !filepath.IsAbs(value) {
+			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, value))
+		}
+	}
+	for flag, a := range map[string]netip.AddrPort{"--listen-etcd": c.ListenEtcd, "--listen-federation": c.ListenFederation} {
+		if !a.IsValid() {
+			errs = append(errs, fmt.Errorf("%s: must be ADDRESS:PORT", flag))
+		}
+	}
+	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
+	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
+	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
+	errs = append(errs, overlaps(c)...)
+	if c.TunnelPort == 0 {
+		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
+	}
+	return errors.Join(errs...)
+}
+
+func validatePrefixes(flag string, ps []netip.Prefix, required bool) []error {
+	var errs []error
+	if required && len(ps) == 0 {
+		errs = append(errs, fmt.Errorf("%s: at least one is needed", flag))
+	}
+	for _, p := range ps {
+		switch {
+		case !p.IsValid():
+			errs = append(errs, fmt.Errorf("%s: not a prefix", flag))
+		case p != p.Masked():
+			errs = append(errs, fmt.Errorf("%s %s: has host bits; did you mean %s?", flag, p, p.Masked()))
+		case p.Bits() == 0:
+			errs = append(errs, fmt.Errorf("%s %s: a default route is not a range of this cluster", flag, p))
+		}
+	}
+	return errs
+}
+
+// overlaps checks the cluster's own ranges against each other.
+func overlaps(c *Config) []error {
+	type named struct {
+		flag string
+		p    netip.Prefix
+	}
+	var all []named
+	for flag, ps := range map[string][]netip.Prefix{"--pod-cidr": c.PodCIDRs, "--node-cidr": c.NodeCIDRs, "--service-cidr": c.ServiceCIDRs} {
+		for _, p := range ps {
+			if p.IsValid() {
+				all = append(all, named{flag, p})
+			}
+		}
+	}
+	var errs []error
+	for i, a := range all {
+		for _, b := range all[i+1:] {
+			if a.p.Overlaps(b.p) {
+				errs = append(errs, fmt.Errorf("%s %s overlaps %s %s", a.flag, a.p, b.flag, b.p))
+			}
+		}
+	}
+	return errs
+}
+
+// advertised is host:port for peers.
+func (c *Config) advertised() string {
+	if c.AdvertiseFederation != "" {
+		return c.AdvertiseFederation
+	}
+	return c.ListenFederation.String()
+}
+
+// record is what this cluster tells the mesh about itself.
+func (c *Config) record() *keyspacev1.Cluster {
+	return &keyspacev1.Cluster{
+		Name:         c.Cluster,
+		Id:           c.ClusterID,
+		PodCidrs:     texts(c.PodCIDRs),
+		NodeCidrs:    texts(c.NodeCIDRs),
+		ServiceCidrs: texts(c.ServiceCIDRs),
+		Mesh: &keyspacev1.MeshParameters{
+			ClusterBits:    c.ClusterBits,
+			TunnelProtocol: "vxlan",
+			TunnelPort:     uint32(c.TunnelPort),
+			Encryption:     "off",
+		},
+		Endpoints: []string{c.advertised()},
+		Version:   version.String(),
+	}
+}
+
+func texts[T fmt.Stringer](in []T) []string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = v.String()
+	}
+	return out
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/hawser-mesh/hawser/internal/pki"
+)
+
+// PKIDir is where an API server keeps its CA and certificates.
+func PKIDir(dataDir string) string { return filepath.Join(dataDir, "pki") }
+
+// credentials are the certificates of one API server. The leaf is issued anew
+// at each start.
+type credentials struct {
+	ca     *pki.CA
+	server pki.Files // spiffe://<c>/apiserver: etcd server, federation, etcd client
+	root   pki.Files // etcd's administrator
+	cert   tls.Certificate
+	leaf   *x509.Certificate
+}
+
+func newCredentials(cfg *Config, now time.Time) (*credentials, error) {
+	dir := PKIDir(cfg.DataDir)
+	ca, err := pki.EnsureCA(dir, cfg.Cluster, now)
+	if err != nil {
+		return nil, err
+	}
+	c := &credentials{ca: ca}
+	ips := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), cfg.ListenEtcd.Addr(), cfg.ListenFederation.Addr()}
+	issue := func(r pki.Request, name string) (pki.Files, *pki.Leaf, error) {
+		leaf, err := ca.Issue(r, now)
+		if err != nil {
+			return pki.Files{}, nil, err
+		}
+		files, err := leaf.Save(dir, name)
+		return files, leaf, err
+	}
+	if c.server, _, err = issue(pki.Request{Role: pki.RoleAPIServer, IPs: ips}, "apiserver"); err != nil {
+		return nil, err
+	}
+	if c.root, _, err = issue(pki.Request{Role: pki.RoleRoot}, "root"); err != nil {
+		return nil, err
+	}
+	if c.cert, err = c.server.Certificate(); err != nil {
+		return nil, err
+	}
+	if c.leaf, err = x509.ParseCertificate(c.cert.Certificate[0]); err != nil {
+		return nil, fmt.Errorf("read own certificate: %w", err)
+	}
+	return c, nil
+}
+
+// Certificate implements peering.Credentials.
+func (c *credentials) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
+
+// CA implements peering.Credentials.
+func (c *credentials) CA() []*x509.Certificate { return []*x509.Certificate{c.ca.Certificate()} }
+
+// Issue writes a certificate of the cluster whose CA is in dataDir, for an agent
+// (role agent, name the node) or an administrator, with the CA's certificate
+// beside it: ca.crt, tls.crt, tls.key in out.
+func Issue(dataDir string, role pki.Role, name, out string, now time.Time) error {
+	ca, err := pki.LoadCA(PKIDir(dataDir))
+	if err != nil {
+		return fmt.Errorf("issue a certificate for %s %s: %w; the CA is made when the API server first starts", role, name, err)
+	}
+	leaf, err := ca.Issue(pki.Request{Role: role, Name: name}, now)
+	if err != nil {
+		return err
+	}
+	_, err = leaf.Save(out, "tls")
+	return err
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// Node states in listings.
+const (
+	nodePresent = "present" // its agent holds its presence lease
+	nodeAbsent  = "absent"  // its agent is down; its data stays
+	nodeRemote  = "remote"  // known from a peer
+)
+
+// ListNodes lists the nodes of all clusters.
+func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*hawserv1.ListNodesResponse, error) {
+	nodes, err := listAll[*keyspacev1.Node](ctx, s, kvstore.KindNode)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	present, err := list[*keyspacev1.Presence](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPresence)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	here := map[string]bool{}
+	for _, p := range present {
+		here[p.msg.GetNode()] = true
+	}
+	ips, err := listAll[*keyspacev1.IPEntry](ctx, s, kvstore.KindIP)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	workloads := map[[2]string]uint64{}
+	for _, ip := range ips {
+		workloads[[2]string{ip.key.Cluster, ip.msg.GetNode()}]++
+	}
+	resp := &hawserv1.ListNodesResponse{}
+	for _, n := range nodes {
+		info := &hawserv1.NodeInfo{
+			Cluster: n.key.Cluster, Name: n.msg.GetName(), TunnelAddress: n.msg.GetTunnelAddress(),
+			PodCidrs: n.msg.GetPodCidrs(), Mtu: n.msg.GetMtu(), Version: n.msg.GetVersion(),
+			Workloads: workloads[[2]string{n.key.Cluster, n.msg.GetName()}],
+			State:     nodeRemote,
+		}
+		for _, a := range n.msg.GetAddresses() {
+			info.Addresses = append(info.Addresses, a.GetIp())
+		}
+		if n.key.Cluster == s.cfg.Cluster {
+			info.State = nodeAbsent
+			if here[n.msg.GetName()] {
+				info.State = nodePresent
+			}
+		}
+		resp.Nodes = append(resp.Nodes, info)
+	}
+	return resp, nil
+}
+
+// ListIdentities lists the reserved identities and those of all clusters.
+func (s *Server) ListIdentities(ctx context.Context, _ *hawserv1.ListIdentitiesRequest) (*hawserv1.ListIdentitiesResponse, error) {
+	rows, err := listAll[*keyspacev1.Identity](ctx, s, kvstore.KindIdentity)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	users, err := s.identityUsers(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	resp := &hawserv1.ListIdentitiesResponse{}
+	for n := identity.Number(1); n <= identity.MaxReserved; n++ {
+		if name, _ := n.Reserved(); name != "" {
+			resp.Identities = append(resp.Identities, &hawserv1.IdentityInfo{Number: uint32(n), Labels: []string{"reserved:" + name}})
+		}
+	}
+	for _, r := range rows {
+		resp.Identities = append(resp.Identities, &hawserv1.IdentityInfo{
+			Number: r.msg.GetNumber(), Cluster: r.key.Cluster, Labels: r.msg.GetLabels(), Nodes: users[r.msg.GetNumber()],
+		})
+	}
+	slices.SortFunc(resp.GetIdentities(), func(a, b *hawserv1.IdentityInfo) int { return cmp.Compare(a.GetNumber(), b.GetNumber()) })
+	return resp, nil
+}
+
+// identityUsers are the nodes that refer to each identity of this cluster.
+func (s *Server) identityUsers(ctx context.Context) (map[uint32][]string, error) {
+	users := map[uint32][]string{}
+	prefix, after := kvstore.KindPrefix(kvstore.Local, s.cfg.Cluster, kvstore.KindRef), ""
+	for {
+		page, err := s.kv.List(ctx, prefix, after, pageSize, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range page.KVs {
+			after = kv.Key
+			key, err := kvstore.ParseKey(kv.Key)
+			if err != nil {
+				continue
+			}
+			if n, err := strconv.ParseUint(key.Names[0], 10, 32); err == nil {
+				users[uint32(n)] = append(users[uint32(n)], key.Names[1])
+			}
+		}
+		if !page.More {
+			return users, nil
+		}
+	}
+}
+
+// ListVTEPs lists which prefix is behind which tunnel endpoint.
+func (s *Server) ListVTEPs(ctx context.Context, _ *hawserv1.ListVTEPsRequest) (*hawserv1.ListVTEPsResponse, error) {
+	rows, err := listAll[*keyspacev1.VTEP](ctx, s, kvstore.KindVTEP)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	resp := &hawserv1.ListVTEPsResponse{}
+	for _, r := range rows {
+		resp.Vteps = append(resp.Vteps, &hawserv1.VTEPInfo{
+			Prefix: r.msg.GetPrefix(), TunnelAddress: r.msg.GetTunnelAddress(), Node: r.msg.GetNode(), Cluster: r.key.Cluster,
+		})
+	}
+	slices.SortFunc(resp.GetVteps(), func(a, b *hawserv1.VTEPInfo) int {
+		pa, _ := netip.ParsePrefix(a.GetPrefix())
+		pb, _ := netip.ParsePrefix(b.GetPrefix())
+		return cmp.Or(pa.Addr().Compare(pb.Addr()), cmp.Compare(pa.Bits(), pb.Bits()))
+	})
+	return resp, nil
+}
+
+// protocolName is how a protocol is shown.
+func protocolName(p keyspacev1.Protocol) string {
+	switch p {
+	case keyspacev1.Protocol_PROTOCOL_TCP:
+		return "tcp"
+	case keyspacev1.Protocol_PROTOCOL_UDP:
+		return "udp"
+	case keyspacev1.Protocol_PROTOCOL_SCTP:
+		return "sctp"
+	}
+	return fmt.Sprint(int32(p))
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/federation"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/version"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// certificateWarning is how long before its end a certificate is a problem.
+const certificateWarning = 14 * 24 * time.Hour
+
+// newFederation makes what talks to the peers; it starts nothing.
+func (s *Server) newFederation() (*federation.Manager, error) {
+	return federation.New(federation.Config{
+		Cluster: s.cfg.record(),
+		Listen:  s.cfg.ListenFederation.String(),
+		Replica: "0",
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
+}
+
+// Invite makes a token with which one cluster can join, once.
+func (s *Server) Invite(ctx context.Context, r *hawserv1.InviteRequest) (*hawserv1.InviteResponse, error) {
+	if to := r.GetTo(); to != "" {
+		if err := kvstore.ValidateClusterName(to); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		if to == s.cfg.Cluster {
+			return nil, status.Errorf(codes.InvalidArgument, "invite %q: that is this cluster", to)
+		}
+	}
+	token, err := s.mesh.Invite(ctx, r.GetTo(), time.Duration(r.GetTtlSeconds())*time.Second)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	return &hawserv1.InviteResponse{Token: token.String(), ExpiresAt: token.Expires.UnixNano()}, nil
+}
+
+// Join joins the cluster that made a token.
+func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {
+	res, err := s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	out := &hawserv1.JoinResponse{Peer: res.Peer.GetName(), PeerId: res.Peer.GetId(), Joined: res.Joined}
+	for _, f := range res.Findings {
+		out.Findings = append(out.Findings, finding(f))
+	}
+	return out, nil
+}
+
+func finding(f *federationv1.Finding) *hawserv1.Finding {
+	return &hawserv1.Finding{
+		Check: f.GetCheck(), Blocking: f.GetBlocking(), Object: f.GetObject(), Problem: f.GetProblem(), Fix: f.GetFix(),
+	}
+}
+
+// Leave ends a peering and removes what the peer published.
+func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1.LeaveResponse, error) {
+	n, err := s.mesh.Leave(ctx, r.GetPeer())
+	if err != nil {
+		return nil, apiError(err)
+	}
+	return &hawserv1.LeaveResponse{KeysRemoved: n}, nil
+}
+
+// MeshStatus reports on all peers.
+func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
+	r := &hawserv1.MeshStatusResponse{Cluster: s.cfg.Cluster, Peers: s.mesh.Status()}
+	for _, p := range r.GetPeers() {
+		nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, p.GetName(), kvstore.KindNode)
+		if err != nil {
+			return nil, apiError(err)
+		}
+		p.NodesTotal = uint32(len(nodes))
+	}
+	return r, nil
+}
+
+// Diff compares the mirror of a peer with its origin.
+func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawserv1.MeshDiffResponse, error) {
+	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), r.GetPrefix())
+	return out, apiError(err)
+}
+
+// ClusterStatus reports on this cluster.
+func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
+	stats, err := s.etcd.Stats(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	space, err := identity.NewSpace(s.cfg.ClusterBits)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	first, last := space.Range(s.cfg.ClusterID)
+	r := &hawserv1.ClusterStatusReport{
+		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), StartedAt: s.started.UnixNano(),
+		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
+		FederationEndpoints: []string{s.cfg.advertised()}, EtcdEndpoint: s.etcd.Endpoint(),
+		CaExpiresAt: s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
+		IdentityMin: uint32(first), IdentityMax: uint32(last),
+	}
+	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	r.Nodes = uint32(len(nodes))
+	for _, p := range s.mesh.Status() {
+		r.Peers++
+		if p.GetState() == "connected" {
+			r.PeersConnected++
+			continue
+		}
+		r.Problems = append(r.Problems, &hawserv1.Problem{
+			Object: "peer " + p.GetName(), Problem: p.GetState() + since(p), Fix: "hawser mesh status",
+		})
+	}
+	for name, until := range map[string]time.Time{
+		"certificate of the API server": s.creds.leaf.NotAfter, "CA": s.creds.ca.Certificate().NotAfter,
+	} {
+		if left := time.Until(until); left < certificateWarning {
+			r.Problems = append(r.Problems, &hawserv1.Problem{
+				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "restart the API server to renew its certificate",
+			})
+		}
+	}
+	return r, nil
+}
+
+func since(p *hawserv1.PeerStatus) string {
+	if p.GetSince() == 0 {
+		return ""
+	}
+	return " for " + time.Since(time.Unix(0, p.GetSince())).Round(time.Second).String()
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/policy/api"
+)
+
+// What an apply or a delete did to an object.
+const (
+	actionCreated    = "created"
+	actionConfigured = "configured"
+	actionUnchanged  = "unchanged"
+	actionDeleted    = "deleted"
+	dryRunSuffix     = " (dry run)"
+)
+
+func (s *Server) policyKey(namespace, name string) kvstore.Key {
+	return kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy, namespace, name)
+}
+
+// ApplyPolicy stores the objects of a manifest. Either all objects are valid and
+// stored, in one transaction for up to 128 of them, or none is.
+func (s *Server) ApplyPolicy(ctx context.Context, r *hawserv1.ApplyPolicyRequest) (*hawserv1.ApplyPolicyResponse, error) {
+	objects, err := api.Parse([]byte(r.GetSource()))
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	resp := &hawserv1.ApplyPolicyResponse{}
+	var ops []kvstore.Op
+	for _, o := range objects {
+		key := s.policyKey(o.Namespace, o.Name)
+		old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
+		if err != nil {
+			return nil, apiError(err)
+		}
+		applied := &hawserv1.AppliedObject{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Action: actionCreated}
+		resp.Objects = append(resp.Objects, applied)
+		switch {
+		case found && old.msg.GetSource() == o.Source && old.msg.GetKind() == o.Kind:
+			applied.Action = actionUnchanged
+			continue
+		case found && old.msg.GetKind() != o.Kind:
+			return nil, status.Errorf(codes.FailedPrecondition,
+				"%s %s: a %s of that name exists; delete it first: hawser policy delete -n %s %s",
+				o.Kind, o.ID(), old.msg.GetKind(), o.Namespace, o.Name)
+		case found:
+			applied.Action = actionConfigured
+		}
+		op, err := put(key, &keyspacev1.PolicyObject{
+			Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source,
+			Revision: old.msg.GetRevision() + 1,
+		})
+		if err != nil {
+			return nil, apiError(err)
+		}
+		ops = append(ops, op)
+	}
+	if r.GetDryRun() {
+		markDryRun(resp.GetObjects())
+		return resp, nil
+	}
+	return resp, apiError(s.commit(ctx, ops))
+}
+
+func markDryRun(objects []*hawserv1.AppliedObject) {
+	for _, o := range objects {
+		o.Action += dryRunSuffix
+	}
+}
+
+// commit stores operations, as few transactions as allowed.
+func (s *Server) commit(ctx context.Context, ops []kvstore.Op) error {
+	for chunk := range slices.Chunk(ops, kvstore.MaxTxnOps) {
+		if _, err := s.kv.Txn(ctx, nil, chunk, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DeletePolicy deletes one object by name, or those of a manifest.
+func (s *Server) DeletePolicy(ctx context.Context, r *hawserv1.DeletePolicyRequest) (*hawserv1.DeletePolicyResponse, error) {
+	objects := []api.Object{{Namespace: r.GetNamespace(), Name: r.GetName()}}
+	if r.GetSource() != "" {
+		var err error
+		if objects, err = api.Parse([]byte(r.GetSource())); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
+	resp := &hawserv1.DeletePolicyResponse{}
+	var ops []kvstore.Op
+	for _, o := range objects {
+		key := s.policyKey(o.Namespace, o.Name)
+		old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
+		if err != nil {
+			return nil, apiError(err)
+		}
+		if !found {
+			return nil, status.Errorf(codes.NotFound, "no policy %s; nothing was deleted; see: hawser policy list", o.ID())
+		}
+		ops = append(ops, kvstore.Delete(key.String()))
+		resp.Objects = append(resp.Objects, &hawserv1.AppliedObject{
+			Kind: old.msg.GetKind(), Namespace: o.Namespace, Name: o.Name, Action: actionDeleted,
+		})
+	}
+	return resp, apiError(s.commit(ctx, ops))
+}
+
+// ListPolicies lists the stored objects by namespace and name.
+func (s *Server) ListPolicies(ctx context.Context, _ *hawserv1.ListPoliciesRequest) (*hawserv1.ListPoliciesResponse, error) {
+	rows, err := list[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	resp := &hawserv1.ListPoliciesResponse{}
+	for _, r := range rows {
+		info := &hawserv1.PolicyInfo{
+			Namespace: r.msg.GetNamespace(), Name: r.msg.GetName(), Kind: r.msg.GetKind(),
+			Revision: r.msg.GetRevision(), Source: r.msg.GetSource(), UpdatedAt: r.msg.GetUpdatedAt(),
+		}
+		if objects, err := api.Parse([]byte(r.msg.GetSource())); err != nil {
+			info.Selects = "unreadable: " + err.Error()
+		} else {
+			var selects []string
+			for _, o := range objects {
+				info.Rules += uint32(len(o.Rules))
+				selects = append(selects, o.Selects()...)
+			}
+			info.Selects = strings.Join(selects, "; ")
+		}
+		resp.Policies = append(resp.Policies, info)
+	}
+	slices.SortFunc(resp.GetPolicies(), func(a, b *hawserv1.PolicyInfo) int {
+		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
+	})
+	return resp, nil
+}

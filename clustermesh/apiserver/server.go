@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/federation"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/unixsocket"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
+)
+
+// Server is a mesh API server.
+type Server struct {
+	hawserv1.UnimplementedMeshServer
+
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+
+	creds       *credentials
+	etcd        *etcd.Server
+	kv          kvstore.Client
+	incarnation string
+	mesh        *federation.Manager
+}
+
+// Run starts an API server and blocks until the context ends or a part of it
+// fails. Its errors name what could not be started and why.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	s := &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now()}
+	if err := s.open(ctx); err != nil {
+		s.close()
+		return err
+	}
+	defer s.close()
+	return s.serve(ctx)
+}
+
+// open brings up etcd and what the rest stands on.
+func (s *Server) open(ctx context.Context) error {
+	var err error
+	if s.creds, err = newCredentials(&s.cfg, s.started); err != nil {
+		return err
+	}
+	if s.etcd, err = etcd.Start(ctx, etcd.ServerConfig{
+		Cluster:       s.cfg.Cluster,
+		DataDir:       filepath.Join(s.cfg.DataDir, "etcd"),
+		Listen:        s.cfg.ListenEtcd,
+		TLS:           s.creds.server,
+		Root:          s.creds.root,
+		UnsafeNoFsync: s.cfg.UnsafeNoFsync,
+		Log:           s.log,
+	}); err != nil {
+		return err
+	}
+	tls, err := s.creds.server.ClientTLS(&pki.ID{Cluster: s.cfg.Cluster, Role: pki.RoleAPIServer})
+	if err != nil {
+		return err
+	}
+	if s.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: []string{s.etcd.Endpoint()}, TLS: tls, Log: s.log}); err != nil {
+		return err
+	}
+	if s.incarnation, err = ensureIncarnation(ctx, s.kv, s.cfg.Cluster); err != nil {
+		return err
+	}
+	own := kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindCluster)
+	if _, err := s.putIfChanged(ctx, own, s.cfg.record()); err != nil {
+		return fmt.Errorf("publish the cluster record: %w", err)
+	}
+	s.mesh, err = s.newFederation()
+	return err
+}
+
+func (s *Server) close() {
+	if s.kv != nil {
+		_ = s.kv.Close()
+	}
+	if s.etcd != nil {
+		s.etcd.Close()
+	}
+}
+
+// serve runs all parts until one fails or the context ends.
+func (s *Server) serve(ctx context.Context) error {
+	lis, err := unixsocket.Listen(ctx, s.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	api := grpc.NewServer()
+	hawserv1.RegisterMeshServer(api, s)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.mesh.Run(ctx) })
+	g.Go(func() error { return s.keepMarkers(ctx) })
+	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			api.Stop()
+			return nil
+		case err := <-s.etcd.Err():
+			api.Stop()
+			return fmt.Errorf("embedded etcd: %w", err)
+		}
+	})
+	s.log.Info("API server is ready", "etcd", s.etcd.Endpoint(), "federation", s.cfg.ListenFederation, "socket", s.cfg.Socket,
+		"incarnation", s.incarnation)
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// ensureIncarnation reads the keyspace's incarnation, or makes it when absent.
+func ensureIncarnation(ctx context.Context, kv kvstore.Client, cluster string) (string, error) {
+	key := kvstore.NewKey(kvstore.Private, cluster, kvstore.KindIncarnation).String()
+	fresh := uuid.NewString()
+	r, err := kv.Txn(ctx,
+		[]kvstore.Cmp{kvstore.Absent(key)},
+		[]kvstore.Op{kvstore.Put(key, []byte(fresh))},
+		[]kvstore.Op{kvstore.Read(key)})
+	if err != nil {
+		return "", fmt.Errorf("read the incarnation: %w", err)
+	}
+	if r.Succeeded {
+		return fresh, nil
+	}
+	return string(r.Gets[0][0].Value), nil
+}
+
+// apiError gives an error of the keyspace the code that callers act on.
+func apiError(err error) error {
+	var bad *kvstore.BadRecord
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &bad):
+		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, err.Error())
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.Internal, err.Error())
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/loadbalancer"
+)
+
+const kindService = "Service"
+
+// raceTries is how often a write that another one overtook is tried again.
+const raceTries = 8
+
+var errRace = errors.New("overtaken by other writes")
+
+// serviceSubtree is where a service is kept: what peers may read is under
+// state/.
+func serviceSubtree(shared bool) kvstore.Subtree {
+	if shared {
+		return kvstore.State
+	}
+	return kvstore.Local
+}
+
+func (s *Server) serviceKey(sub kvstore.Subtree, namespace, name string) kvstore.Key {
+	return kvstore.NewKey(sub, s.cfg.Cluster, kvstore.KindService, namespace, name)
+}
+
+// storedService finds a service in either subtree.
+func (s *Server) storedService(ctx context.Context, namespace, name string) (stored[*keyspacev1.Service], bool, error) {
+	for _, sub := range []kvstore.Subtree{kvstore.State, kvstore.Local} {
+		r, found, err := get[*keyspacev1.Service](ctx, s, s.serviceKey(sub, namespace, name))
+		if err != nil || found {
+			return r, found, err
+		}
+	}
+	return stored[*keyspacev1.Service]{}, false, nil
+}
+
+// ApplyService stores the services of a manifest, each with the number and
+// address that this cluster gives it. All objects are validated before the
+// first is stored.
+func (s *Server) ApplyService(ctx context.Context, r *hawserv1.ApplyServiceRequest) (*hawserv1.ApplyServiceResponse, error) {
+	objects, err := loadbalancer.ParseServices([]byte(r.GetSource()))
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	var errs []error
+	for _, o := range objects {
+		for _, a := range o.ClusterIPs {
+			if err := loadbalancer.CheckVIP(s.cfg.ServiceCIDRs, a); err != nil {
+				errs = append(errs, fmt.Errorf("%s %s: spec.clusterIP: %w", kindService, o.ID(), err))
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	resp := &hawserv1.ApplyServiceResponse{}
+	for _, o := range objects {
+		action, err := s.applyService(ctx, o, r.GetDryRun())
+		if err != nil {
+			return resp, apiError(fmt.Errorf("%s %s: %w", kindService, o.ID(), err))
+		}
+		resp.Objects = append(resp.Objects, &hawserv1.AppliedObject{
+			Kind: kindService, Namespace: o.Service.GetNamespace(), Name: o.Service.GetName(), Action: action,
+		})
+	}
+	if r.GetDryRun() {
+		markDryRun(resp.GetObjects())
+	}
+	return resp, nil
+}
+
+func (s *Server) applyService(ctx context.Context, o loadbalancer.Object, dryRun bool) (action string, err error) {
+	for range raceTries {
+		if action, err = s.tryApplyService(ctx, o, dryRun); !errors.Is(err, errRace) {
+			return action, err
+		}
+	}
+	return "", err
+}
+
+func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dryRun bool) (action string, err error) {
+	want := proto.CloneOf(o.Service)
+	old, found, err := s.storedService(ctx, want.GetNamespace(), want.GetName())
+	if err != nil {
+		return "", err
+	}
+	var cmps []kvstore.Cmp
+	var ops []kvstore.Op
+	key := s.serviceKey(serviceSubtree(want.GetShared()), want.GetNamespace(), want.GetName())
+	if found {
+		action = actionConfigured
+		if err := keepNumbers(want, old.msg, o.ClusterIPs); err != nil {
+			return "", err
+		}
+		cmps = append(cmps, kvstore.AtRevision(old.kv.Key, old.kv.ModRevision))
+		if old.kv.Key != key.String() {
+			ops = append(ops, kvstore.Delete(old.kv.Key))
+		}
+	} else {
+		action = actionCreated
+		cmps = append(cmps, kvstore.Absent(key.String()))
+		taken, puts, err := s.allocate(ctx, want, o.ClusterIPs)
+		if err != nil {
+			return "", err
+		}
+		cmps, ops = append(cmps, taken...), append(ops, puts...)
+	}
+	op, err := put(key, want)
+	if err != nil {
+		return "", err
+	}
+	if found && old.kv.Key == key.String() && kvstore.SameRecord(key, old.kv.Value, op.Value) {
+		return actionUnchanged, nil
+	}
+	if dryRun {
+		return action, nil
+	}
+	r, err := s.kv.Txn(ctx, cmps, append(ops, op), nil)
+	if err == nil && !r.Succeeded {
+		err = errRace
+	}
+	return action, err
+}
+
+// keepNumbers carries number and address of a stored service over to its new
+// version.
+func keepNumbers(want, old *keyspacev1.Service, asked []netip.Addr) error {
+	want.Id, want.Vips = old.GetId(), old.GetVips()
+	for _, a := range asked {
+		if len(old.GetVips()) > 0 && a.String() != old.GetVips()[0] {
+			return status.Errorf(codes.FailedPrecondition,
+				"spec.clusterIP %s: its address is %s and cannot change; delete the service first", a, old.GetVips()[0])
+		}
+	}
+	return nil
+}
+
+// allocate chooses a number and an address for a new service, and returns what
+// must hold for them to be free and the operations that take them.
+func (s *Server) allocate(ctx context.Context, want *keyspacev1.Service, asked []netip.Addr) ([]kvstore.Cmp, []kvstore.Op, error) {
+	ids, err := list[*keyspacev1.ServiceID](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindServiceID)
+	if err != nil {
+		return nil, nil, err
+	}
+	usedIDs := map[uint32]bool{}
+	for _, i := range ids {
+		usedIDs[i.msg.GetNumber()] = true
+	}
+	if want.Id, err = loadbalancer.NextServiceID(s.cfg.ClusterID, func(n uint32) bool { return usedIDs[n] }); err != nil {
+		return nil, nil, err
+	}
+	vip, err := s.chooseVIP(ctx, asked)
+	if err != nil {
+		return nil, nil, err
+	}
+	want.Vips = []string{vip.String()}
+
+	idKey := kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(want.GetId()))
+	vipKey := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip.String())
+	idOp, err := put(idKey, &keyspacev1.ServiceID{
+		Number: want.GetId(), Namespace: want.GetNamespace(), Name: want.GetName(), Vips: want.GetVips(),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	vipOp, err := put(vipKey, &keyspacev1.VIPOwner{Ip: vip.String(), Namespace: want.GetNamespace(), Name: want.GetName()})
+	if err != nil {
+		return nil, nil, err
+	}
+	return []kvstore.Cmp{kvstore.Absent(idKey.String()), kvstore.Absent(vipKey.String())}, []kvstore.Op{idOp, vipOp}, nil
+}
+
+func (s *Server) chooseVIP(ctx context.Context, asked []netip.Addr) (netip.Addr, error) {
+	owners, err := list[*keyspacev1.VIPOwner](ctx, s, kvstore.Private, s.cfg.Cluster, kvstore.KindVIP)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	used := map[string]string{}
+	for _, o := range owners {
+		used[o.msg.GetIp()] = o.msg.GetNamespace() + "/" + o.msg.GetName()
+	}
+	if len(asked) > 0 {
+		if owner, taken := used[asked[0].String()]; taken {
+			return netip.Addr{}, status.Errorf(codes.FailedPrecondition, "spec.clusterIP %s: belongs to service %s", asked[0], owner)
+		}
+		return asked[0], nil
+	}
+	for _, p := range s.cfg.ServiceCIDRs {
+		a, err := loadbalancer.NextVIP(p, func(a netip.Addr) bool { return used[a.String()] != "" })
+		if err == nil {
+			return a, nil
+		}
+		if !errors.Is(err, loadbalancer.ErrExhausted) {
+			return netip.Addr{}, err
+		}
+	}
+	return netip.Addr{}, status.Errorf(codes.ResourceExhausted, "all addresses of the service ranges %v are in use", s.cfg.ServiceCIDRs)
+}
+
+// DeleteService deletes one service by name, or those of a manifest. Number and
+// address are free again.
+func (s *Server) DeleteService(ctx context.Context, r *hawserv1.DeleteServiceRequest) (*hawserv1.DeleteServiceResponse, error) {
+	names := [][2]string{{r.GetNamespace(), r.GetName()}}
+	if r.GetSource() != "" {
+		objects, err := loadbalancer.ParseServices([]byte(r.GetSource()))
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		names = nil
+		for _, o := range objects {
+			names = append(names, [2]string{o.Service.GetNamespace(), o.Service.GetName()})
+		}
+	}
+	resp := &hawserv1.DeleteServiceResponse{}
+	for _, n := range names {
+		old, found, err := s.storedService(ctx, n[0], n[1])
+		if err != nil {
+			return resp, apiError(err)
+		}
+		if !found {
+			return resp, status.Errorf(codes.NotFound, "no service %s/%s; see: hawser service list", n[0], n[1])
+		}
+		ops := []kvstore.Op{
+			kvstore.Delete(old.kv.Key),
+			kvstore.Delete(kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(old.msg.GetId())).String()),
+		}
+		for _, vip := range old.msg.GetVips() {
+			ops = append(ops, kvstore.Delete(kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip).String()))
+		}
+		if err := s.commit(ctx, ops); err != nil {
+			return resp, apiError(err)
+		}
+		resp.Objects = append(resp.Objects, &hawserv1.AppliedObject{Kind: kindService, Namespace: n[0], Name: n[1], Action: actionDeleted})
+	}
+	return resp, nil
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Hawser-agent is the agent of a node.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hawser-mesh/hawser/agent"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/program"
+	"github.com/hawser-mesh/hawser/tunnel"
+)
+
+func main() { os.Exit(program.Main(newCommand())) }
+
+func newCommand() *cobra.Command {
+	var opts program.Options
+	var cfg agent.Config
+	var address, pods, mapSizes string
+	cmd := &cobra.Command{
+		Use:   "hawser-agent",
+		Short: "Run the agent of a node: endpoints, datapath, policy, load balancing",
+		Long: "Run the agent of a node: endpoints, datapath, policy, load balancing.\n" +
+			"When it ends, traffic goes on: programs and maps stay pinned and the next agent\n" +
+			"takes them over.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := opts.Logger(os.Stderr)
+			if err != nil {
+				return err
+			}
+			if os.Geteuid() != 0 {
+				return errors.New("the agent loads programs into the kernel: run it as root")
+			}
+			switch mapSizes {
+			case "default", "small":
+				cfg.SmallMaps = mapSizes == "small"
+			default:
+				return fmt.Errorf("--map-sizes %q: must be default or small", mapSizes)
+			}
+			cfg.Log = log
+			// What does not parse stays invalid, and Validate names the flag.
+			cfg.NodeAddress, _ = netip.ParseAddr(address)
+			cfg.PodCIDR, _ = netip.ParsePrefix(pods)
+			if cfg.PinPath == "" {
+				cfg.PinPath = filepath.Join("/sys/fs/bpf/hawser", cfg.Node)
+			}
+			return agent.Run(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Cluster, "cluster", "", "name of this node's cluster")
+	f.StringVar(&cfg.Node, "node", "", "name of this node, unique in its cluster")
+	f.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoint", nil, "https://ADDRESS:PORT of the cluster's etcd")
+	f.StringVar(&cfg.TLSDir, "tls-dir", "/etc/hawser/tls", "directory with ca.crt, tls.crt and tls.key of this node")
+	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
+	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
+	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's")
+	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", identity.DefaultClusterBits, "bits of an identity that name the cluster, as the API server was told")
+	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", tunnel.DefaultVXLANPort, "UDP port of VXLAN, the same in the whole mesh")
+	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")
+	f.StringVar(&cfg.Socket, "socket", "/run/hawser/agent.sock", "unix socket of the node API")
+	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")
+	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
+	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
+	f.StringVar(&cfg.Region, "region", "", "region of this node")
+	opts.Bind(cmd, "HAWSER_AGENT")
+	return cmd
+}

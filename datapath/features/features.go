@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package features says what the running kernel can do, by trying it. Versions
+// are never compared: distributions backport.
+package features
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// TCX reports whether programs can be attached by links (Linux 6.6); without
+// it they are clsact filters. Needs CAP_BPF and CAP_NET_ADMIN.
+func TCX() (bool, error) {
+	prog, err := load(asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()})
+	if err != nil {
+		return false, fmt.Errorf("probe tcx: %w", err)
+	}
+	defer prog.Close()
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: math.MaxInt32, Program: prog, Attach: ebpf.AttachTCXIngress,
+	})
+	switch {
+	case err == nil:
+		_ = l.Close()
+		return true, nil
+	case errors.Is(err, unix.ENODEV): // the kernel went as far as to look for it
+		return true, nil
+	}
+	return false, nil
+}
+
+// Flags of bpf_skb_adjust_room that the probe uses.
+const (
+	adjustRoomMAC  = 1
+	fixedGSO       = 1 << 0
+	encapL3IPv4    = 1 << 1
+	encapL4UDP     = 1 << 4
+	EncapL2Eth     = 1 << 6
+	encapL2Shift   = 56
+	ethernetLength = 14
+	overhead       = 50
+)
+
+// EncapEthernet reports whether bpf_skb_adjust_room can be told that the inner
+// packet starts with an Ethernet header (Linux 5.13).
+func EncapEthernet() (bool, error) {
+	flags := int64(fixedGSO | encapL3IPv4 | encapL4UDP | EncapL2Eth | ethernetLength<<encapL2Shift)
+	prog, err := load(asm.Instructions{
+		asm.Mov.Imm(asm.R2, overhead),
+		asm.Mov.Imm(asm.R3, adjustRoomMAC),
+		asm.LoadImm(asm.R4, flags, asm.DWord),
+		asm.FnSkbAdjustRoom.Call(),
+		asm.Return(),
+	})
+	if err != nil {
+		return false, fmt.Errorf("probe adjust_room: %w", err)
+	}
+	defer prog.Close()
+	packet := make([]byte, 64)
+	packet[12], packet[14] = 0x08, 0x45 // IPv4
+	ret, _, err := prog.Test(packet)
+	if err != nil {
+		return false, fmt.Errorf("probe adjust_room: %w", err)
+	}
+	return ret == 0, nil
+}
+
+func load(ins asm.Instructions) (*ebpf.Program, error) {
+	return ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "probe", Type: ebpf.SchedCLS, License: "GPL", Instructions: ins,
+	})
+}

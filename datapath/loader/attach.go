@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A link's pin is named after the program and the device it is on.
+const pinSeparator = "@"
+
+// Attachment is one program on one device.
+type Attachment struct {
+	Program string
+	Device  string
+	LinkID  uint32 // 0 with clsact
+}
+
+// AttachEndpoint puts from_pod on the host's end of a pod's veth. It is
+// idempotent and returns when packets are seen.
+func (d *Datapath) AttachEndpoint(dev string) error { return d.attach("from_pod", dev) }
+
+// AttachUnderlay puts from_overlay on the underlay device.
+func (d *Datapath) AttachUnderlay() error { return d.attach("from_overlay", d.cfg.UnderlayDevice) }
+
+// AttachHost puts from_host on the inner end of the host veth.
+func (d *Datapath) AttachHost() error { return d.attach("from_host", d.cfg.NetDevice) }
+
+// DetachEndpoint takes from_pod off a device; a device that is gone or has none
+// is no error.
+func (d *Datapath) DetachEndpoint(dev string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := os.Remove(d.linkPin("from_pod", dev))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach %s: %w", dev, err)
+	}
+	if d.tcx {
+		return nil
+	}
+	return removeFilter("from_pod", dev)
+}
+
+func (d *Datapath) linkPin(prog, dev string) string {
+	return d.pinPath(linksDir, prog+pinSeparator+dev)
+}
+
+func (d *Datapath) program(name string) *ebpf.Program {
+	switch name {
+	case "from_pod":
+		return d.progs.FromPod
+	case "from_overlay":
+		return d.progs.FromOverlay
+	}
+	return d.progs.FromHost
+}
+
+func (d *Datapath) attach(prog, dev string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
+	}
+	if !d.tcx {
+		return replaceFilter(d.program(prog), prog, l)
+	}
+	pin := d.linkPin(prog, dev)
+	if onDevice(pin, l.Attrs().Index) {
+		return nil
+	}
+	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove stale link %s: %w", pin, err)
+	}
+	tcx, err := link.AttachTCX(link.TCXOptions{
+		Interface: l.Attrs().Index, Program: d.program(prog), Attach: ebpf.AttachTCXIngress,
+	})
+	if err != nil {
+		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
+	}
+	defer tcx.Close()
+	if err := tcx.Pin(pin); err != nil {
+		return fmt.Errorf("pin link %s: %w", pin, err)
+	}
+	return nil
+}
+
+// onDevice reports whether a pinned link is still on the device with that index.
+func onDevice(pin string, ifindex int) bool {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	return err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex
+}
+
+// replacePrograms makes every pinned link run the new programs, one atomic step
+// each, and pins the programs. The digest is written last: an interrupted
+// replacement is done again.
+func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) error {
+	pins, err := linkPins(d.cfg.PinPath)
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		prog, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		if progs[prog] == nil {
+			continue
+		}
+		if err := updateLink(pin, progs[prog]); err != nil {
+			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
+		}
+	}
+	for name, p := range progs {
+		path := d.pinPath(programsDir, name)
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("unpin old program %s: %w", name, err)
+		}
+		if err := p.Pin(path); err != nil {
+			return fmt.Errorf("pin program %s: %w", name, err)
+		}
+	}
+	return writeDigest(d.cfg.PinPath, sum)
+}
+
+// updateLink replaces a link's program; a link whose device is gone is removed.
+func updateLink(pin string, prog *ebpf.Program) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	err = l.Update(prog)
+	if errors.Is(err, unix.ENOLINK) {
+		return os.Remove(pin)
+	}
+	return err
+}
+
+func linkPins(pinPath string) ([]string, error) {
+	pins, err := filepath.Glob(filepath.Join(pinPath, linksDir, "*"+pinSeparator+"*"))
+	if err != nil {
+		return nil, fmt.Errorf("list links of %s: %w", pinPath, err)
+	}
+	slices.Sort(pins)
+	return pins, nil
+}
+
+// Attachments lists what is attached by links, sorted by program and device.
+func (d *Datapath) Attachments() ([]Attachment, error) {
+	pins, err := linkPins(d.cfg.PinPath)
+	if err != nil {
+		return nil, err
+	}
+	var out []Attachment
+	for _, pin := range pins {
+		l, err := link.LoadPinnedLink(pin, nil)
+		if err != nil {
+			return nil, fmt.Errorf("open link %s: %w", pin, err)
+		}
+		info, err := l.Info()
+		_ = l.Close()
+		if err != nil {
+			return nil, fmt.Errorf("describe link %s: %w", pin, err)
+		}
+		prog, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		out = append(out, Attachment{Program: prog, Device: dev, LinkID: uint32(info.ID)})
+	}
+	return out, nil
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Our place among the device's ingress filters.
+const (
+	filterHandle   = 0x4857
+	filterPriority = 1
+)
+
+func clsact(index int) *netlink.Clsact {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+}
+
+func filterAttrs(index int) netlink.FilterAttrs {
+	return netlink.FilterAttrs{
+		LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle,
+		Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+	}
+}
+
+// replaceFilter puts the program on the device's ingress where the kernel has no
+// links for that; an older one of ours is replaced in one step.
+func replaceFilter(prog *ebpf.Program, name string, l netlink.Link) error {
+	index := l.Attrs().Index
+	if err := netlink.QdiscAdd(clsact(index)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact to %s: %w", l.Attrs().Name, err)
+	}
+	filter := &netlink.BpfFilter{
+		FilterAttrs: filterAttrs(index), Fd: prog.FD(), Name: name, DirectAction: true,
+	}
+	if err := netlink.FilterReplace(filter); err != nil {
+		return fmt.Errorf("attach %s to %s: %w", name, l.Attrs().Name, err)
+	}
+	return nil
+}
+
+func removeFilter(name, dev string) error {
+	l, err := netlink.LinkByName(dev)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", dev, err)
+	}
+	err = netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(l.Attrs().Index), Name: name})
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("detach %s from %s: %w", name, dev, err)
+	}
+	return nil
+}

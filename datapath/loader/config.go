@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package loader loads the programs once per node, pins them and their maps,
+// and attaches them to devices. A second Open with the same pin path adopts what
+// is there, so that an agent's restart is not seen by the traffic.
+//
+// Start with Open. What is in the maps is datapath/reconcile's business. Pins
+// live under Config.PinPath: maps/, programs/, links/.
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+)
+
+// Config says what to load and where to pin it. Open and the Attach methods must
+// run in the network namespace that has the devices.
+type Config struct {
+	// PinPath is the node's directory in a BPF file system, such as
+	// /sys/fs/bpf/hawser/node1. Two agents on one kernel have different ones.
+	PinPath string
+	// BPFFS is where to mount a BPF file system when PinPath is not on one; it
+	// must be PinPath or above it. Empty means /sys/fs/bpf when PinPath is
+	// below that, else PinPath's parent.
+	BPFFS string
+	// UnderlayDevice carries tunnel packets; NodeAddr is its address, the
+	// tunnel endpoint.
+	UnderlayDevice string
+	NodeAddr       netip.Addr
+	// TunnelPort is the UDP port of VXLAN, 8472 by default.
+	TunnelPort uint16
+	// HostDevice and NetDevice are the two ends of the host veth: the host's
+	// routes to pods point into HostDevice, from_host is on NetDevice.
+	HostDevice string
+	NetDevice  string
+	// ClusterBits is how many of the identity's 24 bits name the cluster.
+	ClusterBits uint32
+	MapSizes    MapSizes
+}
+
+// MapSizes are the capacities of maps in entries; zero keeps the default.
+type MapSizes struct {
+	Devices   uint32 // interface indexes that are looked up directly
+	Endpoints uint32
+	IPCache   uint32
+	Prefixes  uint32
+	Nodes     uint32
+	Identity  uint32
+	RuleSets  uint32
+	Policy    uint32
+	Conntrack uint32
+	HalfOpen  uint32
+	Services  uint32
+	Slots     uint32
+	Backends  uint32
+	Events    uint32 // bytes, a power of two and a multiple of the page size
+}
+
+// SmallMaps are capacities for many agents on one machine.
+func SmallMaps() MapSizes {
+	return MapSizes{
+		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
+		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
+		Services: 4096, Slots: 32768, Backends: 16384, Events: 256 << 10,
+	}
+}
+
+// entries maps the sizes to map names.
+func (s MapSizes) entries() map[string]uint32 {
+	return map[string]uint32{
+		"ep_devices": s.Devices, "ep_strays": s.Endpoints, "endpoints": s.Endpoints,
+		"ipcache": s.IPCache, "ipcache_prefix": s.Prefixes, "nodes": s.Nodes,
+		"node_addrs": s.Nodes, "identities": s.Identity, "rule_sets": s.RuleSets,
+		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
+		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
+		"backends": s.Backends, "events": s.Events,
+	}
+}
+
+const (
+	defaultTunnelPort  = 8472
+	defaultClusterBits = 8
+	defaultBPFFS       = "/sys/fs/bpf"
+)
+
+func (c Config) withDefaults() Config {
+	if c.TunnelPort == 0 {
+		c.TunnelPort = defaultTunnelPort
+	}
+	if c.ClusterBits == 0 {
+		c.ClusterBits = defaultClusterBits
+	}
+	if c.HostDevice == "" {
+		c.HostDevice = "hawser_host"
+	}
+	if c.NetDevice == "" {
+		c.NetDevice = "hawser_net"
+	}
+	if c.BPFFS == "" {
+		c.BPFFS = filepath.Dir(filepath.Clean(c.PinPath))
+		if strings.HasPrefix(c.PinPath, defaultBPFFS+"/") {
+			c.BPFFS = defaultBPFFS
+		}
+	}
+	return c
+}
+
+// Validate reports every problem at once.
+func (c Config) Validate() error {
+	var errs []error
+	if !filepath.IsAbs(c.PinPath) {
+		errs = append(errs, fmt.Errorf("pin path %q: must be absolute", c.PinPath))
+	}
+	if rel, err := filepath.Rel(c.BPFFS, c.PinPath); err != nil || strings.HasPrefix(rel, "..") {
+		errs = append(errs, fmt.Errorf("bpffs %q: must contain the pin path %q", c.BPFFS, c.PinPath))
+	}
+	if c.UnderlayDevice == "" {
+		errs = append(errs, errors.New("underlay device: must be named"))
+	}
+	if !c.NodeAddr.Is4() {
+		errs = append(errs, fmt.Errorf("node address %q: must be IPv4", c.NodeAddr))
+	}
+	if c.ClusterBits < 8 || c.ClusterBits > 10 {
+		errs = append(errs, fmt.Errorf("cluster bits %d: must be 8, 9 or 10", c.ClusterBits))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/hawser-mesh/hawser/datapath/features"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
+)
+
+// Datapath is the loaded programs and maps of a node.
+type Datapath struct {
+	cfg     Config
+	log     *slog.Logger
+	maps    *objects.HawserMaps
+	progs   *objects.HawserPrograms
+	pins    map[string]*ebpf.Map // by name, what is pinned
+	tcx     bool
+	adopted bool
+
+	mu sync.Mutex // serialises attaching
+}
+
+// Open adopts what is pinned under cfg.PinPath, or loads and pins it. When only
+// the programs or their constants differ from what is pinned, the maps are kept
+// and each attached program is replaced at once. It needs root, blocks for up to
+// some seconds while the verifier works, and deletes no entry of any map.
+func Open(cfg Config, log *slog.Logger) (*Datapath, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("datapath config: %w", err)
+	}
+	if err := ensureBPFFS(cfg); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{mapsDir, programsDir, linksDir} {
+		if err := os.MkdirAll(filepath.Join(cfg.PinPath, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("make pin directory: %w", err)
+		}
+	}
+	tcx, err := features.TCX()
+	if err != nil {
+		return nil, err
+	}
+	spec, sum, err := buildSpec(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{cfg: cfg, log: log, tcx: tcx}
+	if err := d.load(spec, sum); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Datapath) load(spec *ebpf.CollectionSpec, sum digest) error {
+	pinned, err := openPinnedMaps(d.cfg.PinPath, spec)
+	if err != nil {
+		return err
+	}
+	d.pins = pinned
+	d.adopted = len(pinned) == len(pinnedMaps(spec))
+	if d.adopted && readDigest(d.cfg.PinPath) == sum {
+		progs, err := openPinnedPrograms(d.cfg.PinPath, spec)
+		if err == nil {
+			return d.take(pinned, progs)
+		}
+		d.log.Warn("pinned programs are unusable, loading them again", "error", err)
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
+	if err != nil {
+		return fmt.Errorf("load programs: %w", err)
+	}
+	defer coll.Close()
+	for name := range pinnedMaps(spec) {
+		if _, ok := pinned[name]; ok {
+			continue
+		}
+		m := coll.DetachMap(name)
+		if err := m.Pin(d.pinPath(mapsDir, name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+		pinned[name] = m
+	}
+	progs := map[string]*ebpf.Program{}
+	for name := range spec.Programs {
+		progs[name] = coll.DetachProgram(name)
+	}
+	if err := d.take(pinned, progs); err != nil {
+		return err
+	}
+	if err := d.initRuleSets(); err != nil {
+		return err
+	}
+	return d.replacePrograms(progs, sum)
+}
+
+// take fills the typed sets.
+func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) error {
+	d.maps = &objects.HawserMaps{
+		Backends: m["backends"], Ct4: m["ct4"], Ct4Open: m["ct4_open"],
+		Endpoints: m["endpoints"], EpDevices: m["ep_devices"], EpStrays: m["ep_strays"],
+		EventBuckets: m["event_buckets"], Events: m["events"], Identities: m["identities"],
+		Ipcache: m["ipcache"], IpcacheEpochs: m["ipcache_epochs"],
+		IpcachePrefix: m["ipcache_prefix"], Metrics: m["metrics"], NodeAddrs: m["node_addrs"],
+		Nodes: m["nodes"], Policy: m["policy"], RuleSets: m["rule_sets"],
+		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
+		Services: m["services"],
+	}
+	d.progs = &objects.HawserPrograms{
+		Clock: progs["clock"], FromHost: progs["from_host"],
+		FromOverlay: progs["from_overlay"], FromPod: progs["from_pod"],
+	}
+	return nil
+}
+
+// initRuleSets makes the rule set that enforces nothing usable; all others are
+// refused by the programs until they are written.
+func (d *Datapath) initRuleSets() error {
+	var word uint64
+	if err := d.maps.RuleSets.Lookup(uint32(0), &word); err != nil {
+		return fmt.Errorf("read rule set 0: %w", err)
+	}
+	if maps.RulesFrom(word).Valid {
+		return nil
+	}
+	word = maps.Rules{Valid: true, Epoch: 1}.Word()
+	if err := d.maps.RuleSets.Put(uint32(0), word); err != nil {
+		return fmt.Errorf("write rule set 0: %w", err)
+	}
+	return nil
+}
+
+// Maps are the node's maps. They are closed by Close.
+func (d *Datapath) Maps() *objects.HawserMaps { return d.maps }
+
+// Programs are the node's programs. They are closed by Close.
+func (d *Datapath) Programs() *objects.HawserPrograms { return d.progs }
+
+// Config is what the datapath was opened with, with defaults filled in.
+func (d *Datapath) Config() Config { return d.cfg }
+
+// Adopted reports whether Open took over pinned maps.
+func (d *Datapath) Adopted() bool { return d.adopted }
+
+// AttachMode is "tcx" or "clsact".
+func (d *Datapath) AttachMode() string {
+	if d.tcx {
+		return "tcx"
+	}
+	return "clsact"
+}
+
+// ListMaps describes all pinned maps. It walks the hashes.
+func (d *Datapath) ListMaps() ([]maps.Info, error) {
+	var out []maps.Info
+	for name, m := range d.pins {
+		info, err := maps.Describe(name, d.pinPath(mapsDir, name), m)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, info)
+	}
+	sortInfos(out)
+	return out, nil
+}
+
+// Close releases this process's handles. Programs stay attached, maps stay
+// pinned, traffic goes on.
+func (d *Datapath) Close() error {
+	var errs []error
+	for _, m := range d.pins {
+		errs = append(errs, m.Close())
+	}
+	if d.progs != nil {
+		errs = append(errs, d.progs.Close())
+	}
+	return errors.Join(errs...)
+}

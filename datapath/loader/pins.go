@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/datapath/features"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
+)
+
+// Directories under the pin path.
+const (
+	mapsDir     = "maps"
+	programsDir = "programs"
+	linksDir    = "links"
+	digestMap   = "build" // one element: the digest of what is loaded
+)
+
+// digest names a build with its constants and sizes.
+type digest [sha256.Size]byte
+
+// ErrIncompatible is wrapped by Open's error when a pinned map has another
+// layout or size than this build wants.
+var ErrIncompatible = ebpf.ErrMapIncompatible
+
+func (d *Datapath) pinPath(dir, name string) string {
+	return filepath.Join(d.cfg.PinPath, dir, name)
+}
+
+// ensureBPFFS mounts a BPF file system if the pin path is on none.
+func ensureBPFFS(cfg Config) error {
+	for dir := cfg.PinPath; ; dir = filepath.Dir(dir) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err == nil {
+			if st.Type == unix.BPF_FS_MAGIC {
+				return nil
+			}
+			break
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	if err := os.MkdirAll(cfg.BPFFS, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", cfg.BPFFS, err)
+	}
+	if err := unix.Mount("bpffs", cfg.BPFFS, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a BPF file system on %s: %w", cfg.BPFFS, err)
+	}
+	return nil
+}
+
+// constants are what config.h declares.
+type constants struct {
+	NodeAddr4       [4]byte
+	UnderlayIfIndex uint32
+	HostIfIndex     uint32
+	HostMAC         [6]byte
+	NetMAC          [6]byte
+	TunnelPort      maps.Port
+	IdentityShift   uint32
+	EncapFlags      uint64
+}
+
+const wireBits = 24
+
+func readConstants(cfg Config) (constants, error) {
+	c := constants{
+		NodeAddr4: cfg.NodeAddr.As4(), TunnelPort: maps.PortFrom(cfg.TunnelPort),
+		IdentityShift: wireBits - cfg.ClusterBits,
+	}
+	underlay, err := netlink.LinkByName(cfg.UnderlayDevice)
+	if err != nil {
+		return c, fmt.Errorf("underlay device %s: %w", cfg.UnderlayDevice, err)
+	}
+	c.UnderlayIfIndex = uint32(underlay.Attrs().Index)
+	host, err := netlink.LinkByName(cfg.HostDevice)
+	if err != nil {
+		return c, fmt.Errorf("host device %s: %w", cfg.HostDevice, err)
+	}
+	inner, err := netlink.LinkByName(cfg.NetDevice)
+	if err != nil {
+		return c, fmt.Errorf("host device %s: %w", cfg.NetDevice, err)
+	}
+	c.HostIfIndex = uint32(host.Attrs().Index)
+	c.HostMAC = mac(host.Attrs().HardwareAddr)
+	c.NetMAC = mac(inner.Attrs().HardwareAddr)
+	eth, err := features.EncapEthernet()
+	if err != nil {
+		return c, err
+	}
+	if eth {
+		c.EncapFlags = features.EncapL2Eth
+	}
+	return c, nil
+}
+
+func mac(a net.HardwareAddr) (m [6]byte) {
+	copy(m[:], a)
+	return m
+}
+
+// halves reads a MAC address as the three 16-bit words of config.h.
+func halves(m [6]byte) (w [3]uint16) {
+	for i := range w {
+		w[i] = binary.NativeEndian.Uint16(m[2*i:])
+	}
+	return w
+}
+
+// buildSpec is the collection with sizes and constants set, and its digest.
+func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
+	c, err := readConstants(cfg)
+	if err != nil {
+		return nil, digest{}, err
+	}
+	spec, err := objects.LoadHawser()
+	if err != nil {
+		return nil, digest{}, fmt.Errorf("read objects: %w", err)
+	}
+	sizes := cfg.MapSizes.entries()
+	for name, n := range sizes {
+		if n != 0 {
+			spec.Maps[name].MaxEntries = n
+		}
+	}
+	err = errors.Join(
+		spec.Variables["node_addr4"].Set(binary.NativeEndian.Uint32(c.NodeAddr4[:])),
+		spec.Variables["underlay_ifindex"].Set(c.UnderlayIfIndex),
+		spec.Variables["host_ifindex"].Set(c.HostIfIndex),
+		spec.Variables["host_mac"].Set(halves(c.HostMAC)),
+		spec.Variables["net_mac"].Set(halves(c.NetMAC)),
+		spec.Variables["tunnel_port"].Set(binary.NativeEndian.Uint16(c.TunnelPort[:])),
+		spec.Variables["identity_shift"].Set(c.IdentityShift),
+		spec.Variables["encap_extra_flags"].Set(c.EncapFlags),
+	)
+	if err != nil {
+		return nil, digest{}, fmt.Errorf("set constants: %w", err)
+	}
+	sum, err := specDigest(spec, c, sizes)
+	return spec, sum, err
+}
+
+// specDigest covers everything that makes loaded programs different: their
+// instructions, the constants, the maps' sizes.
+func specDigest(spec *ebpf.CollectionSpec, c constants, sizes map[string]uint32) (digest, error) {
+	h := sha256.New()
+	for _, name := range sortedKeys(spec.Programs) {
+		tag, err := spec.Programs[name].Instructions.Tag(spec.ByteOrder)
+		if err != nil {
+			return digest{}, fmt.Errorf("tag program %s: %w", name, err)
+		}
+		fmt.Fprintln(h, name, tag)
+	}
+	if err := json.NewEncoder(h).Encode([]any{c, sizes}); err != nil {
+		return digest{}, fmt.Errorf("digest constants: %w", err)
+	}
+	return digest(h.Sum(nil)), nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func sortInfos(infos []maps.Info) {
+	slices.SortFunc(infos, func(a, b maps.Info) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// pinnedMaps are the maps that outlive a process; constants do not.
+func pinnedMaps(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
+	out := map[string]*ebpf.MapSpec{}
+	for name, m := range spec.Maps {
+		if !strings.HasPrefix(name, ".") {
+			out[name] = m
+		}
+	}
+	return out
+}
+
+func openPinnedMaps(pinPath string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	out := map[string]*ebpf.Map{}
+	for name, want := range pinnedMaps(spec) {
+		path := filepath.Join(pinPath, mapsDir, name)
+		m, err := ebpf.LoadPinnedMap(path, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			out[name] = m
+			err = want.Compatible(m)
+		}
+		if err != nil {
+			for _, m := range out {
+				_ = m.Close()
+			}
+			return nil, fmt.Errorf("adopt map %s: %w; it was made by another build or with other sizes: "+
+				"restore those, or remove all state (and connections) with the clean-up command", path, err)
+		}
+	}
+	return out, nil
+}
+
+func openPinnedPrograms(pinPath string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Program, error) {
+	out := map[string]*ebpf.Program{}
+	for name := range spec.Programs {
+		p, err := ebpf.LoadPinnedProgram(filepath.Join(pinPath, programsDir, name), nil)
+		if err != nil {
+			for _, p := range out {
+				_ = p.Close()
+			}
+			return nil, fmt.Errorf("adopt program %s: %w", name, err)
+		}
+		out[name] = p
+	}
+	return out, nil
+}
+
+func readDigest(pinPath string) (d digest) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pinPath, digestMap), nil)
+	if err != nil {
+		return d
+	}
+	defer m.Close()
+	_ = m.Lookup(uint32(0), &d)
+	return d
+}
+
+func writeDigest(pinPath string, d digest) error {
+	path := filepath.Join(pinPath, digestMap)
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		m, err = ebpf.NewMap(&ebpf.MapSpec{
+			Name: digestMap, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(d)), MaxEntries: 1,
+		})
+		if err == nil {
+			err = m.Pin(path)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("note build %s: %w", path, err)
+	}
+	defer m.Close()
+	if err := m.Put(uint32(0), d); err != nil {
+		return fmt.Errorf("note build %s: %w", path, err)
+	}
+	return nil
+}

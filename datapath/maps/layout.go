@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package maps is what lies in the kernel's maps: Go mirrors of the layouts in
+// bpf/lib (a test compares them with the objects' BTF), conversions from the
+// rows of package datapath, names of drop reasons, and readers of events,
+// metrics and map facts.
+//
+// Start with layout.go. Deciding what should be in a map is datapath/reconcile's
+// job, opening maps datapath/loader's.
+package maps
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// Addr is an address as in map keys; IPv4 is mapped (::ffff:a.b.c.d).
+type Addr [16]byte
+
+// AddrFrom converts an address.
+func AddrFrom(a netip.Addr) Addr {
+	if !a.IsValid() {
+		return Addr{}
+	}
+	return a.As16()
+}
+
+// Netip converts back; the zero Addr is the invalid address.
+func (a Addr) Netip() netip.Addr {
+	if a == (Addr{}) {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(a).Unmap()
+}
+
+// Port is a port in wire order.
+type Port [2]byte
+
+// PortFrom converts a port.
+func PortFrom(p uint16) (out Port) {
+	binary.BigEndian.PutUint16(out[:], p)
+	return out
+}
+
+// Uint16 is the port's number.
+func (p Port) Uint16() uint16 { return binary.BigEndian.Uint16(p[:]) }
+
+// IPKey is struct ip_key: an address in a cluster's address space.
+type IPKey struct {
+	Addr    Addr
+	Cluster uint32
+}
+
+// IPPrefix is struct ip_prefix, the key of the prefix trie.
+type IPPrefix struct {
+	Bits    uint32 // of what follows
+	Cluster uint32
+	Addr    Addr
+}
+
+// IPEntry is struct ip_entry.
+type IPEntry struct {
+	Identity uint32
+	Node     uint32 // node id, 0: here or outside the mesh
+	Flags    uint8
+	_        [3]uint8
+}
+
+// Node is struct node.
+type Node struct {
+	Addr    Addr
+	Cluster uint32
+	MTU     uint32
+}
+
+// Endpoint is struct endpoint.
+type Endpoint struct {
+	Addr     Addr
+	IfIndex  uint32
+	Identity uint32
+	RuleSet  uint32
+	ID       uint16
+	Flags    uint16
+	HostMAC  [6]byte
+	PodMAC   [6]byte
+	Cluster  uint32
+}
+
+// PolicyKey is struct policy_key.
+type PolicyKey struct {
+	RuleSet   uint32
+	Identity  uint32
+	Port      Port
+	Protocol  uint8
+	Direction uint8
+}
+
+// PolicyEntry is struct policy_entry.
+type PolicyEntry struct {
+	Origin uint32
+	Deny   uint8
+	_      [3]uint8
+}
+
+// Tuple4 is struct tuple4, the conntrack key: exactly 16 bytes.
+type Tuple4 struct {
+	Source      [4]byte
+	Destination [4]byte
+	SourcePort  Port
+	DestPort    Port
+	Protocol    uint8
+	_           uint8
+	Cluster     uint16
+}
+
+// CTEntry is struct ct_entry; its first 64 bytes are what an established flow
+// needs.
+type CTEntry struct {
+	Verdict  [2]uint64
+	Hop      [2]uint64
+	Bytes    [2]uint64
+	Packets  [2]uint32
+	LastSeen uint32 // jiffies
+	Flags    uint16
+	TCP      uint8
+	_        uint8
+	NATAddr  Addr
+	NATPort  Port
+	_        uint16
+	Frontend uint32
+	Backend  uint32
+	SrcID    uint32
+	DstID    uint32
+	Created  uint32 // jiffies
+}
+
+// Bits of CTEntry.Flags.
+const (
+	CTOriginHigh uint16 = 1 << iota
+	CTService
+	CTNAT
+	CTHairpin
+	CTWorld
+	CTReplied
+)
+
+// Bits of CTEntry.TCP.
+const (
+	CTFinForward uint8 = 1 << iota
+	CTFinReply
+	CTReset
+)
+
+// FrontendKey is struct frontend_key.
+type FrontendKey struct {
+	Addr     Addr
+	Port     Port
+	Protocol uint8
+	_        uint8
+}
+
+// Frontend is struct frontend.
+type Frontend struct {
+	Number  uint32 // node-local
+	Service uint32
+	Count   uint32 // of slots
+}
+
+// SlotKey is struct slot_key.
+type SlotKey struct {
+	Frontend uint32
+	Slot     uint32
+}
+
+// Backend is struct backend.
+type Backend struct {
+	Addr    Addr
+	Port    Port
+	_       uint16
+	Cluster uint32
+}
+
+// Metric is struct metric.
+type Metric struct {
+	Packets uint64
+	Bytes   uint64
+}
+
+// Event is struct event.
+type Event struct {
+	Suppressed  uint64
+	Source      Addr
+	Destination Addr
+	Outer       Addr
+	SourceID    uint32
+	DestID      uint32
+	RuleSet     uint32
+	Origin      uint32
+	Length      uint32
+	Line        uint32
+	SourcePort  Port
+	DestPort    Port
+	Endpoint    uint16
+	Type        uint8
+	Reason      uint8
+	Program     uint8
+	Direction   uint8
+	Protocol    uint8
+	TCPFlags    uint8
+	ICMPType    uint8
+	ICMPCode    uint8
+	_           [2]uint8
+}

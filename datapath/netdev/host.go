@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Names of the pair between the node's own stack and the programs. Routes to
+// pods go out of HostDevice; the programs sit on HostPeer.
+const (
+	HostDevice = "hawser_host"
+	HostPeer   = "hawser_net"
+)
+
+// routeProtocol marks the routes that this package makes, so that they can be
+// told from the operator's (see /etc/iproute2/rt_protos for the others).
+const routeProtocol netlink.RouteProtocol = 0x68
+
+// HostPair is the host pair as it is.
+type HostPair struct {
+	IfIndex     int // of HostDevice
+	PeerIfIndex int // of HostPeer
+	MAC         [6]byte
+	PeerMAC     [6]byte
+}
+
+// HostConfig is what the host pair should be.
+type HostConfig struct {
+	MTU int // bytes; 0 means 1500
+}
+
+// EnsureHostDevice makes the host pair: up, without addresses and without ARP
+// (the programs see every packet, there is no neighbour to ask), and without
+// reverse path filtering on the node's end, where packets from all pods arrive.
+func EnsureHostDevice(cfg HostConfig) (HostPair, error) {
+	if cfg.MTU == 0 {
+		cfg.MTU = 1500
+	}
+	pair, err := ensureHostDevice(cfg)
+	if err != nil {
+		return HostPair{}, fmt.Errorf("make host device %s: %w", HostDevice, err)
+	}
+	return pair, nil
+}
+
+func ensureHostDevice(cfg HostConfig) (HostPair, error) {
+	if _, err := netlink.LinkByName(HostDevice); notFound(err) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = HostDevice, cfg.MTU
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: HostPeer, PeerMTU: uint32(cfg.MTU)}); err != nil {
+			return HostPair{}, fmt.Errorf("add veth pair: %w", err)
+		}
+	}
+	host, err := netlink.LinkByName(HostDevice)
+	if err != nil {
+		return HostPair{}, fmt.Errorf("find %s: %w", HostDevice, err)
+	}
+	peer, err := netlink.LinkByName(HostPeer)
+	if err != nil {
+		return HostPair{}, fmt.Errorf("find %s: %w", HostPeer, err)
+	}
+	if host.Type() != "veth" || host.Attrs().ParentIndex != peer.Attrs().Index {
+		return HostPair{}, fmt.Errorf("%s and %s are there but are no pair: remove them", HostDevice, HostPeer)
+	}
+	for _, link := range []netlink.Link{host, peer} {
+		if err := setupHostPairSide(link, cfg.MTU); err != nil {
+			return HostPair{}, err
+		}
+	}
+	if err := setSysctl("net/ipv4/conf/"+HostDevice+"/rp_filter", "0"); err != nil {
+		return HostPair{}, err
+	}
+	return HostPair{
+		IfIndex: host.Attrs().Index, PeerIfIndex: peer.Attrs().Index, MAC: mac(host), PeerMAC: mac(peer),
+	}, nil
+}
+
+func setupHostPairSide(link netlink.Link, mtu int) error {
+	name := link.Attrs().Name
+	if link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("set MTU of %s: %w", name, err)
+		}
+	}
+	if err := quietIPv6(name); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetARPOff(link); err != nil {
+		return fmt.Errorf("turn off ARP on %s: %w", name, err)
+	}
+	return setUp(link)
+}
+
+// DeleteHostDevice removes the host pair and with it all routes through it.
+func DeleteHostDevice() error { return deleteLink(HostDevice) }
+
+// EnsureRoute sets the node's route to a pod prefix through the host pair. src is the
+// node's own address of the prefix's family, mtu the path's in bytes (0: the
+// device's).
+func EnsureRoute(prefix netip.Prefix, src netip.Addr, mtu int) error {
+	link, err := netlink.LinkByName(HostDevice)
+	if err != nil {
+		return fmt.Errorf("set route to %s: find %s: %w", prefix, HostDevice, err)
+	}
+	r := &netlink.Route{
+		LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: ipNet(prefix.Masked()),
+		Src: src.AsSlice(), MTU: mtu, Protocol: routeProtocol,
+	}
+	if prefix.Addr().Is6() {
+		r.Scope = netlink.SCOPE_UNIVERSE // IPv6 routes have no other
+	}
+	if err := netlink.RouteReplace(r); err != nil {
+		return fmt.Errorf("set route to %s: %w", prefix, err)
+	}
+	return nil
+}
+
+// DeleteRoute removes a route of EnsureRoute; one that is not there is no error.
+func DeleteRoute(prefix netip.Prefix) error {
+	routes, err := ownRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if routePrefix(r) != prefix.Masked() {
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil {
+			return fmt.Errorf("remove route to %s: %w", prefix, err)
+		}
+	}
+	return nil
+}
+
+// Routes lists the prefixes that have a route of EnsureRoute.
+func Routes() ([]netip.Prefix, error) {
+	routes, err := ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]netip.Prefix, len(routes))
+	for i, r := range routes {
+		out[i] = routePrefix(r)
+	}
+	return out, nil
+}
+
+func ownRoutes() ([]netlink.Route, error) {
+	link, err := netlink.LinkByName(HostDevice)
+	if notFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list routes: find %s: %w", HostDevice, err)
+	}
+	filter := &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes of %s: %w", HostDevice, err)
+	}
+	return routes, nil
+}
+
+func routePrefix(r netlink.Route) netip.Prefix {
+	a, _ := netip.AddrFromSlice(r.Dst.IP)
+	ones, _ := r.Dst.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones)
+}
+
+// Device is a device that somebody else made, such as the underlay.
+type Device struct {
+	Name    string
+	IfIndex int
+	MAC     [6]byte
+	MTU     int
+	Addrs   []netip.Prefix
+}
+
+// Lookup describes a device by name.
+func Lookup(name string) (Device, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return Device{}, fmt.Errorf("find device %s: %w", name, err)
+	}
+	d := Device{Name: name, IfIndex: link.Attrs().Index, MAC: mac(link), MTU: link.Attrs().MTU}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return Device{}, fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		ones, _ := a.Mask.Size()
+		d.Addrs = append(d.Addrs, netip.PrefixFrom(ip.Unmap(), ones))
+	}
+	return d, nil
+}
+
+func setUp(link netlink.Link) error {
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func deleteLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	if notFound(err) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("remove device %s: %w", name, err)
+	}
+	return nil
+}
+
+func notFound(err error) bool {
+	var nf netlink.LinkNotFoundError
+	return errors.As(err, &nf)
+}

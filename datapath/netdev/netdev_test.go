@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/datapath/netdev"
+	"github.com/hawser-mesh/hawser/internal/nsthread"
+)
+
+// inNode runs the test's body in a fresh network namespace, a node, and gives
+// it the path of a second one, a pod.
+func inNode(t *testing.T, body func(pod string) error) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: makes network namespaces and devices")
+	}
+	pod := filepath.Join(t.TempDir(), "pod")
+	if err := nsthread.CreateNetns(pod); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := nsthread.DeleteNetns(pod); err != nil {
+			t.Error(err)
+		}
+	})
+	err := nsthread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return body(pod)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func podConfig(pod string) netdev.PodConfig {
+	return netdev.PodConfig{
+		ContainerID: "0123456789abcdef", Netns: pod, MTU: 1500, RouteMTU: 1450,
+		Addrs: []netip.Addr{netip.MustParseAddr("10.1.1.2"), netip.MustParseAddr("fd00:1::2")},
+	}
+}
+
+func TestEnsurePod(t *testing.T) {
+	inNode(t, func(pod string) error {
+		cfg := podConfig(pod)
+		dev, err := netdev.EnsurePod(cfg)
+		if err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(dev.HostDevice)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().Index != dev.IfIndex || link.Attrs().HardwareAddr.String() != macString(dev.HostMAC) {
+			t.Errorf("host device is %d %s, reported %d %s", link.Attrs().Index, link.Attrs().HardwareAddr, dev.IfIndex, macString(dev.HostMAC))
+		}
+		if addrs, _ := netlink.AddrList(link, netlink.FAMILY_ALL); len(addrs) != 0 {
+			t.Errorf("host device has addresses: %v", addrs)
+		}
+		again, err := netdev.EnsurePod(cfg)
+		if err != nil || again != dev {
+			t.Errorf("repeated: %+v, %v; want the same device %+v", again, err, dev)
+		}
+		return nsthread.InNetns(pod, func() error { return checkPod(t, dev) })
+	})
+}
+
+func checkPod(t *testing.T, dev netdev.PodDevice) error {
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	if link.Attrs().HardwareAddr.String() != macString(dev.PodMAC) {
+		t.Errorf("pod MAC is %s, reported %s", link.Attrs().HardwareAddr, macString(dev.PodMAC))
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	var global []string
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			global = append(global, a.IPNet.String())
+		}
+	}
+	slices.Sort(global)
+	if want := []string{"10.1.1.2/32", "fd00:1::2/128"}; !slices.Equal(global, want) {
+		t.Errorf("pod addresses %v, want %v", global, want)
+	}
+	for _, dst := range []string{"10.2.0.1", "fd00:2::1"} {
+		routes, err := netlink.RouteGet(netip.MustParseAddr(dst).AsSlice())
+		if err != nil {
+			return fmt.Errorf("route to %s: %w", dst, err)
+		}
+		gw, _ := netip.AddrFromSlice(routes[0].Gw)
+		if want := map[bool]netip.Addr{true: netdev.Gateway4(), false: netdev.Gateway6()}[gw.Unmap().Is4()]; gw.Unmap() != want {
+			t.Errorf("route to %s goes via %s, want %s", dst, gw, want)
+		}
+		// RouteGet reports the route's MTU metric.
+		if routes[0].MTU != 1450 {
+			t.Errorf("route to %s has MTU %d, want 1450", dst, routes[0].MTU)
+		}
+	}
+	if v, err := os.ReadFile("/proc/sys/net/ipv6/conf/eth0/autoconf"); err == nil && strings.TrimSpace(string(v)) != "0" {
+		t.Errorf("IPv6 autoconfiguration is on")
+	}
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	features, err := e.Features("eth0")
+	if err != nil {
+		return err
+	}
+	if features["tx-udp-segmentation"] {
+		t.Error("tx-udp-segmentation is on at the pod's end")
+	}
+	return nil
+}
+
+func TestEnsurePodRepairs(t *testing.T) {
+	inNode(t, func(pod string) error {
+		cfg := podConfig(pod)
+		dev, err := netdev.EnsurePod(cfg)
+		if err != nil {
+			return err
+		}
+		err = nsthread.InNetns(pod, func() error {
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			stray, _ := netlink.ParseAddr("10.9.9.9/24")
+			if err := netlink.AddrAdd(link, stray); err != nil {
+				return err
+			}
+			return netlink.LinkSetDown(link)
+		})
+		if err != nil {
+			return err
+		}
+		again, err := netdev.EnsurePod(cfg)
+		if err != nil {
+			return err
+		}
+		if again != dev {
+			t.Errorf("repair replaced the device: %+v, was %+v", again, dev)
+		}
+		return nsthread.InNetns(pod, func() error { return checkPod(t, dev) })
+	})
+}
+
+func TestEnsurePodReplacesPairOfDeadNamespace(t *testing.T) {
+	inNode(t, func(pod string) error {
+		old := filepath.Join(t.TempDir(), "old")
+		if err := nsthread.CreateNetns(old); err != nil {
+			return err
+		}
+		defer nsthread.DeleteNetns(old)
+		cfg := podConfig(old)
+		first, err := netdev.EnsurePod(cfg)
+		if err != nil {
+			return err
+		}
+		cfg.Netns = pod
+		second, err := netdev.EnsurePod(cfg)
+		if err != nil {
+			return err
+		}
+		if second.IfIndex == first.IfIndex {
+			t.Error("the pair of the old namespace was reported for the new one")
+		}
+		return nsthread.InNetns(pod, func() error { return checkPod(t, second) })
+	})
+}
+
+func TestDeletePod(t *testing.T) {
+	inNode(t, func(pod string) error {
+		dev, err := netdev.EnsurePod(podConfig(pod))
+		if err != nil {
+			return err
+		}
+		for range 2 { // the second finds nothing and is content
+			if err := netdev.DeletePod(dev.HostDevice); err != nil {
+				return err
+			}
+		}
+		return nsthread.InNetns(pod, func() error {
+			if _, err := netlink.LinkByName("eth0"); err == nil {
+				t.Error("the pod still has eth0")
+			}
+			return nil
+		})
+	})
+}
+
+func TestPodConfigProblemsAreAllTold(t *testing.T) {
+	_, err := netdev.EnsurePod(netdev.PodConfig{MTU: 1400, RouteMTU: 1500})
+	for _, want := range []string{"container id", "namespace", "address", "1500"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not mention %q", err, want)
+		}
+	}
+}
+
+func TestHostDevice(t *testing.T) {
+	inNode(t, func(string) error {
+		pair, err := netdev.EnsureHostDevice(netdev.HostConfig{})
+		if err != nil {
+			return err
+		}
+		if again, err := netdev.EnsureHostDevice(netdev.HostConfig{}); err != nil || again != pair {
+			t.Errorf("repeated: %+v, %v; want %+v", again, err, pair)
+		}
+		// A node address to be the routes' source.
+		lo, _ := netlink.LinkByName("lo")
+		addr, _ := netlink.ParseAddr("172.30.1.11/32")
+		if err := netlink.AddrAdd(lo, addr); err != nil {
+			return err
+		}
+		src := netip.MustParseAddr("172.30.1.11")
+		own, remote := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")
+		for _, p := range []netip.Prefix{own, own, remote} {
+			if err := netdev.EnsureRoute(p, src, 1450); err != nil {
+				return err
+			}
+		}
+		routes, err := netlink.RouteGet(netip.MustParseAddr("10.2.7.7").AsSlice())
+		if err != nil {
+			return err
+		}
+		if r := routes[0]; r.LinkIndex != pair.IfIndex || r.Src.String() != src.String() || r.MTU != 1450 {
+			t.Errorf("route to a remote pod is %+v", r)
+		}
+		if err := netdev.DeleteRoute(own); err != nil {
+			return err
+		}
+		if err := netdev.DeleteRoute(own); err != nil {
+			t.Errorf("removing a route that is gone: %v", err)
+		}
+		have, err := netdev.Routes()
+		if err != nil || !slices.Equal(have, []netip.Prefix{remote}) {
+			t.Errorf("routes %v, %v; want only %s", have, err, remote)
+		}
+		if err := netdev.DeleteHostDevice(); err != nil {
+			return err
+		}
+		return netdev.DeleteHostDevice()
+	})
+}
+
+func macString(m [6]byte) string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}

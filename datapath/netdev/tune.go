@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/safchain/ethtool"
+	"golang.org/x/sys/unix"
+)
+
+// setSysctl writes a value below /proc/sys of the calling thread's namespace,
+// if it differs.
+func setSysctl(name, value string) error {
+	path := filepath.Join("/proc/sys", name)
+	if have, err := os.ReadFile(path); err == nil && string(have) == value+"\n" {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set sysctl %s=%s: %w", name, value, err)
+	}
+	return nil
+}
+
+// quietIPv6 keeps a device without IPv6 addresses of its own. A kernel without
+// IPv6 has nothing to keep quiet.
+func quietIPv6(device string) error {
+	return ignoreMissing(setSysctl("net/ipv6/conf/"+device+"/disable_ipv6", "1"))
+}
+
+// podIPv6 turns IPv6 off in a pod without IPv6 addresses, and autoconfiguration
+// in one that has some: the mesh is the only one to give addresses.
+func podIPv6(device string, wanted bool) error {
+	base := "net/ipv6/conf/" + device + "/"
+	if !wanted {
+		return quietIPv6(device)
+	}
+	settings := [][2]string{
+		{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}, {"disable_ipv6", "0"},
+	}
+	for _, s := range settings {
+		if err := setSysctl(base+s[0], s[1]); err != nil {
+			return fmt.Errorf("pod with IPv6 address: %w", err)
+		}
+	}
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// udpSegmentation is the device feature by which a UDP datagram train (QUIC)
+// crosses a veth whole. Such a train is lost when a tunnel header made in eBPF
+// is stripped from it: the tunnel's mark stays on the packet.
+const udpSegmentation = "tx-udp-segmentation"
+
+// disableUDPSegmentation makes the pod's kernel cut datagram trains itself.
+// Kernels without the feature have nothing to turn off.
+func disableUDPSegmentation(device string) error {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return fmt.Errorf("open ethtool: %w", err)
+	}
+	defer e.Close()
+	have, err := e.Features(device)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read features of %s: %w", device, err)
+	}
+	if !have[udpSegmentation] {
+		return nil
+	}
+	if err := e.Change(device, map[string]bool{udpSegmentation: false}); err != nil {
+		return fmt.Errorf("turn off %s on %s: %w", udpSegmentation, device, err)
+	}
+	return nil
+}

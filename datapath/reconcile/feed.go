@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+
+	"github.com/hawser-mesh/hawser/internal/table"
+)
+
+// feed is the part that all syncers share: a table, its subscription, and the
+// rows as they were last written.
+type feed[K comparable, V any] struct {
+	table   *table.Table[K, V]
+	changes *table.Changes[K]
+	written map[K]V
+}
+
+func newFeed[K comparable, V any](t *table.Table[K, V]) feed[K, V] {
+	return feed[K, V]{table: t, written: map[K]V{}}
+}
+
+func (f *feed[K, V]) name() string           { return f.table.Name() }
+func (f *feed[K, V]) rows() (int, uint64)    { return f.table.Len(), f.table.Revision() }
+func (f *feed[K, V]) subscribe()             { f.changes = f.table.Subscribe() }
+func (f *feed[K, V]) close()                 { f.changes.Close() }
+func (f *feed[K, V]) woken() <-chan struct{} { return f.changes.C() }
+
+// each calls put for every changed row, with the row last written if there is
+// one, and drop for every deleted one. A key whose call failed stays changed.
+func (f *feed[K, V]) each(put func(k K, old *V, v V) error, drop func(k K, old V) error) (uint64, error) {
+	dirty, revision := f.changes.Take()
+	var errs []error
+	for k := range dirty {
+		var old *V
+		if w, ok := f.written[k]; ok {
+			old = &w
+		}
+		v, ok := f.table.Get(k)
+		var err error
+		switch {
+		case ok:
+			if err = put(k, old, v); err == nil {
+				f.written[k] = v
+			}
+		case old != nil:
+			if err = drop(k, *old); err == nil {
+				delete(f.written, k)
+			}
+		}
+		if err != nil {
+			errs = append(errs, err)
+			f.changes.Requeue(k)
+		}
+	}
+	return revision, errors.Join(errs...)
+}

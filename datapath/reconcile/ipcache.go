@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
+	"github.com/hawser-mesh/hawser/internal/table"
+)
+
+// ipcache writes single addresses to a hash and prefixes to a trie. Epochs are
+// bumped once per pass, after all writes.
+type ipcache struct {
+	feed[datapath.IPKey, datapath.IPEntry]
+	ids    *nodeIDs
+	self   netip.Addr
+	hosts  *mirror[maps.IPKey, maps.IPEntry]
+	prefix *mirror[maps.IPPrefix, maps.IPEntry]
+	epochs *ebpf.Map
+	moved  map[uint32]struct{} // epochs to bump
+}
+
+func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datapath.IPEntry],
+	ids *nodeIDs, self netip.Addr,
+) (*ipcache, error) {
+	hosts, err1 := newMirror[maps.IPKey, maps.IPEntry]("ipcache", kernel.Ipcache)
+	prefix, err2 := newMirror[maps.IPPrefix, maps.IPEntry]("ipcache_prefix", kernel.IpcachePrefix)
+	return &ipcache{
+		feed: newFeed(t), ids: ids, self: self, hosts: hosts, prefix: prefix,
+		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{},
+	}, errors.Join(err1, err2)
+}
+
+func (s *ipcache) sync() (uint64, error) {
+	revision, err := s.each(s.put, func(k datapath.IPKey, _ datapath.IPEntry) error {
+		return s.drop(k)
+	})
+	return revision, errors.Join(err, s.bumpMoved())
+}
+
+func (s *ipcache) put(k datapath.IPKey, _ *datapath.IPEntry, row datapath.IPEntry) error {
+	v := maps.IPEntry{Identity: uint32(row.Identity), Flags: uint8(row.Flags)}
+	if row.Tunnel.IsValid() && row.Tunnel != s.self {
+		id, err := s.ids.of(row.Tunnel)
+		if err != nil {
+			return err
+		}
+		v.Node = id
+	}
+	if !maps.IsHost(k) {
+		changed, err := s.prefix.set(maps.EncodeIPPrefix(k), v)
+		s.note(changed, maps.IPEpochPrefix)
+		return err
+	}
+	key := maps.EncodeIPKey(k)
+	changed, err := s.hosts.set(key, v)
+	s.note(changed, maps.IPEpochIndex(key))
+	return err
+}
+
+func (s *ipcache) drop(k datapath.IPKey) error {
+	if !maps.IsHost(k) {
+		changed, err := s.prefix.del(maps.EncodeIPPrefix(k))
+		s.note(changed, maps.IPEpochPrefix)
+		return err
+	}
+	key := maps.EncodeIPKey(k)
+	changed, err := s.hosts.del(key)
+	s.note(changed, maps.IPEpochIndex(key))
+	return err
+}
+
+func (s *ipcache) note(changed bool, epoch uint32) {
+	if changed {
+		s.moved[epoch] = struct{}{}
+	}
+}
+
+// bumpMoved keeps what it could not bump for the next time.
+func (s *ipcache) bumpMoved() error {
+	for epoch := range s.moved {
+		if err := bump(s.epochs, epoch); err != nil {
+			return err
+		}
+		delete(s.moved, epoch)
+	}
+	return nil
+}
+
+func (s *ipcache) repair(prune bool) error {
+	err1 := s.hosts.repair(prune, func(k maps.IPKey) { s.note(true, maps.IPEpochIndex(k)) })
+	err2 := s.prefix.repair(prune, func(maps.IPPrefix) { s.note(true, maps.IPEpochPrefix) })
+	return errors.Join(err1, err2, s.bumpMoved())
+}

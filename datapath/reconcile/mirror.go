@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/hawser-mesh/hawser/datapath/maps"
+)
+
+// mirror is one kernel map: what it should have and what it has. Elements that
+// it has but should not are left alone until prune.
+type mirror[K, V comparable] struct {
+	name string
+	m    *ebpf.Map
+	want map[K]V
+	have map[K]V
+}
+
+func newMirror[K, V comparable](name string, m *ebpf.Map) (*mirror[K, V], error) {
+	r := &mirror[K, V]{name: name, m: m, want: map[K]V{}}
+	return r, r.refresh()
+}
+
+// refresh reads what the kernel has.
+func (r *mirror[K, V]) refresh() (err error) {
+	r.have, err = maps.Dump[K, V](r.m)
+	return err
+}
+
+// set wants an element and writes it if the kernel has another or none.
+func (r *mirror[K, V]) set(k K, v V) (changed bool, err error) {
+	r.want[k] = v
+	if old, ok := r.have[k]; ok && old == v {
+		return false, nil
+	}
+	if err := r.m.Put(k, v); err != nil {
+		return false, fmt.Errorf("write %s %v: %w", r.name, k, err)
+	}
+	r.have[k] = v
+	return true, nil
+}
+
+// del wants an element gone.
+func (r *mirror[K, V]) del(k K) (changed bool, err error) {
+	delete(r.want, k)
+	if _, ok := r.have[k]; !ok {
+		return false, nil
+	}
+	if err := r.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, fmt.Errorf("delete %s %v: %w", r.name, k, err)
+	}
+	delete(r.have, k)
+	return true, nil
+}
+
+// repair compares with the kernel: what is missing or different is written,
+// what nobody wants is deleted if prune is set. changed is called for each.
+func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
+	if err := r.refresh(); err != nil {
+		return err
+	}
+	var errs []error
+	for k, v := range r.want {
+		if ok, err := r.set(k, v); err != nil {
+			errs = append(errs, err)
+		} else if ok {
+			changed(k)
+		}
+	}
+	if prune {
+		errs = append(errs, r.prune(changed))
+	}
+	return errors.Join(errs...)
+}
+
+// prune deletes what is in the kernel and not wanted.
+func (r *mirror[K, V]) prune(changed func(K)) error {
+	var errs []error
+	for k := range r.have {
+		if _, ok := r.want[k]; ok {
+			continue
+		}
+		if ok, err := r.del(k); err != nil {
+			errs = append(errs, err)
+		} else if ok {
+			changed(k)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// slots is an array: an element that nobody wants is zero.
+type slots[V comparable] struct {
+	name string
+	m    *ebpf.Map
+	want map[uint32]V
+	have map[uint32]V // the elements that are not zero
+}
+
+func newSlots[V comparable](name string, m *ebpf.Map) (*slots[V], error) {
+	r := &slots[V]{name: name, m: m, want: map[uint32]V{}}
+	return r, r.refresh()
+}
+
+func (r *slots[V]) refresh() error {
+	all, err := maps.Dump[uint32, V](r.m)
+	if err != nil {
+		return err
+	}
+	var zero V
+	for k, v := range all {
+		if v == zero {
+			delete(all, k)
+		}
+	}
+	r.have = all
+	return nil
+}
+
+func (r *slots[V]) set(k uint32, v V) (bool, error) {
+	var zero V
+	if v == zero {
+		delete(r.want, k)
+	} else {
+		r.want[k] = v
+	}
+	if r.have[k] == v {
+		return false, nil
+	}
+	if err := r.m.Put(k, v); err != nil {
+		return false, fmt.Errorf("write %s %d: %w", r.name, k, err)
+	}
+	if v == zero {
+		delete(r.have, k)
+	} else {
+		r.have[k] = v
+	}
+	return true, nil
+}
+
+func (r *slots[V]) del(k uint32) (bool, error) {
+	var zero V
+	return r.set(k, zero)
+}
+
+func (r *slots[V]) repair(prune bool) error {
+	if err := r.refresh(); err != nil {
+		return err
+	}
+	var errs []error
+	for k, v := range r.want {
+		_, err := r.set(k, v)
+		errs = append(errs, err)
+	}
+	for k := range r.have {
+		if _, ok := r.want[k]; !ok && prune {
+			_, err := r.del(k)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// bump adds one to an epoch counter. Maps are written before.
+func bump(m *ebpf.Map, index uint32) error {
+	var epoch uint32
+	if err := m.Lookup(index, &epoch); err != nil {
+		return fmt.Errorf("read epoch %d of %s: %w", index, m, err)
+	}
+	if err := m.Put(index, epoch+1); err != nil {
+		return fmt.Errorf("bump epoch %d of %s: %w", index, m, err)
+	}
+	return nil
+}

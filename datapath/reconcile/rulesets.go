@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/table"
+)
+
+// ruleSets writes policy. An edit goes in an order in which no state between is
+// weaker than both ends: probes for new kinds of entries are switched on, new
+// denies, new allows, deletions; last, in one word, the new defaults and the new
+// epoch, which makes every flow of the rule set be judged again.
+type ruleSets struct {
+	feed[uint32, datapath.RuleSet]
+	entries *mirror[maps.PolicyKey, maps.PolicyEntry]
+	words   *slots[uint64]
+	bySet   map[uint32]map[maps.PolicyKey]struct{} // what the kernel has
+	epoch   uint32                                 // the last one given; never reused
+	max     uint32
+}
+
+func newRuleSets(kernel *objects.HawserMaps, t *table.Table[uint32, datapath.RuleSet]) (*ruleSets, error) {
+	entries, err1 := newMirror[maps.PolicyKey, maps.PolicyEntry]("policy", kernel.Policy)
+	words, err2 := newSlots[uint64]("rule_sets", kernel.RuleSets)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	s := &ruleSets{
+		feed: newFeed(t), entries: entries, words: words,
+		bySet: map[uint32]map[maps.PolicyKey]struct{}{}, max: kernel.RuleSets.MaxEntries(),
+	}
+	for _, w := range words.have {
+		s.epoch = max(s.epoch, maps.RulesFrom(w).Epoch)
+	}
+	for k := range entries.have {
+		s.note(k)
+	}
+	return s, nil
+}
+
+func (s *ruleSets) note(k maps.PolicyKey) {
+	if s.bySet[k.RuleSet] == nil {
+		s.bySet[k.RuleSet] = map[maps.PolicyKey]struct{}{}
+	}
+	s.bySet[k.RuleSet][k] = struct{}{}
+}
+
+// builtin is the content of the rule sets with fixed meaning, for tables that
+// do not spell them out.
+func builtin(id uint32) (datapath.RuleSet, bool) {
+	switch id {
+	case datapath.OpenRuleSet:
+		return datapath.RuleSet{ID: id}, true
+	case datapath.InitRuleSet:
+		return datapath.RuleSet{
+			ID: id, Ingress: true, Egress: true,
+			Entries: map[datapath.PolicyKey]datapath.PolicyEntry{
+				{Direction: datapath.Egress, Identity: identity.Host}: {},
+			},
+		}, true
+	}
+	return datapath.RuleSet{}, false
+}
+
+func (s *ruleSets) sync() (uint64, error) {
+	var errs []error
+	for id := range datapath.FirstRuleSet {
+		row, _ := builtin(id)
+		if _, ok := s.table.Get(id); !ok {
+			errs = append(errs, s.write(row))
+		}
+	}
+	revision, err := s.each(func(id uint32, _ *datapath.RuleSet, row datapath.RuleSet) error {
+		row.ID = id
+		return s.write(row)
+	}, func(id uint32, _ datapath.RuleSet) error {
+		if row, ok := builtin(id); ok {
+			return s.write(row)
+		}
+		return s.remove(id)
+	})
+	return revision, errors.Join(append(errs, err)...)
+}
+
+// write makes the kernel's rule set equal to the row.
+func (s *ruleSets) write(row datapath.RuleSet) error {
+	if row.ID >= s.max {
+		return fmt.Errorf("write rule set %d: the rule_sets map has only %d places", row.ID, s.max)
+	}
+	want := make(map[maps.PolicyKey]maps.PolicyEntry, len(row.Entries))
+	rules := maps.Rules{Valid: true, DenyIngress: row.Ingress, DenyEgress: row.Egress}
+	for k, v := range row.Entries {
+		key := maps.EncodePolicyKey(row.ID, k)
+		want[key] = maps.EncodePolicyEntry(v)
+		rules.AddLevel(key)
+	}
+	old := maps.RulesFrom(s.words.have[row.ID])
+	if err := s.widen(row.ID, old, rules); err != nil {
+		return err
+	}
+	changed, err := s.writeEntries(row.ID, want)
+	if err != nil {
+		return err
+	}
+	rules.Epoch = old.Epoch
+	if !changed && rules == old {
+		s.words.want[row.ID] = rules.Word()
+		return nil
+	}
+	s.epoch++
+	rules.Epoch = s.epoch
+	_, err = s.words.set(row.ID, rules.Word())
+	return err
+}
+
+// widen makes the programs probe for new kinds of entries before there are any.
+func (s *ruleSets) widen(id uint32, old, rules maps.Rules) error {
+	wide := old
+	wide.IngressLevels |= rules.IngressLevels
+	wide.EgressLevels |= rules.EgressLevels
+	if !old.Valid || wide == old {
+		return nil
+	}
+	_, err := s.words.set(id, wide.Word())
+	return err
+}
+
+func (s *ruleSets) writeEntries(id uint32, want map[maps.PolicyKey]maps.PolicyEntry) (bool, error) {
+	changed := false
+	for _, deny := range []uint8{1, 0} {
+		for k, v := range want {
+			if v.Deny != deny {
+				continue
+			}
+			ok, err := s.entries.set(k, v)
+			if err != nil {
+				return changed, err
+			}
+			s.note(k)
+			changed = changed || ok
+		}
+	}
+	for k := range s.bySet[id] {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if _, err := s.entries.del(k); err != nil {
+			return changed, err
+		}
+		delete(s.bySet[id], k)
+		changed = true
+	}
+	return changed, nil
+}
+
+// remove makes a rule set invalid first: endpoints that still name it are
+// dropped, not opened.
+func (s *ruleSets) remove(id uint32) error {
+	if _, err := s.words.del(id); err != nil {
+		return err
+	}
+	_, err := s.writeEntries(id, nil)
+	delete(s.bySet, id)
+	return err
+}
+
+// repair writes what differs from the kernel; a repaired rule set gets a new
+// epoch.
+func (s *ruleSets) repair(prune bool) error {
+	changed := map[uint32]struct{}{}
+	err := s.entries.repair(prune, func(k maps.PolicyKey) { changed[k.RuleSet] = struct{}{} })
+	clear(s.bySet)
+	for k := range s.entries.have {
+		s.note(k)
+	}
+	err = errors.Join(err, s.words.repair(prune))
+	for id := range changed {
+		rules := maps.RulesFrom(s.words.have[id])
+		if !rules.Valid {
+			continue
+		}
+		s.epoch++
+		rules.Epoch = s.epoch
+		_, e := s.words.set(id, rules.Word())
+		err = errors.Join(err, e)
+	}
+	return err
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package allocator
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// Move says that the labels have another number now: endpoints with Old take
+// New.
+type Move struct {
+	Set      labels.Set
+	Old, New identity.Number
+}
+
+// Confirm checks every number in use against the store and puts back what
+// vanished: the number, its labels and this node's reference. Where someone else
+// has taken the labels or the number meanwhile, the labels move to the newer
+// number. Call it when an identity in use vanishes, after a restart, and when
+// the store has another history. It costs one round trip for each number that
+// is as it should be, and stops at the first error of the store; what moved
+// until then is returned with it.
+func (a *Allocator) Confirm(ctx context.Context) ([]Move, error) {
+	var moves []Move
+	for _, e := range a.sorted() {
+		if err := e.acquire(ctx); err != nil {
+			return moves, fmt.Errorf("confirm identities: %w", err)
+		}
+		old := a.numberOf(e)
+		n, err := old, error(nil)
+		if old != 0 {
+			n, err = a.confirm(ctx, e, old)
+			if err == nil {
+				a.assign(e, n)
+			}
+		}
+		e.release()
+		if err != nil {
+			return moves, fmt.Errorf("confirm identity %d of %s: %w", old, e.set, err)
+		}
+		if n != old {
+			a.cfg.Log.Warn("identity moved to another number", "labels", e.set.String(), "old", old, "new", n)
+			moves = append(moves, Move{e.set, old, n})
+		}
+	}
+	return moves, nil
+}
+
+// confirm returns the number that an entry's labels have in the store after
+// putting back what is missing. The caller holds the entry.
+func (a *Allocator) confirm(ctx context.Context, e *entry, n identity.Number) (identity.Number, error) {
+	for range maxAttempts {
+		res, err := a.cfg.Client.Txn(ctx, nil, []kvstore.Op{
+			kvstore.Read(a.labelsKey(e)), kvstore.Read(a.idKey(n)), kvstore.Read(a.refKey(n)),
+		}, nil)
+		if err != nil {
+			return 0, err
+		}
+		byLabels, id, ref := res.Gets[0], res.Gets[1], res.Gets[2]
+		if len(byLabels) > 0 {
+			if m, ok := a.named(byLabels[0]); !ok || m != n {
+				return a.takeAsking(ctx, e)
+			}
+		}
+		if len(id) > 0 && !a.carries(id[0], e) {
+			return a.takeAsking(ctx, e)
+		}
+		if len(byLabels) > 0 && len(id) > 0 && len(ref) > 0 {
+			return n, nil
+		}
+		done, err := a.restore(ctx, e, n, byLabels, id)
+		if err != nil {
+			return 0, err
+		}
+		if done {
+			a.cfg.Log.Info("identity put back", "labels", e.set.String(), "number", n)
+			return n, nil
+		}
+	}
+	return 0, ErrContended
+}
+
+// restore puts back what is missing if both keys are as they were read.
+func (a *Allocator) restore(ctx context.Context, e *entry, n identity.Number, byLabels, id []kvstore.KV) (bool, error) {
+	all, err := a.records(e, n)
+	if err != nil {
+		return false, err
+	}
+	var ops []kvstore.Op
+	var conds []kvstore.Cmp
+	for i, kvs := range [][]kvstore.KV{id, byLabels} {
+		if len(kvs) == 0 {
+			conds = append(conds, kvstore.Absent(all[i].Key))
+			ops = append(ops, all[i])
+		} else {
+			conds = append(conds, kvstore.AtRevision(all[i].Key, kvs[0].ModRevision))
+		}
+	}
+	res, err := a.cfg.Client.Txn(ctx, conds, append(ops, all[2]), nil)
+	return res.Succeeded, err
+}
+
+// PruneRefs removes this node's references to numbers that are not in use on
+// it: those of an earlier life, and those that a Release could not remove. It
+// returns how many.
+func (a *Allocator) PruneRefs(ctx context.Context) (int, error) {
+	prefix := kvstore.KindPrefix(kvstore.Local, a.cfg.Cluster, kvstore.KindRef)
+	removed, after, rev := 0, "", int64(0)
+	for {
+		p, err := a.cfg.Client.List(ctx, prefix, after, 1000, rev)
+		if err != nil {
+			return removed, fmt.Errorf("prune references: %w", err)
+		}
+		rev = p.Revision
+		for _, kv := range p.KVs {
+			ok, err := a.pruneRef(ctx, kv)
+			if err != nil {
+				return removed, fmt.Errorf("prune references: %w", err)
+			}
+			if ok {
+				removed++
+			}
+		}
+		if !p.More || len(p.KVs) == 0 {
+			return removed, nil
+		}
+		after = p.KVs[len(p.KVs)-1].Key
+	}
+}
+
+// pruneRef removes a reference unless it is another's, in use, or put again
+// since it was listed. Whoever allocates puts the reference before its number
+// is in InUse, but then at a newer revision.
+func (a *Allocator) pruneRef(ctx context.Context, kv kvstore.KV) (bool, error) {
+	k, err := kvstore.ParseKey(kv.Key)
+	if err != nil || k.Names[1] != a.cfg.Node {
+		return false, nil
+	}
+	n, ok := kvstore.ParseNumber(k.Names[0])
+	if !ok {
+		return false, nil
+	}
+	if _, used := a.InUse()[identity.Number(n)]; used {
+		return false, nil
+	}
+	res, err := a.cfg.Client.Txn(ctx, []kvstore.Cmp{kvstore.AtRevision(kv.Key, kv.ModRevision)},
+		[]kvstore.Op{kvstore.Delete(kv.Key)}, nil)
+	return res.Succeeded, err
+}

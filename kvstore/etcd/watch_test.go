@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+var errEnough = errors.New("seen enough")
+
+func TestWatchDeliversInOrder(t *testing.T) {
+	e := etcdtest.Start(t)
+	c := e.APIServer(t)
+	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
+	first := put(t, c, prefix+"nodes/n0", "0")
+	for i := 1; i < 5; i++ {
+		put(t, c, prefix+fmt.Sprintf("nodes/n%d", i), fmt.Sprint(i))
+	}
+	if _, err := c.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(prefix + "nodes/n0")}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []kvstore.Event
+	err := c.Watch(t.Context(), prefix, first, func(b kvstore.WatchBatch) error {
+		got = append(got, b.Events...)
+		if len(got) == 6 {
+			return errEnough
+		}
+		return nil
+	})
+	if !errors.Is(err, errEnough) {
+		t.Fatal(err)
+	}
+	for i, ev := range got[:5] {
+		if string(ev.Value) != fmt.Sprint(i) || ev.ModRevision != first+int64(i) || ev.Deleted {
+			t.Errorf("event %d: %+v", i, ev)
+		}
+	}
+	if last := got[5]; !last.Deleted || last.Value != nil || last.Key != prefix+"nodes/n0" {
+		t.Errorf("deletion: %+v", last)
+	}
+}
+
+func TestWatchTellsPositionsThatCannotBeServed(t *testing.T) {
+	e := etcdtest.Start(t)
+	c := e.APIServer(t)
+	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
+	ignore := func(kvstore.WatchBatch) error { return nil }
+	old := put(t, c, prefix+"nodes/n1", "1")
+	now := put(t, c, prefix+"nodes/n1", "2")
+	if err := e.Server.Compact(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Server.Compact(t.Context(), now); err != nil {
+		t.Errorf("compacting twice: %v", err)
+	}
+	if err := c.Watch(t.Context(), prefix, old, ignore); !errors.Is(err, kvstore.ErrCompacted) {
+		t.Errorf("watch of compacted history: %v", err)
+	}
+	if _, err := c.List(t.Context(), prefix, "", 0, old); !errors.Is(err, kvstore.ErrCompacted) {
+		t.Errorf("list of compacted history: %v", err)
+	}
+	if err := c.Watch(t.Context(), prefix, now+2, ignore); !errors.Is(err, kvstore.ErrFutureRevision) {
+		t.Errorf("watch of the future: %v", err)
+	}
+	if _, err := c.List(t.Context(), prefix, "", 0, now+100); !errors.Is(err, kvstore.ErrFutureRevision) {
+		t.Errorf("list of the future: %v", err)
+	}
+}
+
+// A wiped store has the same etcd cluster id. A watch that goes on silently
+// would wait for revisions that the new store reaches only much later.
+func TestWatchEndsWhenTheStoreWasWiped(t *testing.T) {
+	e := etcdtest.Start(t)
+	c := e.APIServer(t)
+	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
+	var rev int64
+	for i := range 20 {
+		rev = put(t, c, prefix+"nodes/n1", fmt.Sprint(i))
+	}
+	started := make(chan struct{})
+	var once sync.Once
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.Watch(t.Context(), prefix, rev, func(kvstore.WatchBatch) error {
+			once.Do(func() { close(started) })
+			return nil
+		})
+	}()
+	<-started
+	e.Stop()
+	if err := <-ended; err == nil || errors.Is(err, kvstore.ErrFutureRevision) {
+		t.Fatalf("watch of a stopped server ended with %v", err)
+	}
+	e.Wipe(t)
+	e.Restart(t)
+	etcdtest.Eventually(t, 10*time.Second, "the position is refused", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		err := c.Watch(ctx, prefix, rev+1, func(kvstore.WatchBatch) error { return nil })
+		return errors.Is(err, kvstore.ErrFutureRevision)
+	})
+}
+
+func TestWatchReportsProgressWhenIdle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for etcd's progress notification, every 5 s")
+	}
+	e := etcdtest.Start(t)
+	c := e.APIServer(t)
+	quiet := kvstore.Prefix(kvstore.State, e.Cluster)
+	_, rev, err := c.Get(t.Context(), quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := put(t, c, kvstore.Prefix(kvstore.Local, e.Cluster)+"status/n1", "x")
+	ctx, cancel := contextFor(t, 15*time.Second)
+	defer cancel()
+	err = c.Watch(ctx, quiet, rev+1, func(b kvstore.WatchBatch) error {
+		if len(b.Events) == 0 && b.Revision >= busy {
+			return errEnough
+		}
+		return nil
+	})
+	if !errors.Is(err, errEnough) {
+		t.Errorf("no progress: %v", err)
+	}
+}
+
+func TestListPagesAtOneRevision(t *testing.T) {
+	e := etcdtest.Start(t)
+	c := e.APIServer(t)
+	prefix := kvstore.KindPrefix(kvstore.State, e.Cluster, kvstore.KindNode)
+	for i := range 25 {
+		put(t, c, fmt.Sprintf("%sn%02d", prefix, i), "old")
+	}
+	var got []string
+	after, rev := "", int64(0)
+	for pages := 0; ; pages++ {
+		p, err := c.List(t.Context(), prefix, after, 10, rev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rev = p.Revision
+		for _, kv := range p.KVs {
+			if string(kv.Value) != "old" {
+				t.Errorf("%s is newer than the listing", kv.Key)
+			}
+			got = append(got, kv.Key)
+		}
+		// Writes between the pages: before, behind and after the cursor.
+		for _, k := range []string{"n00", "n24", "n99", fmt.Sprintf("n%02dx", pages*10)} {
+			put(t, c, prefix+k, "new")
+		}
+		if !p.More {
+			break
+		}
+		after = p.KVs[len(p.KVs)-1].Key
+	}
+	if len(got) != 25 {
+		t.Errorf("listed %d keys of 25: %v", len(got), got)
+	}
+}
+
+func TestLeaseEndsWithItsContext(t *testing.T) {
+	e := etcdtest.Start(t)
+	c := e.Agent(t, "n1")
+	ctx, cancel := context.WithCancel(t.Context())
+	l, done, err := c.Grant(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := kvstore.Prefix(kvstore.Local, e.Cluster) + "presence/n1"
+	op := kvstore.Put(k, nil)
+	op.Lease = l
+	if _, err := c.Txn(t.Context(), nil, []kvstore.Op{op}, nil); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-done
+	etcdtest.Eventually(t, 10*time.Second, "leased key is gone", func() bool {
+		kv, _, err := c.Get(t.Context(), k)
+		return err == nil && kv == nil
+	})
+}

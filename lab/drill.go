@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hawser-mesh/hawser/lab/netns"
+)
+
+// Program is a kind of program that drills act on.
+type Program string
+
+// Programs.
+const (
+	AgentProgram     Program = "agent"
+	APIServerProgram Program = "apiserver"
+)
+
+// stopTimeout bounds what a program takes to end after SIGTERM before it is
+// killed.
+const stopTimeout = 15 * time.Second
+
+// process finds the process of a program: an agent by its node, an API server
+// by its cluster.
+func (l *Lab) process(kind Program, who string) (Process, error) {
+	s := l.snapshot()
+	name := who + "-" + string(kind)
+	var have []string
+	for _, p := range s.Processes {
+		if p.Name == name {
+			return p, nil
+		}
+		if owner, ok := strings.CutSuffix(p.Name, "-"+string(kind)); ok {
+			have = append(have, owner)
+		}
+	}
+	return Process{}, fmt.Errorf("no %s of %q, there are: %s", kind, who, strings.Join(have, ", "))
+}
+
+// Kill ends a program with SIGKILL and waits until it is gone.
+func (l *Lab) Kill(ctx context.Context, kind Program, who string) error {
+	p, err := l.process(kind, who)
+	if err != nil {
+		return err
+	}
+	return p.end(ctx, syscall.SIGKILL)
+}
+
+// Stop ends a program with SIGTERM and waits until it is gone.
+func (l *Lab) Stop(ctx context.Context, kind Program, who string) error {
+	p, err := l.process(kind, who)
+	if err != nil {
+		return err
+	}
+	return p.end(withTimeout(ctx, stopTimeout), syscall.SIGTERM)
+}
+
+func (p Process) end(ctx context.Context, sig syscall.Signal) error {
+	if err := p.signal(sig); err != nil {
+		return err
+	}
+	return poll(ctx, p.Name+" to end", func() (bool, error) { return !p.alive(), nil })
+}
+
+// Restart starts a program as it was started first, ending it with SIGTERM
+// before if it runs, and waits until it is ready. It holds the lab's lock.
+func (l *Lab) Restart(ctx context.Context, kind Program, who string) error {
+	unlock, err := lockLab(withTimeout(ctx, lockWait), l.names)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := l.load(); err != nil {
+		return err
+	}
+	if err := l.Stop(ctx, kind, who); err != nil {
+		return err
+	}
+	p, err := l.process(kind, who)
+	if err != nil {
+		return err
+	}
+	if p, err = l.start(p); err != nil {
+		return err
+	}
+	if kind == AgentProgram {
+		_, n, _ := findNode(l.state.Clusters, who) // it has a process, so it is there
+		return waitReady(ctx, p, agentReady(n.Socket))
+	}
+	c, err := findCluster(l.state.Clusters, who)
+	if err != nil {
+		return err
+	}
+	return waitReady(ctx, p, apiServerReady(c.Socket))
+}
+
+// Network is which part of the network between two clusters a drill cuts.
+type Network string
+
+// Networks.
+const (
+	ControlNetwork Network = "control" // between their API servers only
+	FabricNetwork  Network = "fabric"  // everything
+)
+
+// Cut makes the network between two clusters lose every packet, silently.
+func (l *Lab) Cut(what Network, a, b string) error { return l.between(what, a, b, netns.Cut) }
+
+// Heal ends a Cut.
+func (l *Lab) Heal(what Network, a, b string) error { return l.between(what, a, b, netns.Heal) }
+
+func (l *Lab) between(what Network, a, b string, fn func(string, netip.Prefix, netip.Prefix) error) error {
+	if a == b {
+		return fmt.Errorf("between %s and itself is nothing to cut", a)
+	}
+	var ends [2]netip.Prefix
+	for i, name := range []string{a, b} {
+		c, err := findCluster(l.Clusters(), name)
+		if err != nil {
+			return err
+		}
+		switch what {
+		case ControlNetwork:
+			ends[i] = netip.PrefixFrom(c.Control, c.Control.BitLen())
+		case FabricNetwork:
+			ends[i] = c.NodeCIDR
+		default:
+			return fmt.Errorf("no network %q: control or fabric", what)
+		}
+	}
+	slices.SortFunc(ends[:], func(x, y netip.Prefix) int { return x.Addr().Compare(y.Addr()) })
+	return fn(l.fabric(), ends[0], ends[1])
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// DefaultName is the lab that commands mean when none is named.
+const DefaultName = "lab"
+
+// Spec is what a lab should be, as its YAML file says.
+type Spec struct {
+	Name     string        `json:"name,omitempty"`
+	Clusters []ClusterSpec `json:"clusters"`
+}
+
+// ClusterSpec is one cluster. What is left empty is filled in from the id:
+// 10.<id>.0.0/16 for pods, with a /24 per node, 172.31.<id>.0/24 for services and
+// 172.30.<id>.0/24 for nodes.
+type ClusterSpec struct {
+	Name        string       `json:"name,omitempty"`
+	ID          uint32       `json:"id,omitempty"`
+	Nodes       int          `json:"nodes,omitempty"` // how many; 0 means 2
+	PodCIDR     netip.Prefix `json:"podCIDR,omitzero"`
+	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitzero"`
+	NodeCIDR    netip.Prefix `json:"nodeCIDR,omitzero"`
+	Pods        []PodSpec    `json:"pods,omitempty"`
+}
+
+// PodSpec is one pod.
+type PodSpec struct {
+	Name      string            `json:"name"`
+	Namespace string            `json:"namespace,omitempty"` // "" means default
+	Node      string            `json:"node,omitempty"`      // "" means the cluster's first
+	Labels    map[string]string `json:"labels,omitempty"`
+	// Command is what runs in it; empty means a process that only waits.
+	Command []string `json:"command,omitempty"`
+}
+
+const (
+	maxNodes     = 200
+	defaultNodes = 2
+)
+
+// NewSpec is a lab of equal clusters.
+func NewSpec(name string, clusters, nodes int) Spec {
+	s := Spec{Name: name}
+	for range clusters {
+		s.Clusters = append(s.Clusters, ClusterSpec{Nodes: nodes})
+	}
+	return s
+}
+
+// LoadSpec reads a YAML file. Unknown fields are refused.
+func LoadSpec(path string) (Spec, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Spec{}, fmt.Errorf("read lab file: %w", err)
+	}
+	var s Spec
+	if err := yaml.UnmarshalStrict(data, &s); err != nil {
+		return Spec{}, fmt.Errorf("read lab file %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// Complete fills in what was left empty and checks the whole; the error joins
+// all problems.
+func (s Spec) Complete() (Spec, error) {
+	if s.Name == "" {
+		s.Name = DefaultName
+	}
+	out := s
+	out.Clusters = nil
+	for i, c := range s.Clusters {
+		out.Clusters = append(out.Clusters, c.withDefaults(i))
+	}
+	return out, out.validate()
+}
+
+// clusterName is the default name of the i-th cluster, from 0.
+func clusterName(i int) string {
+	names := [...]string{"east", "west", "north", "south"}
+	if i < len(names) {
+		return names[i]
+	}
+	return fmt.Sprintf("c%d", i+1)
+}
+
+func (c ClusterSpec) withDefaults(i int) ClusterSpec {
+	if c.Name == "" {
+		c.Name = clusterName(i)
+	}
+	if c.ID == 0 {
+		c.ID = uint32(i + 1)
+	}
+	if c.Nodes == 0 {
+		c.Nodes = defaultNodes
+	}
+	id := byte(min(c.ID, 255)) // validate refuses what does not fit
+	if !c.PodCIDR.IsValid() {
+		c.PodCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, 0, 0}), 16)
+	}
+	if !c.ServiceCIDR.IsValid() {
+		c.ServiceCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 31, id, 0}), 24)
+	}
+	if !c.NodeCIDR.IsValid() {
+		c.NodeCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 30, id, 0}), 24)
+	}
+	pods := make([]PodSpec, len(c.Pods))
+	for i, p := range c.Pods {
+		pods[i] = p.withDefaults(c)
+	}
+	c.Pods = pods
+	return c
+}
+
+func (p PodSpec) withDefaults(c ClusterSpec) PodSpec {
+	if p.Namespace == "" {
+		p.Namespace = "default"
+	}
+	if p.Node == "" {
+		p.Node = c.NodeName(1)
+	}
+	return p
+}
+
+// NodeName is the name of the n-th node, from 1.
+func (c ClusterSpec) NodeName(n int) string { return fmt.Sprintf("%s-%d", c.Name, n) }
+
+// Names become parts of namespace, device and cgroup names. Without a '-' in
+// the lab's, no lab's names are a prefix of another's.
+var (
+	labName     = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`)
+	clusterRule = regexp.MustCompile(`^[a-z][a-z0-9]{0,10}$`)
+	podName     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`)
+)
+
+func (s Spec) validate() error {
+	var errs []error
+	if err := CheckName(s.Name); err != nil {
+		errs = append(errs, err)
+	}
+	if len(s.Clusters) == 0 {
+		errs = append(errs, errors.New("no clusters"))
+	}
+	names, ids := map[string]bool{}, map[uint32]bool{}
+	var ranges []ownedPrefix
+	for _, c := range s.Clusters {
+		if names[c.Name] {
+			errs = append(errs, fmt.Errorf("cluster %s: the name is taken", c.Name))
+		}
+		if ids[c.ID] {
+			errs = append(errs, fmt.Errorf("cluster %s: id %d is taken", c.Name, c.ID))
+		}
+		names[c.Name], ids[c.ID] = true, true
+		errs = append(errs, c.validate()...)
+		for what, p := range map[string]netip.Prefix{"podCIDR": c.PodCIDR, "serviceCIDR": c.ServiceCIDR, "nodeCIDR": c.NodeCIDR} {
+			for _, o := range ranges {
+				if o.prefix.Overlaps(p) {
+					errs = append(errs, fmt.Errorf("cluster %s: %s %s overlaps %s of %s", c.Name, what, p, o.what, o.cluster))
+				}
+			}
+			ranges = append(ranges, ownedPrefix{c.Name, what, p})
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("lab %q cannot be made:\n%w", s.Name, err)
+	}
+	return nil
+}
+
+type ownedPrefix struct {
+	cluster, what string
+	prefix        netip.Prefix
+}
+
+// CheckName says whether a lab may have that name.
+func CheckName(name string) error {
+	if !labName.MatchString(name) {
+		return fmt.Errorf("lab name %q: a letter, then at most 11 letters and digits, all lower case", name)
+	}
+	return nil
+}
+
+func (c ClusterSpec) validate() []error {
+	var errs []error
+	problem := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("cluster %s: "+format, append([]any{c.Name}, args...)...))
+	}
+	if !clusterRule.MatchString(c.Name) {
+		problem("a name is a letter, then at most 10 letters and digits, all lower case")
+	}
+	if c.ID > 255 {
+		problem("id %d is above 255", c.ID)
+	}
+	if c.Nodes < 1 || c.Nodes > maxNodes {
+		problem("%d nodes: 1 to %d are possible", c.Nodes, maxNodes)
+	}
+	if !c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 16 {
+		problem("podCIDR %s: an IPv4 range of at least a /16 is needed, for a /24 per node", c.PodCIDR)
+	}
+	if !c.NodeCIDR.Addr().Is4() || c.NodeCIDR.Bits() > 24 {
+		problem("nodeCIDR %s: an IPv4 range of at least a /24 is needed", c.NodeCIDR)
+	}
+	seen := map[string]bool{"ctl": true}
+	for _, p := range c.Pods {
+		if err := c.checkPod(p); err != nil {
+			problem("%w", err)
+		}
+		if seen[p.Name] {
+			problem("pod %s: the name is taken (names are unique in a cluster of a lab)", p.Name)
+		}
+		seen[p.Name] = true
+	}
+	return errs
+}
+
+func (c ClusterSpec) checkPod(p PodSpec) error {
+	if !podName.MatchString(p.Name) || !podName.MatchString(p.Namespace) {
+		return fmt.Errorf("pod %s/%s: names are lower case letters, digits and '-', at most 32", p.Namespace, p.Name)
+	}
+	var nodes []string
+	for n := 1; n <= c.Nodes; n++ {
+		if c.NodeName(n) == p.Node {
+			return nil
+		}
+		nodes = append(nodes, c.NodeName(n))
+	}
+	return fmt.Errorf("pod %s: no node %q, there are: %s", p.Name, p.Node, strings.Join(nodes, ", "))
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package api is the policy languages that Hawser accepts, read into one form:
+// objects with rules, whose selectors have their namespaces and aliases worked
+// out.
+//
+// Accepted are CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy
+// (cilium.io/v2), MeshPolicy (hawser.io/v1, the same schema), and the JSON array
+// of rules. Start with Parse. A field that is not supported is refused by its
+// path; nothing is ignored, except what a Kubernetes API server adds to an
+// object by itself.
+//
+// Which identities a selector means in which cluster is package policy's.
+package api
+
+import (
+	"slices"
+
+	"github.com/hawser-mesh/hawser/datapath"
+)
+
+// ClusterWide is the namespace of objects that belong to no namespace.
+const ClusterWide = "_"
+
+// Kinds of object.
+const (
+	KindNetworkPolicy     = "CiliumNetworkPolicy"
+	KindClusterwidePolicy = "CiliumClusterwideNetworkPolicy"
+	KindMeshPolicy        = "MeshPolicy"
+	KindRuleArray         = "RuleArray"
+)
+
+// Object is one policy object.
+type Object struct {
+	Kind      string
+	Namespace string // ClusterWide for those without
+	Name      string
+	// Source is the object's own text: Parse of it gives this object again.
+	Source string
+	Rules  []Rule
+}
+
+// ID is namespace/name.
+func (o Object) ID() string { return o.Namespace + "/" + o.Name }
+
+// Selects are the endpoint selectors of all rules as text, for listings.
+func (o Object) Selects() []string {
+	var out []string
+	for _, r := range o.Rules {
+		if s := r.Endpoints.String(); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Rule is what one selector's endpoints may do and have done to them.
+type Rule struct {
+	// Path of the rule in its object: "spec", "specs[0]", "[2]".
+	Path        string
+	Description string
+	// Endpoints selects local endpoints, of all namespaces unless the selector
+	// names one.
+	Endpoints Selector
+	Parts     []Part
+	// DefaultDeny says in which directions the rule ends the default of
+	// allowing everything; indexed by datapath.Direction.
+	DefaultDeny [2]bool
+}
+
+// Part is one item of ingress, egress, ingressDeny or egressDeny. It concerns
+// packets of any of its peers on any of its ports.
+type Part struct {
+	Path      string // as in "ingress[0]"
+	Direction datapath.Direction
+	Deny      bool
+	Peers     Peers
+	// Ports is empty for all ports of all protocols.
+	Ports []Port
+}
+
+// Peers are the far sides of a part. All fields empty means no peer at all.
+type Peers struct {
+	Any       bool // every peer, in the mesh or not
+	Selectors []Selector
+	Entities  []Entity
+}
+
+// Entity is a peer known by a name instead of labels.
+type Entity string
+
+// Entities that are supported.
+const (
+	EntityAll        Entity = "all"
+	EntityNone       Entity = "none"
+	EntityWorld      Entity = "world"
+	EntityCluster    Entity = "cluster"
+	EntityMesh       Entity = "mesh"
+	EntityHost       Entity = "host"
+	EntityRemoteNode Entity = "remote-node"
+	EntityHealth     Entity = "health"
+	EntityInit       Entity = "init"
+)
+
+// Port is a port of a protocol. Port 0 is every port of the protocol.
+type Port struct {
+	Protocol uint8 // an IP protocol number
+	Port     uint16
+}
+
+// Protocols that a Port may have.
+const (
+	TCP uint8 = 6
+	UDP uint8 = 17
+)

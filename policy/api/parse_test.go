@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+const l3rule = `[{"labels":[{"key":"name","value":"l3-rule"}],"endpointSelector":{"matchLabels":{"id":"app1"}},` +
+	`"ingress":[{"fromEndpoints":[{"matchLabels":{"id":"app2"}}],"toPorts":[{"ports":[{"port":"80","protocol":"TCP"}]}]}]}]`
+
+// cnp is a policy of namespace demo around a spec.
+func cnp(spec string) string {
+	return "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: demo}\nspec:\n" + indent(spec)
+}
+
+func ccnp(spec string) string {
+	return "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: p}\nspec:\n" + indent(spec)
+}
+
+func indent(s string) string {
+	return "  " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n  ") + "\n"
+}
+
+// show prints a rule in one line for each part.
+func show(r Rule) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s | deny %v %v", r.Endpoints, r.DefaultDeny[0], r.DefaultDeny[1])
+	for _, p := range r.Parts {
+		verb := "allow"
+		if p.Deny {
+			verb = "deny"
+		}
+		var peers []string
+		if p.Peers.Any {
+			peers = append(peers, "ANY")
+		}
+		for _, s := range p.Peers.Selectors {
+			peers = append(peers, "{"+s.String()+"}")
+		}
+		for _, e := range p.Peers.Entities {
+			peers = append(peers, "@"+string(e))
+		}
+		fmt.Fprintf(&b, "\n%s %s %s [%s] %v", p.Path, p.Direction, verb, strings.Join(peers, " "), p.Ports)
+	}
+	return b.String()
+}
+
+func TestAccepted(t *testing.T) {
+	const in = "mesh:namespace=demo"
+	for _, c := range []struct{ name, source, want string }{
+		{"the rule of the getting-started pages", l3rule,
+			"id=app1 | deny true false\ningress[0] ingress allow [{id=app2}] [{6 80}]"},
+		{"namespaced: own namespace for endpoints and peers",
+			cnp("endpointSelector: {matchLabels: {app: web}}\ningress:\n- fromEndpoints: [{matchLabels: {app: client}}]"),
+			"app=web, " + in + " | deny true false\ningress[0] ingress allow [{app=client, " + in + "}] []"},
+		{"peer in another namespace and cluster",
+			cnp("endpointSelector: {}\negress:\n- toEndpoints: [{matchLabels: {k8s:io.kubernetes.pod.namespace: other, io.cilium.k8s.policy.cluster: west}}]"),
+			in + " | deny false true\negress[0] egress allow [{mesh:cluster=west, mesh:namespace=other}] []"},
+		{"our own label names", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {mesh:namespace: other, mesh:cluster: west}}]"),
+			in + " | deny true false\ningress[0] ingress allow [{mesh:cluster=west, mesh:namespace=other}] []"},
+		{"namespace by its name label", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name: other}}]"),
+			in + " | deny true false\ningress[0] ingress allow [{mesh:namespace=other}] []"},
+		{"own namespace named", cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: demo}}\ningress: [{}]"),
+			in + " | deny true false\ningress[0] ingress allow [] []"},
+		{"cluster-wide", ccnp("endpointSelector: {matchLabels: {app: web}}\ningress:\n- fromEndpoints: [{}]"),
+			"app=web | deny true false\ningress[0] ingress allow [{all}] []"},
+		{"no peers means none", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: []\n- fromEntities: []\n  toPorts: [{ports: [{port: '80'}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [] []\ningress[1] ingress allow [] [{6 80} {17 80}]"},
+		{"peers left out means any", cnp("endpointSelector: {}\ningress:\n- toPorts: [{ports: [{port: '53', protocol: UDP}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [ANY] [{17 53}]"},
+		{"all endpoints of the namespace", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{}]"),
+			in + " | deny true false\ningress[0] ingress allow [{" + in + "}] []"},
+		{"an empty part denies by default only", cnp("endpointSelector: {}\ningress: [{}]\negress:\n- toPorts: []"),
+			in + " | deny true true\ningress[0] ingress allow [] []\negress[0] egress allow [] []"},
+		{"an empty list is no list", cnp("endpointSelector: {}\ningress: []\negress: [{}]"),
+			in + " | deny false true\negress[0] egress allow [] []"},
+		{"entities", ccnp("endpointSelector: {}\ningress:\n- fromEntities: [world, cluster, mesh, host, remote-node, health, init, none]\n- fromEntities: [all]"),
+			"all | deny true false\ningress[0] ingress allow [@world @cluster @mesh @host @remote-node @health @init] []\ningress[1] ingress allow [ANY] []"},
+		{"reserved labels are entities", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {'reserved:host': ''}}, {matchExpressions: [{key: 'reserved:world', operator: Exists}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [@host @world] []"},
+		{"expressions", ccnp("endpointSelector:\n  matchExpressions:\n  - {key: k8s:app, operator: In, values: [b, a, b]}\n  - {key: env, operator: NotIn, values: [dev]}\n  - {key: any:x, operator: Exists}\n  - {key: z, operator: DoesNotExist, values: []}\ningress: [{}]"),
+			"env not in (dev), x, !z, k8s:app in (a,b) | deny true false\ningress[0] ingress allow [] []"},
+		{"ports", ccnp("endpointSelector: {}\negress:\n- toPorts:\n  - ports: [{port: 443, protocol: tcp}, {port: '443', protocol: TCP}]\n  - ports: [{port: '0', protocol: UDP}, {port: '8080', protocol: ANY}]"),
+			"all | deny false true\negress[0] egress allow [ANY] [{6 443} {6 8080} {17 0} {17 8080}]"},
+		{"deny", cnp("endpointSelector: {}\ningressDeny:\n- fromEntities: [world]\negressDeny:\n- toPorts: [{ports: [{port: '25', protocol: TCP}]}]"),
+			in + " | deny true true\ningressDeny[0] ingress deny [@world] []\negressDeny[0] egress deny [ANY] [{6 25}]"},
+		{"enableDefaultDeny", cnp("endpointSelector: {}\nenableDefaultDeny: {ingress: false, egress: true}\ningress: [{fromEntities: [world]}]"),
+			in + " | deny false true\ningress[0] ingress allow [@world] []"},
+		{"enableDefaultDeny alone", cnp("endpointSelector: {}\nenableDefaultDeny: {ingress: true}"),
+			in + " | deny true false"},
+		{"description and labels", cnp("description: why\nlabels: [{key: a, value: b, source: c}, {key: d}]\nendpointSelector: {}\ningress: [{}]"),
+			in + " | deny true false\ningress[0] ingress allow [] []"},
+		{"what an API server adds", "apiVersion: hawser.io/v1\nkind: MeshPolicy\nmetadata: {name: p.q, labels: {a: b}, annotations: {c: d}, uid: x, resourceVersion: '1', generation: 2, creationTimestamp: null, managedFields: [], selfLink: /x}\nstatus: {conditions: []}\nspec: {endpointSelector: {}, ingress: [{}]}",
+			"mesh:namespace=default | deny true false\ningress[0] ingress allow [] []"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			objects, err := Parse([]byte(c.source))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := show(objects[0].Rules[0]); got != c.want {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+			reparse(t, objects)
+		})
+	}
+}
+
+// reparse checks that each object's source stands for it.
+func reparse(t *testing.T, objects []Object) {
+	t.Helper()
+	for _, o := range objects {
+		again, err := Parse([]byte(o.Source))
+		if err != nil {
+			t.Fatalf("source of %s does not parse: %v\n%s", o.ID(), err, o.Source)
+		}
+		again[0].Source = o.Source
+		if len(again) != 1 || !reflect.DeepEqual(again[0], o) {
+			t.Errorf("source of %s means\n%+v\nnot\n%+v", o.ID(), again, o)
+		}
+	}
+}
+
+func TestObjects(t *testing.T) {
+	source := cnp("endpointSelector: {matchLabels: {app: a}}\ningress: [{}]") + "---\n" +
+		strings.Replace(ccnp("endpointSelector: {}\ningress: [{}]"), "spec:", "specs:\n- endpointSelector: {}\n  egress: [{}]\nspec:", 1) + "---\n" +
+		`[{"labels":[{"key":"name","value":"one"}],"endpointSelector":{},"ingress":[{}]},
+{"labels":[{"key":"name","value":"Two_2"}],"endpointSelector":{},"ingress":[{}]},
+{"labels":[{"key":"x","value":"y"},{"key":"name","value":"one"}],"endpointSelector":{},"egress":[{"toPorts":[{"ports":[{"port":80}]}]}]}]` + "\n"
+	objects, err := Parse([]byte(source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, o := range objects {
+		line := o.Kind + " " + o.ID()
+		for _, r := range o.Rules {
+			line += " " + r.Path
+		}
+		got = append(got, line)
+	}
+	want := []string{
+		"CiliumNetworkPolicy demo/p spec",
+		"CiliumClusterwideNetworkPolicy _/p spec specs[0]",
+		"RuleArray _/one [0] [1]",
+		"RuleArray _/Two_2 [0]",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if s := objects[0].Selects(); !reflect.DeepEqual(s, []string{"app=a, mesh:namespace=demo"}) {
+		t.Errorf("selects %q", s)
+	}
+	reparse(t, objects)
+}

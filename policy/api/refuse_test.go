@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestRefused has one problem a case. What the message must hold begins with
+// the path of the field.
+func TestRefused(t *testing.T) {
+	in := func(part string) string { return cnp("endpointSelector: {}\ningress:\n- " + part) }
+	out := func(part string) string { return cnp("endpointSelector: {}\negress:\n- " + part) }
+	port := func(p string) string { return in("toPorts: [{ports: [" + p + "]}]") }
+	expr := func(e string) string { return in("fromEndpoints: [{matchExpressions: [" + e + "]}]") }
+	peer := func(l string) string { return in("fromEndpoints: [{matchLabels: {" + l + "}}]") }
+	const later = "not supported yet"
+	for _, c := range []struct{ source, want string }{
+		{in("fromCIDR: [10.0.0.0/8]"), "document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromCIDR: " + later},
+		{in("fromCIDRSet: []"), "spec.ingress[0].fromCIDRSet: " + later},
+		{in("fromNodes: []"), "spec.ingress[0].fromNodes: " + later},
+		{in("fromGroups: []"), "spec.ingress[0].fromGroups: " + later},
+		{in("fromRequires: []"), "spec.ingress[0].fromRequires: " + later},
+		{in("icmps: []"), "spec.ingress[0].icmps: " + later},
+		{in("authentication: {}"), "spec.ingress[0].authentication: " + later},
+		{in("toEndpoints: []"), "spec.ingress[0].toEndpoints: unknown field"},
+		{in("fromendpoints: []"), "spec.ingress[0].fromendpoints: unknown field"},
+		{in("fromEndpoints: null"), "spec.ingress[0].fromEndpoints: is null"},
+		{in("fromEndpoints: [null]"), "spec.ingress[0].fromEndpoints[0]: is null"},
+		{in("fromEndpoints: {}"), "spec.ingress[0].fromEndpoints: must be a list"},
+		{in("fromEndpoints: [a]"), "spec.ingress[0].fromEndpoints[0]: must be a mapping"},
+		{in("fromEndpoints: []\n  fromEntities: [world]"), "spec.ingress[0]: fromEndpoints and fromEntities cannot be combined"},
+		{in("fromEntities: [kube-apiserver]"), `spec.ingress[0].fromEntities[0]: entity "kube-apiserver" is ` + later},
+		{in("fromEntities: [ingress]"), "spec.ingress[0].fromEntities[0]: entity"},
+		{in("fromEntities: [unmanaged]"), "spec.ingress[0].fromEntities[0]: entity"},
+		{in("fromEntities: [World]"), `spec.ingress[0].fromEntities[0]: "World" is not an entity`},
+		{in("fromEntities: world"), "spec.ingress[0].fromEntities: must be a list"},
+		{in("fromEntities: [1]"), "spec.ingress[0].fromEntities[0]: must be a string"},
+		{out("toCIDR: []"), "spec.egress[0].toCIDR: " + later},
+		{out("toCIDRSet: []"), "spec.egress[0].toCIDRSet: " + later},
+		{out("toFQDNs: []"), "spec.egress[0].toFQDNs: " + later},
+		{out("toServices: []"), "spec.egress[0].toServices: " + later},
+		{out("toGroups: []"), "spec.egress[0].toGroups: " + later},
+		{out("toNodes: []"), "spec.egress[0].toNodes: " + later},
+		{out("toRequires: []"), "spec.egress[0].toRequires: " + later},
+		{out("fromEndpoints: []"), "spec.egress[0].fromEndpoints: unknown field"},
+		{out("null"), "spec.egress[0]: "},
+		{cnp("endpointSelector: {}\negress:\n-"), "spec.egress[0]: is null"},
+		{cnp("endpointSelector: {}\ningress:"), "spec.ingress: is null"},
+		{cnp("endpointSelector: {}\ningress: {}"), "spec.ingress: must be a list"},
+		{cnp("endpointSelector: {}\ningress: [x]"), "spec.ingress[0]: must be a mapping"},
+
+		{in("toPorts: [{}]"), "spec.ingress[0].toPorts[0].ports: required"},
+		{in("toPorts: [{ports: []}]"), "spec.ingress[0].toPorts[0].ports: must name at least one port"},
+		{in("toPorts: [{ports: [{port: '80'}], rules: {http: [{}]}}]"), "spec.ingress[0].toPorts[0].rules: " + later},
+		{in("toPorts: [{ports: [{port: '80'}], listener: {}}]"), "spec.ingress[0].toPorts[0].listener: " + later},
+		{in("toPorts: [{ports: [{port: '80'}], terminatingTLS: {}}]"), "spec.ingress[0].toPorts[0].terminatingTLS: " + later},
+		{in("toPorts: [{ports: [{port: '80'}], originatingTLS: {}}]"), "spec.ingress[0].toPorts[0].originatingTLS: " + later},
+		{in("toPorts: [{ports: [{port: '80'}], serverNames: []}]"), "spec.ingress[0].toPorts[0].serverNames: " + later},
+		{port("{port: '80', endPort: 90}"), "spec.ingress[0].toPorts[0].ports[0].endPort: " + later},
+		{port("{port: http}"), `spec.ingress[0].toPorts[0].ports[0].port: port names ("http") are ` + later},
+		{port("{protocol: TCP}"), "spec.ingress[0].toPorts[0].ports[0].port: required"},
+		{port("{port: '65536'}"), `spec.ingress[0].toPorts[0].ports[0].port: "65536" is not a port`},
+		{port("{port: '-1'}"), `spec.ingress[0].toPorts[0].ports[0].port: "-1" is not a port`},
+		{port("{port: ''}"), `spec.ingress[0].toPorts[0].ports[0].port: "" is not a port`},
+		{port("{port: 65536}"), "spec.ingress[0].toPorts[0].ports[0].port: must be a whole number"},
+		{port("{port: 80.5}"), "spec.ingress[0].toPorts[0].ports[0].port: must be a whole number"},
+		{port("{port: true}"), "spec.ingress[0].toPorts[0].ports[0].port: must be a whole number"},
+		{port("{port: '80', protocol: SCTP}"), "spec.ingress[0].toPorts[0].ports[0].protocol: protocol SCTP is " + later},
+		{port("{port: '80', protocol: ICMP}"), "spec.ingress[0].toPorts[0].ports[0].protocol: protocol ICMP is " + later},
+		{port("{port: '80', protocol: http}"), `spec.ingress[0].toPorts[0].ports[0].protocol: "http" is not a protocol`},
+		{port("{port: '80', protocol: 6}"), "spec.ingress[0].toPorts[0].ports[0].protocol: must be a string"},
+
+		{peer("id: 1"), "spec.ingress[0].fromEndpoints[0].matchLabels.id: must be a string"},
+		{peer("id: "), "spec.ingress[0].fromEndpoints[0].matchLabels.id: is null"},
+		{peer("on: c"), "YAML reads unquoted y, yes, on"},
+		{peer("a=b: c"), `"a=b" is not the name of a label`},
+		{peer("'': c"), `"" is not the name of a label`},
+		{peer("id: 'a;b'"), "matchLabels.id: not a value of a label"},
+		{peer("mesh:region: x"), "there are mesh:cluster and mesh:namespace"},
+		{peer("cidr:10.0.0.0/8: ''"), "cidr labels cannot be selected"},
+		{peer("io.cilium.k8s.policy.serviceaccount: x"), later},
+		{peer("k8s:io.cilium.k8s.namespace.labels.team: x"), later},
+		{peer("io.kubernetes.pod.uid: x"), later},
+		{peer("'reserved:host': '', app: x"), "a reserved label must stand alone"},
+		{peer("'reserved:host': x"), "a reserved label must stand alone"},
+		{peer("'reserved:kube-apiserver': ''"), "label reserved:kube-apiserver is not supported"},
+		{expr("{key: 'reserved:host', operator: DoesNotExist}"), "a reserved label must stand alone"},
+		{expr("{key: a, operator: In}"), "matchExpressions[0].values: required with operator In"},
+		{expr("{key: a, operator: NotIn, values: []}"), "matchExpressions[0].values: required with operator NotIn"},
+		{expr("{key: a, operator: Exists, values: [x]}"), "matchExpressions[0].values: not allowed"},
+		{expr("{key: a, operator: Gt, values: ['1']}"), `matchExpressions[0].operator: "Gt" is not an operator`},
+		{expr("{operator: Exists}"), "matchExpressions[0].key: "},
+		{expr("{key: a, operator: Exists, x: 1}"), "matchExpressions[0].x: unknown field"},
+		{in("fromEndpoints: [{matchlabels: {}}]"), "fromEndpoints[0].matchlabels: unknown field"},
+
+		{cnp("ingress: [{}]"), "spec.endpointSelector: required"},
+		{cnp("endpointSelector:\ningress: [{}]"), "spec.endpointSelector: is null"},
+		{cnp("nodeSelector: {}\nendpointSelector: {}\ningress: [{}]"), "spec.nodeSelector: " + later},
+		{cnp("log: {}\nendpointSelector: {}\ningress: [{}]"), "spec.log: " + later},
+		{cnp("authentication: {}\nendpointSelector: {}\ningress: [{}]"), "spec.authentication: " + later},
+		{cnp("podSelector: {}\nendpointSelector: {}\ningress: [{}]"), "spec.podSelector: unknown field"},
+		{cnp("endpointSelector: {matchLabels: {'reserved:host': ''}}\ningress: [{}]"), "spec.endpointSelector: selects reserved:host"},
+		{cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: other}}\ningress: [{}]"), "spec.endpointSelector: names another namespace"},
+		{cnp("endpointSelector: {matchExpressions: [{key: mesh:namespace, operator: Exists}]}\ningress: [{}]"), "spec.endpointSelector: names another namespace"},
+		{cnp("endpointSelector: {}"), "spec: has no effect"},
+		{cnp("endpointSelector: {}\ningress: []"), "spec: has no effect"},
+		{cnp("endpointSelector: {}\nenableDefaultDeny: {ingress: false}"), "spec: has no effect"},
+		{cnp("endpointSelector: {}\ningress: [{}]\nenableDefaultDeny: {ingress: 'no'}"), "spec.enableDefaultDeny.ingress: must be true or false"},
+		{cnp("endpointSelector: {}\ningress: [{}]\nenableDefaultDeny: {x: true}"), "spec.enableDefaultDeny.x: unknown field"},
+		{cnp("endpointSelector: {}\ningress: [{}]\nlabels: [{value: x}]"), "spec.labels[0].key: required"},
+		{cnp("endpointSelector: {}\ningress: [{}]\nlabels: [{key: x, w: z}]"), "spec.labels[0].w: unknown field"},
+		{cnp("endpointSelector: {}\ningress: [{}]\ndescription: 1"), "spec.description: must be a string"},
+
+		{"x", "document 1: document: must be an object or a list of rules"},
+		{"a: 1", `kind "" of apiVersion "" is not a policy`},
+		{strings.Replace(in("{}"), "cilium.io/v2", "cilium.io/v1", 1), "is not a policy"},
+		{strings.Replace(in("{}"), "cilium.io/v2", "hawser.io/v1", 1), "is not a policy"},
+		{"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy", "kind NetworkPolicy of networking.k8s.io/v1 is " + later},
+		{in("{}") + "extra: 1", "extra: unknown field"},
+		{"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nspec: {endpointSelector: {}, ingress: [{}]}", "metadata: required"},
+		{"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}", "spec: required (or specs)"},
+		{"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\nspecs: []", "specs: must hold at least one rule"},
+		{strings.Replace(in("{}"), "name: p,", "name: P,", 1), `metadata.name: "P" is not a name`},
+		{strings.Replace(in("{}"), "name: p,", "name: a/b,", 1), `metadata.name: "a/b" is not a name`},
+		{strings.Replace(in("{}"), "name: p,", "", 1), "metadata.name: required"},
+		{strings.Replace(in("{}"), "name: p,", "name: "+strings.Repeat("x", 254)+",", 1), "metadata.name: has 254 characters"},
+		{strings.Replace(in("{}"), "demo", "_", 1), `metadata.namespace: "_" is not a name`},
+		{strings.Replace(in("{}"), "name: p,", "name: p, finalizers: [x],", 1), "metadata.finalizers: " + later},
+		{strings.Replace(in("{}"), "name: p,", "name: p, labels: {a: 1},", 1), "metadata.labels.a: must be a string"},
+		{strings.Replace(in("{}"), "name: p,", "name: p, x: 1,", 1), "metadata.x: unknown field"},
+		{strings.Replace(ccnp("endpointSelector: {}\ningress: [{}]"), "name: p", "name: p, namespace: demo", 1), "metadata.namespace: CiliumClusterwideNetworkPolicy belongs to no namespace"},
+		{in("{}") + "---\n" + in("{}"), "CiliumNetworkPolicy demo/p: its name is already that of a CiliumNetworkPolicy"},
+
+		{"[]", "RuleArray: the list of rules is empty"},
+		{"[1]", "RuleArray: [0]: must be a mapping"},
+		{`[{"endpointSelector":{},"ingress":[{}]}]`, `[0]: needs a label with key "name"`},
+		{`[{"labels":[{"key":"x","value":"y"}],"endpointSelector":{},"ingress":[{}]}]`, `[0].labels: needs a label with key "name"`},
+		{`[{"labels":[{"key":"name","value":"a"},{"key":"name","value":"b"}],"endpointSelector":{},"ingress":[{}]}]`, `[0].labels: has several labels with key "name"`},
+		{strings.Replace(l3rule, "l3-rule", "a b", 1), `[0].labels: "a b" is not a name`},
+		{strings.Replace(l3rule, "fromEndpoints", "fromCIDR", 1), "document 1: RuleArray: [0].ingress[0].fromCIDR: " + later},
+		{strings.Replace(l3rule, `"ingress"`, `"endpointSelector":{},"ingress"`, 1), "[0].endpointSelector: given twice"},
+	} {
+		objects, err := Parse([]byte(c.source))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("want an error with %q, got %d objects and: %v\nfor\n%s", c.want, len(objects), err, c.source)
+		}
+		if len(objects) > 0 {
+			t.Errorf("objects beside an error for\n%s", c.source)
+		}
+	}
+}
+
+func TestAllProblemsAreNamed(t *testing.T) {
+	source := cnp("endpointSelector: {}\ningress:\n- {fromCIDR: [], icmps: []}\negress:\n- toFQDNs: []") + "---\n" + l3rule +
+		"\n---\n" + strings.Replace(l3rule, "fromEndpoints", "fromNodes", 1)
+	_, err := Parse([]byte(source))
+	want := `document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromCIDR: not supported yet
+document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].icmps: not supported yet
+document 1: CiliumNetworkPolicy demo/p: spec.egress[0].toFQDNs: not supported yet
+document 3: RuleArray: [0].ingress[0].fromNodes: not supported yet`
+	if err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}
+
+// FuzzParse: no input panics, and whatever is accepted can be stored and read
+// again.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(l3rule))
+	f.Add([]byte(l3rule + "\n" + strings.Replace(l3rule, "l3-rule", "other", 1)))
+	f.Add([]byte(cnp("endpointSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}\ningress: [{fromEntities: [world]}]")))
+	f.Add([]byte(ccnp("endpointSelector: {}\negressDeny: [{toPorts: [{ports: [{port: 0, protocol: UDP}]}]}]")))
+	f.Add([]byte("--- {a: &x [*x]}\n...\n"))
+	f.Add([]byte(`[{"labels":[{"key":"name","value":"a"}]},{"labels":null}]`))
+	f.Fuzz(func(t *testing.T, source []byte) {
+		objects, err := Parse(source)
+		if err != nil {
+			return
+		}
+		for _, o := range objects {
+			if o.Name == "" || o.Namespace == "" || len(o.Rules) == 0 {
+				t.Fatalf("incomplete object %+v", o)
+			}
+		}
+		reparse(t, objects)
+	})
+}

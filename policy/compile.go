@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/policy/api"
+)
+
+// object is a policy object in use.
+type object struct {
+	spec  api.Object
+	rules []*rule
+}
+
+// rule is one rule and the rule sets whose endpoints it selects.
+type rule struct {
+	object   string // namespace/name
+	spec     api.Rule
+	parts    []*part
+	ruleSets map[*ruleSet]struct{}
+}
+
+// part is one item of a rule, with its peers as shared selectors.
+type part struct {
+	dir       int
+	any       bool
+	selectors []*selector
+	origin    uint32
+	verdicts  []verdict // one for each port
+}
+
+func (p *part) deny() bool { return p.verdicts[0].deny }
+
+// compile resolves an object's peers. Every part holds its selectors until
+// removeObject.
+func (e *Engine) compile(o api.Object) *object {
+	out := &object{spec: o}
+	for _, spec := range o.Rules {
+		r := &rule{object: o.ID(), spec: spec, ruleSets: map[*ruleSet]struct{}{}}
+		for _, p := range spec.Parts {
+			text := o.ID() + " "
+			if len(o.Rules) > 1 {
+				text += spec.Path + "."
+			}
+			r.parts = append(r.parts, e.compilePart(p, text+p.Path))
+		}
+		out.rules = append(out.rules, r)
+	}
+	return out
+}
+
+func (e *Engine) compilePart(spec api.Part, origin string) *part {
+	p := &part{dir: int(spec.Direction), any: spec.Peers.Any, origin: e.origins.acquire(origin)}
+	ports := spec.Ports
+	if len(ports) == 0 {
+		ports = []api.Port{{}}
+	}
+	for _, port := range ports {
+		p.verdicts = append(p.verdicts, verdict{
+			cell: cell{proto: port.Protocol, port: port.Port}, deny: spec.Deny, origin: p.origin,
+		})
+	}
+	seen := map[*selector]struct{}{}
+	use := func(sel api.Selector) {
+		s := e.useSelector(sel)
+		if _, twice := seen[s]; twice {
+			e.unuseSelector(s)
+			return
+		}
+		seen[s] = struct{}{}
+		p.selectors = append(p.selectors, s)
+	}
+	for _, sel := range spec.Peers.Selectors {
+		use(e.scoped(sel))
+	}
+	for _, entity := range spec.Peers.Entities {
+		for _, sel := range e.entity(entity) {
+			use(sel)
+		}
+	}
+	return p
+}
+
+// scoped is what a peer selector means here. Every result demands a cluster, so
+// that no selector, however it is negated, selects a reserved identity.
+func (e *Engine) scoped(sel api.Selector) api.Selector {
+	r := api.Requirement{Source: labels.Mesh, Key: labels.ClusterKey, Operator: api.Exists}
+	if e.scope == ScopeLocal && !sel.Names(labels.Mesh, labels.ClusterKey) {
+		r.Operator, r.Values = api.In, []string{e.cluster}
+	}
+	return sel.With(r)
+}
+
+// entity is an entity as selectors, any of which may match.
+func (e *Engine) entity(name api.Entity) []api.Selector {
+	own := api.NewSelector(api.Requirement{Source: labels.Mesh, Key: labels.ClusterKey,
+		Operator: api.In, Values: []string{e.cluster}})
+	nodes := []api.Selector{reservedSelector(identity.Host), reservedSelector(identity.RemoteNode),
+		reservedSelector(identity.Health), reservedSelector(identity.Init)}
+	switch name {
+	case api.EntityWorld:
+		return []api.Selector{reservedSelector(identity.World),
+			reservedSelector(identity.WorldIPv4), reservedSelector(identity.WorldIPv6)}
+	case api.EntityCluster:
+		return append(nodes, own)
+	case api.EntityMesh:
+		return append(nodes, api.NewSelector(api.Requirement{Source: labels.Mesh,
+			Key: labels.ClusterKey, Operator: api.Exists}))
+	case api.EntityHost:
+		return nodes[0:1]
+	case api.EntityRemoteNode:
+		return nodes[1:2]
+	case api.EntityHealth:
+		return nodes[2:3]
+	case api.EntityInit:
+		return nodes[3:4]
+	}
+	return nil // none; all is Peers.Any
+}
+
+func reservedSelector(n identity.Number) api.Selector {
+	name, _ := n.Reserved()
+	return api.NewSelector(api.Requirement{Source: labels.Reserved, Key: name,
+		Operator: api.In, Values: []string{""}})
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package policy resolves policy objects into rule sets: what the kernel looks
+// up for each packet of an endpoint.
+//
+// The Engine holds all identities, all objects and the label sets of the
+// endpoints on this node. A change of any of them touches only the entries it
+// affects. Start with Engine; selectors.go says which identities a selector
+// means, ruleset.go how the parts of rules become entries, verdict.go how deny
+// beats allow although the kernel stops at the first hit.
+//
+// Parsing is policy/api's; storing and publishing objects is the API server's;
+// the kernel's copy is datapath/reconcile's.
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/table"
+	"github.com/hawser-mesh/hawser/policy/api"
+)
+
+// Scope is what a peer selector means that names no cluster.
+type Scope string
+
+// Scopes.
+const (
+	ScopeLocal Scope = "local" // the own cluster: the safe choice, and the default
+	ScopeMesh  Scope = "mesh"  // every cluster
+)
+
+// Config of an Engine.
+type Config struct {
+	Cluster string // own name
+	Scope   Scope  // empty is ScopeLocal
+	// RuleSetIDs are numbers given before a restart, by labels.Set.Hash; see
+	// Engine.RuleSetIDs. They stay reserved for their labels until
+	// Engine.DropUnclaimed.
+	RuleSetIDs map[string]uint32
+}
+
+// Engine resolves policy. It is safe for concurrent use; no method blocks on
+// anything but its mutex.
+type Engine struct {
+	cluster string
+	scope   Scope
+
+	mu         sync.Mutex
+	identities map[identity.Number]*ident
+	byLabel    map[term]map[*ident]struct{}
+	selectors  map[string]*selector // by api.Selector.ID, scoped
+	selIndex   termIndex[*selector]
+	objects    map[string]*object // by api.Object.ID
+	ruleIndex  termIndex[*rule]
+	ruleSets   map[string]*ruleSet // by labels.Set.Canonical
+	byID       map[uint32]*ruleSet
+	unclaimed  map[string]uint32 // labels hash → recovered number
+	reserved   map[uint32]struct{}
+	origins    *origins
+	dirty      map[*ruleSet]struct{}
+	gone       []uint32
+}
+
+// New makes an Engine that knows the reserved identities and no policy.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Cluster == "" {
+		return nil, errors.New("policy engine: own cluster's name is required")
+	}
+	if cfg.Scope == "" {
+		cfg.Scope = ScopeLocal
+	}
+	if cfg.Scope != ScopeLocal && cfg.Scope != ScopeMesh {
+		return nil, fmt.Errorf("policy engine: scope %q: want %s or %s", cfg.Scope, ScopeLocal, ScopeMesh)
+	}
+	e := &Engine{
+		cluster: cfg.Cluster, scope: cfg.Scope,
+		identities: map[identity.Number]*ident{},
+		byLabel:    map[term]map[*ident]struct{}{},
+		selectors:  map[string]*selector{},
+		selIndex:   newTermIndex[*selector](),
+		objects:    map[string]*object{},
+		ruleIndex:  newTermIndex[*rule](),
+		ruleSets:   map[string]*ruleSet{},
+		byID:       map[uint32]*ruleSet{},
+		unclaimed:  map[string]uint32{},
+		reserved:   map[uint32]struct{}{},
+		origins:    newOrigins(),
+		dirty:      map[*ruleSet]struct{}{},
+	}
+	for hash, id := range cfg.RuleSetIDs {
+		if _, taken := e.reserved[id]; taken || id < datapath.FirstRuleSet {
+			return nil, fmt.Errorf("policy engine: recovered rule set %d is fixed or given twice", id)
+		}
+		e.unclaimed[hash] = id
+		e.reserved[id] = struct{}{}
+	}
+	for n := identity.Host; n <= identity.MaxReserved; n++ {
+		if name, _ := n.Reserved(); name != "" {
+			e.setIdentity(n, labels.New(labels.Label{Source: labels.Reserved, Key: name}))
+		}
+	}
+	return e, nil
+}
+
+// UpsertIdentity adds a workload identity of a cluster or changes its labels.
+// Reserved numbers are known already and ignored. It refuses labels that claim
+// another cluster than the one that published them, or that are reserved.
+func (e *Engine) UpsertIdentity(n identity.Number, cluster string, ls labels.Set) error {
+	if _, ok := n.Reserved(); ok {
+		return nil
+	}
+	if n.IsLocal() {
+		return fmt.Errorf("add identity %d: not a workload identity", n)
+	}
+	if c, _ := ls.Get(labels.Mesh, labels.ClusterKey); c != cluster || cluster == "" {
+		return fmt.Errorf("add identity %d of cluster %q: its labels say mesh:cluster=%s", n, cluster, c)
+	}
+	for _, l := range ls {
+		if l.Source == labels.Reserved || l.Source == labels.CIDR || l.Source == labels.Any {
+			return fmt.Errorf("add identity %d of cluster %q: label %s is not one of a workload", n, cluster, l)
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.setIdentity(n, ls)
+	return nil
+}
+
+func (e *Engine) setIdentity(n identity.Number, ls labels.Set) {
+	if old, ok := e.identities[n]; ok {
+		if old.labels.Equal(ls) {
+			return
+		}
+		e.dropIdentity(old)
+	}
+	e.addIdentity(&ident{number: n, labels: ls})
+}
+
+// DeleteIdentity forgets a workload identity.
+func (e *Engine) DeleteIdentity(n identity.Number) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	id, ok := e.identities[n]
+	if _, reserved := n.Reserved(); ok && !reserved {
+		e.dropIdentity(id)
+	}
+}
+
+// UpsertObject adds or replaces the object with the same namespace and name.
+func (e *Engine) UpsertObject(o api.Object) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	old := e.objects[o.ID()]
+	if old != nil && old.spec.Source == o.Source && old.spec.Kind == o.Kind {
+		return
+	}
+	added := e.compile(o)
+	for _, r := range added.rules {
+		e.ruleIndex.add(r.spec.Endpoints, r)
+		for _, rs := range e.ruleSets {
+			if r.spec.Endpoints.Matches(rs.labels) {
+				e.attach(rs, r)
+			}
+		}
+	}
+	// The old version goes last, so that what both share is not forgotten in between.
+	if old != nil {
+		e.removeObject(old)
+	}
+	e.objects[o.ID()] = added
+}
+
+// DeleteObject removes an object, if it is there.
+func (e *Engine) DeleteObject(namespace, name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	id := api.Object{Namespace: namespace, Name: name}.ID()
+	if old, ok := e.objects[id]; ok {
+		e.removeObject(old)
+		delete(e.objects, id)
+	}
+}
+
+func (e *Engine) removeObject(o *object) {
+	for _, r := range o.rules {
+		e.ruleIndex.remove(r.spec.Endpoints, r)
+		for rs := range r.ruleSets {
+			e.detach(rs, r)
+		}
+		for _, p := range r.parts {
+			for _, s := range p.selectors {
+				e.unuseSelector(s)
+			}
+			e.origins.release(p.origin)
+		}
+	}
+}
+
+// AcquireRuleSet returns the number of the rule set of endpoints with these
+// labels and counts one more user. Publish it before an endpoint refers to it.
+func (e *Engine) AcquireRuleSet(ls labels.Set) (uint32, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	key := ls.Canonical()
+	if rs, ok := e.ruleSets[key]; ok {
+		rs.users++
+		return rs.id, nil
+	}
+	id, err := e.allocate(ls.Hash())
+	if err != nil {
+		return 0, err
+	}
+	rs := newRuleSet(id, ls)
+	e.ruleSets[key], e.byID[id] = rs, rs
+	for r := range e.ruleIndex.candidates(ls) {
+		if r.spec.Endpoints.Matches(ls) {
+			e.attach(rs, r)
+		}
+	}
+	e.dirty[rs] = struct{}{}
+	return id, nil
+}
+
+// ReleaseRuleSet undoes one AcquireRuleSet. The last one removes the rule set
+// and frees its number.
+func (e *Engine) ReleaseRuleSet(ls labels.Set) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rs, ok := e.ruleSets[ls.Canonical()]
+	if !ok {
+		return
+	}
+	if rs.users--; rs.users > 0 {
+		return
+	}
+	for r := range rs.rules {
+		e.detach(rs, r)
+	}
+	delete(e.ruleSets, ls.Canonical())
+	delete(e.byID, rs.id)
+	delete(e.reserved, rs.id)
+	delete(e.dirty, rs)
+	e.gone = append(e.gone, rs.id)
+}
+
+// maxRuleSet bounds the search for a free number.
+const maxRuleSet = 1 << 16
+
+// allocate gives the recovered number of a label set, or the lowest free one.
+func (e *Engine) allocate(hash string) (uint32, error) {
+	if id, ok := e.unclaimed[hash]; ok {
+		delete(e.unclaimed, hash)
+		return id, nil
+	}
+	for id := datapath.FirstRuleSet; id < maxRuleSet; id++ {
+		if _, taken := e.reserved[id]; !taken {
+			e.reserved[id] = struct{}{}
+			return id, nil
+		}
+	}
+	return 0, fmt.Errorf("allocate rule set: all %d are in use", maxRuleSet)
+}
+
+// RuleSetIDs are the numbers in use and those recovered but not claimed, for
+// Config.RuleSetIDs of the next start.
+func (e *Engine) RuleSetIDs() map[string]uint32 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := maps.Clone(e.unclaimed)
+	for _, rs := range e.ruleSets {
+		out[rs.labels.Hash()] = rs.id
+	}
+	return out
+}
+
+// DropUnclaimed frees the recovered numbers that no endpoint claimed. Call it
+// when all endpoints of the node have been restored.
+func (e *Engine) DropUnclaimed() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, id := range e.unclaimed {
+		delete(e.reserved, id)
+	}
+	clear(e.unclaimed)
+}
+
+// Publish writes all rule sets that changed since the last call into t, and
+// reports how many did. It is for one caller.
+func (e *Engine) Publish(t *table.Table[uint32, datapath.RuleSet]) int {
+	changes := e.Changes()
+	for _, c := range changes {
+		if c.Gone {
+			t.Delete(c.ID)
+		} else if rs, ok := e.RuleSet(c.ID); ok {
+			t.Set(c.ID, rs)
+		}
+	}
+	return len(changes)
+}
+
+// RuleSet is a copy of a rule set as of the last Changes or Publish.
+func (e *Engine) RuleSet(id uint32) (datapath.RuleSet, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rs, ok := e.byID[id]
+	if !ok {
+		return datapath.RuleSet{}, false
+	}
+	return rs.row(), true
+}
+
+// Origin is the rule behind a number: "demo/l3-rule ingress[0]". Empty when
+// the number was never given or its rule has long been gone.
+func (e *Engine) Origin(n uint32) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.origins.text(n)
+}
+
+// DenyOrigin names the objects that put a rule set's endpoints into default
+// deny: "demo/l3-rule default deny". Empty when there is none.
+func (e *Engine) DenyOrigin(id uint32, d datapath.Direction) string {
+	if id == datapath.InitRuleSet {
+		return "identity init: waiting for policies"
+	}
+	names := e.selecting(id, func(r *rule) bool { return r.spec.DefaultDeny[d] })
+	if len(names) == 0 {
+		return ""
+	}
+	return strings.Join(names, ", ") + " default deny"
+}
+
+// Selecting are the objects with a rule that selects the endpoints of a rule
+// set, as namespace/name, sorted.
+func (e *Engine) Selecting(id uint32) []string {
+	return e.selecting(id, func(*rule) bool { return true })
+}
+
+func (e *Engine) selecting(id uint32, want func(*rule) bool) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	rs, ok := e.byID[id]
+	if !ok {
+		return nil
+	}
+	names := map[string]struct{}{}
+	for r := range rs.rules {
+		if want(r) {
+			names[r.object] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
