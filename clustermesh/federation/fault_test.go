@@ -144,7 +144,7 @@ func TestWipedSourceIsCopiedAgain(t *testing.T) {
 	a.put(kvstore.NewKey(kvstore.Private, a.name, kvstore.KindPeerView, b.name), peer)
 	a.start()
 	mirrored(t, a, b)
-	if s := b.status(a); s.GetSnapshotsReceived() != 2 || s.GetKeys() != 40 || !strings.Contains(s.GetLastSync(), "incarnation changed") {
+	if s := copied(t, b, a, 2); s.GetKeys() != 40 || !strings.Contains(s.GetLastSync(), "incarnation changed") {
 		t.Errorf("status: %v", s)
 	}
 }

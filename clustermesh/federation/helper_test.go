@@ -280,6 +280,17 @@ func connected(t testing.TB, a, b *testCluster) {
 	})
 }
 
+// copied waits until c has received n snapshots of the peer and no more.
+func copied(t testing.TB, c, peer *testCluster, n uint64) *hawserv1.PeerStatus {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d snapshots received", n), func() bool { return c.status(peer).GetSnapshotsReceived() >= n })
+	s := c.status(peer)
+	if s.GetSnapshotsReceived() != n {
+		t.Errorf("%d snapshots received, not %d: %v", s.GetSnapshotsReceived(), n, s)
+	}
+	return s
+}
+
 func invite(t testing.TB, c *testCluster, to string) string {
 	t.Helper()
 	tok, err := c.m.Invite(t.Context(), to, 0)

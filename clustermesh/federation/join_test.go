@@ -376,6 +376,9 @@ func TestLeaveRemovesEverythingAndPeerStaysOut(t *testing.T) {
 	if len(a.keys(a)) != 1 {
 		t.Error("our own keys were touched")
 	}
+	if a.m.trust.Has(b.name) {
+		t.Error("the removed peer's CA is still believed")
+	}
 	if err := tryStream(t, a, b.creds); err == nil {
 		t.Error("the removed peer came back")
 	}

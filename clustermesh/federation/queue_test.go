@@ -143,3 +143,43 @@ func FuzzChanges(f *testing.F) {
 		}
 	})
 }
+
+func TestWhichStreamStays(t *testing.T) {
+	for _, tc := range []struct {
+		own, peer         string
+		curByUs, nextByUs bool
+		silent, nextStays bool
+	}{
+		{own: "east", peer: "west", curByUs: true, nextByUs: false},                   // ours: east is lower
+		{own: "east", peer: "west", curByUs: false, nextByUs: true, nextStays: true},  // ours again
+		{own: "west", peer: "east", curByUs: true, nextByUs: false, nextStays: true},  // theirs
+		{own: "west", peer: "east", curByUs: false, nextByUs: true},                   // theirs again
+		{own: "east", peer: "west", curByUs: false, nextByUs: false, nextStays: true}, // they lost the first
+		{own: "east", peer: "west", curByUs: true, nextByUs: false, silent: true, nextStays: true},
+	} {
+		r := &runner{cfg: &Config{Cluster: &keyspacev1.Cluster{Name: tc.own}, LostAfter: time.Minute}, peer: &keyspacev1.Peer{Name: tc.peer},
+			st: newPeerState(time.Now), stopped: make(chan struct{}), change: make(chan struct{})}
+		var cur *session
+		cur = newSession(tc.peer, tc.curByUs, "", nil, func() { // its serve ends when it is severed
+			r.mu.Lock()
+			r.setLocked(nil)
+			r.mu.Unlock()
+			close(cur.done)
+		})
+		r.st.heard = time.Now()
+		if tc.silent {
+			r.st.heard = time.Now().Add(-time.Hour)
+		}
+		if err := r.attach(cur); err != nil {
+			t.Fatal(err)
+		}
+		next := newSession(tc.peer, tc.nextByUs, "", nil, func() {})
+		err := r.attach(next)
+		if (err == nil) != tc.nextStays {
+			t.Errorf("%+v: %v", tc, err)
+		}
+		if now, _ := r.current(); (now == next) != tc.nextStays || (now == cur) == tc.nextStays {
+			t.Errorf("%+v: the wrong stream stayed", tc)
+		}
+	}
+}
