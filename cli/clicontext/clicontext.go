@@ -125,7 +125,7 @@ func Use(name string) error {
 	return nil
 }
 
-// Write stores a context, and makes it the current one unless there is one.
+// Write stores a context. Use makes it the current one.
 func Write(c *Context) error {
 	raw, err := yaml.Marshal(c)
 	if err != nil {
@@ -137,10 +137,7 @@ func Write(c *Context) error {
 	if err := writeAtomically(filepath.Join(Dir, c.Name+".yaml"), raw); err != nil {
 		return fmt.Errorf("write context %q: %w", c.Name, err)
 	}
-	if current, err := Current(); err == nil && current != "" {
-		return nil
-	}
-	return Use(c.Name)
+	return nil
 }
 
 // names are all contexts, sorted.

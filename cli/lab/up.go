@@ -161,10 +161,13 @@ func publish(l *lab.Lab, switchContext bool) error {
 	if err != nil {
 		return err
 	}
-	if err := clicontext.Write(c); err != nil || switchContext || previous == "" {
+	if err := clicontext.Write(c); err != nil {
 		return err
 	}
-	return clicontext.Use(previous)
+	if switchContext || previous == "" {
+		return clicontext.Use(c.Name)
+	}
+	return nil
 }
 
 func trapFromEnv() func(int, string) {
