@@ -242,9 +242,16 @@ func TestUsersComeAndGo(t *testing.T) {
 		wg.Go(func() {
 			for range 10 {
 				set := setOf(e, fmt.Sprintf("app%d", c%3))
-				if _, err := n.Allocate(t.Context(), set); err != nil {
+				num, err := n.Allocate(t.Context(), set)
+				if err != nil {
 					t.Error(err)
-				} else if err := n.Release(t.Context(), set); err != nil {
+					continue
+				}
+				ref := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindRef, kvstore.NumberName(uint32(num)), "n1")
+				if kv, _, err := api.Get(t.Context(), ref.String()); kv == nil {
+					t.Errorf("no reference while in use: %v", err)
+				}
+				if err := n.Release(t.Context(), set); err != nil {
 					t.Error(err)
 				}
 			}
@@ -278,7 +285,7 @@ func TestKnownNumberCostsOneTransaction(t *testing.T) {
 func TestStaleCacheIsNotBelieved(t *testing.T) {
 	e := etcdtest.Start(t)
 	api := e.APIServer(t)
-	a, b := newNode(t, e, "n1", last), newNode(t, e, "n2", last)
+	a, b := newNode(t, e, "n1", first+1), newNode(t, e, "n2", first+1) // one number in all
 	set := setOf(e, "web")
 	num := allocate(t, a, set)
 	id := kvstore.NewKey(kvstore.State, e.Cluster, kvstore.KindIdentity, kvstore.NumberName(uint32(num)))
@@ -291,8 +298,8 @@ func TestStaleCacheIsNotBelieved(t *testing.T) {
 		t.Fatal(err)
 	}
 	collect(t, e, api, num, set)
-	if got := allocate(t, b, set); got == num {
-		t.Errorf("got %d, which is retired", got)
+	if got, err := b.Allocate(t.Context(), set); !errors.Is(err, allocator.ErrExhausted) {
+		t.Errorf("got %d, %v, but the only number is retired", got, err)
 	}
 }
 
