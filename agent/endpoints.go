@@ -20,6 +20,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/policy"
@@ -343,6 +344,39 @@ func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
 	m.setHeld(r, true)
 	r.Identity, r.RuleSet = number, set
 	return m.keep(r)
+}
+
+// renumber moves the endpoints with a number to the one that their labels have
+// now.
+func (m *endpoints) renumber(ctx context.Context, move allocator.Move) {
+	for _, e := range m.snapshot() {
+		if e.Identity != move.Old || !m.isHeld(e) {
+			continue
+		}
+		if err := m.renumberOne(ctx, e.key(), move); err != nil {
+			m.log.Error("move endpoint to another identity", "endpoint", e.ID, "old", move.Old, "new", move.New, "error", err)
+		}
+	}
+}
+
+func (m *endpoints) renumberOne(ctx context.Context, key string, move allocator.Move) error {
+	unlock, err := m.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r := m.get(key)
+	if r == nil || r.Identity != move.Old {
+		return nil
+	}
+	if err := m.engine.UpsertIdentity(move.New, m.cfg.Cluster, move.Set); err != nil {
+		return err
+	}
+	r.Identity = move.New
+	if err := m.keep(r); err != nil {
+		return err
+	}
+	return m.enlist(ctx, r)
 }
 
 // release undoes hold.

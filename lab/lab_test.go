@@ -283,7 +283,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	bin := programs(t)
 	self, err := os.Executable()
 	must(t, err)
-	steps := 0
+	var steps int
 	for n := 1; ; n++ {
 		cmd := exec.Command(self)
 		cmd.Env = append(os.Environ(), "LAB_TEST_DO=up", "LAB_TEST_NAME="+name,

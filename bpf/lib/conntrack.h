@@ -68,7 +68,7 @@ struct ct_entry {
 	__u32 backend; /* number of the chosen backend */
 	__u32 src_id; /* identities at the last full judgement, to be shown */
 	__u32 dst_id;
-	__u32 created; /* jiffies */
+	__u32 created; /* jiffies; with CT_SERVICE when its other entry was last seen to */
 };
 
 struct {
