@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/internal/nsthread"
+	"github.com/hawser-mesh/hawser/lab"
 )
 
 // The measuring client and server are this test binary again, with a role in its
@@ -35,13 +36,15 @@ const priority = 10
 
 // role is what such a process is told.
 type role struct {
-	Mode   string         // serve, rr, crr, stream
+	Mode   string         // serve, rr, crr, stream, inject
 	Netns  string         // path
 	CPU    int            // pinned to
 	Addr   netip.AddrPort // to listen on, to connect to
 	Millis int            // rr: how long
 	Count  int            // crr: how many connections
 	Bytes  int64          // stream: how many
+
+	Cluster *lab.Cluster // inject: into whose etcd, from where it is reached
 }
 
 // outcome is what a client says.
@@ -71,6 +74,9 @@ func play(text string) error {
 	var r role
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		return fmt.Errorf("role: %w", err)
+	}
+	if r.Mode == "inject" {
+		return inject(*r.Cluster)
 	}
 	debug.SetGCPercent(-1)
 	runtime.GOMAXPROCS(4) // blocking calls keep theirs
@@ -124,20 +130,20 @@ func serve(r role) error {
 		// A single byte is a request and is answered; more is a stream, which
 		// is answered at its end (by closing).
 		for {
-			n, e := io(unix.SYS_READ, int(c), buf)
+			n, e := transfer(unix.SYS_READ, int(c), buf)
 			if e != 0 || n == 0 {
 				break
 			}
 			if n == 1 {
-				_, _ = io(unix.SYS_WRITE, int(c), buf[:1])
+				_, _ = transfer(unix.SYS_WRITE, int(c), buf[:1])
 			}
 		}
 		_ = unix.Close(int(c))
 	}
 }
 
-// io is read or write without telling Go's scheduler.
-func io(nr uintptr, fd int, buf []byte) (int, syscall.Errno) {
+// transfer is read or write without telling Go's scheduler.
+func transfer(nr uintptr, fd int, buf []byte) (int, syscall.Errno) {
 	n, _, e := syscall.RawSyscall(nr, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)))
 	return int(n), e
 }
@@ -160,10 +166,10 @@ func dial(a netip.AddrPort) (int, error) {
 }
 
 func ask(fd int, b []byte) error {
-	if _, e := io(unix.SYS_WRITE, fd, b); e != 0 {
+	if _, e := transfer(unix.SYS_WRITE, fd, b); e != 0 {
 		return fmt.Errorf("write: %w", e)
 	}
-	if n, e := io(unix.SYS_READ, fd, b); e != 0 || n != 1 {
+	if n, e := transfer(unix.SYS_READ, fd, b); e != 0 || n != 1 {
 		return fmt.Errorf("read %d: %w", n, e)
 	}
 	return nil
@@ -222,7 +228,7 @@ func stream(r role) (outcome, error) {
 	buf := make([]byte, 128<<10)
 	cpu, begin := threadCPU(), time.Now()
 	for left := r.Bytes; left > 0; {
-		n, e := io(unix.SYS_WRITE, fd, buf[:min(left, int64(len(buf)))])
+		n, e := transfer(unix.SYS_WRITE, fd, buf[:min(left, int64(len(buf)))])
 		if e != 0 {
 			return outcome{}, fmt.Errorf("write: %w", e)
 		}
@@ -231,7 +237,7 @@ func stream(r role) (outcome, error) {
 	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 		return outcome{}, fmt.Errorf("shut down: %w", err)
 	}
-	_, _ = io(unix.SYS_READ, fd, buf) // the end
+	_, _ = transfer(unix.SYS_READ, fd, buf) // the end
 	return outcome{Count: 1, Wall: time.Since(begin).Seconds(), CPU: threadCPU() - cpu}, nil
 }
 
