@@ -289,9 +289,9 @@ func identityRecord(cluster string, id uint32, n int) (kvstore.Key, *keyspacev1.
 // identityNumber leaves room below for those that were really allocated.
 func identityNumber(id uint32, n int) uint32 { return id<<16 + 256 + uint32(n) }
 
-// ipRecord is the n-th made-up address, from 10.<id>.100.0 upward.
+// ipRecord is the n-th made-up address, from 10.<id>.20.0 upward.
 func ipRecord(cluster string, id uint32, n int, tunnel netip.Addr) (kvstore.Key, *keyspacev1.IPEntry) {
-	const first = 100
+	const first = 20
 	prefix := fmt.Sprintf("10.%d.%d.%d/32", id, first+n/250, n%250+1)
 	return kvstore.NewKey(kvstore.State, cluster, kvstore.KindIP, prefix), &keyspacev1.IPEntry{
 		Prefix: prefix, Identity: identityNumber(id, n%manyIdentities), Node: "made-up", TunnelAddress: tunnel.String(),
