@@ -307,6 +307,7 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 		return
 	}
 	a.writer.Prune()
+	a.view.wakeIdentities()
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}

@@ -238,9 +238,9 @@ func TestUsersComeAndGo(t *testing.T) {
 	api := e.APIServer(t)
 	n := newNode(t, e, "n1", last)
 	var wg sync.WaitGroup
-	for c := range 32 {
+	for c := range 6 { // few for each set, so that the last use often ends
 		wg.Go(func() {
-			for range 10 {
+			for range 50 {
 				set := setOf(e, fmt.Sprintf("app%d", c%3))
 				num, err := n.Allocate(t.Context(), set)
 				if err != nil {
@@ -263,6 +263,56 @@ func TestUsersComeAndGo(t *testing.T) {
 	}
 	if r := refs(t, e, api); r != 0 {
 		t.Errorf("%d references are left", r)
+	}
+}
+
+// stalled holds up deletions until it is let go.
+type stalled struct {
+	kvstore.Client
+	begun, goOn chan struct{}
+}
+
+func (s *stalled) Txn(ctx context.Context, cmps []kvstore.Cmp, thens, elses []kvstore.Op) (kvstore.TxnResult, error) {
+	if len(thens) == 1 && thens[0].Kind == kvstore.OpDelete {
+		close(s.begun)
+		<-s.goOn
+	}
+	return s.Client.Txn(ctx, cmps, thens, elses)
+}
+
+func TestUseBeginsWhileTheLastOneEnds(t *testing.T) {
+	e := etcdtest.Start(t)
+	slow := &stalled{Client: e.Agent(t, "n1"), begun: make(chan struct{}), goOn: make(chan struct{})}
+	a, err := allocator.New(allocator.Config{
+		Cluster: e.Cluster, First: first, Last: last, Node: "n1", Client: slow, Cache: allocator.NewIndex(e.Cluster),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := setOf(e, "web")
+	num, err := a.Allocate(t.Context(), web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	released, allocated := make(chan error, 1), make(chan error, 1)
+	go func() { released <- a.Release(t.Context(), web) }()
+	<-slow.begun
+	go func() {
+		n, err := a.Allocate(t.Context(), web)
+		if n != num {
+			err = fmt.Errorf("got %d after %d: %w", n, num, err)
+		}
+		allocated <- err
+	}()
+	// Whether the second use waits already or comes later, it must end up
+	// with a reference; give it the chance to wait.
+	time.Sleep(20 * time.Millisecond)
+	close(slow.goOn)
+	if err := errors.Join(<-released, <-allocated); err != nil {
+		t.Fatal(err)
+	}
+	if r := refs(t, e, e.APIServer(t)); r != 1 {
+		t.Errorf("%d references while in use", r)
 	}
 }
 
@@ -300,6 +350,10 @@ func TestStaleCacheIsNotBelieved(t *testing.T) {
 	collect(t, e, api, num, set)
 	if got, err := b.Allocate(t.Context(), set); !errors.Is(err, allocator.ErrExhausted) {
 		t.Errorf("got %d, %v, but the only number is retired", got, err)
+	}
+	blind := newNode(t, e, "n3", first+1)
+	if got, err := blind.Allocate(t.Context(), set); !errors.Is(err, allocator.ErrExhausted) {
+		t.Errorf("got %d, %v without a view, but the only number is retired", got, err)
 	}
 }
 

@@ -190,8 +190,13 @@ func TestReaderIsNotFooledByEqualRevisions(t *testing.T) {
 	old := put(t, api, vtep(e, 0), vtepRecord(vtep(e, 0), "192.0.2.1"))
 	mark(t, api, e, kvstore.KindVTEP, "first", keyspacev1.Synced_STATE_COMPLETE)
 	v := newView()
-	r := follow(t, store.ReaderConfig{Client: e.Agent(t, "n1"), Markers: store.SyncedMarkers{Client: api, Own: e.Cluster}}, v)
+	p := e.Proxy(t)
+	r := follow(t, store.ReaderConfig{
+		Client:  e.ClientAt(t, p.Endpoint(), "agent", "n1"),
+		Markers: store.SyncedMarkers{Client: api, Own: e.Cluster},
+	}, v)
 	reach(t, r, 1)
+	p.Cut() // so that it is back only after the store was filled again
 	e.Stop()
 	e.Wipe(t)
 	e.Restart(t)
@@ -202,6 +207,7 @@ func TestReaderIsNotFooledByEqualRevisions(t *testing.T) {
 	if now := put(t, api, vtep(e, 0), vtepRecord(vtep(e, 0), "192.0.2.2")); now != old {
 		t.Fatalf("revision %d in the new history, %d in the old one", now, old)
 	}
+	p.Heal()
 	etcdtest.Eventually(t, patience, "the new history's value is seen", func() bool {
 		v.mu.Lock()
 		defer v.mu.Unlock()
