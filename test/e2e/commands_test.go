@@ -44,6 +44,8 @@ func commands() map[string]command {
 		"pins":      cmdPins,      // ids of a node's pinned maps, programs and links
 		"pause":     cmdPause,     // how long a fault lasts; nothing waits for a state by it
 		"keys":      cmdKeys,      // of a cluster's etcd
+		"published": cmdPublished, // a key is in a cluster's etcd
+		"expired":   cmdExpired,   // a join token is
 		"publish":   cmdPublish,   // a key into a cluster's etcd
 		"token":     cmdToken,     // a join token, changed
 		"peers":     cmdPeers,     // addresses that a node has TCP connections with

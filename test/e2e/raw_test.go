@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,14 +30,14 @@ type forged struct {
 	node     place  // that a tunnel packet is sent to
 	vni      uint32 // of a tunnel packet
 	tunnel   bool
-	expect   string // "delivered", or the reason of the drop
+	expect   string // "delivered", "nothing" (not delivered), or the reason of the drop
 	at       string // node that drops
 	identity uint32 // of the source in the drop's event; 0 is any
 	port     uint16
 }
 
 // cmdForge is `forge tunnel|plain from=PLACE to=POD source=PLACE [vni=N]
-// [identity=N] [at=NODE] expect=delivered|REASON`: packets made by hand, with
+// [identity=N] [at=NODE] expect=delivered|nothing|REASON`: packets made by hand, with
 // this source address, sent through a UDP socket as VXLAN to the node of the pod
 // (tunnel), or as they are (plain).
 func cmdForge(s *script, args []string) (string, error) {
@@ -51,7 +52,7 @@ func cmdForge(s *script, args []string) (string, error) {
 	defer stop()
 	f.port = port
 	reason := f.expect
-	if reason == "delivered" {
+	if reason == "delivered" || reason == "nothing" {
 		reason = "forwarded"
 	}
 	before, err := s.world.drops(f.at, reason)
@@ -66,6 +67,15 @@ func cmdForge(s *script, args []string) (string, error) {
 	if f.expect == "delivered" {
 		err := within(answerIn, func() error { return wantCount(received(), rawCount) })
 		return "", err
+	}
+	if f.expect == "nothing" {
+		return "", within(answerIn, func() error {
+			after, err := s.world.drops(f.at, reason)
+			if err == nil && after == before {
+				err = fmt.Errorf("%s has seen no packet", f.at)
+			}
+			return errors.Join(err, wantCount(received(), 0))
+		})
 	}
 	x := expectedDrop{
 		reason: f.expect, node: f.at, source: f.source.String(), destination: f.to.addr.String(), protocol: "udp",
@@ -85,7 +95,7 @@ func wantCount(got, want int) error {
 }
 
 func (s *script) parseForged(args []string) (forged, error) {
-	const help = "forge tunnel|plain from=PLACE to=POD source=PLACE [vni=N] [identity=N] [at=NODE] expect=delivered|REASON"
+	const help = "forge tunnel|plain from=PLACE to=POD source=PLACE [vni=N] [identity=N] [at=NODE] expect=delivered|nothing|REASON"
 	var f forged
 	if len(args) < 4 || args[0] != "tunnel" && args[0] != "plain" {
 		return f, usage(help)
@@ -168,7 +178,8 @@ func (f forged) send() error {
 		}
 		defer c.Close()
 		for range rawCount {
-			if _, err := c.Write(inner); err != nil {
+			// Who has no such port says so: nothing was done with the packet.
+			if _, err := c.Write(inner); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 				return err
 			}
 		}
