@@ -39,12 +39,12 @@ var flags = newOptions() //nolint:gochecknoglobals // test flags have no other w
 // series is what one cell of a table was made of: a number per round, or, where
 // a round is one operation, per operation.
 type series struct {
-	Name   string    `json:"name"`
-	Unit   string    `json:"unit"`
-	Goal   string    `json:"goal,omitempty"` // as the design states it
-	Median float64   `json:"median"`
-	Min    float64   `json:"min"`
-	Max    float64   `json:"max"`
+	Name   string  `json:"name"`
+	Unit   string  `json:"unit"`
+	Goal   string  `json:"goal,omitempty"` // as the design states it
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
 	// P99 is of operations: where Raw is per operation its own, where Raw is
 	// per round the median of the rounds' (RawP99).
 	P99    float64   `json:"p99,omitempty"`
@@ -147,7 +147,9 @@ func (r *report) addOps(name, unit, goal string, raw []float64) {
 	}
 }
 
-func (r *report) note(format string, args ...any) { r.Notes = append(r.Notes, fmt.Sprintf(format, args...)) }
+func (r *report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}
 
 // quantile of values, which it leaves as they are.
 func quantile(values []float64, q float64) float64 {
