@@ -53,19 +53,6 @@ func TestPerfStart(t *testing.T) {
 	r.finish(t)
 }
 
-// append adds a value to a series, which it makes when it is not there.
-func (r *report) append(name, unit, goal string, v float64) {
-	for i, s := range r.Series {
-		if s.Name == name {
-			raw := append(s.Raw, v)
-			r.Series = append(r.Series[:i:i], r.Series[i+1:]...)
-			r.add(name, unit, goal, raw)
-			return
-		}
-	}
-	r.add(name, unit, goal, []float64{v})
-}
-
 // labUp times a whole lab and its steps.
 func labUp(t *testing.T, r *report) {
 	start := time.Now()
