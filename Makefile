@@ -110,7 +110,7 @@ clean: ## Remove what was built
 # What running and testing need from the system, installed when it is missing.
 .PHONY: deps-run
 deps-run:
-	@./internal/tools/ensure curl=curl ip=iproute2
+	@./internal/tools/ensure curl=curl ip=iproute2 ping=iputils-ping
 
 # What regenerating needs.
 .PHONY: deps-generate

@@ -59,6 +59,7 @@ type Agent struct {
 	marks     *markers
 	publisher *publisher
 	endpoints *endpoints
+	unknown   *unknowns
 	hub       observe.Hub
 
 	ready    chan struct{} // own policies and identities are known
@@ -77,6 +78,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
+	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
 	if err := a.openKernel(); err != nil {
 		return err
 	}
@@ -106,7 +108,7 @@ func (a *Agent) openKernel() error {
 	}
 	cfg := loader.Config{
 		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
-		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits,
+		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()
@@ -274,6 +276,9 @@ func (a *Agent) run(ctx context.Context) error {
 		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
 	})
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
+	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
+	g.Go(func() error { return a.keepIdentities(ctx) })
+	g.Go(func() error { return a.unknown.run(ctx) })
 	g.Go(func() error { a.settle(ctx, unfinished); return nil })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {
@@ -302,6 +307,10 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 		return
 	}
 	a.writer.Prune()
+	a.view.wakeIdentities()
+	if err := a.ids.pruneRefs(ctx); err != nil {
+		a.log.Warn("remove stale references to identities", "error", err)
+	}
 	a.publisher.publishStatus(a.incarnation())
 	select {
 	case <-ctx.Done():
@@ -321,6 +330,9 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 func (a *Agent) incarnation() string { return a.state.Status().Incarnation }
 
 func (a *Agent) handleEvent(e datapath.Event) {
+	if e.Type == datapath.EventDrop && e.Reason == maps.DropIdentityUnknown {
+		a.unknown.seen(e.SourceID)
+	}
 	name := observe.TypeName(e.Type)
 	if a.hub.Wanted(name) {
 		a.hub.Publish(observe.Describe(e, time.Now(), a.cfg.Cluster, a.cfg.Node, a.view))

@@ -183,6 +183,8 @@ func (s *service) rule(set uint32, k datapath.PolicyKey, e datapath.PolicyEntry)
 	}
 	if e.Deny {
 		row.Verdict = "deny"
+	} else if e.Origin == 0 {
+		row.Origin = "always"
 	}
 	if k.Identity != identity.Unknown {
 		row.Labels = s.a.view.Labels(k.Identity)

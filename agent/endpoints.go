@@ -37,6 +37,8 @@ const (
 // identities gives out numbers; identity/allocator does.
 type identities interface {
 	Allocate(ctx context.Context, ls labels.Set) (identity.Number, error)
+	// Adopt keeps the number that an endpoint had before a restart.
+	Adopt(ctx context.Context, ls labels.Set, n identity.Number) error
 	Release(ctx context.Context, ls labels.Set) error
 }
 
@@ -321,59 +323,6 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 		}
 	}
 	return m.kernel.AttachEndpoint(r.HostDevice)
-}
-
-// hold takes an identity and a rule set for an endpoint, once.
-func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
-	if m.isHeld(r) {
-		return nil
-	}
-	number, err := m.ids.Allocate(ctx, ls)
-	if err != nil {
-		return fmt.Errorf("identity of %s: %w", r.workload(), err)
-	}
-	var set uint32
-	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
-	if err == nil {
-		set, err = m.engine.AcquireRuleSet(ls)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
-	}
-	m.setHeld(r, true)
-	r.Identity, r.RuleSet = number, set
-	return m.keep(r)
-}
-
-// release undoes hold.
-func (m *endpoints) release(ctx context.Context, r *record) error {
-	if !m.isHeld(r) {
-		return nil
-	}
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
-	if err != nil {
-		return err
-	}
-	m.setHeld(r, false)
-	m.engine.ReleaseRuleSet(ls)
-	m.flush()
-	return m.ids.Release(ctx, ls)
-}
-
-func (m *endpoints) isHeld(r *record) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.holds[r.key()]
-}
-
-func (m *endpoints) setHeld(r *record, held bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if held {
-		m.holds[r.key()] = true
-	} else {
-		delete(m.holds, r.key())
-	}
 }
 
 // Delete removes an endpoint; one that is not there is no error.

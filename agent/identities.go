@@ -7,12 +7,17 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
+
+// identityCheck is how often the store's history is looked at, and how long to
+// wait after a failure.
+const identityCheck = time.Second
 
 // numbers allocates identities. Which range is the cluster's is known only from
 // its Cluster record: until that has been read, callers wait.
@@ -61,6 +66,16 @@ func (n *numbers) Allocate(ctx context.Context, ls labels.Set) (identity.Number,
 	return a.Allocate(ctx, ls)
 }
 
+// Adopt implements identities.
+func (n *numbers) Adopt(ctx context.Context, ls labels.Set, number identity.Number) error {
+	a, err := n.await(ctx)
+	if err != nil {
+		return err
+	}
+	a.Adopt(ls, number)
+	return nil
+}
+
 // Release implements identities.
 func (n *numbers) Release(ctx context.Context, ls labels.Set) error {
 	a, err := n.await(ctx)
@@ -68,4 +83,62 @@ func (n *numbers) Release(ctx context.Context, ls labels.Set) error {
 		return err
 	}
 	return a.Release(ctx, ls)
+}
+
+// confirm puts back what vanished of the identities in use, and returns those
+// whose labels have another number now.
+func (n *numbers) confirm(ctx context.Context) ([]allocator.Move, error) {
+	a, err := n.await(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.Confirm(ctx)
+}
+
+// pruneRefs removes this node's references to numbers that it does not use.
+func (n *numbers) pruneRefs(ctx context.Context) error {
+	a, err := n.await(ctx)
+	if err != nil {
+		return err
+	}
+	count, err := a.PruneRefs(ctx)
+	if count > 0 {
+		n.log.Info("removed stale references to identities", "count", count)
+	}
+	return err
+}
+
+// keepIdentities confirms the identities in use whenever one of the cluster's
+// vanished or the store has another history, until the context ends. A store
+// that fails is asked again.
+func (a *Agent) keepIdentities(ctx context.Context) error {
+	tick := time.NewTicker(identityCheck)
+	defer tick.Stop()
+	incarnation := ""
+	for {
+		var again bool
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.view.identityLost:
+			again = true
+		case <-tick.C:
+			now := a.incarnation()
+			again = incarnation != "" && now != incarnation
+			incarnation = now
+		}
+		for again && ctx.Err() == nil {
+			moves, err := a.ids.confirm(ctx)
+			for _, m := range moves {
+				a.endpoints.renumber(ctx, m)
+			}
+			if again = err != nil; again {
+				a.log.Warn("confirm identities, trying again", "error", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(identityCheck):
+				}
+			}
+		}
+	}
 }

@@ -34,6 +34,8 @@ type view struct {
 	lb     *loadbalancer.Desired
 	// podRoutes are the prefixes that the host reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
+	// identityLost wakes when an identity of the own cluster is deleted.
+	identityLost chan struct{}
 	// services wakes the writer of this node's slices.
 	services *table.Table[serviceName, *keyspacev1.Service]
 
@@ -55,13 +57,14 @@ type serviceName struct{ namespace, name string }
 func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired) *view {
 	return &view{
 		own: own, log: log, space: space, tables: tables, engine: engine, ips: ips, lb: lb,
-		podRoutes:  table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
-		services:   table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
-		clusters:   map[string]uint32{},
-		identities: map[identity.Number]knownIdentity{},
-		vteps:      map[netip.Prefix]map[string]struct{}{},
-		policies:   map[string]string{},
-		seen:       map[string]int64{},
+		podRoutes:    table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
+		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
+		identityLost: make(chan struct{}, 1),
+		clusters:     map[string]uint32{},
+		identities:   map[identity.Number]knownIdentity{},
+		vteps:        map[netip.Prefix]map[string]struct{}{},
+		policies:     map[string]string{},
+		seen:         map[string]int64{},
 	}
 }
 
@@ -153,6 +156,9 @@ func (v *view) identity(c store.Change) error {
 		delete(v.identities, n)
 		v.engine.DeleteIdentity(n)
 		v.tables.Identities.Delete(n)
+		if c.Key.Cluster == v.own {
+			v.wakeIdentities()
+		}
 		return nil
 	}
 	r := c.Record.(*keyspacev1.Identity)
@@ -168,6 +174,14 @@ func (v *view) identity(c store.Change) error {
 	id, _ := v.space.Cluster(n)
 	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
 	return nil
+}
+
+// wakeIdentities has the identities in use confirmed.
+func (v *view) wakeIdentities() {
+	select {
+	case v.identityLost <- struct{}{}:
+	default:
+	}
 }
 
 func (v *view) vtep(c store.Change) error {
@@ -286,6 +300,26 @@ func (v *view) policyProblems() map[string]string {
 		out[id] = strings.ReplaceAll(p, "\n", "; ")
 	}
 	return out
+}
+
+// knows reports whether an identity's labels are known.
+func (v *view) knows(n identity.Number) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, ok := v.identities[n]
+	return ok
+}
+
+// clusterName is the cluster of an id, empty when unknown.
+func (v *view) clusterName(id uint32) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for name, i := range v.clusters {
+		if i == id {
+			return name
+		}
+	}
+	return ""
 }
 
 // lookupCluster is the id of a cluster, 0 when unknown.

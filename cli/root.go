@@ -16,6 +16,7 @@ import (
 	"github.com/hawser-mesh/hawser/cli/endpoint"
 	"github.com/hawser-mesh/hawser/cli/identity"
 	"github.com/hawser-mesh/hawser/cli/ipcache"
+	"github.com/hawser-mesh/hawser/cli/kvstore"
 	"github.com/hawser-mesh/hawser/cli/lab"
 	"github.com/hawser-mesh/hawser/cli/mesh"
 	"github.com/hawser-mesh/hawser/cli/monitor"
@@ -54,7 +55,7 @@ func New(name string) *cobra.Command {
 	)
 	group(root, "use", mesh.New(s), service.New(s), policy.New(s))
 	group(root, "look", status.New(s), monitor.New(s), endpoint.New(s), identity.New(s), node.New(s),
-		vtep.New(s), ipcache.New(s), bpfmap.New(s))
+		vtep.New(s), ipcache.New(s), bpfmap.New(s), kvstore.New(s))
 	group(root, "try", lab.New(s))
 	group(root, "other", newVersion(s))
 	root.SetHelpCommandGroupID("other")

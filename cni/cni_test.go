@@ -108,7 +108,7 @@ func serve(t testing.TB, a *agent) string {
 	}
 	s := grpc.NewServer()
 	hawserv1.RegisterNodeServer(s, a)
-	go s.Serve(lis)
+	go func() { _ = s.Serve(lis) }() // ends with Stop
 	t.Cleanup(s.Stop)
 	return socket
 }

@@ -139,7 +139,7 @@ func call(c *config, timeout time.Duration, fn func(context.Context, hawserv1.No
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	return fn(ctx, hawserv1.NewNodeClient(conn))
 }
 

@@ -117,19 +117,34 @@ func (l Limits) Decode(k Key, value []byte) (proto.Message, error) {
 	if !ok {
 		return nil, fmt.Errorf("record %s: %w", k, ErrUnknownKind)
 	}
-	switch t := m.(type) {
-	case *emptypb.Empty: // the key says all
-	case *wrapperspb.StringValue:
-		t.Value = string(value)
-	default:
-		if err := proto.Unmarshal(value, m); err != nil {
-			return nil, bad(k, ReasonDecode, "not a %s: %v", m.ProtoReflect().Descriptor().Name(), err)
-		}
+	if err := unmarshal(m, value); err != nil {
+		return nil, bad(k, ReasonDecode, "not a %s: %v", m.ProtoReflect().Descriptor().Name(), err)
 	}
 	if err := l.Check(k, m); err != nil {
 		return nil, err
 	}
 	return m, nil
+}
+
+// Unmarshal reads a value without believing it, for showing it to people. ok is
+// false for kinds without a record type and for values that are not of it.
+func Unmarshal(k Key, value []byte) (m proto.Message, ok bool) {
+	m, ok = NewRecord(k)
+	if !ok || unmarshal(m, value) != nil {
+		return nil, false
+	}
+	return m, true
+}
+
+func unmarshal(m proto.Message, value []byte) error {
+	switch t := m.(type) {
+	case *emptypb.Empty: // the key says all
+		return nil
+	case *wrapperspb.StringValue:
+		t.Value = string(value)
+		return nil
+	}
+	return proto.Unmarshal(value, m)
 }
 
 // Encode validates a record and renders the value of its key; equal records
@@ -168,12 +183,9 @@ func SameRecord(k Key, a, b []byte) bool {
 	if string(a) == string(b) {
 		return true
 	}
-	ma, ok := NewRecord(k)
-	if !ok {
-		return false
-	}
-	mb, _ := NewRecord(k)
-	if proto.Unmarshal(a, ma) != nil || proto.Unmarshal(b, mb) != nil {
+	ma, okA := Unmarshal(k, a)
+	mb, okB := Unmarshal(k, b)
+	if !okA || !okB {
 		return false
 	}
 	for _, m := range []proto.Message{ma, mb} {

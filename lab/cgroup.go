@@ -99,11 +99,11 @@ func cgroupPopulated(path string) (bool, error) {
 	return strings.Contains(string(data), "populated 1"), nil
 }
 
-// removeCgroup removes a cgroup and all below it; processes in them make it
-// fail.
-func removeCgroup(path string) error {
+// removeCgroup removes a cgroup and all below it, and counts them; processes in
+// them make it fail.
+func removeCgroup(path string) (count int, err error) {
 	var dirs []string
-	err := filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
+	err = filepath.WalkDir(path, func(p string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			dirs = append(dirs, p)
 		}
@@ -113,9 +113,9 @@ func removeCgroup(path string) error {
 		err = errors.Join(err, ignore(unix.Rmdir(d), unix.ENOENT))
 	}
 	if err != nil {
-		return fmt.Errorf("remove cgroup %s: %w", path, err)
+		return 0, fmt.Errorf("remove cgroup %s: %w", path, err)
 	}
-	return nil
+	return len(dirs), nil
 }
 
 // ignore is err unless it is the one that does not matter.

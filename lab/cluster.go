@@ -45,19 +45,32 @@ func (b *builder) startCluster(ctx context.Context, c Cluster) (string, error) {
 	if err := b.issue(ctx, c, "--admin", "lab", c.AdminTLS); err != nil {
 		return "", err
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range c.Members {
 		g.Go(func() error {
-			if err := b.issue(ctx, c, "--agent", n.Name, b.tlsDir(n)); err != nil {
+			if err := b.issue(gctx, c, "--agent", n.Name, b.tlsDir(n)); err != nil {
 				return err
 			}
-			return b.launch(ctx, b.agent(c, n), agentReady(n.Socket))
+			return b.launch(gctx, b.agent(c, n), agentReady(n.Socket))
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("api server, etcd, %d agents", len(c.Members)), nil
+	return fmt.Sprintf("%-31s %s", "api server, etcd, "+count(len(c.Members), "agent"), identities(ctx, c)), nil
+}
+
+// identities says which numbers a cluster gives; "" when it does not say.
+func identities(ctx context.Context, c Cluster) string {
+	var s *hawserv1.ClusterStatusReport
+	err := withMesh(ctx, c.Socket, func(ctx context.Context, m hawserv1.MeshClient) (err error) {
+		s, err = m.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
+		return err
+	})
+	if err != nil || s.GetIdentityMin() == 0 {
+		return ""
+	}
+	return fmt.Sprintf("identities from %d", s.GetIdentityMin())
 }
 
 func (l *Lab) tlsDir(n Node) string { return l.dir(n.Name, "tls") }
@@ -195,6 +208,6 @@ func withConn(ctx context.Context, socket string, fn func(context.Context, *grpc
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", socket, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	return fn(ctx, conn)
 }

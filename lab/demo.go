@@ -77,7 +77,7 @@ func (b *builder) demo(ctx context.Context) error {
 		if err := b.refreshHosts(ctx); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("%d pods, service echo (global)", len(pods)), nil
+		return count(len(pods), "pod") + ", service echo (global)", nil
 	})
 	if err != nil {
 		return err

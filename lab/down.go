@@ -27,7 +27,7 @@ const (
 
 // Removed counts what Down took away.
 type Removed struct {
-	Namespaces, Processes, Mounts int
+	Namespaces, Processes, Mounts, Cgroups int
 }
 
 // Down removes a lab, also one that is half made or half removed and one
@@ -50,7 +50,7 @@ func Down(ctx context.Context, name string) (Removed, error) {
 	errs := []error{
 		n.removeProcesses(ctx, &done),
 		n.removeNamespaces(&done),
-		n.removeCgroups(),
+		n.removeCgroups(&done),
 		n.removeFiles(&done),
 	}
 	if left := leftovers(n); len(left) > 0 {
@@ -108,12 +108,13 @@ func (n names) removeNamespaces(done *Removed) error {
 	return errors.Join(errs...)
 }
 
-func (n names) removeCgroups() error {
+func (n names) removeCgroups(done *Removed) error {
 	root, err := cgroupRoot()
 	if err != nil {
 		return err
 	}
-	return removeCgroup(filepath.Join(root, n.cgroupName()))
+	done.Cgroups, err = removeCgroup(filepath.Join(root, n.cgroupName()))
+	return err
 }
 
 func (n names) removeFiles(done *Removed) error {

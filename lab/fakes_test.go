@@ -110,7 +110,7 @@ type node struct {
 func fakeAgent(args []string) error {
 	f := flag.NewFlagSet("agent", flag.ContinueOnError)
 	socket, podCIDR := f.String("socket", "", ""), f.String("pod-cidr", "", "")
-	for _, name := range []string{"cluster", "node", "etcd-endpoint", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "log-format"} {
+	for _, name := range []string{"cluster", "node", "etcd-endpoint", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "map-sizes", "log-format"} {
 		f.String(name, "", "")
 	}
 	if err := f.Parse(args); err != nil {

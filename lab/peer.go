@@ -38,7 +38,7 @@ func (b *builder) peer(ctx context.Context) (string, error) {
 	if len(details) > few {
 		details = []string{fmt.Sprintf("%d clusters, %d pairs", len(cs), len(details))}
 	}
-	return fmt.Sprintf("%-23s %d keys in %d ms", strings.Join(details, ", "), keys, time.Since(start).Milliseconds()), nil
+	return fmt.Sprintf("%-31s %d keys in %d ms", strings.Join(details, ", "), keys, time.Since(start).Milliseconds()), nil
 }
 
 func join(ctx context.Context, host, guest Cluster) error {

@@ -74,9 +74,10 @@ func DeletePod(ctx context.Context, name, cluster, pod string) error {
 		killCgroup(withTimeout(ctx, killWait), p.Place.Cgroup),
 		l.cniDel(ctx, p),
 		netns.Delete(p.Place.Netns),
-		removeCgroup(p.Place.Cgroup),
-		ignore(os.Remove(p.Place.Hosts), os.ErrNotExist),
 	}
+	_, err = removeCgroup(p.Place.Cgroup)
+	errs = append(errs, err,
+		ignore(os.Remove(p.Place.Hosts), os.ErrNotExist))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete pod %s/%s: %w", cluster, pod, err)
 	}
@@ -125,9 +126,9 @@ func specPods(clusters []Cluster) []func(*Lab) Pod {
 
 func (b *builder) addPods(ctx context.Context, pods []func(*Lab) Pod) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, make := range pods {
+	for _, pod := range pods {
 		g.Go(func() error {
-			_, err := b.addPod(ctx, make(b.Lab))
+			_, err := b.addPod(ctx, pod(b.Lab))
 			return err
 		})
 	}

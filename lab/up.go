@@ -94,7 +94,7 @@ func Up(ctx context.Context, spec Spec, opts Options) (*Lab, error) {
 
 func (b *builder) build(ctx context.Context) error {
 	spec := b.state.Spec
-	detail := fmt.Sprintf("%d clusters × %d nodes", len(spec.Clusters), spec.Clusters[0].Nodes)
+	detail := fmt.Sprintf("%s × %s", count(len(spec.Clusters), "cluster"), count(spec.Clusters[0].Nodes, "node"))
 	if err := b.step("fabric", func() (string, error) { return detail, b.ground() }); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (b *builder) build(ctx context.Context) error {
 	}
 	if pods := specPods(b.state.Clusters); len(pods) > 0 {
 		err := b.step("pods", func() (string, error) {
-			return fmt.Sprintf("%d pods", len(pods)), b.addPods(ctx, pods)
+			return count(len(pods), "pod"), b.addPods(ctx, pods)
 		})
 		if err != nil {
 			return err
@@ -127,6 +127,14 @@ func (b *builder) build(ctx context.Context) error {
 		return b.demo(ctx)
 	}
 	return nil
+}
+
+// count is a number with its noun.
+func count(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }
 
 // step runs fn and tells of it.

@@ -95,16 +95,14 @@ static __always_inline void count(const struct packet *p, __u32 reason)
  * -1 when this one is suppressed too. */
 static __always_inline long long take_token(const struct packet *p, __u32 reason)
 {
-	struct bucket_key key = {
-		.endpoint = p->endpoint, .reason = reason, .program = p->program
-	};
+	struct bucket_key key = {.endpoint = p->endpoint, .reason = reason, .program = p->program};
 	struct bucket *b = bpf_map_lookup_elem(&event_buckets, &key);
 	__u64 now = bpf_ktime_get_ns();
 	__u64 earned;
 	long long suppressed;
 
 	if (!b) {
-		struct bucket fresh = { .last = now, .tokens = EVENT_BURST - 1 };
+		struct bucket fresh = {.last = now, .tokens = EVENT_BURST - 1};
 
 		bpf_map_update_elem(&event_buckets, &key, &fresh, BPF_ANY);
 		return 0;
@@ -126,6 +124,31 @@ static __always_inline long long take_token(const struct packet *p, __u32 reason
 	return suppressed;
 }
 
+static __noinline void fill_event(struct event *e, const struct packet *p)
+{
+	if (!e || !p)
+		return;
+	e->source = addr4(p->t.saddr);
+	e->destination = addr4(p->t.daddr);
+	if (p->outer)
+		e->outer = addr4(p->outer);
+	e->source_id = p->src_id;
+	e->dest_id = p->dst_id;
+	e->rule_set = p->rule_set;
+	e->origin = p->origin;
+	e->length = p->len;
+	e->line = p->line;
+	e->sport = p->t.sport;
+	e->dport = p->t.dport;
+	e->endpoint = p->endpoint;
+	e->program = p->program;
+	e->direction = p->direction;
+	e->protocol = p->t.proto;
+	e->tcp_flags = p->tcp_flags;
+	e->icmp_type = p->icmp_type;
+	e->icmp_code = p->icmp_code;
+}
+
 static __noinline void emit_drop(const struct packet *p, __u32 reason)
 {
 	struct event *e;
@@ -141,27 +164,9 @@ static __noinline void emit_drop(const struct packet *p, __u32 reason)
 		return;
 	__builtin_memset(e, 0, sizeof(*e));
 	e->suppressed = suppressed;
-	e->source = addr4(p->t.saddr);
-	e->destination = addr4(p->t.daddr);
-	if (p->outer)
-		e->outer = addr4(p->outer);
-	e->source_id = p->src_id;
-	e->dest_id = p->dst_id;
-	e->rule_set = p->rule_set;
-	e->origin = p->origin;
-	e->length = p->len;
-	e->line = p->line;
-	e->sport = p->t.sport;
-	e->dport = p->t.dport;
-	e->endpoint = p->endpoint;
 	e->type = EVENT_DROP;
 	e->reason = reason;
-	e->program = p->program;
-	e->direction = p->direction;
-	e->protocol = p->t.proto;
-	e->tcp_flags = p->tcp_flags;
-	e->icmp_type = p->icmp_type;
-	e->icmp_code = p->icmp_code;
+	fill_event(e, p);
 	bpf_ringbuf_submit(e, 0);
 }
 

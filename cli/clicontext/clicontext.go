@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"sigs.k8s.io/yaml"
 )
@@ -97,7 +98,8 @@ func Load(name string) (*Context, error) {
 	return &c, nil
 }
 
-// Current is the name of the context in use, empty for none.
+// Current is the name of the context in use, empty for none. One whose file is
+// gone is none.
 func Current() (string, error) {
 	raw, err := os.ReadFile(filepath.Join(Dir, "current"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -105,6 +107,9 @@ func Current() (string, error) {
 	}
 	if err != nil {
 		return "", fmt.Errorf("read the current context: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(Dir, string(raw)+".yaml")); errors.Is(err, os.ErrNotExist) {
+		return "", nil
 	}
 	return string(raw), nil
 }
@@ -120,7 +125,7 @@ func Use(name string) error {
 	return nil
 }
 
-// Write stores a context and makes it the current one.
+// Write stores a context. Use makes it the current one.
 func Write(c *Context) error {
 	raw, err := yaml.Marshal(c)
 	if err != nil {
@@ -132,18 +137,30 @@ func Write(c *Context) error {
 	if err := writeAtomically(filepath.Join(Dir, c.Name+".yaml"), raw); err != nil {
 		return fmt.Errorf("write context %q: %w", c.Name, err)
 	}
-	return Use(c.Name)
+	return nil
 }
 
-// Remove deletes a context, and the directories when they are empty then. A
-// missing one is no error.
+// names are all contexts, sorted.
+func names() []string {
+	files, _ := filepath.Glob(filepath.Join(Dir, "*.yaml"))
+	for i, f := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(f), ".yaml")
+	}
+	return files
+}
+
+// Remove deletes a context, and the directories when they are empty then. When
+// it was the current one, another takes its place. A missing one is no error.
 func Remove(name string) error {
 	if err := os.Remove(filepath.Join(Dir, name+".yaml")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove context %q: %w", name, err)
 	}
-	if current, err := Current(); err == nil && current == name {
+	if current, err := os.ReadFile(filepath.Join(Dir, "current")); err == nil && string(current) == name {
 		if err := os.Remove(filepath.Join(Dir, "current")); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove context %q: %w", name, err)
+		}
+		if rest := names(); len(rest) > 0 {
+			return Use(rest[0])
 		}
 	}
 	// Fails while anything else is in them, which is as it should be.

@@ -51,7 +51,7 @@ func (o *options) down(cmd *cobra.Command, name string) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "There is no lab %s: nothing to remove.\n", name)
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "Removed lab %s in %.1f s: %d namespaces, %d processes, %d mounts; nothing is left.\n",
-		name, time.Since(start).Seconds(), done.Namespaces, done.Processes, done.Mounts)
+	fmt.Fprintf(cmd.ErrOrStderr(), "Removed lab %s in %.1f s: %d namespaces, %d processes, %d mounts, %d cgroups; nothing is left.\n",
+		name, time.Since(start).Seconds(), done.Namespaces, done.Processes, done.Mounts, done.Cgroups)
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 )
 
 func newExec(o *options) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "exec TARGET -- COMMAND [ARG…]",
 		Short: "Run any program in a pod, on a node, or in the fabric",
 		Long: "TARGET is CLUSTER/POD, a node (east-1), CLUSTER/ctl (the cluster's API server) or\n" +
@@ -27,12 +27,19 @@ func newExec(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := l.Exec(args[0], args[1:]); err != nil {
+			argv := args[1:]
+			if argv[0] == "--" {
+				argv = argv[1:]
+			}
+			if err := l.Exec(args[0], argv); err != nil {
 				return &session.Error{Code: session.CouldNotAsk, Err: err}
 			}
 			return nil
 		},
 	}
+	// What comes after the target is the program's, also without "--".
+	cmd.Flags().SetInterspersed(false)
+	return cmd
 }
 
 func newRun(o *options) *cobra.Command {

@@ -35,7 +35,7 @@ func newProgress(w io.Writer, quiet bool) *progress {
 	p := &progress{w: w, quiet: quiet, since: time.Now(), stop: make(chan struct{})}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.terminal = true
-		p.colour = os.Getenv("NO_COLOR") == ""
+		p.colour = os.Getenv("NO_COLOR") == "" //nolint:misspell // it is called so
 	}
 	if p.terminal && !quiet {
 		p.done.Go(p.animate)
@@ -103,8 +103,13 @@ func (p *progress) update(e lab.Progress) {
 	if e.Err != nil {
 		mark, detail = p.paint("✗", "31"), "failed"
 	}
-	const nameWidth, detailWidth = 7, 52
-	fmt.Fprintf(p.w, "  %s %s %s %5.1fs\n", mark, pad(e.Step, nameWidth), pad(detail, detailWidth-max(0, utf8.RuneCountInString(e.Step)-nameWidth)), e.Elapsed.Seconds())
+	// Short names stand in a column; a long one, a sentence, has its own.
+	const nameWidth, sentenceWidth, width = 7, 38, 78
+	name := pad(e.Step, nameWidth)
+	if utf8.RuneCountInString(e.Step) > nameWidth {
+		name = pad(e.Step, sentenceWidth)
+	}
+	fmt.Fprintf(p.w, "  %s %s %5.1fs\n", mark, pad(name+" "+detail, width), e.Elapsed.Seconds())
 	p.line()
 }
 

@@ -26,7 +26,7 @@ const killAfter = "HAWSER_LAB_KILL_BEFORE"
 func newUp(o *options) *cobra.Command {
 	var clusters, nodes int
 	var file, binDir string
-	var demo, networkOnly bool
+	var demo, networkOnly, switchContext bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab: clusters that are already meshed",
@@ -53,7 +53,7 @@ func newUp(o *options) *cobra.Command {
 				return err
 			}
 			opts := lab.Options{Binaries: bin, Demo: demo, NetworkOnly: networkOnly, Trap: trapFromEnv()}
-			return o.up(cmd, spec, opts)
+			return o.up(cmd, spec, opts, switchContext)
 		},
 	}
 	f := cmd.Flags()
@@ -62,11 +62,12 @@ func newUp(o *options) *cobra.Command {
 	f.StringVarP(&file, "file", "f", "", "YAML file that describes the lab, instead of numbers")
 	f.BoolVar(&demo, "demo", false, "deploy a service in all clusters and show it working")
 	f.StringVar(&binDir, "bin-dir", "", "directory of the programs (default: where this one is)")
+	f.BoolVar(&switchContext, "switch-context", true, "make the lab the CLI's current context")
 	f.BoolVar(&networkOnly, "network-only", false, "make the network and start nothing in it")
 	return cmd
 }
 
-func (o *options) up(cmd *cobra.Command, spec lab.Spec, opts lab.Options) error {
+func (o *options) up(cmd *cobra.Command, spec lab.Spec, opts lab.Options, switchContext bool) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	show := newProgress(cmd.ErrOrStderr(), o.Quiet)
@@ -86,7 +87,7 @@ func (o *options) up(cmd *cobra.Command, spec lab.Spec, opts lab.Options) error 
 	if opts.NetworkOnly {
 		return nil
 	}
-	if err := publish(l); err != nil {
+	if err := publish(l, switchContext); err != nil {
 		return err
 	}
 	if !o.Quiet {
@@ -142,8 +143,9 @@ func binaries(dir string) (lab.Binaries, error) {
 	return lab.BinariesIn(abs), nil
 }
 
-// publish lets the CLI find the lab.
-func publish(l *lab.Lab) error {
+// publish lets the CLI find the lab, and asks it from now on unless another
+// context is to stay the current one.
+func publish(l *lab.Lab, switchContext bool) error {
 	c := &clicontext.Context{Name: lab.ContextName(l.Name())}
 	for _, cl := range l.Clusters() {
 		entry := clicontext.Cluster{
@@ -155,7 +157,17 @@ func publish(l *lab.Lab) error {
 		}
 		c.Clusters = append(c.Clusters, entry)
 	}
-	return clicontext.Write(c)
+	previous, err := clicontext.Current()
+	if err != nil {
+		return err
+	}
+	if err := clicontext.Write(c); err != nil {
+		return err
+	}
+	if switchContext || previous == "" {
+		return clicontext.Use(c.Name)
+	}
+	return nil
 }
 
 func trapFromEnv() func(int, string) {

@@ -66,6 +66,21 @@ func List[T proto.Message](w io.Writer, f Format, rows []T, cols Columns[T], emp
 		}
 		return Encode(w, f, values)
 	}
+	return table(w, rows, cols, empty)
+}
+
+// Rows is List for rows that are no messages; their JSON tags name the fields.
+func Rows[T any](w io.Writer, f Format, rows []T, cols Columns[T], empty string) error {
+	if f == JSON || f == YAML {
+		if rows == nil {
+			rows = []T{}
+		}
+		return Encode(w, f, rows)
+	}
+	return table(w, rows, cols, empty)
+}
+
+func table[T any](w io.Writer, rows []T, cols Columns[T], empty string) error {
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(w, empty)
 		return err

@@ -177,12 +177,16 @@ func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at 
 		if !bytes.Equal(encode(im.stored), encode(im.position)) {
 			ops = append(ops, im.progressOp())
 		}
+	}
+	if len(ops) > 0 {
+		if err := im.txn(ctx, ops); err != nil {
+			return err
+		}
+	}
+	if state == keyspacev1.Synced_STATE_COMPLETE {
 		im.st.do(func() { im.st.synced = names })
 	}
-	if len(ops) == 0 {
-		return nil
-	}
-	return im.txn(ctx, ops)
+	return nil
 }
 
 // encode renders our own records, which always can be.

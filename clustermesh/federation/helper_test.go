@@ -63,6 +63,7 @@ type testCluster struct {
 	proxy *proxy // peers reach the port through it
 	cfg   Config
 	now   func() time.Time
+	wrap  func(kvstore.Client) kvstore.Client // what the Manager works on
 
 	m    *Manager
 	stop func()
@@ -102,7 +103,11 @@ func (c *testCluster) start() {
 	if testing.Verbose() && os.Getenv("HAWSER_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("cluster", c.name)
 	}
-	c.m, err = New(c.cfg, Deps{KV: c.kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis})
+	var kv kvstore.Client = c.kv
+	if c.wrap != nil {
+		kv = c.wrap(kv)
+	}
+	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -275,6 +280,17 @@ func connected(t testing.TB, a, b *testCluster) {
 	})
 }
 
+// copied waits until c has received n snapshots of the peer and no more.
+func copied(t testing.TB, c, peer *testCluster, n uint64) *hawserv1.PeerStatus {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d snapshots received", n), func() bool { return c.status(peer).GetSnapshotsReceived() >= n })
+	s := c.status(peer)
+	if s.GetSnapshotsReceived() != n {
+		t.Errorf("%d snapshots received, not %d: %v", s.GetSnapshotsReceived(), n, s)
+	}
+	return s
+}
+
 func invite(t testing.TB, c *testCluster, to string) string {
 	t.Helper()
 	tok, err := c.m.Invite(t.Context(), to, 0)
@@ -389,4 +405,3 @@ func isolate(a, b *testCluster) (heal func()) {
 	b.proxy.cut(true)
 	return func() { a.proxy.heal(); b.proxy.heal() }
 }
-

@@ -193,8 +193,8 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 		if r.GetIncarnation() != im.position.GetIncarnation() || r.GetRevision() != im.position.GetRevision() {
 			return fmt.Errorf("resume from %d, but we stand at %d: %w", r.GetRevision(), im.position.GetRevision(), errProtocol)
 		}
-		im.st.do(func() { im.st.resumesReceived++; im.st.lastSync = "resume" })
 		im.log.Info("resumed", "peer", im.peer, "revision", r.GetRevision(), "keys", len(im.mirror.entries))
+		im.st.do(func() { im.st.resumesReceived++; im.st.lastSync = "resume" })
 		return im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position)
 	}
 	im.snapshot, im.refused = r, 0
@@ -281,10 +281,11 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	reason := shorten(im.snapshot.GetReason())
 	im.snapshot = nil
 	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: rev}
+	im.publish() // before "complete", so that who waits for that sees all of it
+	im.st.do(func() { im.st.snapshotsReceived++; im.st.lastSync = "snapshot (" + reason + ")" })
 	if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position); err != nil {
 		return err
 	}
-	im.st.do(func() { im.st.snapshotsReceived++; im.st.lastSync = "snapshot (" + reason + ")" })
 	im.log.Info("snapshot complete", "peer", im.peer, "revision", rev, "keys", len(im.mirror.entries), "swept", len(sweep), "refused", im.refused)
 	return nil
 }

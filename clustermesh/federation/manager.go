@@ -77,7 +77,7 @@ func New(cfg Config, d Deps) (*Manager, error) {
 	m.deps = peering.Deps{Own: m.description, Store: m.store, Trust: trust, Creds: d.Creds, Now: d.Now, Log: d.Log}
 	m.join = peering.NewService(m.deps)
 	if d.Listener == nil && cfg.Listen != "" {
-		if d.Listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+		if d.Listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("listen for federation on %s: %w", cfg.Listen, err)
 		}
 	}

@@ -54,7 +54,7 @@ func (h Handshaken) ClientHandshake(_ context.Context, _ string, c net.Conn) (ne
 
 // Info implements credentials.TransportCredentials.
 func (Handshaken) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3"}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements credentials.TransportCredentials.

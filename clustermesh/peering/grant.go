@@ -100,13 +100,10 @@ func overlapping(p netip.Prefix, with []netip.Prefix) (netip.Prefix, bool) {
 // *kvstore.BadRecord: reason "foreign" for another cluster's, "range" for a
 // number, "labels", "address" and "namespace".
 func (g *Guard) Check(k kvstore.Key, rec proto.Message) error {
-	reason, err := "foreign", error(nil)
 	if k.Subtree != kvstore.State || k.Cluster != g.peer {
-		err = fmt.Errorf("not below state/%s/", g.peer)
-	} else {
-		reason, err = g.check(rec)
+		return &kvstore.BadRecord{Key: k.String(), Reason: "foreign", Detail: fmt.Sprintf("not below state/%s/", g.peer)}
 	}
-	if err != nil {
+	if reason, err := g.check(rec); err != nil {
 		return &kvstore.BadRecord{Key: k.String(), Reason: reason, Detail: err.Error()}
 	}
 	return nil

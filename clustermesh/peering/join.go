@@ -204,10 +204,10 @@ func (j *joiner) undo(ctx context.Context, cause error) error {
 		err = j.Store.commit(ctx, write{j.Store.peerKey(j.tok.Inviter), at.rev, nil})
 	}
 	if err != nil {
-		cause = fmt.Errorf("%w (and the pending peer here could not be removed: %v; it goes away by itself when the token expires)", cause, err)
+		cause = fmt.Errorf("%w (and the pending peer here could not be removed: %w; it goes away by itself when the token expires)", cause, err)
 	}
 	if err := j.confirm(ctx, true); err != nil && status.Code(err) != codes.Unauthenticated {
-		cause = fmt.Errorf("%w (and the inviter could not be told: %v; a peer that it shows as pending goes away when the token expires, one that is confirmed with: hawser mesh leave %s)", cause, err, j.Own().GetName())
+		cause = fmt.Errorf("%w (and the inviter could not be told: %w; a peer that it shows as pending goes away when the token expires, one that is confirmed with: hawser mesh leave %s)", cause, err, j.Own().GetName())
 	}
 	return cause
 }

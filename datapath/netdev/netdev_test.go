@@ -170,7 +170,11 @@ func TestEnsurePodReplacesPairOfDeadNamespace(t *testing.T) {
 		if err := nsthread.CreateNetns(old); err != nil {
 			return err
 		}
-		defer nsthread.DeleteNetns(old)
+		defer func() {
+			if err := nsthread.DeleteNetns(old); err != nil {
+				t.Error(err)
+			}
+		}()
 		cfg := podConfig(old)
 		first, err := netdev.EnsurePod(cfg)
 		if err != nil {

@@ -52,8 +52,10 @@ func (a *Allocator) takeAsking(ctx context.Context, e *entry) (identity.Number, 
 		case won:
 			return n, nil
 		case held == nil:
-			vacant = kvstore.Absent(a.labelsKey(e)) // n was not free, or the labels' key is gone again
+			vacant = kvstore.Absent(a.labelsKey(e))
 			continue
+		case vacant.Target == kvstore.CmpModRev && held.ModRevision == vacant.Rev:
+			continue // it was the number that is not free
 		}
 		n, usable, err := a.join(ctx, e, *held)
 		switch {
@@ -83,11 +85,10 @@ func (a *Allocator) create(ctx context.Context, e *entry, n identity.Number, vac
 	if err != nil || res.Succeeded {
 		return res.Succeeded, nil, err
 	}
-	kvs := res.Gets[0]
-	if len(kvs) == 0 || vacant.Target == kvstore.CmpModRev && kvs[0].ModRevision == vacant.Rev {
-		return false, nil, nil
+	if kvs := res.Gets[0]; len(kvs) > 0 {
+		held = &kvs[0]
 	}
-	return false, &kvs[0], nil
+	return false, held, nil
 }
 
 // records are the writes that make a number, its labels and the reference.
@@ -190,8 +191,7 @@ func (a *Allocator) pick(tried map[identity.Number]bool) (identity.Number, error
 			return n, nil
 		}
 	}
-	return 0, fmt.Errorf("%w: all of %d-%d are in use or retired; unused numbers are collected after %s",
-		ErrExhausted, first, a.cfg.Last, "two passes of the leader and the peers' expiry")
+	return 0, fmt.Errorf("%w: all of %d-%d are in use or retired", ErrExhausted, first, a.cfg.Last)
 }
 
 func (a *Allocator) idKey(n identity.Number) string {

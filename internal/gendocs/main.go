@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log"
 	"os"
@@ -99,7 +100,7 @@ func daemons() string {
 	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, in capitals with _ for -) or\n" +
 		"in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
 	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"}} {
-		out, err := exec.Command("go", append([]string{"run", "./cmd/" + args[0]}, append(args[1:], "--help")...)...).Output()
+		out, err := exec.CommandContext(context.Background(), "go", append([]string{"run", "./cmd/" + args[0]}, append(args[1:], "--help")...)...).Output()
 		if err != nil {
 			log.Fatalf("%v: %v", args, err)
 		}

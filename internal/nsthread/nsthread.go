@@ -77,7 +77,7 @@ func CreateNetns(path string) error {
 		return nil
 	})
 	if err != nil {
-		os.Remove(path)
+		_ = os.Remove(path) // the first error is the one to tell
 	}
 	return err
 }

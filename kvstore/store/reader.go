@@ -42,7 +42,8 @@ type Change struct {
 	Deleted bool
 }
 
-// Batch is what happened, in the store's order.
+// Batch is what happened, in the store's order. One without changes says that
+// the revision has moved.
 type Batch struct {
 	Changes []Change
 	// Revision: nothing at or below it is missing any more, but for the
@@ -241,7 +242,7 @@ func (r *Reader) watched(b kvstore.WatchBatch) {
 			out.Changes = append(out.Changes, c)
 		}
 	}
-	if len(out.Changes) > 0 {
+	if len(out.Changes) > 0 || b.Revision > r.Revision() {
 		r.cfg.Apply(out)
 	}
 	r.advance(b.Revision, true)

@@ -183,6 +183,38 @@ func testFreeze(t *testing.T, refill int) {
 	}
 }
 
+// A revision of another history means nothing, even if it is the same number.
+func TestReaderIsNotFooledByEqualRevisions(t *testing.T) {
+	e := etcdtest.Start(t)
+	api := e.APIServer(t)
+	old := put(t, api, vtep(e, 0), vtepRecord(vtep(e, 0), "192.0.2.1"))
+	mark(t, api, e, kvstore.KindVTEP, "first", keyspacev1.Synced_STATE_COMPLETE)
+	v := newView()
+	p := e.Proxy(t)
+	r := follow(t, store.ReaderConfig{
+		Client:  e.ClientAt(t, p.Endpoint(), "agent", "n1"),
+		Markers: store.SyncedMarkers{Client: api, Own: e.Cluster},
+	}, v)
+	reach(t, r, 1)
+	p.Cut() // so that it is back only after the store was filled again
+	e.Stop()
+	e.Wipe(t)
+	e.Restart(t)
+	etcdtest.Eventually(t, patience, "server is back", func() bool {
+		_, _, err := api.Get(t.Context(), vtep(e, 0).String())
+		return err == nil
+	})
+	if now := put(t, api, vtep(e, 0), vtepRecord(vtep(e, 0), "192.0.2.2")); now != old {
+		t.Fatalf("revision %d in the new history, %d in the old one", now, old)
+	}
+	p.Heal()
+	etcdtest.Eventually(t, patience, "the new history's value is seen", func() bool {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.keys[vtep(e, 0).String()] == "192.0.2.2"
+	})
+}
+
 func TestReaderDeliversRaw(t *testing.T) {
 	e := etcdtest.Start(t)
 	api := e.APIServer(t)

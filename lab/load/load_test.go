@@ -87,7 +87,7 @@ func newProxy(t *testing.T, server string, p *proxy) string {
 	if p.udp, err = net.ListenUDP("udp", laddr); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.tcp.Close(); p.udp.Close() })
+	t.Cleanup(func() { p.tcp.Close(); _ = p.udp.Close() })
 	if p.cut == nil {
 		p.cut = make(chan struct{})
 	}
@@ -111,7 +111,7 @@ func (p *proxy) pipe(c net.Conn, server string) {
 		return
 	}
 	defer s.Close()
-	go io.Copy(s, c)
+	go func() { _, _ = io.Copy(s, c) }()
 	go func() {
 		<-p.cut
 		_ = c.(*net.TCPConn).SetLinger(0)

@@ -27,11 +27,11 @@ func Serve(ctx context.Context, addr string, ready func(net.Addr)) error {
 	if err != nil {
 		return fmt.Errorf("listen for load: %w", err)
 	}
-	defer udp.Close()
+	defer func() { _ = udp.Close() }()
 	if ready != nil {
 		ready(lis.Addr())
 	}
-	stop := context.AfterFunc(ctx, func() { lis.Close(); udp.Close() })
+	stop := context.AfterFunc(ctx, func() { lis.Close(); _ = udp.Close() })
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kvstore is `hawser kvstore`: looking into the keyspace. It is the only
+// command that speaks to etcd itself.
+package kvstore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netns"
+
+	"github.com/hawser-mesh/hawser/cli/clicontext"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/kvstore/inspect"
+)
+
+// enteredVar marks a process that has already entered etcd's namespace.
+const enteredVar = "HAWSER_KVSTORE_NETNS"
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kvstore",
+		Short: "Look into the keyspace",
+		Long: "Look into the keyspace of a cluster, with an administrator's certificate. Keys are\n" +
+			"given with or without the leading " + kvstore.Root + ".",
+	}
+	cmd.AddCommand(newLs(s), newGet(s), newTree(s), newDiff(s))
+	return cmd
+}
+
+// connect dials the target cluster's etcd. When that is in another network
+// namespace the process starts itself again there.
+func connect(s *session.Session) (kvstore.Client, *clicontext.Cluster, error) {
+	cl, err := s.Target()
+	if err != nil {
+		return nil, nil, err
+	}
+	if cl.Etcd == nil {
+		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: fmt.Errorf(
+			"the context does not say how to reach the etcd of cluster %q: add etcd.endpoint and etcd.tlsDir to it "+
+				"(a certificate: hawser-apiserver issue --admin USER --out DIR)", cl.Name)}
+	}
+	if cl.Etcd.Netns != "" && os.Getenv(enteredVar) == "" {
+		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: restartIn(cl.Etcd.Netns)}
+	}
+	tls, err := pki.FilesIn(cl.Etcd.TLSDir, "tls").ClientTLS(nil)
+	if err != nil {
+		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: err}
+	}
+	client, err := etcd.NewClient(etcd.ClientConfig{
+		Endpoints: []string{cl.Etcd.Endpoint}, TLS: tls, Timeout: s.Timeout, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: err}
+	}
+	return client, cl, nil
+}
+
+// restartIn replaces the process by itself in another network namespace: all its
+// threads must be there. It returns only on error.
+func restartIn(path string) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	defer func() { _ = ns.Close() }()
+	if err := netns.Set(ns); err != nil {
+		return fmt.Errorf("enter network namespace %s (root is needed): %w", path, err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(self, os.Args, append(os.Environ(), enteredVar+"=1"))
+}
+
+// absolute completes a key or prefix given by a user.
+func absolute(k string) string {
+	k = strings.TrimPrefix(k, "/")
+	if strings.HasPrefix(k, kvstore.Root) || k+"/" == kvstore.Root {
+		return k
+	}
+	return kvstore.Root + k
+}
+
+func directory(args []string) string {
+	if len(args) == 0 {
+		return kvstore.Root
+	}
+	k := absolute(args[0])
+	if !strings.HasSuffix(k, "/") {
+		k += "/"
+	}
+	return k
+}
+
+func short(k string) string { return strings.TrimPrefix(k, kvstore.Root) }
+
+func newLs(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls [PREFIX]",
+		Short:   "List keys with size, revision and content",
+		Example: "  hawser kvstore ls state/east/ips",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, _, err := connect(s)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = client.Close() }()
+			ctx, cancel := s.Deadline(cmd.Context())
+			defer cancel()
+			entries, err := inspect.List(ctx, client, directory(args), kvstore.Limits{})
+			if err != nil {
+				return explain(err)
+			}
+			return printer.Rows(cmd.OutOrStdout(), s.Output, entries, printer.Columns[inspect.Entry]{
+				{Header: "KEY", Cell: func(e inspect.Entry) string { return short(e.Key) }},
+				{Header: "REVISION", Cell: func(e inspect.Entry) string { return printer.Count(e.ModRevision) }},
+				{Header: "SIZE", Cell: func(e inspect.Entry) string { return printer.Bytes(uint64(e.Size)) }},
+				{Header: "CONTENT", Cell: content},
+			}, "No keys below "+short(directory(args))+".")
+		},
+	}
+}
+
+// maxContent is the number of characters of a record in a listing.
+const maxContent = 80
+
+func content(e inspect.Entry) string {
+	if e.Problem != "" {
+		return "✗ " + e.Problem
+	}
+	text := []rune(string(e.Record))
+	if len(text) > maxContent {
+		return string(text[:maxContent]) + "…"
+	}
+	return string(text)
+}
+
+func newGet(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "get KEY",
+		Short: "Show one key, decoded",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, _, err := connect(s)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = client.Close() }()
+			ctx, cancel := s.Deadline(cmd.Context())
+			defer cancel()
+			e, err := inspect.Get(ctx, client, absolute(args[0]), kvstore.Limits{})
+			if err != nil {
+				return explain(err)
+			}
+			if e == nil {
+				return session.Answer("there is no key %s; see: hawser kvstore ls %s", short(absolute(args[0])), filepath.Dir(short(absolute(args[0]))))
+			}
+			if s.Output != printer.Table {
+				return printer.Encode(cmd.OutOrStdout(), s.Output, e)
+			}
+			return show(cmd.OutOrStdout(), e)
+		},
+	}
+}
+
+func show(w io.Writer, e *inspect.Entry) error {
+	if err := printer.Fields(w,
+		"Key", e.Key,
+		"Revision", fmt.Sprintf("%d (created at %d)", e.ModRevision, e.CreateRevision),
+		"Size", printer.Bytes(uint64(e.Size)),
+		"Problem", e.Problem,
+	); err != nil {
+		return err
+	}
+	return printer.Encode(w, printer.YAML, e.Record)
+}
+
+func newDiff(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff PEER [PREFIX]",
+		Short: "Compare the mirror of a peer with its origin, key by key",
+		Long: "Compare the mirror of a peer with its origin, key by key, asked over the federation\n" +
+			"stream. Exit code 1 when they differ. Changes on their way show as differences.",
+		Example: "  hawser kvstore diff west ips/",
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			prefix := ""
+			if len(args) == 2 {
+				prefix = args[1]
+			}
+			return diff(cmd, s, args[0], prefix)
+		},
+	}
+}
+
+// explain makes a sentence of what etcd answered.
+func explain(err error) error {
+	if errors.Is(err, kvstore.ErrDenied) {
+		return &session.Error{Code: session.No, Err: fmt.Errorf("%w; private/ is for API servers only", err)}
+	}
+	return &session.Error{Code: session.CouldNotAsk, Err: err}
+}

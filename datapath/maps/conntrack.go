@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Timeouts are how long a flow may be silent, in jiffies.
+type Timeouts struct {
+	TCP      uint32 // established
+	HalfOpen uint32 // not answered yet
+	Closing  uint32 // both sides have finished, or one has reset
+	Other    uint32 // UDP, ICMP and the rest, answered
+}
+
+// ProtocolTCP is IANA's number.
+const ProtocolTCP = 6
+
+// Expired reports whether a flow has been silent for too long. Jiffies wrap: an
+// entry touched after now was read is not old.
+func (t Timeouts) Expired(k Tuple4, e CTEntry, now uint32) bool {
+	age := int32(now - e.LastSeen)
+	return age > 0 && uint32(age) > t.limit(k, e)
+}
+
+func (t Timeouts) limit(k Tuple4, e CTEntry) uint32 {
+	if e.Flags&CTReplied == 0 {
+		return t.HalfOpen
+	}
+	if k.Protocol != ProtocolTCP {
+		return t.Other
+	}
+	closed := CTFinForward | CTFinReply
+	if e.Flags&CTService != 0 {
+		closed = CTFinForward // it sees one direction only
+	}
+	if e.TCP&CTReset != 0 || e.TCP&closed == closed {
+		return t.Closing
+	}
+	return t.TCP
+}
+
+// CollectConntrack deletes expired flows and returns how many it saw and
+// deleted. It walks in batches and never holds up the datapath: an element is
+// read again right before it is deleted, and kept if it was used meanwhile.
+func CollectConntrack(m *ebpf.Map, t Timeouts, now uint32) (seen, deleted int, err error) {
+	var expired []Tuple4
+	err = DumpBatches(m, func(k Tuple4, e CTEntry) {
+		seen++
+		if t.Expired(k, e, now) {
+			expired = append(expired, k)
+		}
+	})
+	if err != nil {
+		return seen, 0, err
+	}
+	for _, k := range expired {
+		var e CTEntry
+		if err := m.Lookup(k, &e); err != nil || !t.Expired(k, e, now) {
+			continue
+		}
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return seen, deleted, fmt.Errorf("delete flow: %w", err)
+		}
+		deleted++
+	}
+	return seen, deleted, nil
+}
