@@ -240,6 +240,7 @@ func (c *client) datagrams(ctx context.Context) {
 		return
 	}
 	defer conn.Close()
+	roomForDatagrams(conn)
 	id := rand.Uint64()
 	var sent atomic.Uint64
 	var wg sync.WaitGroup
