@@ -93,8 +93,8 @@ func (m *Manager) withdraw(ctx context.Context, name string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer lock.release(ctx)
-	return m.store.Withdraw(ctx, name, lock.fence())
+	defer lock.Release(ctx)
+	return m.store.Withdraw(ctx, name, lock.Fence())
 }
 
 // Status reports on all peers, in the order of their names.
