@@ -108,7 +108,7 @@ func (a *Agent) openKernel() error {
 	}
 	cfg := loader.Config{
 		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
-		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits,
+		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()
@@ -307,6 +307,7 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 		return
 	}
 	a.writer.Prune()
+	a.view.wakeIdentities()
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}

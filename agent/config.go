@@ -39,6 +39,9 @@ type Config struct {
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
 	PinPath  string // directory in a bpffs for this agent's pins
+	// Attach is how programs are put on devices: tcx, clsact, or empty for the
+	// better one that the kernel has.
+	Attach string
 	// SmallMaps sizes the maps for labs and tests.
 	SmallMaps   bool
 	ClusterBits uint32 // as the cluster's API server was told

@@ -20,7 +20,6 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
-	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/policy"
@@ -38,6 +37,8 @@ const (
 // identities gives out numbers; identity/allocator does.
 type identities interface {
 	Allocate(ctx context.Context, ls labels.Set) (identity.Number, error)
+	// Adopt keeps the number that an endpoint had before a restart.
+	Adopt(ctx context.Context, ls labels.Set, n identity.Number) error
 	Release(ctx context.Context, ls labels.Set) error
 }
 
@@ -322,92 +323,6 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 		}
 	}
 	return m.kernel.AttachEndpoint(r.HostDevice)
-}
-
-// hold takes an identity and a rule set for an endpoint, once.
-func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
-	if m.isHeld(r) {
-		return nil
-	}
-	number, err := m.ids.Allocate(ctx, ls)
-	if err != nil {
-		return fmt.Errorf("identity of %s: %w", r.workload(), err)
-	}
-	var set uint32
-	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
-	if err == nil {
-		set, err = m.engine.AcquireRuleSet(ls)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
-	}
-	m.setHeld(r, true)
-	r.Identity, r.RuleSet = number, set
-	return m.keep(r)
-}
-
-// renumber moves the endpoints with a number to the one that their labels have
-// now.
-func (m *endpoints) renumber(ctx context.Context, move allocator.Move) {
-	for _, e := range m.snapshot() {
-		if e.Identity != move.Old || !m.isHeld(e) {
-			continue
-		}
-		if err := m.renumberOne(ctx, e.key(), move); err != nil {
-			m.log.Error("move endpoint to another identity", "endpoint", e.ID, "old", move.Old, "new", move.New, "error", err)
-		}
-	}
-}
-
-func (m *endpoints) renumberOne(ctx context.Context, key string, move allocator.Move) error {
-	unlock, err := m.lock(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r := m.get(key)
-	if r == nil || r.Identity != move.Old {
-		return nil
-	}
-	if err := m.engine.UpsertIdentity(move.New, m.cfg.Cluster, move.Set); err != nil {
-		return err
-	}
-	r.Identity = move.New
-	if err := m.keep(r); err != nil {
-		return err
-	}
-	return m.enlist(ctx, r)
-}
-
-// release undoes hold.
-func (m *endpoints) release(ctx context.Context, r *record) error {
-	if !m.isHeld(r) {
-		return nil
-	}
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
-	if err != nil {
-		return err
-	}
-	m.setHeld(r, false)
-	m.engine.ReleaseRuleSet(ls)
-	m.flush()
-	return m.ids.Release(ctx, ls)
-}
-
-func (m *endpoints) isHeld(r *record) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.holds[r.key()]
-}
-
-func (m *endpoints) setHeld(r *record, held bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if held {
-		m.holds[r.key()] = true
-	} else {
-		delete(m.holds, r.key())
-	}
 }
 
 // Delete removes an endpoint; one that is not there is no error.

@@ -66,6 +66,16 @@ func (n *numbers) Allocate(ctx context.Context, ls labels.Set) (identity.Number,
 	return a.Allocate(ctx, ls)
 }
 
+// Adopt implements identities.
+func (n *numbers) Adopt(ctx context.Context, ls labels.Set, number identity.Number) error {
+	a, err := n.await(ctx)
+	if err != nil {
+		return err
+	}
+	a.Adopt(ls, number)
+	return nil
+}
+
 // Release implements identities.
 func (n *numbers) Release(ctx context.Context, ls labels.Set) error {
 	a, err := n.await(ctx)

@@ -157,10 +157,7 @@ func (v *view) identity(c store.Change) error {
 		v.engine.DeleteIdentity(n)
 		v.tables.Identities.Delete(n)
 		if c.Key.Cluster == v.own {
-			select {
-			case v.identityLost <- struct{}{}:
-			default:
-			}
+			v.wakeIdentities()
 		}
 		return nil
 	}
@@ -177,6 +174,14 @@ func (v *view) identity(c store.Change) error {
 	id, _ := v.space.Cluster(n)
 	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
 	return nil
+}
+
+// wakeIdentities has the identities in use confirmed.
+func (v *view) wakeIdentities() {
+	select {
+	case v.identityLost <- struct{}{}:
+	default:
+	}
 }
 
 func (v *view) vtep(c store.Change) error {

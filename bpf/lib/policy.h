@@ -21,7 +21,7 @@ enum {
 };
 
 enum rules_flags {
-	RULES_VALID = 1 << 0, /* the slot is in use */
+	RULES_VALID = 1 << 0,        /* the slot is in use */
 	RULES_DENY_INGRESS = 1 << 1, /* default deny */
 	RULES_DENY_EGRESS = 1 << 2,
 };
@@ -36,8 +36,8 @@ struct {
 struct policy_key {
 	__u32 rule_set;
 	__u32 identity; /* 0: any */
-	__be16 port; /* 0: any */
-	__u8 proto; /* 0: any */
+	__be16 port;    /* 0: any */
+	__u8 proto;     /* 0: any */
 	__u8 direction;
 };
 
@@ -75,21 +75,21 @@ static __always_inline __u64 rules_word(__u32 rule_set)
 }
 
 static __always_inline struct policy_entry *policy_probe(__u32 rule_set, __u8 dir, __u32 identity,
-							 __u8 proto, __be16 port)
+                                                         __u8 proto, __be16 port)
 {
 	struct policy_key key = {
-		.rule_set = rule_set,
-		.identity = identity,
-		.port = port,
-		.proto = proto,
-		.direction = dir,
+	    .rule_set = rule_set,
+	    .identity = identity,
+	    .port = port,
+	    .proto = proto,
+	    .direction = dir,
 	};
 
 	return bpf_map_lookup_elem(&policy, &key);
 }
 
 static __always_inline struct policy_entry *policy_first(__u8 levels, __u32 rule_set, __u8 dir,
-							 __u32 peer, __u8 proto, __be16 port)
+                                                         __u32 peer, __u8 proto, __be16 port)
 {
 	struct policy_entry *e = NULL;
 
@@ -110,7 +110,7 @@ static __always_inline struct policy_entry *policy_first(__u8 levels, __u32 rule
 
 /* Whether ep accepts a flow: dir as seen from ep, port the responder's. */
 static __always_inline int policy_verdict(struct packet *p, const struct endpoint *ep, __u64 rules,
-					  __u8 dir, __u32 peer, __be16 port)
+                                          __u8 dir, __u32 peer, __be16 port)
 {
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
 	__u8 levels = rules >> (dir == DIR_EGRESS ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
