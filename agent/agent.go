@@ -259,6 +259,11 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
+	if err != nil {
+		return err
+	}
+	defer port.Close()
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}
