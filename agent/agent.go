@@ -43,7 +43,7 @@ type Agent struct {
 	started time.Time
 	space   identity.Space
 	filter  labels.Filter // of the labels that make an identity
-	mtu     int // of the underlay, bytes
+	mtu     int           // of the underlay, bytes
 
 	dp         *loader.Datapath
 	tables     *datapath.Tables
@@ -267,6 +267,11 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
+	if err != nil {
+		return err
+	}
+	defer port.Close()
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}

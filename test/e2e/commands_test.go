@@ -186,6 +186,7 @@ func cmdMonitored(s *script, args []string) (string, error) {
 	go func() {
 		for ctx.Err() == nil { // until the monitor listens
 			if p, err := s.newProbe(args[1:]); err == nil {
+				p.wait = silence
 				_ = p.ask()
 			}
 		}

@@ -85,7 +85,7 @@ func (s *script) stopLoads() (string, error) {
 	out, bad := "", ""
 	for _, name := range names {
 		run := s.loads[name]
-		watchdog := time.AfterFunc(callTimeout+answerIn, func() { _ = run.cmd.Process.Kill() })
+		watchdog := time.AfterFunc(callTimeout+patience, func() { _ = run.cmd.Process.Kill() })
 		waitErr := run.cmd.Wait()
 		watchdog.Stop()
 		delete(s.loads, name)

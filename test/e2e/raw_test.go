@@ -65,11 +65,11 @@ func cmdForge(s *script, args []string) (string, error) {
 	}
 	s.count("forged packets", rawCount)
 	if f.expect == "delivered" {
-		err := within(answerIn, func() error { return wantCount(received(), rawCount) })
+		err := within(patience, func() error { return wantCount(received(), rawCount) })
 		return "", err
 	}
 	if f.expect == "nothing" {
-		return "", within(answerIn, func() error {
+		return "", within(patience, func() error {
 			after, err := s.world.drops(f.at, reason)
 			if err == nil && after == before {
 				err = fmt.Errorf("%s has seen no packet", f.at)

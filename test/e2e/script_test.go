@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/hawser-mesh/hawser/cli/monitor"
 )
 
 // script is the state of one running script.
@@ -25,6 +27,9 @@ type script struct {
 	loads   map[string]*loadRun
 	streams map[string]*openStream
 	asking  *asking
+	// events of the lab, and how many there were when the script began
+	events       *events
+	eventsBefore int
 }
 
 // count adds to the numbers in the script's line of the summary.
@@ -151,12 +156,27 @@ func (t serial) Run(name string, f func(testscript.T)) {
 			verdict := "ok  "
 			if inner.Failed() {
 				verdict = "FAIL"
-				inner.Log("\n" + sub.log.String())
+				inner.Log("\n" + sub.log.String() + t.runs[inner.Name()].lastDrops())
 			}
 			fmt.Printf("%s %-22s %5.1f s  %s\n", verdict, name, time.Since(start).Seconds(), summary(t.runs[inner.Name()]))
 		}()
 		f(sub)
 	})
+}
+
+// lastDrops are the drops that nodes reported last, for who looks into a
+// failure.
+func (s *script) lastDrops() string {
+	if s == nil || s.events == nil {
+		return ""
+	}
+	const most = 15
+	all := s.events.since(s.eventsBefore)
+	out := fmt.Sprintf("%d drops were reported, the last:\n", len(all))
+	for _, d := range all[max(0, len(all)-most):] {
+		out += "  " + monitor.Line(d) + "\n"
+	}
+	return out
 }
 
 // summary is what a script counted, as words.

@@ -43,7 +43,7 @@ func cmdStream(s *script, args []string) (string, error) {
 		}
 		o.r = bufio.NewReader(o.conn)
 		s.streams[args[1]] = o
-		return "", o.ask()
+		return "", o.ask(patience)
 	}
 	o, ok := s.streams[args[1]]
 	if !ok {
@@ -51,7 +51,7 @@ func cmdStream(s *script, args []string) (string, error) {
 	}
 	switch args[0] {
 	case "ask":
-		return "", o.ask()
+		return "", o.ask(patience)
 	case "stopped":
 		return "", s.stopped(o, args[2:], help)
 	case "resumes":
@@ -65,13 +65,13 @@ func cmdStream(s *script, args []string) (string, error) {
 	return "", usage(help)
 }
 
-func (o *openStream) ask() error {
-	if err := o.conn.SetDeadline(time.Now().Add(answerIn)); err != nil {
+func (o *openStream) ask(wait time.Duration) error {
+	if err := o.conn.SetDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
 	_, err := get(o.conn, o.r)
 	if ne, ok := err.(net.Error); ok && ne.Timeout() {
-		return errSilence()
+		return &errNo{noAnswer}
 	}
 	return err
 }
@@ -89,7 +89,7 @@ func (s *script) stopped(o *openStream, options []string, help string) error {
 		return err
 	}
 	mark := s.world.events.mark()
-	if err := o.ask(); !isSilence(err) {
+	if err := o.ask(silence); !isSilence(err) {
 		return fmt.Errorf("wanted the open connection silent, got: %w", orElse(err, "an answer"))
 	}
 	return s.seen(mark, before, 1, x)

@@ -76,7 +76,7 @@ func cmdLab(s *script, args []string) (string, error) {
 		}
 		s.labs[args[0]] = w
 	}
-	s.world = w
+	s.world, s.events, s.eventsBefore = w, w.events, w.events.mark()
 	s.ts.Setenv("LAB", w.lab.Name())
 	s.ts.Defer(func() { s.leave() })
 	return "", nil
