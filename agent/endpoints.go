@@ -20,6 +20,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/policy"
@@ -66,6 +67,7 @@ type endpoints struct {
 	tables *datapath.Tables
 	engine *policy.Engine
 	ids    identities
+	filter labels.Filter
 	kernel kernel
 	mesh   announcer
 	ready  <-chan struct{} // closed when own policies and identities are known
@@ -272,7 +274,11 @@ func (m *endpoints) build(ctx context.Context, r *record) error {
 		return err
 	}
 	if err := m.enlist(ctx, r); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		code := codes.Unavailable
+		if errors.Is(err, allocator.ErrExhausted) {
+			code = codes.ResourceExhausted
+		}
+		return status.Error(code, err.Error())
 	}
 	r.State = stateReady
 	if err := m.keep(r); err != nil {
@@ -309,7 +315,7 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 }
 
 func (m *endpoints) register(ctx context.Context, r *record) error {
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	ls, err := r.identityLabels(m.filter)
 	if err != nil {
 		return err
 	}
