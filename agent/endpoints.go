@@ -38,6 +38,8 @@ const (
 // identities gives out numbers; identity/allocator does.
 type identities interface {
 	Allocate(ctx context.Context, ls labels.Set) (identity.Number, error)
+	// Adopt keeps the number that an endpoint had before a restart.
+	Adopt(ctx context.Context, ls labels.Set, n identity.Number) error
 	Release(ctx context.Context, ls labels.Set) error
 }
 
@@ -65,6 +67,7 @@ type endpoints struct {
 	tables *datapath.Tables
 	engine *policy.Engine
 	ids    identities
+	filter labels.Filter
 	kernel kernel
 	mesh   announcer
 	ready  <-chan struct{} // closed when own policies and identities are known
@@ -271,7 +274,11 @@ func (m *endpoints) build(ctx context.Context, r *record) error {
 		return err
 	}
 	if err := m.enlist(ctx, r); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		code := codes.Unavailable
+		if errors.Is(err, allocator.ErrExhausted) {
+			code = codes.ResourceExhausted
+		}
+		return status.Error(code, err.Error())
 	}
 	r.State = stateReady
 	if err := m.keep(r); err != nil {
@@ -296,8 +303,19 @@ func (m *endpoints) awaitReady(ctx context.Context) error {
 
 // enlist gives an endpoint its identity and rules, brings them into the kernel
 // and tells the mesh. It may be repeated.
+//
+// Attaching the program takes the kernel an RCU grace period, which is longer
+// than all the rest; meanwhile the keyspace is asked. Until the endpoint's row
+// is there, the program drops what the pod sends.
 func (m *endpoints) enlist(ctx context.Context, r *record) error {
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	attached := make(chan error, 1)
+	go func() { attached <- m.kernel.AttachEndpoint(r.HostDevice) }()
+	err := m.register(ctx, r)
+	return errors.Join(err, <-attached)
+}
+
+func (m *endpoints) register(ctx context.Context, r *record) error {
+	ls, err := r.identityLabels(m.filter)
 	if err != nil {
 		return err
 	}
@@ -321,93 +339,7 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 			return fmt.Errorf("bring %s into the kernel: %w", r.workload(), err)
 		}
 	}
-	return m.kernel.AttachEndpoint(r.HostDevice)
-}
-
-// hold takes an identity and a rule set for an endpoint, once.
-func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
-	if m.isHeld(r) {
-		return nil
-	}
-	number, err := m.ids.Allocate(ctx, ls)
-	if err != nil {
-		return fmt.Errorf("identity of %s: %w", r.workload(), err)
-	}
-	var set uint32
-	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
-	if err == nil {
-		set, err = m.engine.AcquireRuleSet(ls)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
-	}
-	m.setHeld(r, true)
-	r.Identity, r.RuleSet = number, set
-	return m.keep(r)
-}
-
-// renumber moves the endpoints with a number to the one that their labels have
-// now.
-func (m *endpoints) renumber(ctx context.Context, move allocator.Move) {
-	for _, e := range m.snapshot() {
-		if e.Identity != move.Old || !m.isHeld(e) {
-			continue
-		}
-		if err := m.renumberOne(ctx, e.key(), move); err != nil {
-			m.log.Error("move endpoint to another identity", "endpoint", e.ID, "old", move.Old, "new", move.New, "error", err)
-		}
-	}
-}
-
-func (m *endpoints) renumberOne(ctx context.Context, key string, move allocator.Move) error {
-	unlock, err := m.lock(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r := m.get(key)
-	if r == nil || r.Identity != move.Old {
-		return nil
-	}
-	if err := m.engine.UpsertIdentity(move.New, m.cfg.Cluster, move.Set); err != nil {
-		return err
-	}
-	r.Identity = move.New
-	if err := m.keep(r); err != nil {
-		return err
-	}
-	return m.enlist(ctx, r)
-}
-
-// release undoes hold.
-func (m *endpoints) release(ctx context.Context, r *record) error {
-	if !m.isHeld(r) {
-		return nil
-	}
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
-	if err != nil {
-		return err
-	}
-	m.setHeld(r, false)
-	m.engine.ReleaseRuleSet(ls)
-	m.flush()
-	return m.ids.Release(ctx, ls)
-}
-
-func (m *endpoints) isHeld(r *record) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.holds[r.key()]
-}
-
-func (m *endpoints) setHeld(r *record, held bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if held {
-		m.holds[r.key()] = true
-	} else {
-		delete(m.holds, r.key())
-	}
+	return nil
 }
 
 // Delete removes an endpoint; one that is not there is no error.
@@ -429,8 +361,9 @@ func (m *endpoints) Delete(ctx context.Context, containerID, ifName string) erro
 	return nil
 }
 
-// destroy undoes everything of an endpoint, in the reverse order of build, and
-// forgets it when all is gone. It may be repeated.
+// destroy undoes everything of an endpoint and forgets it when all is gone. It
+// may be repeated. The device goes before its program's pin: taking the program
+// off a live device would cost another RCU grace period.
 func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	r.State = stateDeleting
 	if err := m.keep(r); err != nil {
@@ -441,7 +374,7 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 		errs = append(errs, err)
 	}
 	m.tables.Endpoints.Delete(r.ID)
-	errs = append(errs, m.kernel.DetachEndpoint(r.HostDevice), netdev.DeletePod(r.HostDevice))
+	errs = append(errs, netdev.DeletePod(r.HostDevice), m.kernel.DetachEndpoint(r.HostDevice))
 	// The store may be away; the allocator removes stale references later.
 	if err := m.release(ctx, r); err != nil {
 		m.log.Warn("release identity", "endpoint", r.ID, "error", err)

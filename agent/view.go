@@ -157,10 +157,7 @@ func (v *view) identity(c store.Change) error {
 		v.engine.DeleteIdentity(n)
 		v.tables.Identities.Delete(n)
 		if c.Key.Cluster == v.own {
-			select {
-			case v.identityLost <- struct{}{}:
-			default:
-			}
+			v.wakeIdentities()
 		}
 		return nil
 	}
@@ -177,6 +174,14 @@ func (v *view) identity(c store.Change) error {
 	id, _ := v.space.Cluster(n)
 	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
 	return nil
+}
+
+// wakeIdentities has the identities in use confirmed.
+func (v *view) wakeIdentities() {
+	select {
+	case v.identityLost <- struct{}{}:
+	default:
+	}
 }
 
 func (v *view) vtep(c store.Change) error {
@@ -322,6 +327,14 @@ func (v *view) lookupCluster(name string) uint32 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.clusters[name]
+}
+
+// listed notes that all of a kind up to rev is known, and nothing beyond: the
+// listing may be of another history.
+func (v *view) listed(k kvstore.Kind, rev int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.seen[string(k)] = rev
 }
 
 // seenRevisions is the newest revision applied of each kind.

@@ -40,7 +40,7 @@ func (w *Writer) session(ctx context.Context) (served bool, err error) {
 	for {
 		if err := w.flush(ctx); err != nil {
 			cancel()
-			<-broken
+			<-broken //nolint:errcheck // the flush's error is the cause
 			return true, quiet(ctx, err)
 		}
 		select {
@@ -188,7 +188,7 @@ func (w *Writer) todo() []write {
 		d := w.desired[key]
 		switch {
 		case w.refused[key] != nil:
-		case w.satisfied(key, d) && !(d.gone && s.last > 0 && w.cfg.Owned != nil):
+		case w.satisfied(key, d) && (!d.gone || s.last == 0 || w.cfg.Owned == nil):
 			// Of keys that Owned leaves out it is not known whether they
 			// are stored: a Remove deletes them in any case.
 			w.settled(key)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -179,8 +178,4 @@ func mark(t testing.TB, c kvstore.Client, e *etcdtest.Etcd, k kvstore.Kind, inc 
 	t.Helper()
 	key := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindSynced, e.Cluster, string(k))
 	return put(t, c, key, &keyspacev1.Synced{Incarnation: inc, State: s})
-}
-
-func has(haystack []string, part string) bool {
-	return slices.ContainsFunc(haystack, func(s string) bool { return strings.Contains(s, part) })
 }

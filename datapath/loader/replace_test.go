@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader_test
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hawser-mesh/hawser/datapath/loader"
+)
+
+// Other constants mean other programs on the same links and maps, under an open
+// connection; other map sizes are refused with the name of the map.
+func TestProgramsAreReplacedInPlace(t *testing.T) {
+	w := newWorld(t)
+	serve(t, w.pods[1], 8080)
+	c := dial(t, w.pods[0], ips(1), 8080)
+	before := w.agents[0].ids(t)
+	cfg := w.agents[0].d.Config()
+	reopen := func(change func(*loader.Config)) (d *loader.Datapath, err error) {
+		other := cfg
+		change(&other)
+		inNS(t, w.nodes[0].ns, func() error {
+			d, err = loader.Open(other, slog.New(slog.NewTextHandler(testWriter{t}, nil)))
+			return nil
+		})
+		return d, err
+	}
+	d, err := reopen(func(c *loader.Config) { c.ClusterBits = 9 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced := &agent{d: d}
+	after := replaced.ids(t)
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	last := len(before) - 1
+	if !slices.Equal(before[:last], after[:last]) || before[last] == after[last] {
+		t.Errorf("before %v\nafter %v", before, after)
+	}
+	if err := echo(c, "replaced", 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	_, err = reopen(func(c *loader.Config) { c.MapSizes.Conntrack = 1 << 16 })
+	if !errors.Is(err, loader.ErrIncompatible) || !strings.Contains(err.Error(), "ct4") {
+		t.Errorf("other sizes: %v", err)
+	}
+	if err := echo(c, "refused", 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConfigReportsAllProblems(t *testing.T) {
+	err := loader.Config{PinPath: "relative", BPFFS: "/elsewhere", ClusterBits: 7}.Validate()
+	for _, part := range []string{"relative", "underlay device", "node address", "cluster bits 7"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%v does not mention %q", err, part)
+		}
+	}
+}

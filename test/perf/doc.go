@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package perf measures Hawser beside what it is compared with, in one run, and
+// asserts nothing about time. Run it with:
+//
+//	make bench
+//	go test ./test/perf/... -run '^TestPerf' -v -args -perf
+//
+// Each test prints a table with the goal beside each number, and writes a JSON
+// file with the raw numbers of every round below results/runs/ (not kept in the
+// repository). With -record the run also replaces results/KIND.json, which is.
+//
+// Start reading with report_test.go (what a result is), then traffic_test.go
+// (the measuring client and server, programs of their own), shapes_test.go (the
+// paths that are compared) and one file per kind of measurement.
+//
+// How numbers are taken: what is compared runs in the same process and machine
+// state, in turns (A-B-C, A-B-C, …), five rounds or more; a cell is the median of
+// the rounds, with the lowest and highest beside it. Absolute figures belong to
+// the machine, ratios to Hawser.
+//
+// Out of scope: whether anything works (test/e2e, test/bpf).
+package perf

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package perf
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+// placement is where client and server run. On one CPU the path's own cost
+// shows; on two, waking a CPU out of idle is most of it.
+type placement struct {
+	name      string
+	port      uint16
+	clientCPU int
+	serverCPU int
+}
+
+func placements() []placement {
+	return []placement{
+		{name: "one CPU", port: onePort, clientCPU: 0, serverCPU: 0},
+		{name: "two CPUs", port: twoPort, clientCPU: 0, serverCPU: 1},
+	}
+}
+
+// contest is the shapes with their servers running.
+type contest struct {
+	t       *testing.T
+	shapes  []shape
+	servers map[string]int // shape and placement -> pid
+}
+
+func newContest(t *testing.T, shapes ...shape) *contest {
+	t.Helper()
+	c := &contest{t: t, shapes: shapes, servers: map[string]int{}}
+	for _, s := range shapes {
+		widenPorts(t, s.client)
+		for _, p := range placements() {
+			c.servers[s.name+p.name] = startServer(t, s.server, p.serverCPU, netip.AddrPortFrom(s.addr, p.port))
+		}
+	}
+	return c
+}
+
+func (c *contest) run(s shape, p placement, r role) outcome {
+	c.t.Helper()
+	r.Netns, r.CPU, r.Addr = s.client, p.clientCPU, netip.AddrPortFrom(s.addr, p.port)
+	return runClient(c.t, r, c.servers[s.name+p.name])
+}
+
+// TestPerfPaths compares latency, new connections and CPU time per byte, pod to
+// pod on another node: Hawser, plain routing, kernel VXLAN.
+func TestPerfPaths(t *testing.T) {
+	r := newReport(t, "paths", "TCP from a pod to a pod on another node, same shape of devices; Hawser with conntrack and policy, the others without")
+	hawser, _ := hawserShape(t)
+	c := newContest(t, hawser, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true))
+	for _, p := range placements() {
+		c.latency(r, p, "request/response p50", role{Mode: "rr", Millis: 700}, "µs", "eBPF headers ≤ plain + 1 µs")
+	}
+	for _, p := range placements() {
+		c.latency(r, p, "new connection p50", role{Mode: "crr", Count: 1500}, "µs", "")
+	}
+	for _, p := range placements() {
+		c.stream(r, p)
+	}
+	r.finish(t)
+}
+
+func (c *contest) latency(r *report, p placement, what string, job role, unit, goal string) {
+	c.t.Helper()
+	p50, p99 := map[string][]float64{}, map[string][]float64{}
+	for range flags.rounds {
+		for _, s := range c.shapes {
+			out := c.run(s, p, job)
+			p50[s.name], p99[s.name] = append(p50[s.name], out.P50), append(p99[s.name], out.P99)
+		}
+	}
+	for _, s := range c.shapes {
+		r.addRounds(fmt.Sprintf("%s, %s, %s", what, p.name, s.name), unit, "", p50[s.name], p99[s.name])
+	}
+	r.add(fmt.Sprintf("%s, %s, hawser - plain", what, p.name), unit, goal, differences(p50["hawser"], p50["plain"]))
+	r.add(fmt.Sprintf("%s, %s, hawser / plain", what, p.name), "×", "", ratios(p50["hawser"], p50["plain"]))
+	r.add(fmt.Sprintf("%s, %s, hawser / vxlan", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan"]))
+}
+
+func (c *contest) stream(r *report, p placement) {
+	c.t.Helper()
+	const size = 1 << 30
+	cpu := map[string][]float64{}
+	for range flags.rounds {
+		for _, s := range c.shapes {
+			out := c.run(s, p, role{Mode: "stream", Bytes: size})
+			cpu[s.name] = append(cpu[s.name], (out.CPU+out.Server)/size*1e9)
+		}
+	}
+	for _, s := range c.shapes {
+		r.add(fmt.Sprintf("CPU per GB, %s, %s", p.name, s.name), "s", "", cpu[s.name])
+	}
+	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan", p.name), "×", "≤ 1.05", ratios(cpu["hawser"], cpu["vxlan"]))
+	r.add(fmt.Sprintf("CPU per GB, %s, hawser / plain", p.name), "×", "", ratios(cpu["hawser"], cpu["plain"]))
+}
