@@ -180,7 +180,9 @@ func (a *Agent) makeView(records *recordStore) error {
 			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
 		}
 	}
-	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
+	engine, err := policy.New(policy.Config{
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+	})
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Config is what an agent is told. See Validate for the rules.
@@ -46,6 +47,10 @@ type Config struct {
 	// SmallMaps sizes the maps for labs and tests.
 	SmallMaps   bool
 	ClusterBits uint32 // as the cluster's API server was told
+
+	// PolicyScope and PolicyMode are ScopeLocal and ModeDefault when empty.
+	PolicyScope policy.Scope
+	PolicyMode  policy.Mode
 
 	Zone, Region string
 
@@ -85,6 +90,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := labels.ParseFilter(c.Labels); err != nil {
 		errs = append(errs, fmt.Errorf("--labels: %w", err))
+	}
+	if _, err := policy.New(policy.Config{Cluster: "x", Scope: c.PolicyScope, Mode: c.PolicyMode}); err != nil {
+		errs = append(errs, fmt.Errorf("--policy-default-scope, --policy-enforcement: %w", err))
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
