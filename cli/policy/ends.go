@@ -77,6 +77,20 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	return k, err
 }
 
+// addAddresses tells the identities' addresses.
+func (k *knowledge) addAddresses() {
+	at := map[identity.Number]int{}
+	for i, id := range k.identities {
+		at[id.Number] = i
+	}
+	for _, e := range k.addresses {
+		p, err := netip.ParsePrefix(e.GetPrefix())
+		if i, ok := at[identity.Number(e.GetIdentity())]; ok && err == nil && p.IsSingleIP() {
+			k.identities[i].Addrs = append(k.identities[i].Addrs, p.Addr())
+		}
+	}
+}
+
 // end finds who a name means: labels, an identity's number, an address, a
 // reserved name, or a pod ([cluster/]namespace/name, or cluster/name).
 func (k *knowledge) end(name string) (trace.End, error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -190,8 +191,13 @@ func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 		}},
 		{Header: "PROTOCOL", Cell: row.GetProtocol},
 		{Header: "PORT", Cell: func(r row) string {
-			if r.GetPort() == 0 {
+			switch {
+			case r.GetEndPort() != 0:
+				return fmt.Sprintf("%d-%d", r.GetPort(), r.GetEndPort())
+			case r.GetPort() == 0:
 				return "any"
+			case strings.HasPrefix(strings.ToLower(r.GetProtocol()), "icmp"):
+				return fmt.Sprintf("type %d", r.GetPort()&0xFF)
 			}
 			return fmt.Sprint(r.GetPort())
 		}},

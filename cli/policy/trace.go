@@ -180,10 +180,11 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 	if err := check(cmd.Context(), s, texts); err != nil {
 		return err
 	}
-	k, err := learn(cmd.Context(), s, false)
+	k, err := learn(cmd.Context(), s, true)
 	if err != nil {
 		return err
 	}
+	k.addAddresses()
 	change := trace.Change{Cluster: k.cluster, Before: k.objects, Identities: k.identities, After: objects}
 	for _, old := range k.objects {
 		if !contains(objects, old.ID()) {

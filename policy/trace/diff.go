@@ -21,6 +21,7 @@ type Identity struct {
 	Number  identity.Number
 	Cluster string
 	Labels  labels.Set
+	Addrs   []netip.Addr // that are known; ipBlocks concern them
 }
 
 // Pair is what a change of objects does to two identities, as far as the
@@ -31,7 +32,7 @@ type Pair struct {
 	// Peer is the labels of an identity, a reserved identity's name, or a prefix
 	// outside the mesh.
 	Peer           string
-	Opened, Closed []string // "80/tcp", "1-1023/tcp", "all ports of udp", "everything else"
+	Opened, Closed []string // "80/tcp", "1-1023/tcp", "all other ports of udp", "everything"
 }
 
 // Change is a set of objects before and after, over the identities of the mesh.
@@ -77,6 +78,11 @@ func (c Change) Pairs() ([]Pair, error) {
 						pair.Opened = append(pair.Opened, probe.text)
 					case was && !is:
 						pair.Closed = append(pair.Closed, probe.text)
+					}
+				}
+				for _, list := range []*[]string{&pair.Opened, &pair.Closed} {
+					if len(*list) == len(probes) {
+						*list = []string{"everything"}
 					}
 				}
 				if len(pair.Opened)+len(pair.Closed) > 0 {
@@ -141,7 +147,20 @@ func (c Change) peers(before, after world) []peer {
 		out = append(out, peer{name, policy.Peer{Identity: n}, policy.Peer{Identity: n}})
 	}
 	for _, i := range c.Identities {
-		out = append(out, peer{i.Labels.String(), policy.Peer{Identity: i.Number}, policy.Peer{Identity: i.Number}})
+		seen := map[[2]identity.Number]bool{}
+		for _, a := range append(slices.Clone(i.Addrs), netip.Addr{}) {
+			was, is := peerAmong(before.cidrs, End{Addr: a}).Block, peerAmong(after.cidrs, End{Addr: a}).Block
+			// An identity without an address that is known counts as outside all blocks.
+			if seen[[2]identity.Number{was, is}] || !a.IsValid() && len(i.Addrs) > 0 {
+				continue
+			}
+			seen[[2]identity.Number{was, is}] = true
+			name := i.Labels.String()
+			if len(seen) > 1 {
+				name += " at " + a.String()
+			}
+			out = append(out, peer{name, policy.Peer{Identity: i.Number, Block: was}, policy.Peer{Identity: i.Number, Block: is}})
+		}
 	}
 	seen := map[netip.Prefix]bool{}
 	for _, cidr := range slices.Concat(before.cidrs, after.cidrs) {

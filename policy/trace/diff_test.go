@@ -4,6 +4,7 @@ package trace
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -24,7 +25,7 @@ func mesh(t *testing.T) []Identity {
 	t.Helper()
 	var out []Identity
 	for i, e := range []End{workload(t, "east", "web", ""), workload(t, "east", "client", ""), workload(t, "west", "probe", "")} {
-		out = append(out, Identity{identity.Number(70000 + i), e.cluster(), e.Labels})
+		out = append(out, Identity{Number: identity.Number(70000 + i), Cluster: e.cluster(), Labels: e.Labels})
 	}
 	return out
 }
@@ -52,6 +53,21 @@ func TestPairs(t *testing.T) {
 	pairs, err = Change{Cluster: "east", After: parse(t, head+"  ingress: [{}]"), Identities: mesh(t)}.Pairs()
 	if err != nil || len(pairs) != 5 { // world, remote-node and three identities; the host stays
 		t.Errorf("a default deny closes %d pairs, error %v: %+v", len(pairs), err, pairs)
+	}
+	block := parse(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: b, namespace: demo}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]}\n")
+	ids := mesh(t)
+	ids[1].Addrs, ids[2].Addrs = []netip.Addr{netip.MustParseAddr("10.1.0.2")}, []netip.Addr{netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("10.1.9.9")}
+	pairs, err = Change{Cluster: "east", After: block, Identities: ids}.Pairs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = nil
+	for _, p := range pairs {
+		got = append(got, fmt.Sprint(p.Peer, p.Closed))
+	}
+	want = []string{"world[everything]", "remote-node[everything]", ids[0].Labels.String() + "[everything]", ids[2].Labels.String() + "[everything]"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	if pairs, err = (Change{Cluster: "east", Before: before, After: before, Identities: mesh(t)}).Pairs(); err != nil || len(pairs) != 0 {
 		t.Errorf("no change: %+v, error %v", pairs, err)
