@@ -25,7 +25,9 @@ const loadPort = 7000
 // loadRun is a load client that runs in a pod.
 type loadRun struct {
 	cmd         *exec.Cmd
-	stop        string // file that ends it
+	from, to    string
+	stop        string            // file that ends it
+	before      map[string]uint64 // losses
 	out, stderr bytes.Buffer
 }
 
@@ -53,7 +55,7 @@ func (s *script) startLoad(name, from, to string) error {
 		return err
 	}
 	dir := s.ts.MkAbs(".")
-	run := &loadRun{stop: filepath.Join(dir, name+".stop")}
+	run := &loadRun{from: from, to: to, stop: filepath.Join(dir, name+".stop")}
 	ready := filepath.Join(dir, name+".ready")
 	run.cmd = exec.CommandContext(context.Background(), s.bin.Hawser, "lab", "workload", "load-client",
 		"--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
@@ -66,6 +68,7 @@ func (s *script) startLoad(name, from, to string) error {
 		return err
 	}
 	s.loads[name] = run
+	run.before = s.losses()
 	return within(callTimeout, func() error {
 		_, err := os.Stat(ready)
 		return err
@@ -75,6 +78,15 @@ func (s *script) startLoad(name, from, to string) error {
 func (s *script) stopLoads() (string, error) {
 	if len(s.loads) == 0 {
 		return "", fmt.Errorf("no load runs")
+	}
+	after := s.losses()
+	before := s.loads[slices.Sorted(maps.Keys(s.loads))[0]].before
+	for _, run := range s.loads {
+		for what, n := range run.before {
+			if _, ok := before[what]; !ok {
+				before[what] = n
+			}
+		}
 	}
 	names := slices.Sorted(maps.Keys(s.loads))
 	for _, name := range names {
@@ -110,7 +122,7 @@ func (s *script) stopLoads() (string, error) {
 		}
 	}
 	if bad != "" {
-		return out, fmt.Errorf("%s%s", out, bad)
+		return out, fmt.Errorf("%s%sLosses counted meanwhile:\n%s", out, bad, lossesSince(before, after))
 	}
 	return out, nil
 }
