@@ -58,7 +58,7 @@ func (s *script) startLoad(name, from, to string) error {
 	run := &loadRun{from: from, to: to, stop: filepath.Join(dir, name+".stop")}
 	ready := filepath.Join(dir, name+".ready")
 	run.cmd = exec.CommandContext(context.Background(), s.bin.Hawser, "lab", "workload", "load-client",
-		"--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
+		"--max-latency", patience.String(), "--max-stall", patience.String(), "--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
 	run.cmd.Stdout, run.cmd.Stderr = &run.out, &run.stderr
 	l, err := lab.Open(s.world.lab.Name())
 	if err != nil {
@@ -114,6 +114,11 @@ func (s *script) stopLoads() (string, error) {
 			(r.StreamBytesSent+r.StreamBytesReceived)>>10, r.StreamMaxStall)
 		if waitErr != nil {
 			bad += fmt.Sprintf("load %s: %s\n%s\n", name, run.stderr.String(), run.out.String())
+		}
+		// With this much patience only a counter tells a lost SYN from a machine
+		// that is busy.
+		if what := run.from + " TcpExt:TCPSynRetrans"; after[what] > run.before[what] {
+			bad += fmt.Sprintf("load %s: %d SYNs were sent again\n", name, after[what]-run.before[what])
 		}
 		// A rate that was never reached proves nothing.
 		const least = 0.95
