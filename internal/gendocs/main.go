@@ -171,6 +171,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindSlice, "<namespace>", "<service>", "<slice>"), "agent; not shared with the mesh: below local/"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindPolicy, "<namespace>", "<name>"), "API server; cluster-wide ones under the namespace _"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindRef, "<number>", "<node>"), "agent: this node uses this identity"},
+		{kvstore.NewKey(kvstore.Local, c, kvstore.KindRetired, "<number>"), "API server: not to be given again yet"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindPresence, "<node>"), "agent, leased for 60 s"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindStatus, "<node>"), "agent"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindPeerView, "<peer>"), "API server"},
