@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,7 @@ import (
 const (
 	memberPoll  = 100 * time.Millisecond
 	memberProbe = 2 * time.Second
+	memberDial  = 500 * time.Millisecond
 )
 
 // planStart decides how a member without data begins: as a founder of a new
@@ -31,8 +33,11 @@ func planStart(ctx context.Context, cfg ServerConfig, ec *embed.Config) (join bo
 	if len(cfg.Members) < 2 || hasData(cfg.DataDir) {
 		return false, nil
 	}
-	others, err := cfg.others(ctx)
-	if err != nil || others == nil {
+	if !cfg.othersListen(ctx) {
+		return false, nil // all begin together
+	}
+	others, err := cfg.others()
+	if err != nil {
 		return false, err
 	}
 	defer func() { _ = others.Close() }()
@@ -71,17 +76,28 @@ func hasData(dir string) bool {
 	return err == nil
 }
 
-// others is a client with all rights of the other members; nil if there are
-// none.
-func (c ServerConfig) others(context.Context) (*Client, error) {
+// othersListen reports whether any of the other members can be connected to.
+func (c ServerConfig) othersListen(ctx context.Context) bool {
+	for _, m := range c.Members {
+		if m.Name == c.Name {
+			continue
+		}
+		conn, err := (&net.Dialer{Timeout: memberDial}).DialContext(ctx, "tcp", m.Client.String())
+		if err == nil {
+			_ = conn.Close()
+			return true
+		}
+	}
+	return false
+}
+
+// others is a client with all rights of the other members.
+func (c ServerConfig) others() (*Client, error) {
 	var eps []string
 	for _, m := range c.Members {
 		if m.Name != c.Name {
 			eps = append(eps, m.Client.String())
 		}
-	}
-	if len(eps) == 0 {
-		return nil, nil
 	}
 	tls, err := c.Root.ClientTLS(nil)
 	if err != nil {
@@ -118,7 +134,7 @@ func ReplaceMember(ctx context.Context, cfg ServerConfig) (former string, err er
 	if err := checkListen(ctx, cfg.Listen); err != nil {
 		return "", fmt.Errorf("replace member %s: it must be stopped: %w", cfg.Name, err)
 	}
-	c, err := cfg.others(ctx)
+	c, err := cfg.others()
 	if err != nil {
 		return "", err
 	}
@@ -172,8 +188,8 @@ func persist(ctx context.Context, fn func() error) error {
 
 // promote makes this member a voting one as soon as it has caught up.
 func (s *Server) promote(ctx context.Context) error {
-	others, err := s.cfg.others(ctx)
-	if err != nil || others == nil {
+	others, err := s.cfg.others()
+	if err != nil {
 		return err
 	}
 	defer func() { _ = others.Close() }()

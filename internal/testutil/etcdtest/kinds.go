@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,11 +139,13 @@ func (e *Etcd) Stop() {
 	if e.process != nil {
 		e.process.stop()
 	}
+	var done sync.WaitGroup
 	for _, s := range e.Servers {
 		if s != nil {
-			s.Close()
+			done.Go(s.Close)
 		}
 	}
+	done.Wait()
 }
 
 // Restart starts what is stopped on what is in the data directories.
