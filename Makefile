@@ -71,7 +71,7 @@ test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
 
 .PHONY: test-e2e
 test-e2e: build ## Scripts against a lab of real processes (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,$(GO) test -count=1 -timeout 30m -v ./test/e2e/... | grep -v -e '^=== ' -e '^    *\[')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 15m -v ./test/e2e/... | grep -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (10s)

@@ -42,7 +42,8 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 	space   identity.Space
-	mtu     int // of the underlay, bytes
+	filter  labels.Filter // of the labels that make an identity
+	mtu     int           // of the underlay, bytes
 
 	dp         *loader.Datapath
 	tables     *datapath.Tables
@@ -79,6 +80,10 @@ func Run(ctx context.Context, cfg Config) error {
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
+	var err error
+	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
+		return fmt.Errorf("--labels: %w", err)
+	}
 	if err := a.openKernel(); err != nil {
 		return err
 	}
@@ -108,7 +113,7 @@ func (a *Agent) openKernel() error {
 	}
 	cfg := loader.Config{
 		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
-		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits,
+		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()
@@ -149,7 +154,7 @@ func (a *Agent) openKeyspace() error {
 	}
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
-		ids: a.ids, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
+		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
 		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
@@ -171,7 +176,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
-		if ls, err := labels.ParseSet(r.Labels, labels.CNI); err == nil && r.RuleSet >= datapath.FirstRuleSet {
+		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
 			numbers[ls.Hash()] = r.RuleSet
 		}
 	}
@@ -213,6 +218,9 @@ func (a *Agent) makeStores() error {
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.listed(kvstore.KindIdentity, b.Revision)
+		}
 		if id := a.view.lookupCluster(a.cfg.Cluster); id != 0 {
 			a.ids.setCluster(id)
 		}
@@ -259,6 +267,11 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
+	if err != nil {
+		return err
+	}
+	defer port.Close()
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}
@@ -271,7 +284,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.local.Run(ctx) })
 	g.Go(func() error { return a.writer.Run(ctx) })
 	g.Go(func() error { return a.presence.Run(ctx) })
-	g.Go(func() error { return a.publisher.run(ctx, a.incarnation) })
+	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error {
 		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
 	})
@@ -311,7 +324,7 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}
-	a.publisher.publishStatus(a.incarnation())
+	a.publisher.publishStatus(a.history())
 	select {
 	case <-ctx.Done():
 		return
@@ -328,6 +341,17 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 }
 
 func (a *Agent) incarnation() string { return a.state.Status().Incarnation }
+
+// history is where in which history of the store this node stands.
+type history struct {
+	incarnation string
+	mixed       bool // records of an earlier one are still believed
+}
+
+func (a *Agent) history() history {
+	s := a.state.Status()
+	return history{incarnation: s.Incarnation, mixed: s.Frozen > 0}
+}
 
 func (a *Agent) handleEvent(e datapath.Event) {
 	if e.Type == datapath.EventDrop && e.Reason == maps.DropIdentityUnknown {

@@ -12,7 +12,7 @@ struct addr {
 
 static __always_inline struct addr addr4(__be32 a)
 {
-	struct addr r = { .w = { 0, 0, V4_MAPPED, a } };
+	struct addr r = {.w = {0, 0, V4_MAPPED, a}};
 	return r;
 }
 
@@ -77,7 +77,7 @@ struct packet {
 	__u32 len;
 	__u16 endpoint; /* whose policy decided */
 	__u8 direction; /* enum direction */
-	__u8 program; /* enum program */
+	__u8 program;   /* enum program */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;

@@ -109,6 +109,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
+	g.Go(func() error { return s.lead(ctx) })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {
 		select {

@@ -49,7 +49,7 @@ func (w *Writer) session(ctx context.Context) (served bool, err error) {
 	for {
 		if err := w.flush(ctx); err != nil {
 			cancel()
-			_ = <-broken // the flush's error is the cause
+			<-broken //nolint:errcheck // the flush's error is the cause
 			return true, quiet(ctx, err)
 		}
 		select {
