@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -43,6 +44,9 @@ type Agent struct {
 	started time.Time
 	space   identity.Space
 	mtu     int // of the underlay, bytes
+	// enrolled is false when the certificate was issued by hand, and does not
+	// renew itself.
+	enrolled bool
 
 	dp         *loader.Datapath
 	tables     *datapath.Tables
@@ -71,10 +75,15 @@ type Agent struct {
 // context ends or a part of it fails. Programs, maps and routes stay: traffic
 // goes on without an agent.
 func Run(ctx context.Context, cfg Config) error {
+	enrolment, err := cfg.complete(ctx)
+	if err != nil {
+		return err
+	}
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	a := &Agent{
+		enrolled: enrolment != nil,
 		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
@@ -279,6 +288,9 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	if a.enrolled {
+		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
+	}
 	g.Go(func() error { a.settle(ctx, unfinished); return nil })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {

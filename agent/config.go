@@ -28,20 +28,24 @@ type Config struct {
 	Node    string
 
 	EtcdEndpoints []string
-	// TLSDir holds ca.crt, tls.crt and tls.key of this node.
+	// TLSDir holds ca.crt, tls.crt and tls.key of this node, and its enrolment.
 	TLSDir string
+	// Join is a token by which the node enrols, or @ and the path of a file
+	// with it; what the enrolment says need not be told again. A node that has
+	// enrolled by it before ignores it.
+	Join string
 
 	UnderlayDevice string
 	NodeAddress    netip.Addr // also the tunnel address
 	PodCIDR        netip.Prefix
-	TunnelPort     uint16
+	TunnelPort     uint16 // 0: as enrolled, or the default
 
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
-	PinPath  string // directory in a bpffs for this agent's pins
+	PinPath  string // directory in a bpffs for this agent's pins; empty: the default
 	// SmallMaps sizes the maps for labs and tests.
 	SmallMaps   bool
-	ClusterBits uint32 // as the cluster's API server was told
+	ClusterBits uint32 // as the cluster's API server was told; 0: as enrolled, or the default
 
 	Zone, Region string
 
@@ -58,7 +62,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--node: %w", err))
 	}
 	if len(c.EtcdEndpoints) == 0 {
-		errs = append(errs, errors.New("--etcd-endpoint: at least one is needed"))
+		errs = append(errs, errors.New("--etcd-endpoint: at least one is needed; a node that enrols by --join is told"))
 	}
 	if c.UnderlayDevice == "" {
 		errs = append(errs, errors.New("--underlay-device: name the device that connects the nodes, for example eth0"))

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
@@ -33,6 +34,14 @@ type Config struct {
 
 	ListenEtcd       netip.AddrPort
 	ListenFederation netip.AddrPort
+	// ListenAPI is where nodes enrol and administrators call; the zero value
+	// serves neither.
+	ListenAPI netip.AddrPort
+	// AdvertiseAPI is host:port of it as nodes dial it; defaults to ListenAPI.
+	AdvertiseAPI string
+	// NodeCertificates is the lifetime of nodes' certificates; 0 means
+	// enrol.DefaultLifetime.
+	NodeCertificates time.Duration
 	// AdvertiseFederation is host:port by which peers dial; defaults to
 	// ListenFederation.
 	AdvertiseFederation string
@@ -53,7 +62,11 @@ const (
 	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
+	DefaultAPIPort        = 4244
 )
+
+// minNodeCertificates leaves an hour and more to renew in.
+const minNodeCertificates = 4 * time.Hour
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -76,6 +89,12 @@ func (c *Config) Validate() error {
 		if !a.IsValid() {
 			errs = append(errs, fmt.Errorf("%s: must be ADDRESS:PORT", flag))
 		}
+	}
+	if c.ListenAPI.IsValid() && c.ListenAPI.Addr().IsUnspecified() && c.AdvertiseAPI == "" {
+		errs = append(errs, fmt.Errorf("--advertise-api: needed, as nodes cannot dial %s", c.ListenAPI))
+	}
+	if c.NodeCertificates < 0 || c.NodeCertificates > 0 && c.NodeCertificates < minNodeCertificates {
+		errs = append(errs, fmt.Errorf("--node-certificates %s: must be at least %s", c.NodeCertificates, minNodeCertificates))
 	}
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
@@ -136,6 +155,17 @@ func (c *Config) advertised() string {
 		return c.AdvertiseFederation
 	}
 	return c.ListenFederation.String()
+}
+
+// advertisedAPI is host:port for nodes; empty when there is no API port.
+func (c *Config) advertisedAPI() string {
+	switch {
+	case !c.ListenAPI.IsValid():
+		return ""
+	case c.AdvertiseAPI != "":
+		return c.AdvertiseAPI
+	}
+	return c.ListenAPI.String()
 }
 
 // record is what this cluster tells the mesh about itself.

@@ -121,7 +121,7 @@ func (l *Ledger) Authenticate(ctx context.Context, c Claim) (cas.Record[*keyspac
 func (l *Ledger) Usable(t *keyspacev1.Token, cure string) error {
 	switch {
 	case t.GetRevoked():
-		return status.Errorf(codes.FailedPrecondition, "the token was revoked after %d wrong proofs; ask for a new one: %s", t.GetFailures(), cure)
+		return status.Errorf(codes.FailedPrecondition, "the token was revoked (after %d wrong proofs); ask for a new one: %s", t.GetFailures(), cure)
 	case l.now().UnixNano() >= t.GetExpiresAt():
 		return status.Errorf(codes.FailedPrecondition, "the token expired at %s; ask for a new one: %s",
 			time.Unix(0, t.GetExpiresAt()).UTC().Format(time.RFC3339), cure)
@@ -156,4 +156,25 @@ func (l *Ledger) Expire(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// RevokeNode makes the open tokens of a node useless.
+func (l *Ledger) RevokeNode(ctx context.Context, node string) error {
+	return cas.Retry(ctx, func() error {
+		page, err := l.kv.List(ctx, kvstore.KindPrefix(kvstore.Private, l.own, kvstore.KindToken), "", 1000, 0)
+		if err != nil {
+			return fmt.Errorf("list tokens: %w", err)
+		}
+		for _, kv := range page.KVs {
+			t := &keyspacev1.Token{}
+			if proto.Unmarshal(kv.Value, t) != nil || t.GetNode() != node || t.GetRevoked() {
+				continue
+			}
+			t.Revoked = true
+			if err := cas.Commit(ctx, l.kv, l.Put(cas.Record[*keyspacev1.Token]{Msg: t, Rev: kv.ModRevision})); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -196,8 +196,7 @@ func (x *RenewRequest) GetRequest() []byte {
 type RenewResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
-	Ca            []byte                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`                   // DER
-	Cluster       *ClusterParameters     `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Cluster       *ClusterParameters     `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,13 +234,6 @@ func (*RenewResponse) Descriptor() ([]byte, []int) {
 func (x *RenewResponse) GetCertificate() []byte {
 	if x != nil {
 		return x.Certificate
-	}
-	return nil
-}
-
-func (x *RenewResponse) GetCa() []byte {
-	if x != nil {
-		return x.Ca
 	}
 	return nil
 }
@@ -352,11 +344,10 @@ const file_api_hawser_v1_enrolment_proto_rawDesc = "" +
 	"\x02ca\x18\x02 \x01(\fR\x02ca\x126\n" +
 	"\acluster\x18\x03 \x01(\v2\x1c.hawser.v1.ClusterParametersR\acluster\"(\n" +
 	"\fRenewRequest\x12\x18\n" +
-	"\arequest\x18\x01 \x01(\fR\arequest\"y\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"i\n" +
 	"\rRenewResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\fR\x02ca\x126\n" +
-	"\acluster\x18\x03 \x01(\v2\x1c.hawser.v1.ClusterParametersR\acluster\"\xcb\x01\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x126\n" +
+	"\acluster\x18\x02 \x01(\v2\x1c.hawser.v1.ClusterParametersR\acluster\"\xcb\x01\n" +
 	"\x11ClusterParameters\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12%\n" +
