@@ -84,7 +84,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	a := &Agent{
 		enrolled: enrolment != nil,
-		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
+		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}

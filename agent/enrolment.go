@@ -15,7 +15,6 @@ import (
 
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/identity"
-	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/tunnel"
 )
 
@@ -125,14 +124,4 @@ func (c *Config) follow(s *enrol.State) error {
 		c.EtcdEndpoints = slices.Clone(s.EtcdEndpoints)
 	}
 	return errors.Join(errs...)
-}
-
-// certificateEnds is when the node's certificate expires; the zero time when it
-// cannot be read.
-func (c *Config) certificateEnds() time.Time {
-	cert, err := pki.ReadCertificate(pki.FilesIn(c.TLSDir, "tls").Cert)
-	if err != nil {
-		return time.Time{}
-	}
-	return cert.NotAfter
 }

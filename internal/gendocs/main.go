@@ -179,6 +179,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindPeerView, "<peer>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindProgress, "<peer>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindToken, "<id>"), "API server"},
+		{kvstore.NewKey(kvstore.Private, c, kvstore.KindEnrolment, "<node>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindElection, "<name>"), "API server, leased; plain text"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindVIP, "<address>"), "API server"},
 	}
