@@ -34,6 +34,7 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/observe"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/policy"
 )
 
@@ -268,6 +269,10 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}
@@ -288,6 +293,10 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
 	if a.enrolled {
 		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
 	}

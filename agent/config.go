@@ -47,10 +47,16 @@ type Config struct {
 	SmallMaps   bool
 	ClusterBits uint32 // as the cluster's API server was told; 0: as enrolled, or the default
 
+	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
+	MetricsListen string
+
 	Zone, Region string
 
 	Log *slog.Logger
 }
+
+// DefaultMetrics is where an agent's metrics are served.
+const DefaultMetrics = "127.0.0.1:9962"
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -78,6 +84,11 @@ func (c *Config) Validate() error {
 	}
 	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
+	}
+	if c.MetricsListen != "" {
+		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
+			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
+		}
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))

@@ -42,6 +42,8 @@ type Config struct {
 	// NodeCertificates is the lifetime of nodes' certificates; 0 means
 	// enrol.DefaultLifetime.
 	NodeCertificates time.Duration
+	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
+	MetricsListen string
 	// AdvertiseFederation is host:port by which peers dial; defaults to
 	// ListenFederation.
 	AdvertiseFederation string
@@ -63,6 +65,8 @@ const (
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
 	DefaultAPIPort        = 4244
+	// DefaultMetrics is where an API server's metrics are served.
+	DefaultMetrics = "127.0.0.1:9963"
 )
 
 // minNodeCertificates leaves an hour and more to renew in.
@@ -92,6 +96,11 @@ func (c *Config) Validate() error {
 	}
 	if c.ListenAPI.IsValid() && c.ListenAPI.Addr().IsUnspecified() && c.AdvertiseAPI == "" {
 		errs = append(errs, fmt.Errorf("--advertise-api: needed, as nodes cannot dial %s", c.ListenAPI))
+	}
+	if c.MetricsListen != "" {
+		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
+			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
+		}
 	}
 	if c.NodeCertificates < 0 || c.NodeCertificates > 0 && c.NodeCertificates < minNodeCertificates {
 		errs = append(errs, fmt.Errorf("--node-certificates %s: must be at least %s", c.NodeCertificates, minNodeCertificates))

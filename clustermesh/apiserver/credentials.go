@@ -70,6 +70,9 @@ func newCredentials(cfg *Config, now time.Time) (*certificates, error) {
 	return c, nil
 }
 
+// expires is when the server's certificate ends.
+func (c *certificates) expires() time.Time { return c.leaf.NotAfter }
+
 // Certificate implements peering.Credentials.
 func (c *certificates) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,11 +42,20 @@ func admits() map[string]pki.Role {
 type gate struct {
 	cluster string
 	admits  map[string]pki.Role
+	refused *atomic.Uint64
 	log     *slog.Logger
 }
 
-// check says why the caller may not call the method, or nil.
+// check says why the caller may not call the method, or nil, and counts.
 func (g *gate) check(ctx context.Context, method string) error {
+	err := g.judge(ctx, method)
+	if err != nil {
+		g.refused.Add(1)
+	}
+	return err
+}
+
+func (g *gate) judge(ctx context.Context, method string) error {
 	service := method[:strings.LastIndexByte(method, '/')+1]
 	want, ok := g.admits[method]
 	if !ok {
@@ -138,7 +148,7 @@ func (s *Server) openPort(ctx context.Context) error {
 	if s.cfg.ListenAPI.Port() == 0 { // any free one
 		s.cfg.ListenAPI = lis.Addr().(*net.TCPAddr).AddrPort()
 	}
-	g := &gate{cluster: s.cfg.Cluster, admits: admits(), log: s.log}
+	g := &gate{cluster: s.cfg.Cluster, admits: admits(), refused: &s.refused, log: s.log}
 	s.port = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.creds.apiTLS())), grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.UnaryInterceptor(g.unary), grpc.StreamInterceptor(g.stream),

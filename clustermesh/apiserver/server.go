@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +25,7 @@ import (
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 )
 
 // Server is a mesh API server.
@@ -43,6 +45,7 @@ type Server struct {
 
 	port         *grpc.Server // nil without an API port
 	portListener net.Listener
+	refused      atomic.Uint64 // calls on it, for the caller's certificate
 }
 
 // Run starts an API server and blocks until the context ends or a part of it
@@ -118,10 +121,18 @@ func (s *Server) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	monitoring, err := metrics.Listen(ctx, s.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	api := grpc.NewServer()
 	hawserv1.RegisterMeshServer(api, s)
 	servers := []*grpc.Server{api}
 	g, ctx := errgroup.WithContext(ctx)
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
 	if s.port != nil {
 		servers = append(servers, s.port)
 		g.Go(func() error { return s.port.Serve(s.portListener) })

@@ -63,6 +63,7 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.Socket, "socket", "/run/hawser/agent.sock", "unix socket of the node API")
 	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")
 	opts.Bind(cmd, "HAWSER_AGENT")

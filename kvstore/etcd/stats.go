@@ -31,3 +31,6 @@ func (s *Server) Stats(ctx context.Context) (Stats, error) {
 		Revision:      count.Header.Revision,
 	}, nil
 }
+
+// QuotaBytes is the size of the database at which no more is written.
+func (s *Server) QuotaBytes() int64 { return quotaBytes }
