@@ -151,3 +151,6 @@ func (c *Client) compact(ctx context.Context, rev int64, physical bool) error {
 	}
 	return nil
 }
+
+// QuotaBytes is the size of the database at which no more is written.
+func (s *Server) QuotaBytes() int64 { return s.cfg.QuotaBytes }

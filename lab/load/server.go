@@ -29,7 +29,6 @@ func Serve(ctx context.Context, addr string, ready func(net.Addr)) error {
 		return fmt.Errorf("listen for load: %w", err)
 	}
 	defer func() { _ = udp.Close() }()
-	roomForDatagrams(udp)
 	if ready != nil {
 		ready(lis.Addr())
 	}
