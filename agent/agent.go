@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -33,6 +34,7 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/observe"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/policy"
 )
 
@@ -42,7 +44,11 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 	space   identity.Space
-	mtu     int // of the underlay, bytes
+	filter  labels.Filter // of the labels that make an identity
+	mtu     int           // of the underlay, bytes
+	// enrolled is false when the certificate was issued by hand, and does not
+	// renew itself.
+	enrolled bool
 
 	dp         *loader.Datapath
 	tables     *datapath.Tables
@@ -71,14 +77,22 @@ type Agent struct {
 // context ends or a part of it fails. Programs, maps and routes stay: traffic
 // goes on without an agent.
 func Run(ctx context.Context, cfg Config) error {
+	enrolment, err := cfg.complete(ctx)
+	if err != nil {
+		return err
+	}
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
+		enrolled: enrolment != nil,
+		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
+	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
+		return fmt.Errorf("--labels: %w", err)
+	}
 	if err := a.openKernel(); err != nil {
 		return err
 	}
@@ -149,7 +163,7 @@ func (a *Agent) openKeyspace() error {
 	}
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
-		ids: a.ids, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
+		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
 		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
@@ -171,7 +185,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
-		if ls, err := labels.ParseSet(r.Labels, labels.CNI); err == nil && r.RuleSet >= datapath.FirstRuleSet {
+		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
 			numbers[ls.Hash()] = r.RuleSet
 		}
 	}
@@ -213,6 +227,9 @@ func (a *Agent) makeStores() error {
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.listed(kvstore.KindIdentity, b.Revision)
+		}
 		if id := a.view.lookupCluster(a.cfg.Cluster); id != 0 {
 			a.ids.setCluster(id)
 		}
@@ -259,6 +276,15 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}
@@ -271,7 +297,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.local.Run(ctx) })
 	g.Go(func() error { return a.writer.Run(ctx) })
 	g.Go(func() error { return a.presence.Run(ctx) })
-	g.Go(func() error { return a.publisher.run(ctx, a.incarnation) })
+	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error {
 		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
 	})
@@ -279,6 +305,13 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
+	if a.enrolled {
+		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
+	}
 	g.Go(func() error { a.settle(ctx, unfinished); return nil })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {
@@ -311,7 +344,7 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}
-	a.publisher.publishStatus(a.incarnation())
+	a.publisher.publishStatus(a.history())
 	select {
 	case <-ctx.Done():
 		return
@@ -328,6 +361,17 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 }
 
 func (a *Agent) incarnation() string { return a.state.Status().Incarnation }
+
+// history is where in which history of the store this node stands.
+type history struct {
+	incarnation string
+	mixed       bool // records of an earlier one are still believed
+}
+
+func (a *Agent) history() history {
+	s := a.state.Status()
+	return history{incarnation: s.Incarnation, mixed: s.Frozen > 0}
+}
 
 func (a *Agent) handleEvent(e datapath.Event) {
 	if e.Type == datapath.EventDrop && e.Reason == maps.DropIdentityUnknown {

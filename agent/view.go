@@ -329,6 +329,14 @@ func (v *view) lookupCluster(name string) uint32 {
 	return v.clusters[name]
 }
 
+// listed notes that all of a kind up to rev is known, and nothing beyond: the
+// listing may be of another history.
+func (v *view) listed(k kvstore.Kind, rev int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.seen[string(k)] = rev
+}
+
 // seenRevisions is the newest revision applied of each kind.
 func (v *view) seenRevisions() map[string]int64 {
 	v.mu.Lock()

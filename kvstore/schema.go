@@ -52,6 +52,7 @@ const (
 	KindElection       Kind = "elections"
 	KindPodCIDR        Kind = "podcidrs"
 	KindVIP            Kind = "vips"
+	KindEnrolment      Kind = "enrolments"
 )
 
 // PublicKinds are the kinds below state/, in the order in which a writer stores
@@ -194,7 +195,7 @@ func (k Kind) Known() bool {
 		KindService, KindServiceID, KindSlice, KindHealth, KindPolicy, KindRef,
 		KindRetired, KindPresence, KindStatus, KindNodeConfig, KindPeerView,
 		KindSynced, KindIncarnation, KindProgress, KindToken, KindElection,
-		KindPodCIDR, KindVIP:
+		KindPodCIDR, KindVIP, KindEnrolment:
 		return true
 	}
 	return false
@@ -222,6 +223,13 @@ func PrefixName(p netip.Prefix) string { return p.Masked().String() }
 
 // NumberName is how a number stands in a key.
 func NumberName(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// ServiceIDBits is how many bits of a service's number are the cluster's own;
+// those above are the cluster's id.
+const ServiceIDBits = 16
+
+// ServiceOwner is the id of the cluster that gave a service its number.
+func ServiceOwner(n uint32) uint32 { return n >> ServiceIDBits }
 
 // escape is url.PathEscape, which leaves names of Kubernetes objects, labels
 // and IPv6 addresses readable and never produces '/'.

@@ -14,6 +14,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
+	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
@@ -33,6 +35,16 @@ type Config struct {
 
 	ListenEtcd       netip.AddrPort
 	ListenFederation netip.AddrPort
+	// ListenAPI is where nodes enrol and administrators call; the zero value
+	// serves neither.
+	ListenAPI netip.AddrPort
+	// AdvertiseAPI is host:port of it as nodes dial it; defaults to ListenAPI.
+	AdvertiseAPI string
+	// NodeCertificates is the lifetime of nodes' certificates; 0 means
+	// enrol.DefaultLifetime.
+	NodeCertificates time.Duration
+	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
+	MetricsListen string
 	// AdvertiseFederation is host:port by which peers dial; defaults to
 	// ListenFederation.
 	AdvertiseFederation string
@@ -41,6 +53,16 @@ type Config struct {
 	NodeCIDRs    []netip.Prefix
 	ServiceCIDRs []netip.Prefix
 	TunnelPort   uint16
+
+	// Replica names this API server among those of the cluster; it is the same
+	// after a restart.
+	Replica string
+	// ExpireAfter is how long the data of a peer that cannot be reached is
+	// believed, and ours by it; 0 means for ever.
+	ExpireAfter time.Duration
+	// IdentityGCInterval is the time between passes of the identity collector:
+	// what is unused in two of them is deleted.
+	IdentityGCInterval time.Duration
 
 	// UnsafeNoFsync trades durability for speed: for labs and tests.
 	UnsafeNoFsync bool
@@ -53,7 +75,15 @@ const (
 	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
+	DefaultExpireAfter    = 24 * time.Hour
+	DefaultReplica        = "0"
+	DefaultAPIPort        = 4244
+	// DefaultMetrics is where an API server's metrics are served.
+	DefaultMetrics = "127.0.0.1:9963"
 )
+
+// minNodeCertificates leaves an hour and more to renew in.
+const minNodeCertificates = 4 * time.Hour
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -77,10 +107,30 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s: must be ADDRESS:PORT", flag))
 		}
 	}
+	if c.ListenAPI.IsValid() && c.ListenAPI.Addr().IsUnspecified() && c.AdvertiseAPI == "" {
+		errs = append(errs, fmt.Errorf("--advertise-api: needed, as nodes cannot dial %s", c.ListenAPI))
+	}
+	if c.MetricsListen != "" {
+		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
+			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
+		}
+	}
+	if c.NodeCertificates < 0 || c.NodeCertificates > 0 && c.NodeCertificates < minNodeCertificates {
+		errs = append(errs, fmt.Errorf("--node-certificates %s: must be at least %s", c.NodeCertificates, minNodeCertificates))
+	}
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
 	errs = append(errs, overlaps(c)...)
+	if c.Replica == "" || strings.Contains(c.Replica, "/") {
+		errs = append(errs, fmt.Errorf("--replica %q: must be a name without '/'", c.Replica))
+	}
+	if c.ExpireAfter < 0 {
+		errs = append(errs, fmt.Errorf("--expire-after %s: must not be negative; 0 means never", c.ExpireAfter))
+	}
+	if c.IdentityGCInterval <= 0 {
+		errs = append(errs, fmt.Errorf("--identity-gc-interval %s: must be above 0", c.IdentityGCInterval))
+	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
 	}
@@ -136,6 +186,17 @@ func (c *Config) advertised() string {
 		return c.AdvertiseFederation
 	}
 	return c.ListenFederation.String()
+}
+
+// advertisedAPI is host:port for nodes; empty when there is no API port.
+func (c *Config) advertisedAPI() string {
+	switch {
+	case !c.ListenAPI.IsValid():
+		return ""
+	case c.AdvertiseAPI != "":
+		return c.AdvertiseAPI
+	}
+	return c.ListenAPI.String()
 }
 
 // record is what this cluster tells the mesh about itself.

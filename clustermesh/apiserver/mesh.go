@@ -21,12 +21,23 @@ import (
 // certificateWarning is how long before its end a certificate is a problem.
 const certificateWarning = 14 * 24 * time.Hour
 
+// As federation reports on peers.
+const (
+	peerConnected = "connected"
+	dataFresh     = "fresh"
+)
+
 // newFederation makes what talks to the peers; it starts nothing.
 func (s *Server) newFederation() (*federation.Manager, error) {
+	expire := s.cfg.ExpireAfter
+	if expire == 0 {
+		expire = -1 // never
+	}
 	return federation.New(federation.Config{
-		Cluster: s.cfg.record(),
-		Listen:  s.cfg.ListenFederation.String(),
-		Replica: "0",
+		Cluster:     s.cfg.record(),
+		Listen:      s.cfg.ListenFederation.String(),
+		Replica:     s.cfg.Replica,
+		ExpireAfter: expire,
 	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
 }
 
@@ -119,7 +130,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	r.Nodes = uint32(len(nodes))
 	for _, p := range s.mesh.Status() {
 		r.Peers++
-		if p.GetState() == "connected" {
+		if p.GetState() == peerConnected {
 			r.PeersConnected++
 			continue
 		}
@@ -135,6 +146,13 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "restart the API server to renew its certificate",
 			})
 		}
+	}
+	p, err := s.identityProblem(ctx, first, last)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	if p != nil {
+		r.Problems = append(r.Problems, p)
 	}
 	return r, nil
 }

@@ -19,6 +19,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -233,12 +234,12 @@ func (r *runner) dialOnce(ctx context.Context) error {
 
 // dialPeer makes one connection to a peer's federation service.
 func dialPeer(ctx context.Context, trust *peering.Trust, peer, endpoint string) (*grpc.ClientConn, *conn, error) {
-	t, err := peering.DialTLS(ctx, endpoint, trust.ClientConfig(peer))
+	t, err := tlsgrpc.Dial(ctx, endpoint, trust.ClientConfig(peer))
 	if err != nil {
 		return nil, nil, err
 	}
 	c := &conn{Conn: t, onClose: func() {}}
-	cc, err := peering.ClientOver(c,
+	cc, err := tlsgrpc.ClientOver(c,
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxFrameBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}))
 	if err != nil {
@@ -267,18 +268,20 @@ func (r *runner) data() (verdict string, since time.Time) {
 func (r *runner) views(ctx context.Context) error {
 	key := kvstore.NewKey(kvstore.Local, r.own(), kvstore.KindPeerView, r.name()).String()
 	last := r.lastView(ctx, key)
+	wrote := time.Now()
 	t := time.NewTicker(viewEvery)
 	defer t.Stop()
 	for ctx.Err() == nil {
 		v := r.st.view(r.peer, r.cfg.LostAfter)
 		data, since := r.data()
 		v.Data, v.DataSince = data, since.UnixNano()
-		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && !sameView(last, v) {
+		moved := !proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) && time.Since(wrote) >= r.cfg.IdlePersist
+		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && (moved || !sameView(last, v)) {
 			v.UpdatedAt = r.st.now().UnixNano()
 			if _, err := r.kv.Txn(ctx, nil, []kvstore.Op{kvstore.Put(key, encode(v))}, nil); err != nil {
 				r.st.failed(fmt.Errorf("write view of %s: %w", r.name(), err))
 			} else {
-				last = v
+				last, wrote = v, time.Now()
 			}
 		}
 		select {
@@ -299,6 +302,9 @@ func (r *runner) lastView(ctx context.Context, key string) *keyspacev1.PeerView 
 	}
 	r.st.do(func() {
 		r.st.position = v.GetPosition()
+		if v.GetAcknowledged() != nil {
+			r.st.acked = v.GetAcknowledged()
+		}
 		if r.st.everUp {
 			return
 		}
@@ -315,7 +321,7 @@ func (r *runner) lastView(ctx context.Context, key string) *keyspacev1.PeerView 
 func sameView(a, b *keyspacev1.PeerView) bool {
 	x, y := proto.CloneOf(a), proto.CloneOf(b)
 	for _, v := range []*keyspacev1.PeerView{x, y} {
-		v.Position, v.UpdatedAt, v.DataSince = nil, 0, 0
+		v.Position, v.Acknowledged, v.UpdatedAt, v.DataSince = nil, nil, 0, 0
 		if !v.GetConnected() {
 			v.Since = 0 // exact only once the stream is given up
 		}

@@ -120,7 +120,7 @@ func TestReasonsMatchHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := regexp.MustCompile(`(?m)^\tDROP_\w+ = (\d+), /\* (.*) \*/$`).FindAllStringSubmatch(string(header), -1)
+	lines := regexp.MustCompile(`(?m)^\tDROP_\w+ = (\d+), +/\* (.*) \*/$`).FindAllStringSubmatch(string(header), -1)
 	if len(lines) < 20 {
 		t.Fatalf("found %d reasons in drop.h", len(lines))
 	}

@@ -19,8 +19,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // First byte of a TCP connection: what it is for.
@@ -146,26 +144,6 @@ func (c *counters) finish(elapsed time.Duration) Report {
 		r.LatencyMax = milliseconds(c.latencies[n-1])
 	}
 	return r
-}
-
-// roomForDatagrams lets a socket keep what comes while its process has to wait
-// for a CPU: a datagram that the receiver had no room for is not lost on the
-// way. Without root the room is what the system allows.
-func roomForDatagrams(c any) {
-	s, ok := c.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return
-	}
-	const room = 8 << 20 // bytes, some 10,000 small datagrams
-	_ = raw.Control(func(fd uintptr) {
-		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room) != nil {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, room)
-		}
-	})
 }
 
 // milliseconds, to the microsecond.

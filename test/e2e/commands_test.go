@@ -44,6 +44,7 @@ func commands() map[string]command {
 		"pause":     cmdPause,     // how long a fault lasts; nothing waits for a state by it
 		"keys":      cmdKeys,      // of a cluster's etcd
 		"published": cmdPublished, // a key is in a cluster's etcd
+		"exhaust":   cmdExhaust,   // a cluster's identity numbers
 		"expired":   cmdExpired,   // a join token is
 		"publish":   cmdPublish,   // a key into a cluster's etcd
 		"token":     cmdToken,     // a join token, changed

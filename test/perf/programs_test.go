@@ -5,7 +5,10 @@ package perf
 import (
 	"net"
 	"net/netip"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,8 +96,34 @@ func TestPerfPrograms(t *testing.T) {
 		r.add("  net of the empty program", "ns", path.goal, differences(raw[path.name], empty))
 		r.add("  in multiples of two hash lookups", "×", "", ratios(differences(raw[path.name], empty), differences(two, empty)))
 	}
+	testRuns(t, r)
 	r.note("the kernel reads its clock twice a run; that is in every number, and not in the net ones")
 	r.finish(t)
+}
+
+// testRuns adds what test/bpf's own benchmark says: the same programs over one
+// packet again and again (BPF_PROG_TEST_RUN), so with warm caches, and net of an
+// empty program.
+func testRuns(t *testing.T, r *report) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-run", "^$", "-bench", "^BenchmarkEstablished$",
+		"-benchtime", "1x", "-count", strconv.Itoa(flags.rounds), "../bpf").CombinedOutput()
+	if err != nil {
+		t.Fatalf("benchmark of test/bpf: %v\n%s", err, out)
+	}
+	goals := map[string]string{"ns/remote-net": "≤ 250 with eBPF headers"}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		if len(f) == 0 || !strings.HasPrefix(f[0], "Benchmark") {
+			continue
+		}
+		for i := 2; i+1 < len(f); i += 2 {
+			unit := f[i+1]
+			if ns, err := strconv.ParseFloat(f[i], 64); err == nil && unit != "ns/op" {
+				r.append("test run, one flow: "+strings.TrimPrefix(unit, "ns/"), "ns", goals[unit], ns)
+			}
+		}
+	}
 }
 
 // watchPrograms returns what reads the time a run took on average since.

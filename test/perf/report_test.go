@@ -132,6 +132,19 @@ func (r *report) add(name, unit, goal string, raw []float64) {
 	})
 }
 
+// append adds a value to a series, which it makes when it is not there.
+func (r *report) append(name, unit, goal string, v float64) {
+	for i, s := range r.Series {
+		if s.Name == name {
+			raw := append(s.Raw, v)
+			r.Series = append(r.Series[:i:i], r.Series[i+1:]...)
+			r.add(name, unit, goal, raw)
+			return
+		}
+	}
+	r.add(name, unit, goal, []float64{v})
+}
+
 // addRounds is add for rounds that each had a median and a 99th percentile.
 func (r *report) addRounds(name, unit, goal string, p50, p99 []float64) {
 	r.add(name, unit, goal, p50)

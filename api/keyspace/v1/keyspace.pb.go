@@ -1772,19 +1772,21 @@ func (x *Presence) GetUpdatedAt() int64 {
 // PeerView is local/<c>/peers/<peer>, written by the API server replica that
 // holds the stream.
 type PeerView struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // connected or lost since, Unix ns
-	DialledBy     string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // "us" or "them"
-	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	Data          string                 `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale or expired
-	DataSince     int64                  `protobuf:"varint,8,opt,name=data_since,json=dataSince,proto3" json:"data_since,omitempty"`
-	Position      *Position              `protobuf:"bytes,9,opt,name=position,proto3" json:"position,omitempty"`                     // applied here
-	PodCidrs      []string               `protobuf:"bytes,10,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`    // granted
-	NodeCidrs     []string               `protobuf:"bytes,11,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"` // granted
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Peer      string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	ClusterId uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Connected bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	Since     int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // connected or lost since, Unix ns
+	DialledBy string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // "us" or "them"
+	Address   string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Data      string                 `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale or expired
+	DataSince int64                  `protobuf:"varint,8,opt,name=data_since,json=dataSince,proto3" json:"data_since,omitempty"`
+	Position  *Position              `protobuf:"bytes,9,opt,name=position,proto3" json:"position,omitempty"`                     // applied here
+	PodCidrs  []string               `protobuf:"bytes,10,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`    // granted
+	NodeCidrs []string               `protobuf:"bytes,11,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"` // granted
+	// How far the peer has stored state/<own>/; up to a minute old.
+	Acknowledged  *Position `protobuf:"bytes,12,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	UpdatedAt     int64     `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1892,6 +1894,13 @@ func (x *PeerView) GetPodCidrs() []string {
 func (x *PeerView) GetNodeCidrs() []string {
 	if x != nil {
 		return x.NodeCidrs
+	}
+	return nil
+}
+
+func (x *PeerView) GetAcknowledged() *Position {
+	if x != nil {
+		return x.Acknowledged
 	}
 	return nil
 }
@@ -2269,9 +2278,10 @@ type Token struct {
 	ExpiresAt int64                  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	Failures  uint32                 `protobuf:"varint,5,opt,name=failures,proto3" json:"failures,omitempty"`
 	Revoked   bool                   `protobuf:"varint,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	// Set when consumed: SHA-256 of the joiner's CA.
+	// Set when consumed: SHA-256 of the joiner's CA, or of a node's public key.
 	UsedBy        []byte `protobuf:"bytes,7,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	UsedByCluster string `protobuf:"bytes,8,opt,name=used_by_cluster,json=usedByCluster,proto3" json:"used_by_cluster,omitempty"`
+	Node          string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"` // the node that may use it; empty: the token is for a cluster
 	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2363,6 +2373,13 @@ func (x *Token) GetUsedByCluster() string {
 	return ""
 }
 
+func (x *Token) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 func (x *Token) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
@@ -2433,6 +2450,101 @@ func (x *VIPOwner) GetName() string {
 }
 
 func (x *VIPOwner) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
+// Enrolment is private/<c>/enrolments/<node>: the node that joined by token,
+// and the key that its certificates are issued to.
+type Enrolment struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Node       string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	KeyHash    []byte                 `protobuf:"bytes,2,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`           // SHA-256 of the public key (SubjectPublicKeyInfo)
+	EnrolledAt int64                  `protobuf:"varint,3,opt,name=enrolled_at,json=enrolledAt,proto3" json:"enrolled_at,omitempty"` // Unix ns
+	ExpiresAt  int64                  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`    // of the newest certificate
+	// Serial numbers of the certificates that have not expired, newest last.
+	Serials       [][]byte `protobuf:"bytes,5,rep,name=serials,proto3" json:"serials,omitempty"`
+	TokenId       string   `protobuf:"bytes,6,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Enrolment) Reset() {
+	*x = Enrolment{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Enrolment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Enrolment) ProtoMessage() {}
+
+func (x *Enrolment) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
+func (*Enrolment) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Enrolment) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Enrolment) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Enrolment) GetEnrolledAt() int64 {
+	if x != nil {
+		return x.EnrolledAt
+	}
+	return 0
+}
+
+func (x *Enrolment) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *Enrolment) GetSerials() [][]byte {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *Enrolment) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *Enrolment) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
 	}
@@ -2610,7 +2722,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xf2\x02\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xb4\x03\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -2627,7 +2739,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\tpod_cidrs\x18\n" +
 	" \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
-	"node_cidrs\x18\v \x03(\tR\tnodeCidrs\x12\x1d\n" +
+	"node_cidrs\x18\v \x03(\tR\tnodeCidrs\x12@\n" +
+	"\facknowledged\x18\f \x01(\v2\x1c.hawser.keyspace.v1.PositionR\facknowledged\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"H\n" +
 	"\bPosition\x12 \n" +
@@ -2675,7 +2788,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\n" +
 	" \x03(\tR\n" +
-	"namespaces\"\xf4\x01\n" +
+	"namespaces\"\x88\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x0e\n" +
@@ -2685,13 +2798,25 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\bfailures\x18\x05 \x01(\rR\bfailures\x12\x18\n" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12\x17\n" +
 	"\aused_by\x18\a \x01(\fR\x06usedBy\x12&\n" +
-	"\x0fused_by_cluster\x18\b \x01(\tR\rusedByCluster\x12\x1d\n" +
+	"\x0fused_by_cluster\x18\b \x01(\tR\rusedByCluster\x12\x12\n" +
+	"\x04node\x18\t \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"k\n" +
 	"\bVIPOwner\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xce\x01\n" +
+	"\tEnrolment\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
+	"\bkey_hash\x18\x02 \x01(\fR\akeyHash\x12\x1f\n" +
+	"\venrolled_at\x18\x03 \x01(\x03R\n" +
+	"enrolledAt\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\x03R\texpiresAt\x12\x18\n" +
+	"\aserials\x18\x05 \x03(\fR\aserials\x12\x19\n" +
+	"\btoken_id\x18\x06 \x01(\tR\atokenId\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt*\\\n" +
 	"\bProtocol\x12\x18\n" +
@@ -2713,7 +2838,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -2745,40 +2870,42 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(*Grant)(nil),          // 27: hawser.keyspace.v1.Grant
 	(*Token)(nil),          // 28: hawser.keyspace.v1.Token
 	(*VIPOwner)(nil),       // 29: hawser.keyspace.v1.VIPOwner
-	nil,                    // 30: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 31: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 32: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 33: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 34: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 35: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(*Enrolment)(nil),      // 30: hawser.keyspace.v1.Enrolment
+	nil,                    // 31: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 32: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 33: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 34: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 35: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 36: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	6,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	8,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	30, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	31, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	12, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	15, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	31, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	32, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	33, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	32, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	33, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	34, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	18, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	19, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	34, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	35, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	35, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	36, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	24, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	3,  // 18: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	27, // 19: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
-	4,  // 20: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	24, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	3,  // 19: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
+	27, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	4,  // 21: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -2792,7 +2919,7 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
