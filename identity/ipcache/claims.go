@@ -17,6 +17,7 @@ const (
 	KindNode
 	KindIP
 	KindVTEP
+	KindCIDR     // a prefix outside the mesh that policies use
 	KindReserved // no claim: the answer for what nobody claims
 )
 
@@ -30,6 +31,8 @@ func (k Kind) String() string {
 		return "ip"
 	case KindVTEP:
 		return "vtep"
+	case KindCIDR:
+		return "cidr"
 	default:
 		return "reserved"
 	}
@@ -56,6 +59,8 @@ func (s source) distance(own string) int {
 	switch {
 	case s.Kind == KindEndpoint:
 		return 0
+	case s.Kind == KindCIDR:
+		return 3 // what the mesh has is not outside
 	case s.Cluster == own:
 		return 1
 	default:
