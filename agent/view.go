@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -149,10 +150,19 @@ func (v *view) cluster(c store.Change) error {
 		v.ips.DeleteCluster(c.Key.Cluster)
 		return nil
 	}
-	id := c.Record.(*keyspacev1.Cluster).GetId()
-	v.clusters[c.Key.Cluster] = id
-	v.ips.SetCluster(c.Key.Cluster, id)
-	v.lb.SetCluster(c.Key.Cluster, id)
+	r := c.Record.(*keyspacev1.Cluster)
+	v.clusters[c.Key.Cluster] = r.GetId()
+	v.ips.SetCluster(c.Key.Cluster, r.GetId())
+	v.lb.SetCluster(c.Key.Cluster, r.GetId())
+	var ranges []netip.Prefix
+	for _, text := range slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return err // validation has accepted it
+		}
+		ranges = append(ranges, p.Masked())
+	}
+	v.ips.SetRanges(c.Key.Cluster, ranges)
 	return nil
 }
 

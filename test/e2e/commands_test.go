@@ -15,7 +15,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 	"github.com/hawser-mesh/hawser/lab"
 )
@@ -45,6 +44,7 @@ func commands() map[string]command {
 		"pause":     cmdPause,     // how long a fault lasts; nothing waits for a state by it
 		"keys":      cmdKeys,      // of a cluster's etcd
 		"published": cmdPublished, // a key is in a cluster's etcd
+		"exhaust":   cmdExhaust,   // a cluster's identity numbers
 		"expired":   cmdExpired,   // a join token is
 		"publish":   cmdPublish,   // a key into a cluster's etcd
 		"token":     cmdToken,     // a join token, changed
@@ -136,11 +136,13 @@ func cmdAsking(s *script, args []string) (string, error) {
 		a := &asking{stop: cancel, done: make(chan struct{})}
 		s.asking = a
 		s.ts.Defer(func() { cancel(); <-a.done })
+		const pace = 20 * time.Millisecond // enough to see a fault, and no load
 		go func() {
 			defer close(a.done)
 			for ctx.Err() == nil && a.err == nil {
 				_, a.err = s.whoAnswers(args[1:])
 				a.n++
+				time.Sleep(pace)
 			}
 		}()
 		return "", nil
@@ -249,19 +251,6 @@ func cmdPause(_ *script, args []string) (string, error) {
 	d, err := time.ParseDuration(args[0])
 	time.Sleep(d)
 	return "", err
-}
-
-// peerStatus is what a cluster's API server says of a peer.
-func (s *script) peerStatus(cluster, peer string) (*hawserv1.PeerStatus, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	r, err := s.world.mesh[cluster].MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
-	for _, p := range r.GetPeers() {
-		if p.GetName() == peer {
-			return p, err
-		}
-	}
-	return nil, errors.Join(err, fmt.Errorf("%s has no peer %s", cluster, peer))
 }
 
 func (s *script) cluster(name string) (lab.Cluster, error) {
