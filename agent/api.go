@@ -227,6 +227,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		PodCidrs: []string{a.cfg.PodCIDR.String()}, PodMtu: uint32(a.endpoints.podMTU()),
 		Keyspace: a.keyspaceStatus(),
 	}
+	r.Policies, r.PoliciesSettled = a.enforced()
 	for _, e := range a.endpoints.snapshot() {
 		r.Endpoints++
 		if e.State != stateReady {
