@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -65,6 +66,7 @@ type Agent struct {
 	marks     *markers
 	publisher *publisher
 	endpoints *endpoints
+	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
 	hub       observe.Hub
 
@@ -164,7 +166,7 @@ func (a *Agent) openKeyspace() error {
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
-		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
+		flush: a.view.flush, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
 }
@@ -187,6 +189,16 @@ func (a *Agent) makeView(records *recordStore) error {
 	for _, r := range remembered {
 		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
 			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
+		}
+	}
+	if a.pinned, err = maps.Dump[maps.IPKey, maps.Endpoint](a.dp.Maps().Endpoints); err != nil {
+		return fmt.Errorf("read the adopted endpoints: %w", err)
+	}
+	taken := slices.Collect(gomaps.Values(numbers))
+	for _, row := range a.pinned {
+		if row.RuleSet >= datapath.FirstRuleSet && !slices.Contains(taken, row.RuleSet) {
+			taken = append(taken, row.RuleSet)
+			numbers[fmt.Sprintf("%s%d", lostPrefix, row.RuleSet)] = row.RuleSet
 		}
 	}
 	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
@@ -261,12 +273,14 @@ func (a *Agent) makeStores() error {
 
 // run brings the node up and keeps it until the context ends.
 func (a *Agent) run(ctx context.Context) error {
-	unfinished := a.endpoints.restore()
+	a.endpoints.restore(a.pinned)
 	if err := a.publisher.announceNode(); err != nil {
 		return err
 	}
 	for _, r := range a.endpoints.snapshot() {
-		a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+		if r.State == stateRestoring && len(r.Labels) > 0 {
+			a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+		}
 	}
 	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {
 		a.tables.Identities.Set(n, datapath.Identity{Number: n})
@@ -313,7 +327,7 @@ func (a *Agent) run(ctx context.Context) error {
 	if a.enrolled {
 		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
 	}
-	g.Go(func() error { a.settle(ctx, unfinished); return nil })
+	g.Go(func() error { a.settle(ctx); return nil })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -335,13 +349,16 @@ func (a *Agent) run(ctx context.Context) error {
 // settle finishes the restore and then lets what is stale be removed: own keys
 // once the own endpoints are back, kernel state once everything of every cluster
 // is known.
-func (a *Agent) settle(ctx context.Context, unfinished []*record) {
-	a.endpoints.resume(ctx, unfinished)
+func (a *Agent) settle(ctx context.Context) {
+	a.endpoints.resume(ctx)
 	if ctx.Err() != nil {
 		return
 	}
 	a.writer.Prune()
 	a.view.wakeIdentities()
+	if _, err := a.dp.PruneLinks(); err != nil {
+		a.log.Warn("remove links of devices that are gone", "error", err)
+	}
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}
