@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -33,6 +34,7 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/observe"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/policy"
 )
 
@@ -44,6 +46,9 @@ type Agent struct {
 	space   identity.Space
 	filter  labels.Filter // of the labels that make an identity
 	mtu     int           // of the underlay, bytes
+	// enrolled is false when the certificate was issued by hand, and does not
+	// renew itself.
+	enrolled bool
 
 	dp         *loader.Datapath
 	tables     *datapath.Tables
@@ -72,15 +77,19 @@ type Agent struct {
 // context ends or a part of it fails. Programs, maps and routes stay: traffic
 // goes on without an agent.
 func Run(ctx context.Context, cfg Config) error {
+	enrolment, err := cfg.complete(ctx)
+	if err != nil {
+		return err
+	}
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
+		enrolled: enrolment != nil,
+		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
-	var err error
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}
@@ -272,6 +281,10 @@ func (a *Agent) run(ctx context.Context) error {
 		return err
 	}
 	defer port.Close()
+	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}
@@ -292,6 +305,13 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
+	if a.enrolled {
+		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
+	}
 	g.Go(func() error { a.settle(ctx, unfinished); return nil })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {

@@ -71,6 +71,7 @@ func truths() []record {
 		{private(KindProgress, "west"), &keyspacev1.Position{Incarnation: "i", Revision: 3}},
 		{private(KindToken, "t"), &keyspacev1.Token{Id: "t"}},
 		{private(KindVIP, "10.96.0.1"), &keyspacev1.VIPOwner{Ip: "10.96.0.1"}},
+		{private(KindEnrolment, "n1"), &keyspacev1.Enrolment{Node: "n1"}},
 		{private(KindIncarnation), wrapperspb.String("i")},
 		{private(KindElection, "import", "west"), wrapperspb.String("")},
 		{private(KindPodCIDR, "10.1.0.0/24"), wrapperspb.String("n1")},

@@ -110,7 +110,7 @@ type node struct {
 func fakeAgent(args []string) error {
 	f := flag.NewFlagSet("agent", flag.ContinueOnError)
 	socket, podCIDR := f.String("socket", "", ""), f.String("pod-cidr", "", "")
-	for _, name := range []string{"cluster", "node", "etcd-endpoint", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "map-sizes", "cluster-bits", "log-format"} {
+	for _, name := range []string{"join", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "map-sizes", "cluster-bits", "log-format"} {
 		f.String(name, "", "")
 	}
 	if err := f.Parse(args); err != nil {
@@ -190,7 +190,7 @@ func fakeAPIServer(args []string) error {
 	}
 	f := flag.NewFlagSet("apiserver", flag.ContinueOnError)
 	socket, vips, data := f.String("socket", "", ""), f.String("service-cidr", "", ""), f.String("data-dir", "", "")
-	for _, name := range []string{"cluster", "cluster-id", "listen-etcd", "listen-federation", "advertise-federation", "pod-cidr", "node-cidr", "cluster-bits", "log-format"} {
+	for _, name := range []string{"cluster", "cluster-id", "listen-etcd", "listen-federation", "advertise-federation", "listen-api", "pod-cidr", "node-cidr", "cluster-bits", "log-format"} {
 		f.String(name, "", "")
 	}
 	f.Bool("unsafe-no-fsync", false, "")
@@ -213,6 +213,10 @@ func (m *mesh) ClusterStatus(context.Context, *hawserv1.ClusterStatusRequest) (*
 
 func (m *mesh) Invite(context.Context, *hawserv1.InviteRequest) (*hawserv1.InviteResponse, error) {
 	return &hawserv1.InviteResponse{Token: "hw1.test"}, nil
+}
+
+func (m *mesh) InviteNode(context.Context, *hawserv1.InviteNodeRequest) (*hawserv1.InviteNodeResponse, error) {
+	return &hawserv1.InviteNodeResponse{Token: "hw1.node"}, nil
 }
 
 func (m *mesh) Join(_ context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {

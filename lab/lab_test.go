@@ -78,7 +78,7 @@ func hostState(t *testing.T) map[string]string {
 	for line := range strings.Lines(string(mounts)) {
 		// Tests of other packages come and go in these places meanwhile; what
 		// this lab leaves there is looked for by name.
-		if !strings.Contains(line, "/run/netns/") && !strings.Contains(line, "/run/hawser-lab/") && !strings.Contains(line, " "+os.TempDir()+"/") {
+		if !strings.Contains(line, "/run/netns") && !strings.Contains(line, "/run/hawser-lab/") && !strings.Contains(line, " "+os.TempDir()+"/") {
 			lasting = append(lasting, line)
 		}
 	}

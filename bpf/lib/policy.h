@@ -88,9 +88,33 @@ static __always_inline struct policy_entry *policy_probe(__u32 rule_set, __u8 di
 	return bpf_map_lookup_elem(&policy, &key);
 }
 
-static __always_inline struct policy_entry *policy_first(__u8 levels, __u32 rule_set, __u8 dir,
-                                                         __u32 peer, __u8 proto, __be16 port)
+/* What policy_first is asked and answers, as words: a global function takes and
+ * returns only numbers.
+ *
+ *   what    63      48 47    40 39    32 31    24 23    16 15          0
+ *          +----------+--------+--------+--------+--------+-------------+
+ *          |  unused  | levels |  dir   | proto  | unused |    port     |
+ *          +----------+--------+--------+--------+--------+-------------+
+ *   answer  63                       32 31                            0
+ *          +---------------------------+-------------------------------+
+ *          |          origin           |       enum policy_found       |
+ *          +---------------------------+-------------------------------+ */
+enum policy_found {
+	POLICY_FOUND = 1 << 0,
+	POLICY_DENY = 1 << 1,
+};
+
+static __always_inline __u64 policy_what(__u8 levels, __u8 dir, __u8 proto, __be16 port)
 {
+	return (__u64)levels << 40 | (__u64)dir << 32 | (__u64)proto << 24 | port;
+}
+
+/* The first entry that matches. Global, so that the verifier walks its six probes
+ * once and not again at every call. */
+__attribute__((noinline)) __u64 policy_first(__u32 rule_set, __u32 peer, __u64 what)
+{
+	__u8 levels = what >> 40, dir = (what >> 32) & 1, proto = what >> 24;
+	__be16 port = what;
 	struct policy_entry *e = NULL;
 
 	if (levels & LEVEL_IDENTITY_PROTO_PORT)
@@ -105,7 +129,9 @@ static __always_inline struct policy_entry *policy_first(__u8 levels, __u32 rule
 		e = policy_probe(rule_set, dir, 0, proto, 0);
 	if (!e && levels & LEVEL_ANY)
 		e = policy_probe(rule_set, dir, 0, 0, 0);
-	return e;
+	if (!e)
+		return 0;
+	return (__u64)e->origin << 32 | (e->deny ? POLICY_DENY : 0) | POLICY_FOUND;
 }
 
 /* Whether ep accepts a flow: dir as seen from ep, port the responder's. */
@@ -115,7 +141,7 @@ static __always_inline int policy_verdict(struct packet *p, const struct endpoin
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
 	__u8 levels = rules >> (dir == DIR_EGRESS ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
 	int deny = flags & (dir == DIR_EGRESS ? RULES_DENY_EGRESS : RULES_DENY_INGRESS);
-	struct policy_entry *e;
+	__u64 found;
 
 	if (dir == DIR_INGRESS && peer == ID_HOST)
 		return 0; /* probes: the node always reaches its own endpoints */
@@ -128,9 +154,9 @@ static __always_inline int policy_verdict(struct packet *p, const struct endpoin
 		return DROP(p, DROP_UNKNOWN_RULE_SET);
 	if (peer == ID_UNKNOWN)
 		return DROP(p, DROP_IDENTITY_UNKNOWN);
-	e = policy_first(levels, ep->rule_set, dir, peer, p->t.proto, port);
-	p->origin = e ? e->origin : 0;
-	if (e)
-		deny = e->deny;
+	found = policy_first(ep->rule_set, peer, policy_what(levels, dir, p->t.proto, port));
+	p->origin = found >> 32;
+	if (found & POLICY_FOUND)
+		deny = found & POLICY_DENY;
 	return deny ? DROP(p, DROP_POLICY_DENIED) : 0;
 }

@@ -18,12 +18,14 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/cli/clicontext"
 	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/internal/pki"
 )
 
 // Exit codes.
@@ -141,7 +143,7 @@ func (s *Session) Mesh() (hawserv1.MeshClient, io.Closer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	conn, err := dial(cl.Socket)
+	conn, err := dialMesh(cl)
 	if err != nil {
 		return nil, nil, fmt.Errorf("API server of cluster %q: %w", cl.Name, err)
 	}
@@ -174,6 +176,10 @@ func (s *Session) Nodes() ([]NodeConn, error) {
 			continue
 		}
 		conns = append(conns, NodeConn{hawserv1.NewNodeClient(conn), n.Name, conn})
+	}
+	if len(cl.Nodes) == 0 {
+		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf(
+			"the context names no agents of cluster %q: what a node knows is asked on that node itself, over its socket", cl.Name)}
 	}
 	if len(conns) == 0 {
 		if len(problems) > 0 {
@@ -241,6 +247,19 @@ func dial(socket string) (*grpc.ClientConn, error) {
 	_ = probe.Close()
 	return grpc.NewClient("unix:"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+}
+
+func dialMesh(cl *clicontext.Cluster) (*grpc.ClientConn, error) {
+	if cl.Socket != "" {
+		return dial(cl.Socket)
+	}
+	cfg, err := pki.FilesIn(cl.TLSDir, "tls").ClientTLSByID(pki.ID{Cluster: cl.Name, Role: pki.RoleAPIServer})
+	if err != nil {
+		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf("%w\nan administrator's certificate is made by: hawser-apiserver issue --admin USER --out DIR", err)}
+	}
+	return grpc.NewClient("passthrough:///"+cl.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(cfg)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 }
 

@@ -21,6 +21,12 @@ import (
 // certificateWarning is how long before its end a certificate is a problem.
 const certificateWarning = 14 * 24 * time.Hour
 
+// As federation reports on peers.
+const (
+	peerConnected = "connected"
+	dataFresh     = "fresh"
+)
+
 // newFederation makes what talks to the peers; it starts nothing.
 func (s *Server) newFederation() (*federation.Manager, error) {
 	expire := s.cfg.ExpireAfter
@@ -124,7 +130,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	r.Nodes = uint32(len(nodes))
 	for _, p := range s.mesh.Status() {
 		r.Peers++
-		if p.GetState() == "connected" {
+		if p.GetState() == peerConnected {
 			r.PeersConnected++
 			continue
 		}

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,11 +19,13 @@ import (
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 )
 
 // Server is a mesh API server.
@@ -32,11 +36,16 @@ type Server struct {
 	log     *slog.Logger
 	started time.Time
 
-	creds       *credentials
+	creds       *certificates
 	etcd        *etcd.Server
 	kv          kvstore.Client
 	incarnation string
 	mesh        *federation.Manager
+	enrol       *enrol.Service
+
+	port         *grpc.Server // nil without an API port
+	portListener net.Listener
+	refused      atomic.Uint64 // calls on it, for the caller's certificate
 }
 
 // Run starts an API server and blocks until the context ends or a part of it
@@ -85,11 +94,19 @@ func (s *Server) open(ctx context.Context) error {
 	if _, err := s.putIfChanged(ctx, own, s.cfg.record()); err != nil {
 		return fmt.Errorf("publish the cluster record: %w", err)
 	}
-	s.mesh, err = s.newFederation()
-	return err
+	if s.mesh, err = s.newFederation(); err != nil {
+		return err
+	}
+	s.enrol = enrol.NewService(enrol.Deps{
+		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
+	})
+	return s.openPort(ctx)
 }
 
 func (s *Server) close() {
+	if s.portListener != nil {
+		_ = s.portListener.Close()
+	}
 	if s.kv != nil {
 		_ = s.kv.Close()
 	}
@@ -104,25 +121,41 @@ func (s *Server) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	monitoring, err := metrics.Listen(ctx, s.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	api := grpc.NewServer()
 	hawserv1.RegisterMeshServer(api, s)
+	servers := []*grpc.Server{api}
 	g, ctx := errgroup.WithContext(ctx)
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
+	if s.port != nil {
+		servers = append(servers, s.port)
+		g.Go(func() error { return s.port.Serve(s.portListener) })
+	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
 	g.Go(func() error { return api.Serve(lis) })
 	g.Go(func() error {
+		defer func() {
+			for _, server := range servers {
+				server.Stop()
+			}
+		}()
 		select {
 		case <-ctx.Done():
-			api.Stop()
 			return nil
 		case err := <-s.etcd.Err():
-			api.Stop()
 			return fmt.Errorf("embedded etcd: %w", err)
 		}
 	})
 	s.log.Info("API server is ready", "etcd", s.etcd.Endpoint(), "federation", s.cfg.ListenFederation, "socket", s.cfg.Socket,
-		"incarnation", s.incarnation)
+		"api", s.cfg.advertisedAPI(), "incarnation", s.incarnation)
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/collector"
 	"github.com/hawser-mesh/hawser/internal/pki"
@@ -33,7 +34,7 @@ func main() {
 func newRun() *cobra.Command {
 	var opts program.Options
 	var cfg apiserver.Config
-	var etcd, federation string
+	var etcd, federation, api string
 	var pods, nodes, services []string
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -60,6 +61,11 @@ func newRun() *cobra.Command {
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.ListenEtcd, _ = netip.ParseAddrPort(etcd)
 			cfg.ListenFederation, _ = netip.ParseAddrPort(federation)
+			if api != "" {
+				if cfg.ListenAPI, err = netip.ParseAddrPort(api); err != nil {
+					return fmt.Errorf("--listen-api %q: must be ADDRESS:PORT", api)
+				}
+			}
 			return apiserver.Run(cmd.Context(), cfg)
 		},
 	}
@@ -72,6 +78,10 @@ func newRun() *cobra.Command {
 	f.StringVar(&etcd, "listen-etcd", "", "ADDRESS:PORT on which agents reach etcd")
 	f.StringVar(&federation, "listen-federation", "", "ADDRESS:PORT on which peers reach this cluster")
 	f.StringVar(&cfg.AdvertiseFederation, "advertise-federation", "", "HOST:PORT by which peers dial this cluster (default: --listen-federation)")
+	f.StringVar(&api, "listen-api", "", "ADDRESS:PORT on which nodes enrol and administrators call; by custom port 4244 (default: no such port)")
+	f.StringVar(&cfg.AdvertiseAPI, "advertise-api", "", "HOST:PORT by which nodes dial it (default: --listen-api)")
+	f.DurationVar(&cfg.NodeCertificates, "node-certificates", enrol.DefaultLifetime, "lifetime of nodes' certificates; they renew themselves at two thirds of it")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", apiserver.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringSliceVar(&pods, "pod-cidr", nil, "pod ranges of the cluster")
 	f.StringSliceVar(&nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
 	f.StringSliceVar(&services, "service-cidr", nil, "ranges of which services get their addresses")

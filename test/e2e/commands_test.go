@@ -137,11 +137,13 @@ func cmdAsking(s *script, args []string) (string, error) {
 		a := &asking{stop: cancel, done: make(chan struct{})}
 		s.asking = a
 		s.ts.Defer(func() { cancel(); <-a.done })
+		const pace = 20 * time.Millisecond // enough to see a fault, and no load
 		go func() {
 			defer close(a.done)
 			for ctx.Err() == nil && a.err == nil {
 				_, a.err = s.whoAnswers(args[1:])
 				a.n++
+				time.Sleep(pace)
 			}
 		}()
 		return "", nil

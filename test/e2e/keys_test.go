@@ -20,7 +20,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
-	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/collector"
 	"github.com/hawser-mesh/hawser/internal/pki"
@@ -268,7 +268,7 @@ func cmdToken(_ *script, args []string) (string, error) {
 		}
 		return string(b) + "\n", nil
 	}
-	t, err := peering.ParseToken(args[1])
+	t, err := invitation.Parse(args[1])
 	if err != nil {
 		return "", err
 	}
@@ -281,7 +281,7 @@ func cmdExpired(_ *script, args []string) (string, error) {
 	if len(args) != 1 {
 		return "", usage("expired TOKEN")
 	}
-	t, err := peering.ParseToken(args[0])
+	t, err := invitation.Parse(args[0])
 	if err == nil && time.Now().Before(t.Expires) {
 		err = no("it is valid until %s", t.Expires)
 	}

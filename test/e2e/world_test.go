@@ -204,7 +204,9 @@ func (s *script) leave() {
 		s.t.Errorf("put the lab back: %v", err)
 	}
 	delete(s.labs, w.kind)
-	report(w.close())
+	if err := w.close(); err != nil {
+		s.t.Error(err)
+	}
 }
 
 // restore removes the policies, services and pods that a script made.

@@ -49,7 +49,7 @@ func newSandbox(t *testing.T, node lab.Node, n int, labels map[string]string) *s
 	if err := netns.Create(s.path); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = netns.Delete(s.path) })
+	t.Cleanup(func() { removeNetns(t, s.path) })
 	return s
 }
 

@@ -68,7 +68,7 @@ func labUp(t *testing.T, r *report) {
 func loads(t *testing.T, r *report) {
 	t.Helper()
 	ns := filepath.Join("/run/netns", fmt.Sprintf("hwperf-%d-load", os.Getpid()))
-	t.Cleanup(func() { _ = netns.Delete(ns) })
+	t.Cleanup(func() { removeNetns(t, ns) })
 	if err := netns.Create(ns); err != nil {
 		t.Fatal(err)
 	}
