@@ -48,7 +48,7 @@ func newList(s *session.Session) *cobra.Command {
 		Long: "List the identities of all clusters, and the reserved ones. Those of the cluster that\n" +
 			"is asked are used, unused (by no node: soon retired) or retired: not given again\n" +
 			"until nobody can take the number for its old labels any more.",
-		Args:  cobra.NoArgs,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows, err := list(cmd.Context(), s)
 			if err != nil {

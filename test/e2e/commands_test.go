@@ -15,7 +15,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 	"github.com/hawser-mesh/hawser/lab"
 )
@@ -252,19 +251,6 @@ func cmdPause(_ *script, args []string) (string, error) {
 	d, err := time.ParseDuration(args[0])
 	time.Sleep(d)
 	return "", err
-}
-
-// peerStatus is what a cluster's API server says of a peer.
-func (s *script) peerStatus(cluster, peer string) (*hawserv1.PeerStatus, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	r, err := s.world.mesh[cluster].MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
-	for _, p := range r.GetPeers() {
-		if p.GetName() == peer {
-			return p, err
-		}
-	}
-	return nil, errors.Join(err, fmt.Errorf("%s has no peer %s", cluster, peer))
 }
 
 func (s *script) cluster(name string) (lab.Cluster, error) {

@@ -113,7 +113,7 @@ func newWorld(s *suite, kind string) (*world, error) {
 	for _, p := range l.Pods() {
 		w.pods = append(w.pods, p.Cluster+"/"+p.Name)
 	}
-	if err := w.connect(); err == nil {
+	if err = w.connect(); err == nil {
 		err = w.writeContext(s.dir)
 	}
 	if err == nil {
