@@ -58,12 +58,16 @@ generate-docs:
 ##@ Test
 
 .PHONY: test
-test: deps-run test-unit test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
+test: deps-run test-unit test-conformance test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
 
 # Packages whose tests need no root; the others skip themselves without it.
 .PHONY: test-unit
 test-unit: ## Unit and component tests (loopback only)
 	@$(GO) test $$($(GO) list ./... | grep --line-buffered -v -e /test/e2e -e /test/bpf -e /test/perf)
+
+.PHONY: test-conformance
+test-conformance: ## NetworkPolicy beside other readings of it (a module of its own)
+	@$(GO) -C test/conformance test ./...
 
 .PHONY: test-bpf
 test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)

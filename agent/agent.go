@@ -186,7 +186,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
 		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
-			numbers[ls.Hash()] = r.RuleSet
+			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
 		}
 	}
 	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
@@ -304,6 +304,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
+	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)

@@ -207,6 +207,9 @@ func (m *endpoints) labelsOf(q *hawserv1.AddEndpointRequest) (labels.Set, error)
 	}
 	ls, err := labels.ParseSet(q.GetLabels(), labels.CNI)
 	errs = append(errs, err)
+	if _, err := parseNamedPorts(q.GetNamedPorts()); err != nil {
+		errs = append(errs, err)
+	}
 	for _, l := range ls {
 		switch l.Source {
 		case labels.Mesh, labels.Reserved, labels.CIDR, labels.Any:
@@ -226,7 +229,13 @@ func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*recor
 	if err != nil {
 		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v", q.GetNamespace(), q.GetName(), err)
 	}
+	ports, err := parseNamedPorts(q.GetNamedPorts())
+	if err != nil {
+		m.pool.Release(addr)
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	r := &record{
+		Ports:       ports,
 		ContainerID: q.GetContainerId(), IfName: q.GetIfname(), Netns: q.GetNetns(),
 		Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr,
 		State: stateCreating, HostDevice: netdev.HostDeviceName(q.GetContainerId(), q.GetIfname()),

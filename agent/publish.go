@@ -121,6 +121,7 @@ func (p *publisher) Announce(ctx context.Context, e *record) error {
 	if err := p.writer.Set(p.ipKey(e.Addr), &keyspacev1.IPEntry{
 		Prefix: prefix.String(), Identity: uint32(e.Identity), Node: p.cfg.Node,
 		TunnelAddress: p.cfg.NodeAddress.String(), Namespace: e.Namespace, Workload: e.Name,
+		NamedPorts: e.namedPorts(),
 	}); err != nil {
 		return err
 	}

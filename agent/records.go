@@ -14,6 +14,7 @@ import (
 
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Endpoint states.
@@ -27,14 +28,15 @@ const (
 // record is an endpoint as it is on disk. It is written before anything of the
 // endpoint is made and removed after everything of it is gone.
 type record struct {
-	ID          uint16     `json:"id"`
-	ContainerID string     `json:"containerID"`
-	IfName      string     `json:"ifName"`
-	Netns       string     `json:"netns"`
-	Namespace   string     `json:"namespace"`
-	Name        string     `json:"name"`
-	Labels      []string   `json:"labels"` // all, of which a filter picks those of the identity
-	Addr        netip.Addr `json:"addr"`
+	ID          uint16             `json:"id"`
+	ContainerID string             `json:"containerID"`
+	IfName      string             `json:"ifName"`
+	Netns       string             `json:"netns"`
+	Namespace   string             `json:"namespace"`
+	Name        string             `json:"name"`
+	Ports       []policy.NamedPort `json:"ports,omitempty"`
+	Labels      []string           `json:"labels"` // all, of which a filter picks those of the identity
+	Addr        netip.Addr         `json:"addr"`
 	// IdentityLabels are those that Identity and RuleSet are of.
 	IdentityLabels []string        `json:"identityLabels,omitempty"`
 	State          string          `json:"state"`

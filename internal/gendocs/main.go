@@ -146,7 +146,7 @@ func meanings() map[string]string {
 		"no tunnel endpoint":   "the node that has the destination is not known",
 		"malformed packet":     "headers that contradict themselves or end early",
 		"fragment":             "a fragment of an IP packet",
-		"unknown destination":  "an address in a pod range that no endpoint has",
+		"unknown destination":  "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
 		"unknown endpoint":     "from a device that belongs to no endpoint",
 		"unrelated icmp error": "an ICMP error about a flow that is not known",
 		"ip options":           "an IPv4 header with options, such as source routing",
