@@ -245,9 +245,9 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
-	if err := a.ids.problem(); err != nil {
+	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
-			Object: "identities", Problem: "a workload cannot start: " + err.Error(),
+			Object: "identities", Problem: p,
 			Fix: "see what the numbers are and what retired ones wait for: hawser identity list",
 		})
 	}

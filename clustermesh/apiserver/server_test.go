@@ -212,9 +212,9 @@ func TestPolicyLife(t *testing.T) {
 
 func TestBadPolicyStoresNothing(t *testing.T) {
 	s := start(t, testConfig(t))
-	both := `[` + rule[1:len(rule)-1] + `,{"labels":[{"key":"name","value":"bad"}],"endpointSelector":{},"ingress":[{"fromCIDR":["10.0.0.0/8"]}]}]`
+	both := `[` + rule[1:len(rule)-1] + `,{"labels":[{"key":"name","value":"bad"}],"endpointSelector":{},"ingress":[{"fromNowhere":["10.0.0.0/8"]}]}]`
 	_, err := s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: both})
-	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "fromCIDR") {
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "fromNowhere") {
 		t.Errorf("got %v", err)
 	}
 	r, err := s.ListPolicies(t.Context(), &hawserv1.ListPoliciesRequest{})
