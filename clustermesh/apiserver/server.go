@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -191,8 +192,14 @@ func apiError(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
-	if _, ok := status.FromError(err); ok {
-		return err
+	var inner interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if errors.As(err, &inner) {
+		// The words around the status stay, its own wrapping goes.
+		text := strings.Replace(err.Error(), inner.Error(), inner.GRPCStatus().Message(), 1)
+		return status.Error(inner.GRPCStatus().Code(), text)
 	}
 	return status.Error(codes.Internal, err.Error())
 }

@@ -273,3 +273,20 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		}
 	}
 }
+
+func TestManifestThatFailsHalfWayTellsWhatWasDone(t *testing.T) {
+	s := start(t, testConfig(t))
+	with := func(name, ip string) string {
+		return strings.Replace(manifest(name), "spec:\n", "spec:\n  clusterIP: "+ip+"\n", 1)
+	}
+	both := with("m1", "10.101.0.2") + "---\n" + with("m2", "10.101.0.2")
+	_, err := s.ApplyService(t.Context(), &hawserv1.ApplyServiceRequest{Source: both})
+	if st := status.Convert(err); st.Code() != codes.FailedPrecondition || strings.Contains(st.Message(), "rpc error") ||
+		!strings.Contains(st.Message(), "done before it: Service demo/m1 created") {
+		t.Errorf("apply: %v", err)
+	}
+	_, err = s.DeleteService(t.Context(), &hawserv1.DeleteServiceRequest{Source: manifest("m1") + "---\n" + manifest("m2")})
+	if status.Code(err) != codes.NotFound || service(t, s, "m1") == nil {
+		t.Errorf("delete of one that is there and one that is not: %v; the first is %v", err, service(t, s, "m1"))
+	}
+}
