@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -102,9 +103,10 @@ func serveUnix(socket string, register func(*grpc.Server)) error {
 
 type node struct {
 	hawserv1.UnimplementedNodeServer
-	pool *ipam.Pool
-	mu   sync.Mutex
-	eps  map[string]*hawserv1.Endpoint
+	pool    *ipam.Pool
+	refused atomic.Bool
+	mu      sync.Mutex
+	eps     map[string]*hawserv1.Endpoint
 }
 
 func fakeAgent(args []string) error {
@@ -129,6 +131,15 @@ func (n *node) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeS
 }
 
 func (n *node) AddEndpoint(_ context.Context, r *hawserv1.AddEndpointRequest) (*hawserv1.AddEndpointResponse, error) {
+	switch r.Name {
+	case "killer":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	case "picky":
+		// Refused the first time, when the lab is to have made all else.
+		if !n.refused.Swap(true) {
+			return nil, status.Error(codes.InvalidArgument, "these labels will not do")
+		}
+	}
 	addr, err := n.pool.Allocate(r.ContainerId)
 	if err != nil {
 		return nil, err
