@@ -245,42 +245,6 @@ func TestLab(t *testing.T) {
 	sameHost(t, before, hostState(t))
 }
 
-// TestAddPodIsUndone adds pods whose ADD fails: nothing of them may stay, and
-// the same name works afterwards.
-func TestAddPodIsUndone(t *testing.T) {
-	name := newName(t, "u")
-	l, err := lab.Up(t.Context(), lab.NewSpec(name, 1, 1), lab.Options{Binaries: programs(t)})
-	must(t, err)
-	for _, c := range [][2]string{{"picky", "these labels will not do"}, {"killer", "east/killer"}} {
-		pod, says := c[0], c[1]
-		if _, err := lab.AddPod(t.Context(), name, "east", lab.PodSpec{Name: pod}); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("pod %s was added: %v, want an error with %q", pod, err, says)
-		}
-		for _, dir := range []string{"/run/netns", filepath.Join(lab.RunDir, name, "hosts")} {
-			if found, _ := filepath.Glob(filepath.Join(dir, "*"+pod)); len(found) > 0 {
-				t.Errorf("left of pod %s: %v", pod, found)
-			}
-		}
-		cgroups, err := exec.Command("find", "/sys/fs/cgroup", "-path", "*hawser-lab-"+name+"/*/"+pod).Output()
-		if err != nil || len(cgroups) > 0 {
-			t.Errorf("left of pod %s: %s, %v", pod, cgroups, err)
-		}
-	}
-	must(t, l.Restart(t.Context(), lab.AgentProgram, "east-1"))
-	l, err = lab.Open(name)
-	must(t, err)
-	wantState(t, l, "ready")
-	for _, retry := range []error{errors.New("refused first"), nil} { // the agent that was killed refuses anew
-		_, err := lab.AddPod(t.Context(), name, "east", lab.PodSpec{Name: "picky"})
-		if (err == nil) != (retry == nil) {
-			t.Errorf("pod picky: %v, want %v", err, retry)
-		}
-	}
-	l, err = lab.Open(name)
-	must(t, err)
-	wantState(t, l, "ready")
-}
-
 func wantState(t *testing.T, l *lab.Lab, want string) {
 	t.Helper()
 	if st := l.Status(t.Context()); st.State != want {
