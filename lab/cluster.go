@@ -196,7 +196,17 @@ func apiServerReady(socket string) func(context.Context) error {
 	}
 }
 
-// agentReady asks once.
+// agentAnswers asks once.
+func agentAnswers(socket string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return withNode(ctx, socket, func(ctx context.Context, n hawserv1.NodeClient) error {
+			_, err := n.Status(ctx, &hawserv1.StatusRequest{})
+			return err
+		})
+	}
+}
+
+// agentReady asks once; an agent without the keyspace is not ready.
 func agentReady(socket string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		return withNode(ctx, socket, func(ctx context.Context, n hawserv1.NodeClient) error {

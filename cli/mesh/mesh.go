@@ -17,6 +17,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 )
 
 // New returns the command.
@@ -128,6 +129,9 @@ func readToken(stdin io.Reader, args []string, file string) (string, error) {
 }
 
 func join(cmd *cobra.Command, s *session.Session, token string, preflight bool) error {
+	if _, err := invitation.Parse(token); err != nil {
+		return session.Usage("%v", err)
+	}
 	client, conn, err := s.Mesh()
 	if err != nil {
 		return err
