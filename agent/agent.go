@@ -201,7 +201,9 @@ func (a *Agent) makeView(records *recordStore) error {
 			numbers[fmt.Sprintf("%s%d", lostPrefix, row.RuleSet)] = row.RuleSet
 		}
 	}
-	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
+	engine, err := policy.New(policy.Config{
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+	})
 	if err != nil {
 		return err
 	}

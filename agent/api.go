@@ -178,6 +178,9 @@ func (s *service) rule(set uint32, k datapath.PolicyKey, e datapath.PolicyEntry)
 		RuleSet: set, Direction: k.Direction.String(), Identity: uint32(k.Identity), Protocol: "any",
 		Port: uint32(k.Port), Verdict: "allow", Origin: s.a.view.Origin(set, k.Direction, e.Origin),
 	}
+	if k.PortWild != 0 {
+		row.EndPort = uint32(k.Port) | (1<<k.PortWild - 1)
+	}
 	if k.Protocol != 0 {
 		row.Protocol = observe.ProtocolName(k.Protocol)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Config is what an agent is told. See Validate for the rules.
@@ -53,6 +54,10 @@ type Config struct {
 
 	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
 	MetricsListen string
+
+	// PolicyScope and PolicyMode are ScopeLocal and ModeDefault when empty.
+	PolicyScope policy.Scope
+	PolicyMode  policy.Mode
 
 	Zone, Region string
 
@@ -95,6 +100,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := labels.ParseFilter(c.Labels); err != nil {
 		errs = append(errs, fmt.Errorf("--labels: %w", err))
+	}
+	if _, err := policy.New(policy.Config{Cluster: "x", Scope: c.PolicyScope, Mode: c.PolicyMode}); err != nil {
+		errs = append(errs, fmt.Errorf("--policy-default-scope, --policy-enforcement: %w", err))
 	}
 	if c.MetricsListen != "" {
 		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {

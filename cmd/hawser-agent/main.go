@@ -14,6 +14,7 @@ import (
 	"github.com/hawser-mesh/hawser/agent"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/internal/program"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 func main() { os.Exit(program.Main(newCommand())) }
@@ -73,6 +74,8 @@ func newCommand() *cobra.Command {
 	f.StringVar(&attach, "attach", "auto", "how programs are put on devices: tcx, clsact, or auto for tcx where the kernel has it")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
+	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")
+	f.StringVar((*string)(&cfg.PolicyMode), "policy-enforcement", string(policy.ModeDefault), "default: for endpoints that a policy selects; always: for all; never: for none")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")

@@ -1857,10 +1857,11 @@ type RuleEntry struct {
 	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"`
 	Identity      uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"` // 0 is any
 	Labels        []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
-	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"` // "any" or a name
-	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`        // 0 is any
-	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`   // allow or deny
-	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`     // namespace/name of the policy object, rule index
+	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`               // "any" or a name
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`                      // 0 is any; for icmp 256 and the type
+	EndPort       uint32                 `protobuf:"varint,9,opt,name=end_port,json=endPort,proto3" json:"end_port,omitempty"` // of a range, else 0
+	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`                 // allow or deny
+	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`                   // namespace/name of the policy object, rule index
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1933,6 +1934,13 @@ func (x *RuleEntry) GetProtocol() string {
 func (x *RuleEntry) GetPort() uint32 {
 	if x != nil {
 		return x.Port
+	}
+	return 0
+}
+
+func (x *RuleEntry) GetEndPort() uint32 {
+	if x != nil {
+		return x.EndPort
 	}
 	return 0
 }
@@ -2397,14 +2405,15 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xda\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xf5\x01\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
 	"\bidentity\x18\x03 \x01(\rR\bidentity\x12\x16\n" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x06 \x01(\rR\x04port\x12\x18\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x19\n" +
+	"\bend_port\x18\t \x01(\rR\aendPort\x12\x18\n" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
 	"\x06origin\x18\b \x01(\tR\x06origin\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
