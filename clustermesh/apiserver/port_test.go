@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,7 +32,9 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
+	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
@@ -45,9 +48,21 @@ func startPort(t *testing.T, edit ...func(*Config)) *Server {
 		e(&cfg)
 	}
 	s := start(t, cfg)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = s.port.Serve(s.portListener) }()
-	t.Cleanup(func() { s.port.Stop(); <-done })
+	ctx, cancel := context.WithCancel(t.Context())
+	socket, err := unixsocket.Listen(ctx, s.cfg.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, err := rest.Gateway(ctx, s.cfg.Socket, hawserv1.RegisterMeshHandler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := grpc.NewServer()
+	hawserv1.RegisterMeshServer(local, s)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = rest.Serve(socket, local, web) })
+	wg.Go(func() { _ = s.servePort(ctx, web) })
+	t.Cleanup(func() { cancel(); local.Stop(); wg.Wait() })
 	return s
 }
 
