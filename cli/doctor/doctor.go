@@ -11,6 +11,7 @@ package doctor
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -66,22 +67,16 @@ func New(s *session.Session) *cobra.Command {
 			"could be asked; warnings alone are 0. It also prints which ports must be open.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			snapshots, err := collect(cmd.Context(), s)
+			r, err := Run(cmd.Context(), s)
 			if err != nil {
 				return err
-			}
-			r, asked := Report{}, false
-			for _, c := range snapshots {
-				asked = asked || c.Status != nil || len(c.Nodes) > 0
-				r.Findings = append(r.Findings, Examine(c)...)
-				r.Ports = append(r.Ports, ports(c)...)
 			}
 			if err := show(cmd.OutOrStdout(), s, r); err != nil {
 				return err
 			}
 			n := count(r.Findings, Problem)
 			switch {
-			case !asked:
+			case n == len(r.Findings):
 				return &session.Error{Code: session.CouldNotAsk, Err: fmt.Errorf("nobody could be asked")}
 			case n > 0:
 				return session.Answer("%d of %d checks found a problem", n, len(r.Findings))
@@ -89,6 +84,20 @@ func New(s *session.Session) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// Run asks all programs of the session's context and examines what they say.
+func Run(ctx context.Context, s *session.Session) (Report, error) {
+	snapshots, err := collect(ctx, s)
+	if err != nil {
+		return Report{}, err
+	}
+	var r Report
+	for _, c := range snapshots {
+		r.Findings = append(r.Findings, Examine(c)...)
+		r.Ports = append(r.Ports, ports(c)...)
+	}
+	return r, nil
 }
 
 func count(fs []Finding, s Severity) int {
