@@ -66,12 +66,16 @@ generate-docs:
 ##@ Test
 
 .PHONY: test
-test: deps-run test-unit test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
+test: deps-run test-unit test-conformance test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
 
 # Packages whose tests need no root; the others skip themselves without it.
 .PHONY: test-unit
 test-unit: ## Unit and component tests (loopback only)
-	@$(GO) test $$($(GO) list ./... | grep -v -e /test/e2e -e /test/bpf -e /test/perf)
+	@$(GO) test $$($(GO) list ./... | grep --line-buffered -v -e /test/e2e -e /test/bpf -e /test/perf)
+
+.PHONY: test-conformance
+test-conformance: ## NetworkPolicy beside other readings of it (a module of its own)
+	@$(GO) -C test/conformance test ./...
 
 .PHONY: test-bpf
 test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
@@ -79,7 +83,7 @@ test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
 
 .PHONY: test-e2e
 test-e2e: build ## Scripts against a lab of real processes (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,$(GO) test -count=1 -timeout 30m -v ./test/e2e/... | grep -v -e '^=== ' -e '^    *\[')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 15m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (10s)
@@ -96,7 +100,7 @@ bench: build ## Performance, side by side, JSON kept under test/perf/results (ro
 .PHONY: verify
 verify: deps-generate ## Generated code, formatting, linters, import layers
 	@echo "verify: generated code" && ./internal/tools/verify-generated
-	@echo "verify: gofmt" && test -z "$$(git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -l | tee /dev/stderr)"
+	@echo "verify: gofmt" && test -z "$$(git ls-files '*.go' | grep --line-buffered -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -l | tee /dev/stderr)"
 	@echo "verify: clang-format" && clang-format-19 --dry-run -Werror $(CFILES)
 	@echo "verify: go mod tidy" && $(GO) mod tidy -diff
 	@echo "verify: import layers" && $(GO) test -count=1 ./internal/layers
@@ -106,7 +110,7 @@ verify: deps-generate ## Generated code, formatting, linters, import layers
 
 .PHONY: fmt
 fmt: ## Format Go and C
-	@git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -w
+	@git ls-files '*.go' | grep --line-buffered -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -w
 	@clang-format-19 -i $(CFILES)
 
 ##@ Housekeeping

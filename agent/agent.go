@@ -45,7 +45,8 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 	space   identity.Space
-	mtu     int // of the underlay, bytes
+	filter  labels.Filter // of the labels that make an identity
+	mtu     int           // of the underlay, bytes
 	// enrolled is false when the certificate was issued by hand, and does not
 	// renew itself.
 	enrolled bool
@@ -90,6 +91,9 @@ func Run(ctx context.Context, cfg Config) error {
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
+	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
+		return fmt.Errorf("--labels: %w", err)
+	}
 	if err := a.openKernel(); err != nil {
 		return err
 	}
@@ -119,7 +123,7 @@ func (a *Agent) openKernel() error {
 	}
 	cfg := loader.Config{
 		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
-		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits,
+		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()
@@ -160,7 +164,7 @@ func (a *Agent) openKeyspace() error {
 	}
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
-		ids: a.ids, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
+		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
 		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
@@ -182,8 +186,8 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
-		if ls, err := labels.ParseSet(r.Labels, labels.CNI); err == nil && r.RuleSet >= datapath.FirstRuleSet {
-			numbers[ls.Hash()] = r.RuleSet
+		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
+			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
 		}
 	}
 	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
@@ -224,6 +228,9 @@ func (a *Agent) makeStores() error {
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.listed(kvstore.KindIdentity, b.Revision)
+		}
 		if id := a.view.lookupCluster(a.cfg.Cluster); id != 0 {
 			a.ids.setCluster(id)
 		}
@@ -270,6 +277,11 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
+	if err != nil {
+		return err
+	}
+	defer port.Close()
 	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
 	if err != nil {
 		return err
@@ -290,13 +302,14 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.local.Run(ctx) })
 	g.Go(func() error { return a.writer.Run(ctx) })
 	g.Go(func() error { return a.presence.Run(ctx) })
-	g.Go(func() error { return a.publisher.run(ctx, a.incarnation) })
+	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error {
 		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
 	})
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
+	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
@@ -337,7 +350,7 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}
-	a.publisher.publishStatus(a.incarnation())
+	a.publisher.publishStatus(a.history())
 	select {
 	case <-ctx.Done():
 		return
@@ -354,6 +367,17 @@ func (a *Agent) settle(ctx context.Context, unfinished []*record) {
 }
 
 func (a *Agent) incarnation() string { return a.state.Status().Incarnation }
+
+// history is where in which history of the store this node stands.
+type history struct {
+	incarnation string
+	mixed       bool // records of an earlier one are still believed
+}
+
+func (a *Agent) history() history {
+	s := a.state.Status()
+	return history{incarnation: s.Incarnation, mixed: s.Frozen > 0}
+}
 
 func (a *Agent) handleEvent(e datapath.Event) {
 	if e.Type == datapath.EventDrop && e.Reason == maps.DropIdentityUnknown {

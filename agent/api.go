@@ -248,6 +248,12 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
+	if err := a.ids.problem(); err != nil {
+		r.Problems = append(r.Problems, &hawserv1.Problem{
+			Object: "identities", Problem: "a workload cannot start: " + err.Error(),
+			Fix: "see what the numbers are and what retired ones wait for: hawser identity list",
+		})
+	}
 	for id, p := range a.view.policyProblems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{Object: "policy " + id, Problem: p, Fix: "apply it anew: hawser policy apply -f FILE"})
 	}

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -43,6 +44,9 @@ type Config struct {
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
 	PinPath  string // directory in a bpffs for this agent's pins; empty: the default
+	// Attach is how programs are put on devices: tcx, clsact, or empty for the
+	// better one that the kernel has.
+	Attach string
 	// SmallMaps sizes the maps for labs and tests.
 	SmallMaps   bool
 	ClusterBits uint32 // as the cluster's API server was told; 0: as enrolled, or the default
@@ -51,6 +55,10 @@ type Config struct {
 	MetricsListen string
 
 	Zone, Region string
+
+	// Labels says which labels of a workload are part of its identity, in the
+	// rules of labels.ParseFilter; empty means the defaults.
+	Labels []string
 
 	Log *slog.Logger
 }
@@ -84,6 +92,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
+	}
+	if _, err := labels.ParseFilter(c.Labels); err != nil {
+		errs = append(errs, fmt.Errorf("--labels: %w", err))
 	}
 	if c.MetricsListen != "" {
 		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/policy"
@@ -66,6 +67,7 @@ type endpoints struct {
 	tables *datapath.Tables
 	engine *policy.Engine
 	ids    identities
+	filter labels.Filter
 	kernel kernel
 	mesh   announcer
 	ready  <-chan struct{} // closed when own policies and identities are known
@@ -205,6 +207,9 @@ func (m *endpoints) labelsOf(q *hawserv1.AddEndpointRequest) (labels.Set, error)
 	}
 	ls, err := labels.ParseSet(q.GetLabels(), labels.CNI)
 	errs = append(errs, err)
+	if _, err := parseNamedPorts(q.GetNamedPorts()); err != nil {
+		errs = append(errs, err)
+	}
 	for _, l := range ls {
 		switch l.Source {
 		case labels.Mesh, labels.Reserved, labels.CIDR, labels.Any:
@@ -224,7 +229,13 @@ func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*recor
 	if err != nil {
 		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v", q.GetNamespace(), q.GetName(), err)
 	}
+	ports, err := parseNamedPorts(q.GetNamedPorts())
+	if err != nil {
+		m.pool.Release(addr)
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	r := &record{
+		Ports:       ports,
 		ContainerID: q.GetContainerId(), IfName: q.GetIfname(), Netns: q.GetNetns(),
 		Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr,
 		State: stateCreating, HostDevice: netdev.HostDeviceName(q.GetContainerId(), q.GetIfname()),
@@ -272,7 +283,11 @@ func (m *endpoints) build(ctx context.Context, r *record) error {
 		return err
 	}
 	if err := m.enlist(ctx, r); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		code := codes.Unavailable
+		if errors.Is(err, allocator.ErrExhausted) {
+			code = codes.ResourceExhausted
+		}
+		return status.Error(code, err.Error())
 	}
 	r.State = stateReady
 	if err := m.keep(r); err != nil {
@@ -297,8 +312,19 @@ func (m *endpoints) awaitReady(ctx context.Context) error {
 
 // enlist gives an endpoint its identity and rules, brings them into the kernel
 // and tells the mesh. It may be repeated.
+//
+// Attaching the program takes the kernel an RCU grace period, which is longer
+// than all the rest; meanwhile the keyspace is asked. Until the endpoint's row
+// is there, the program drops what the pod sends.
 func (m *endpoints) enlist(ctx context.Context, r *record) error {
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	attached := make(chan error, 1)
+	go func() { attached <- m.kernel.AttachEndpoint(r.HostDevice) }()
+	err := m.register(ctx, r)
+	return errors.Join(err, <-attached)
+}
+
+func (m *endpoints) register(ctx context.Context, r *record) error {
+	ls, err := r.identityLabels(m.filter)
 	if err != nil {
 		return err
 	}
@@ -322,7 +348,7 @@ func (m *endpoints) enlist(ctx context.Context, r *record) error {
 			return fmt.Errorf("bring %s into the kernel: %w", r.workload(), err)
 		}
 	}
-	return m.kernel.AttachEndpoint(r.HostDevice)
+	return nil
 }
 
 // Delete removes an endpoint; one that is not there is no error.
@@ -344,8 +370,9 @@ func (m *endpoints) Delete(ctx context.Context, containerID, ifName string) erro
 	return nil
 }
 
-// destroy undoes everything of an endpoint, in the reverse order of build, and
-// forgets it when all is gone. It may be repeated.
+// destroy undoes everything of an endpoint and forgets it when all is gone. It
+// may be repeated. The device goes before its program's pin: taking the program
+// off a live device would cost another RCU grace period.
 func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	r.State = stateDeleting
 	if err := m.keep(r); err != nil {
@@ -356,7 +383,7 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 		errs = append(errs, err)
 	}
 	m.tables.Endpoints.Delete(r.ID)
-	errs = append(errs, m.kernel.DetachEndpoint(r.HostDevice), netdev.DeletePod(r.HostDevice))
+	errs = append(errs, netdev.DeletePod(r.HostDevice), m.kernel.DetachEndpoint(r.HostDevice))
 	// The store may be away; the allocator removes stale references later.
 	if err := m.release(ctx, r); err != nil {
 		m.log.Warn("release identity", "endpoint", r.ID, "error", err)

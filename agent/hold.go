@@ -24,20 +24,22 @@ func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
 	var set uint32
 	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
 	if err == nil {
-		set, err = m.engine.AcquireRuleSet(ls)
+		set, err = m.engine.AcquireRuleSet(ls, r.Ports...)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
 	}
 	m.setHeld(r, true)
-	r.Identity, r.RuleSet = number, set
+	r.Identity, r.RuleSet, r.IdentityLabels = number, set, ls.Strings()
 	return m.keep(r)
 }
 
 // number is the identity of an endpoint: a restored one keeps its own, which
-// is confirmed with the store when all are restored.
+// is confirmed with the store when all are restored, unless other labels count
+// now.
 func (m *endpoints) number(ctx context.Context, r *record, ls labels.Set) (identity.Number, error) {
-	if r.State == stateRestoring && r.Identity != identity.Unknown {
+	was, err := r.remembered()
+	if err == nil && r.State == stateRestoring && r.Identity != identity.Unknown && was.Equal(ls) {
 		return r.Identity, m.ids.Adopt(ctx, ls, r.Identity)
 	}
 	return m.ids.Allocate(ctx, ls)
@@ -81,12 +83,12 @@ func (m *endpoints) release(ctx context.Context, r *record) error {
 	if !m.isHeld(r) {
 		return nil
 	}
-	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	ls, err := r.identityLabels(m.filter)
 	if err != nil {
 		return err
 	}
 	m.setHeld(r, false)
-	m.engine.ReleaseRuleSet(ls)
+	m.engine.ReleaseRuleSet(ls, r.Ports...)
 	m.flush()
 	return m.ids.Release(ctx, ls)
 }

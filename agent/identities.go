@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -30,6 +31,9 @@ type numbers struct {
 	known chan struct{}
 	alloc *allocator.Allocator // set before known is closed
 	err   error
+
+	mu        sync.Mutex
+	exhausted error // of the newest allocation, if it found no free number
 }
 
 func newNumbers(cfg *Config, space identity.Space, kv kvstore.Client, cache allocator.Cache, log *slog.Logger) *numbers {
@@ -63,7 +67,14 @@ func (n *numbers) Allocate(ctx context.Context, ls labels.Set) (identity.Number,
 	if err != nil {
 		return 0, err
 	}
-	return a.Allocate(ctx, ls)
+	number, err := a.Allocate(ctx, ls)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.exhausted = nil
+	if errors.Is(err, allocator.ErrExhausted) {
+		n.exhausted = err
+	}
+	return number, err
 }
 
 // Adopt implements identities.
@@ -74,6 +85,13 @@ func (n *numbers) Adopt(ctx context.Context, ls labels.Set, number identity.Numb
 	}
 	a.Adopt(ls, number)
 	return nil
+}
+
+// problem is why the newest allocation found no number, nil if it found one.
+func (n *numbers) problem() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.exhausted
 }
 
 // Release implements identities.

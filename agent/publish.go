@@ -121,6 +121,7 @@ func (p *publisher) Announce(ctx context.Context, e *record) error {
 	if err := p.writer.Set(p.ipKey(e.Addr), &keyspacev1.IPEntry{
 		Prefix: prefix.String(), Identity: uint32(e.Identity), Node: p.cfg.Node,
 		TunnelAddress: p.cfg.NodeAddress.String(), Namespace: e.Namespace, Workload: e.Name,
+		NamedPorts: e.namedPorts(),
 	}); err != nil {
 		return err
 	}
@@ -152,7 +153,7 @@ func (p *publisher) setEndpoint(a netip.Addr, e *loadbalancer.LocalEndpoint) {
 }
 
 // run keeps slices and status up to date until the context ends.
-func (p *publisher) run(ctx context.Context, incarnation func() string) error {
+func (p *publisher) run(ctx context.Context, at func() history) error {
 	services := p.view.services.Subscribe()
 	defer services.Close()
 	tick := time.NewTicker(statusEvery)
@@ -171,7 +172,7 @@ func (p *publisher) run(ctx context.Context, incarnation func() string) error {
 				p.publishSlices(name)
 			}
 		case <-tick.C:
-			p.publishStatus(incarnation())
+			p.publishStatus(at())
 		}
 	}
 }
@@ -215,10 +216,17 @@ func (p *publisher) publishSlices(name serviceName) {
 	}
 }
 
-func (p *publisher) publishStatus(incarnation string) {
+// publishStatus tells what this node has seen of which history. While records of
+// another history are kept alive beside it, the node may know identities that
+// are gone: then it says nothing of them.
+func (p *publisher) publishStatus(at history) {
 	key := kvstore.NewKey(kvstore.Local, p.cfg.Cluster, kvstore.KindStatus, p.cfg.Node)
+	seen := p.view.seenRevisions()
+	if at.mixed {
+		delete(seen, string(kvstore.KindIdentity))
+	}
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
-		Node: p.cfg.Node, Version: version.String(), Incarnation: incarnation, Seen: p.view.seenRevisions(),
+		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen,
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Endpoint states.
@@ -26,26 +28,45 @@ const (
 // record is an endpoint as it is on disk. It is written before anything of the
 // endpoint is made and removed after everything of it is gone.
 type record struct {
-	ID          uint16          `json:"id"`
-	ContainerID string          `json:"containerID"`
-	IfName      string          `json:"ifName"`
-	Netns       string          `json:"netns"`
-	Namespace   string          `json:"namespace"`
-	Name        string          `json:"name"`
-	Labels      []string        `json:"labels"`
-	Addr        netip.Addr      `json:"addr"`
-	State       string          `json:"state"`
-	Identity    identity.Number `json:"identity"`
-	RuleSet     uint32          `json:"ruleSet"`
-	HostDevice  string          `json:"hostDevice"`
-	IfIndex     uint32          `json:"ifIndex"`
-	HostMAC     [6]byte         `json:"hostMAC"`
-	PodMAC      [6]byte         `json:"podMAC"`
-	CreatedAt   int64           `json:"createdAt"` // Unix ns
+	ID          uint16             `json:"id"`
+	ContainerID string             `json:"containerID"`
+	IfName      string             `json:"ifName"`
+	Netns       string             `json:"netns"`
+	Namespace   string             `json:"namespace"`
+	Name        string             `json:"name"`
+	Ports       []policy.NamedPort `json:"ports,omitempty"`
+	Labels      []string           `json:"labels"` // all, of which a filter picks those of the identity
+	Addr        netip.Addr         `json:"addr"`
+	// IdentityLabels are those that Identity and RuleSet are of.
+	IdentityLabels []string        `json:"identityLabels,omitempty"`
+	State          string          `json:"state"`
+	Identity       identity.Number `json:"identity"`
+	RuleSet        uint32          `json:"ruleSet"`
+	HostDevice     string          `json:"hostDevice"`
+	IfIndex        uint32          `json:"ifIndex"`
+	HostMAC        [6]byte         `json:"hostMAC"`
+	PodMAC         [6]byte         `json:"podMAC"`
+	CreatedAt      int64           `json:"createdAt"` // Unix ns
 }
 
 // key names an endpoint for the container runtime.
 func (r *record) key() string { return r.ContainerID + "/" + r.IfName }
+
+// identityLabels are those of the endpoint's labels that make its identity.
+func (r *record) identityLabels(f labels.Filter) (labels.Set, error) {
+	ls, err := labels.ParseSet(r.Labels, labels.CNI)
+	return f.Apply(ls), err
+}
+
+// remembered are the labels that the record's identity and rule set are of. What
+// counts may have changed since it was written.
+func (r *record) remembered() (labels.Set, error) {
+	was := r.IdentityLabels
+	if was == nil { // written before there was a filter
+		was = r.Labels
+	}
+	return labels.ParseSet(was, labels.CNI)
+}
 
 // workload is namespace/name.
 func (r *record) workload() string { return r.Namespace + "/" + r.Name }

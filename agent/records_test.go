@@ -3,11 +3,15 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
 )
 
 func TestRecordsSurvive(t *testing.T) {
@@ -67,6 +71,55 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 	for _, want := range []string{"--cluster:", "--node:", "--etcd-endpoint", "--underlay-device", "--node-address", "did you mean 10.1.1.0/24?", `--state-dir "relative"`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
+		}
+	}
+}
+
+type fakeIdentities struct {
+	adopted, allocated []string
+}
+
+func (f *fakeIdentities) Adopt(_ context.Context, ls labels.Set, _ identity.Number) error {
+	f.adopted = append(f.adopted, ls.String())
+	return nil
+}
+
+func (f *fakeIdentities) Allocate(_ context.Context, ls labels.Set) (identity.Number, error) {
+	f.allocated = append(f.allocated, ls.String())
+	return 70001, nil
+}
+
+func (f *fakeIdentities) Release(context.Context, labels.Set) error { return nil }
+
+// A restored endpoint keeps its number only if the same labels count as when it
+// got it.
+func TestOtherLabelsCountAfterARestart(t *testing.T) {
+	all := []string{"k8s:app=echo", "k8s:tier=front", "mesh:cluster=east"}
+	tier, err := labels.ParseFilter([]string{"!tier"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		filter  labels.Filter
+		was     []string
+		adopted bool
+	}{
+		"all count, as ever":       {labels.Filter{}, nil, true},
+		"all count now":            {labels.Filter{}, []string{"k8s:app=echo", "mesh:cluster=east"}, false},
+		"tier still does not":      {tier, []string{"k8s:app=echo", "mesh:cluster=east"}, true},
+		"tier does not any more":   {tier, all, false},
+		"… in a record of old age": {tier, nil, false},
+	} {
+		ids := &fakeIdentities{}
+		m := &endpoints{ids: ids, filter: c.filter}
+		r := &record{State: stateRestoring, Identity: 70000, Labels: all, IdentityLabels: c.was}
+		ls, err := r.identityLabels(m.filter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := m.number(t.Context(), r, ls)
+		if err != nil || (n == 70000) != c.adopted || (len(ids.adopted) == 1) != c.adopted || (len(ids.allocated) == 0) != c.adopted {
+			t.Errorf("%s: number %d, %v; adopted %v, allocated %v", name, n, err, ids.adopted, ids.allocated)
 		}
 	}
 }

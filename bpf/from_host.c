@@ -42,12 +42,12 @@ static __always_inline int host_judge(struct packet *p, const struct flow *f, st
 	if (!r->ep)
 		return 0;
 	return policy_verdict(p, r->ep, rules_word(r->ep->rule_set),
-			      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
-			      reply ? p->t.sport : p->t.dport);
+	                      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id, p->t.saddr,
+	                      reply ? p->t.sport : p->t.dport);
 }
 
 static __always_inline int host_record(struct packet *p, struct flow *f, struct ct_entry *e,
-				       __u16 flags)
+                                       __u16 flags)
 {
 	struct ct_entry fresh;
 	int ret;
@@ -115,7 +115,7 @@ static __always_inline int host_packet(struct __sk_buff *skb, struct packet *p)
 	if (likely(eth->proto == bpf_htons(ETH_P_IP)))
 		return host_ipv4(skb, p);
 	if (eth->proto == bpf_htons(ETH_P_ARP)) {
-		__u16 mac[3] = { net_mac[0], net_mac[1], net_mac[2] };
+		__u16 mac[3] = {net_mac[0], net_mac[1], net_mac[2]};
 
 		return answer_arp(skb, p, (__u8 *)mac, 0);
 	}
@@ -125,7 +125,7 @@ static __always_inline int host_packet(struct __sk_buff *skb, struct packet *p)
 SEC("tc")
 int from_host(struct __sk_buff *skb)
 {
-	struct packet p = { .len = skb->len, .program = PROG_FROM_HOST, .direction = DIR_INGRESS };
+	struct packet p = {.len = skb->len, .program = PROG_FROM_HOST, .direction = DIR_INGRESS};
 	int ret = host_packet(skb, &p);
 	int act = finish(&p, ret);
 

@@ -10,13 +10,13 @@
 /* What a packet from outside this node goes through, tunnelled or not. */
 struct arrival {
 	struct endpoint *rx; /* NULL: this node itself */
-	__u32 hop; /* the sender's node id, or HOP_WORLD */
-	__u32 epoch; /* of the source's address */
-	__u64 verdict; /* the word to cache */
+	__u32 hop;           /* the sender's node id, or HOP_WORLD */
+	__u32 epoch;         /* of the source's address */
+	__u64 verdict;       /* the word to cache */
 };
 
 static __always_inline __u64 arrival_word(const struct packet *p, const struct flow *f,
-					  struct arrival *a, __u64 rules)
+                                          struct arrival *a, __u64 rules)
 {
 	return verdict_word(f, a->rx ? rules : 1, a->epoch, p->src_id);
 }
@@ -33,12 +33,12 @@ static __always_inline int arrival_judge(struct packet *p, const struct flow *f,
 	rules = rules_word(a->rx->rule_set);
 	a->verdict = arrival_word(p, f, a, rules);
 	return policy_verdict(p, a->rx, rules, reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
-			      reply ? p->t.sport : p->t.dport);
+	                      p->t.saddr, reply ? p->t.sport : p->t.dport);
 }
 
 /* Records the packet: a new entry, or the old one with a new outcome. */
 static __always_inline int arrival_record(struct packet *p, struct flow *f, struct arrival *a,
-					  struct ct_entry **e)
+                                          struct ct_entry **e)
 {
 	__u16 flags = a->hop == HOP_WORLD ? CT_WORLD : 0;
 	struct ct_entry fresh;
@@ -62,7 +62,7 @@ static __always_inline int arrival_record(struct packet *p, struct flow *f, stru
 
 /* A backend's reply gets the service's address back. */
 static __always_inline int arrival_nat(struct __sk_buff *skb, struct packet *p,
-				       const struct flow *f, const struct ct_entry *e)
+                                       const struct flow *f, const struct ct_entry *e)
 {
 	struct tuple4 to = p->t;
 
@@ -74,7 +74,7 @@ static __always_inline int arrival_nat(struct __sk_buff *skb, struct packet *p,
 }
 
 static __always_inline int arrival_send(struct __sk_buff *skb, struct packet *p,
-					const struct arrival *a)
+                                        const struct arrival *a)
 {
 	return a->rx ? to_endpoint(skb, p, a->rx) : to_own_host(skb, p);
 }
@@ -91,8 +91,8 @@ static __always_inline int is_own_address(__be32 a)
 
 /* Whether the entry's outcome holds: same sender node, same identity, nothing
  * changed since. */
-static __always_inline int tunnel_cached(struct packet *p, const struct flow *f,
-					 struct ct_entry *e, struct arrival *a)
+static __always_inline int tunnel_cached(struct packet *p, const struct flow *f, struct ct_entry *e,
+                                         struct arrival *a)
 {
 	__u64 rules = a->rx ? rules_word(a->rx->rule_set) : 0;
 	__u8 dir = f->dir & 1;
@@ -102,12 +102,11 @@ static __always_inline int tunnel_cached(struct packet *p, const struct flow *f,
 	if (!node || node->addr.w[3] != p->outer || e->flags & CT_WORLD)
 		return 0;
 	a->hop = hop >> 32;
-	return (__u32)hop == a->epoch &&
-	       READ_ONCE(e->verdict[dir]) == arrival_word(p, f, a, rules);
+	return (__u32)hop == a->epoch && READ_ONCE(e->verdict[dir]) == arrival_word(p, f, a, rules);
 }
 
 static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct ct_entry **e,
-				       struct arrival *a)
+                                       struct arrival *a)
 {
 	struct node *node;
 	int ret;
@@ -133,7 +132,7 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 
 /* An ICMP error from the tunnel: its sender is checked, policy is not asked. */
 static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *p,
-					  struct arrival *a)
+                                          struct arrival *a)
 {
 	struct tuple4 quoted = {};
 	struct flow f = {};
@@ -208,10 +207,9 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 
 /* A packet for a local pod that no tunnel brought. Flows of the mesh use the
  * tunnel, so it may neither continue one nor pretend to come from here. */
-static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p,
-				       struct endpoint *rx)
+static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, struct endpoint *rx)
 {
-	struct arrival a = { .rx = rx, .hop = HOP_WORLD };
+	struct arrival a = {.rx = rx, .hop = HOP_WORLD};
 	struct tuple4 quoted = {};
 	struct flow f = {};
 	struct ct_entry *e;
@@ -257,9 +255,7 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p,
 SEC("tc")
 int from_overlay(struct __sk_buff *skb)
 {
-	struct packet p = {
-		.len = skb->len, .program = PROG_FROM_OVERLAY, .direction = DIR_INGRESS
-	};
+	struct packet p = {.len = skb->len, .program = PROG_FROM_OVERLAY, .direction = DIR_INGRESS};
 	struct endpoint *rx;
 	struct ethhdr *eth;
 	struct iphdr *ip;

@@ -17,8 +17,8 @@ static __always_inline __u32 local_salt(const struct endpoint *tx, const struct 
 
 /* Whether the entry's outcome still holds for a packet of tx to daddr. */
 static __always_inline int pod_cached(struct ct_entry *e, const struct flow *f,
-				      const struct endpoint *tx, __be32 daddr, __u32 salt,
-				      struct route *r)
+                                      const struct endpoint *tx, __be32 daddr, __u32 salt,
+                                      struct route *r)
 {
 	__u8 dir = f->dir & 1;
 	__u64 hop = READ_ONCE(e->hop[dir]);
@@ -44,8 +44,8 @@ static __always_inline int pod_cached(struct ct_entry *e, const struct flow *f,
 /* Judges a packet of tx with the (translated) tuple t. *verdict is the word to
  * cache beside r. */
 static __always_inline int pod_judge(struct packet *p, const struct flow *f, struct endpoint *tx,
-				     const struct tuple4 *t, __u32 salt, struct route *r,
-				     __u64 *verdict)
+                                     const struct tuple4 *t, __u32 salt, struct route *r,
+                                     __u64 *verdict)
 {
 	__u8 dir = f->dir == FLOW_REPLY ? DIR_INGRESS : DIR_EGRESS;
 	__be16 port = f->dir == FLOW_REPLY ? t->sport : t->dport;
@@ -61,13 +61,13 @@ static __always_inline int pod_judge(struct packet *p, const struct flow *f, str
 		r->epoch = receiver;
 		salt ^= local_salt(tx, r->ep);
 		if (r->ep->id != tx->id) { /* a pod may talk to itself */
-			ret = policy_verdict(p, tx, rules, dir, r->identity, port);
+			ret = policy_verdict(p, tx, rules, dir, r->identity, t->daddr, port);
 			if (!ret)
 				ret = policy_verdict(p, r->ep, receiver, dir ^ 1, tx->identity,
-						     port);
+				                     t->saddr, port);
 		}
 	} else {
-		ret = policy_verdict(p, tx, rules, dir, r->identity, port);
+		ret = policy_verdict(p, tx, rules, dir, r->identity, t->daddr, port);
 	}
 	*verdict = verdict_word(f, rules, r->epoch, salt);
 	return ret;
@@ -84,7 +84,7 @@ static __always_inline void mark_world(struct ct_entry *e, const struct route *r
 /* A packet without translation, or a backend's reply, which is translated
  * back. */
 static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
-				     struct flow *f, struct ct_entry *e)
+                                     struct flow *f, struct ct_entry *e)
 {
 	struct tuple4 to = p->t;
 	struct ct_entry fresh;
@@ -142,8 +142,8 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 /* Makes both entries of a new flow to a service: from before and after
  * translation. */
 static __always_inline int service_create(struct packet *p, struct flow *f, const struct tuple4 *to,
-					  __u32 frontend, __u32 backend, __u64 verdict,
-					  const struct route *r, __u16 flags)
+                                          __u32 frontend, __u32 backend, __u64 verdict,
+                                          const struct route *r, __u16 flags)
 {
 	struct ct_entry e;
 	struct flow after = {};
@@ -174,7 +174,7 @@ static __always_inline int service_create(struct packet *p, struct flow *f, cons
 /* The entry from after translation sees only replies: keep it as young as the
  * flow, make it again if it went, and follow it when it is established. */
 static __always_inline int service_follow(struct packet *p, struct flow *f, struct ct_entry **e,
-					  const struct tuple4 *to)
+                                          const struct tuple4 *to)
 {
 	struct flow after = {};
 	struct ct_entry *other;
@@ -203,7 +203,7 @@ enum {
 };
 
 static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
-				       struct flow *f, struct ct_entry *e)
+                                       struct flow *f, struct ct_entry *e)
 {
 	struct tuple4 to = p->t;
 	struct route r = {};
@@ -274,8 +274,7 @@ send:
 }
 
 /* An ICMP error of a flow passes without policy. */
-static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p,
-				       struct endpoint *tx)
+static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
 {
 	struct tuple4 quoted = {};
 	struct flow f = {};
@@ -302,7 +301,7 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p,
 
 /* Whether a half-open flow was opened before its destination became a service. */
 static __always_inline int became_service(const struct flow *f, const struct ct_entry *e,
-					  const struct packet *p)
+                                          const struct packet *p)
 {
 	return f->half_open && f->dir == FLOW_FORWARD && !(e->flags & (CT_SERVICE | CT_NAT)) &&
 	       frontend4(&p->t);
@@ -383,7 +382,7 @@ static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct packet p = { .len = skb->len, .program = PROG_FROM_POD, .direction = DIR_EGRESS };
+	struct packet p = {.len = skb->len, .program = PROG_FROM_POD, .direction = DIR_EGRESS};
 	int ret = pod_packet(skb, &p);
 	int act = finish(&p, ret);
 

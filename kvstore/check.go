@@ -182,7 +182,7 @@ func (l Limits) checkIdentityRef(k Key, r *keyspacev1.IdentityRef) error {
 }
 
 func (l Limits) checkServiceID(k Key, r *keyspacev1.ServiceID) error {
-	if err := l.checkNumber(k, r.GetNumber()); err != nil {
+	if err := l.checkServiceNumber(k, r.GetNumber()); err != nil {
 		return err
 	}
 	for _, v := range r.GetVips() {
@@ -210,6 +210,23 @@ func (l Limits) checkNumber(k Key, n uint32) error {
 	}
 	if first, last := l.Space.Range(id); identity.Number(n) < first || identity.Number(n) > last {
 		return bad(k, ReasonRange, "%d is outside of %s's range %d-%d", n, k.Cluster, first, last)
+	}
+	return nil
+}
+
+// checkServiceNumber checks that a service's number is one of the key's cluster.
+// Unlike an identity it does not cross the wire, so that its cluster part does
+// not depend on the cluster bits.
+func (l Limits) checkServiceNumber(k Key, n uint32) error {
+	owner := ServiceOwner(n)
+	if owner == 0 || n&(1<<ServiceIDBits-1) == 0 {
+		return bad(k, ReasonRange, "%d is not a number that a cluster gives to a service", n)
+	}
+	if l.ClusterID == nil {
+		return nil
+	}
+	if id := l.ClusterID(k.Cluster); id != 0 && id != owner {
+		return bad(k, ReasonRange, "%d is of cluster id %d, %s has %d", n, owner, k.Cluster, id)
 	}
 	return nil
 }

@@ -98,7 +98,7 @@ func checkVTEP(k Key, r *keyspacev1.VTEP) error {
 
 func (l Limits) checkService(k Key, r *keyspacev1.Service) error {
 	if r.GetId() != 0 {
-		if err := l.checkNumber(k, r.GetId()); err != nil {
+		if err := l.checkServiceNumber(k, r.GetId()); err != nil {
 			return err
 		}
 	}

@@ -243,3 +243,49 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// With more cluster bits the ranges are others, and cluster ids above 255 are
+// possible; the numbers of services do not depend on it.
+func TestLimitsByClusterBits(t *testing.T) {
+	for bits, id := range map[uint32]uint32{8: 255, 9: 511, 10: 1023} {
+		space, err := identity.NewSpace(bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := Limits{Space: space, ClusterID: func(string) uint32 { return id }}
+		first, last := space.Range(id)
+		ident := func(n identity.Number) record {
+			return record{key(KindIdentity, NumberName(uint32(n))), &keyspacev1.Identity{Number: uint32(n), Labels: []string{"mesh:cluster=east"}}}
+		}
+		svc := func(n uint32) record {
+			return record{key(KindServiceID, NumberName(n)), &keyspacev1.ServiceID{Number: n, Namespace: "demo", Name: "echo"}}
+		}
+		for _, c := range []struct {
+			record
+			ok bool
+		}{
+			{ident(first + 1), true},
+			{ident(last), true},
+			{ident(first - 1), false},
+			{ident(last + 1), false},
+			{svc(id<<ServiceIDBits + 1), true},
+			{svc(id<<ServiceIDBits + 65535), true},
+			{svc(id << ServiceIDBits), false},
+			{svc((id-1)<<ServiceIDBits + 1), false},
+			{svc(1), false},
+		} {
+			var bad *BadRecord
+			if err := l.Check(c.key, c.msg); (err == nil) != c.ok || !c.ok && (!errors.As(err, &bad) || bad.Reason != ReasonRange) {
+				t.Errorf("%d bits, cluster %d: %s: %v, want ok %v", bits, id, c.key, err, c.ok)
+			}
+		}
+		cluster := &keyspacev1.Cluster{Name: east, Id: id, Mesh: &keyspacev1.MeshParameters{ClusterBits: bits}}
+		if err := l.Check(key(KindCluster), cluster); err != nil {
+			t.Errorf("%d bits: the highest cluster id is refused: %v", bits, err)
+		}
+		cluster.Id++
+		if err := l.Check(key(KindCluster), cluster); err == nil {
+			t.Errorf("%d bits: cluster id %d is accepted", bits, cluster.GetId())
+		}
+	}
+}

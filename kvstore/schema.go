@@ -224,6 +224,13 @@ func PrefixName(p netip.Prefix) string { return p.Masked().String() }
 // NumberName is how a number stands in a key.
 func NumberName(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
+// ServiceIDBits is how many bits of a service's number are the cluster's own;
+// those above are the cluster's id.
+const ServiceIDBits = 16
+
+// ServiceOwner is the id of the cluster that gave a service its number.
+func ServiceOwner(n uint32) uint32 { return n >> ServiceIDBits }
+
 // escape is url.PathEscape, which leaves names of Kubernetes objects, labels
 // and IPv6 addresses readable and never produces '/'.
 func escape(s string) string { return url.PathEscape(s) }

@@ -101,14 +101,14 @@ func (b *builder) apiServer(c Cluster) Process {
 		Name:  c.Name + "-apiserver",
 		Place: place{Netns: c.Netns, Cgroup: b.controlCgroup(c)},
 		Log:   b.log(c.Name + "-apiserver"),
-		Argv: []string{
+		Argv: append([]string{
 			b.state.Binaries.APIServer, "run", "--cluster", c.Name, "--cluster-id", strconv.Itoa(int(c.ID)),
 			"--data-dir", c.DataDir, "--listen-etcd", netip.AddrPortFrom(c.Control, etcdPort).String(),
 			"--listen-federation", mesh, "--advertise-federation", mesh, "--socket", c.Socket,
 			"--listen-api", netip.AddrPortFrom(c.Control, apiPort).String(),
 			"--pod-cidr", c.PodCIDR.String(), "--node-cidr", c.NodeCIDR.String(), "--service-cidr", c.ServiceCIDR.String(),
-			"--unsafe-no-fsync", "--log-format", "text",
-		},
+			"--cluster-bits", b.clusterBits(), "--unsafe-no-fsync", "--log-format", "text",
+		}, flags(b.state.Spec.APIServer)...),
 	}
 }
 
@@ -117,13 +117,15 @@ func (b *builder) agent(c Cluster, n Node) Process {
 		Name:  n.Name + "-agent",
 		Place: place{Netns: n.Netns, Cgroup: b.agentCgroup(n)},
 		Log:   b.log(n.Name + "-agent"),
-		Argv: []string{
+		Argv: append([]string{
 			b.state.Binaries.Agent, "--join", "@" + b.tokenFile(n), "--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
 			"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
-			"--pin-path", n.PinPath, "--map-sizes", "small", "--log-format", "text",
-		},
+			"--pin-path", n.PinPath, "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
+		}, flags(b.state.Spec.Agent)...),
 	}
 }
+
+func (l *Lab) clusterBits() string { return strconv.Itoa(int(l.state.Spec.ClusterBits)) }
 
 // issue has the cluster's CA make certificates in dir.
 func (b *builder) issue(ctx context.Context, c Cluster, kind, name, dir string) error {

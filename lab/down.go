@@ -103,8 +103,7 @@ func (n names) removeNamespaces(done *Removed) error {
 		errs = append(errs, netns.Delete(p))
 	}
 	done.Namespaces = len(paths)
-	// The directory was made for the lab when nothing else is in it; else it stays.
-	_ = os.Remove(netnsDir)
+	netns.RetireDir(netnsDir)
 	return errors.Join(errs...)
 }
 

@@ -110,7 +110,7 @@ type node struct {
 func fakeAgent(args []string) error {
 	f := flag.NewFlagSet("agent", flag.ContinueOnError)
 	socket, podCIDR := f.String("socket", "", ""), f.String("pod-cidr", "", "")
-	for _, name := range []string{"join", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "map-sizes", "log-format"} {
+	for _, name := range []string{"join", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "map-sizes", "cluster-bits", "log-format"} {
 		f.String(name, "", "")
 	}
 	if err := f.Parse(args); err != nil {
@@ -190,7 +190,7 @@ func fakeAPIServer(args []string) error {
 	}
 	f := flag.NewFlagSet("apiserver", flag.ContinueOnError)
 	socket, vips, data := f.String("socket", "", ""), f.String("service-cidr", "", ""), f.String("data-dir", "", "")
-	for _, name := range []string{"cluster", "cluster-id", "listen-etcd", "listen-federation", "advertise-federation", "listen-api", "pod-cidr", "node-cidr", "log-format"} {
+	for _, name := range []string{"cluster", "cluster-id", "listen-etcd", "listen-federation", "advertise-federation", "listen-api", "pod-cidr", "node-cidr", "cluster-bits", "log-format"} {
 		f.String(name, "", "")
 	}
 	f.Bool("unsafe-no-fsync", false, "")

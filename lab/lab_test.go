@@ -78,7 +78,7 @@ func hostState(t *testing.T) map[string]string {
 	for line := range strings.Lines(string(mounts)) {
 		// Tests of other packages come and go in these places meanwhile; what
 		// this lab leaves there is looked for by name.
-		if !strings.Contains(line, "/run/netns/") && !strings.Contains(line, "/run/hawser-lab/") && !strings.Contains(line, " "+os.TempDir()+"/") {
+		if !strings.Contains(line, "/run/netns") && !strings.Contains(line, "/run/hawser-lab/") && !strings.Contains(line, " "+os.TempDir()+"/") {
 			lasting = append(lasting, line)
 		}
 	}
@@ -371,6 +371,26 @@ func TestSpecProblemsAreAllTold(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error does not mention %q: %v", want, err)
 		}
+	}
+}
+
+func TestSpecClusterBitsAndSettings(t *testing.T) {
+	s := lab.Spec{Name: "x", ClusterBits: 10, Clusters: []lab.ClusterSpec{{ID: 300}, {ID: 1023}}, APIServer: map[string]string{"expire-after": "1h"}}
+	s, err := s.Complete()
+	must(t, err)
+	if c := s.Clusters[0]; c.PodCIDR.String() != "10.44.0.0/16" || s.Clusters[1].NodeCIDR.String() != "172.30.255.0/24" {
+		t.Errorf("%+v", s)
+	}
+	s.ClusterBits, s.Agent = 9, map[string]string{"--x": ""}
+	if _, err := s.Complete(); err == nil || !strings.Contains(err.Error(), "id 1023 is above 511") || !strings.Contains(err.Error(), `"--x" is not`) {
+		t.Errorf("9 cluster bits: %v", err)
+	}
+	if _, err := (lab.Spec{Clusters: []lab.ClusterSpec{{ID: 256}}}).Complete(); err == nil || !strings.Contains(err.Error(), "above 255") {
+		t.Errorf("8 cluster bits: %v", err)
+	}
+	// Ranges of ids that differ by 256 would be the same.
+	if _, err := (lab.Spec{ClusterBits: 9, Clusters: []lab.ClusterSpec{{ID: 1}, {ID: 257}}}).Complete(); err == nil || !strings.Contains(err.Error(), "overlaps") {
+		t.Errorf("ids 1 and 257: %v", err)
 	}
 }
 

@@ -5,12 +5,16 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 // DefaultName is the lab that commands mean when none is named.
@@ -20,11 +24,17 @@ const DefaultName = "lab"
 type Spec struct {
 	Name     string        `json:"name,omitempty"`
 	Clusters []ClusterSpec `json:"clusters"`
+	// ClusterBits is how many bits of an identity name the cluster; 0 means 8.
+	ClusterBits uint32 `json:"clusterBits,omitempty"`
+	// APIServer and Agent are further settings of these programs, as flag and
+	// value: {expire-after: 1h}.
+	APIServer map[string]string `json:"apiServer,omitempty"`
+	Agent     map[string]string `json:"agent,omitempty"`
 }
 
 // ClusterSpec is one cluster. What is left empty is filled in from the id:
 // 10.<id>.0.0/16 for pods, with a /24 per node, 172.31.<id>.0/24 for services and
-// 172.30.<id>.0/24 for nodes.
+// 172.30.<id>.0/24 for nodes; of ids above 255 the low 8 bits.
 type ClusterSpec struct {
 	Name        string       `json:"name,omitempty"`
 	ID          uint32       `json:"id,omitempty"`
@@ -79,6 +89,9 @@ func (s Spec) Complete() (Spec, error) {
 		s.Name = DefaultName
 	}
 	out := s
+	if out.ClusterBits == 0 {
+		out.ClusterBits = identity.DefaultClusterBits
+	}
 	out.Clusters = nil
 	for i, c := range s.Clusters {
 		out.Clusters = append(out.Clusters, c.withDefaults(i))
@@ -105,7 +118,7 @@ func (c ClusterSpec) withDefaults(i int) ClusterSpec {
 	if c.Nodes == 0 {
 		c.Nodes = defaultNodes
 	}
-	id := byte(min(c.ID, 255)) // validate refuses what does not fit
+	id := byte(c.ID) // ranges that overlap are refused
 	if !c.PodCIDR.IsValid() {
 		c.PodCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, 0, 0}), 16)
 	}
@@ -141,6 +154,7 @@ func (c ClusterSpec) NodeName(n int) string { return fmt.Sprintf("%s-%d", c.Name
 var (
 	labName     = regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`)
 	clusterRule = regexp.MustCompile(`^[a-z][a-z0-9]{0,10}$`)
+	settingName = regexp.MustCompile(`^[a-z][-a-z0-9]*$`)
 	podName     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`)
 )
 
@@ -149,6 +163,11 @@ func (s Spec) validate() error {
 	if err := CheckName(s.Name); err != nil {
 		errs = append(errs, err)
 	}
+	space, err := identity.NewSpace(s.ClusterBits)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	errs = append(errs, s.checkSettings()...)
 	if len(s.Clusters) == 0 {
 		errs = append(errs, errors.New("no clusters"))
 	}
@@ -160,6 +179,9 @@ func (s Spec) validate() error {
 		}
 		if ids[c.ID] {
 			errs = append(errs, fmt.Errorf("cluster %s: id %d is taken", c.Name, c.ID))
+		}
+		if err == nil && c.ID > space.MaxCluster() {
+			errs = append(errs, fmt.Errorf("cluster %s: id %d is above %d, the highest with %d cluster bits", c.Name, c.ID, space.MaxCluster(), s.ClusterBits))
 		}
 		names[c.Name], ids[c.ID] = true, true
 		errs = append(errs, c.validate()...)
@@ -176,6 +198,28 @@ func (s Spec) validate() error {
 		return fmt.Errorf("lab %q cannot be made:\n%w", s.Name, err)
 	}
 	return nil
+}
+
+// checkSettings checks names only: which flags there are the programs know.
+func (s Spec) checkSettings() []error {
+	var errs []error
+	for program, settings := range map[string]map[string]string{"apiServer": s.APIServer, "agent": s.Agent} {
+		for name := range settings {
+			if !settingName.MatchString(name) {
+				errs = append(errs, fmt.Errorf("%s: %q is not the name of a flag", program, name))
+			}
+		}
+	}
+	return errs
+}
+
+// flags are settings as arguments, in a fixed order.
+func flags(settings map[string]string) []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		out = append(out, "--"+name+"="+settings[name])
+	}
+	return out
 }
 
 type ownedPrefix struct {
@@ -198,9 +242,6 @@ func (c ClusterSpec) validate() []error {
 	}
 	if !clusterRule.MatchString(c.Name) {
 		problem("a name is a letter, then at most 10 letters and digits, all lower case")
-	}
-	if c.ID > 255 {
-		problem("id %d is above 255", c.ID)
 	}
 	if c.Nodes < 1 || c.Nodes > maxNodes {
 		problem("%d nodes: 1 to %d are possible", c.Nodes, maxNodes)

@@ -8,10 +8,9 @@ import (
 	"net/netip"
 
 	"go4.org/netipx"
-)
 
-// localIDBits is how many bits of a service's number are the cluster's own.
-const localIDBits = 16
+	"github.com/hawser-mesh/hawser/kvstore"
+)
 
 // ErrExhausted is wrapped by errors that say that a range is full.
 var ErrExhausted = errors.New("none is free")
@@ -20,16 +19,16 @@ var ErrExhausted = errors.New("none is free")
 // from 1 on. The caller makes it its own in a transaction, and asks again when
 // it lost a race.
 func NextServiceID(cluster uint32, used func(uint32) bool) (uint32, error) {
-	if cluster == 0 || cluster >= 1<<(32-localIDBits) {
+	if cluster == 0 || cluster >= 1<<(32-kvstore.ServiceIDBits) {
 		return 0, fmt.Errorf("allocate service number: cluster id %d is not valid", cluster)
 	}
-	base := cluster << localIDBits
-	for id := base + 1; id < base+1<<localIDBits; id++ {
+	base := cluster << kvstore.ServiceIDBits
+	for id := base + 1; id < base+1<<kvstore.ServiceIDBits; id++ {
 		if !used(id) {
 			return id, nil
 		}
 	}
-	return 0, fmt.Errorf("allocate service number in %d–%d: %w", base+1, base+1<<localIDBits-1, ErrExhausted)
+	return 0, fmt.Errorf("allocate service number in %d–%d: %w", base+1, base+1<<kvstore.ServiceIDBits-1, ErrExhausted)
 }
 
 // NextVIP is the lowest free address of a service range. In IPv4 its first and

@@ -8,7 +8,7 @@
 /* Answers a request that came in on this device with mac. own is the address
  * that the asker has itself: a probe for it stays unanswered. */
 static __always_inline int answer_arp(struct __sk_buff *skb, struct packet *p, const __u8 *mac,
-				      __be32 own)
+                                      __be32 own)
 {
 	struct arphdr *arp;
 	struct ethhdr *eth;

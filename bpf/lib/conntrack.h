@@ -37,10 +37,10 @@ enum hop {
 
 enum ct_flags {
 	CT_ORIGIN_HIGH = 1 << 0, /* the higher address sent the first packet */
-	CT_SERVICE = 1 << 1, /* from before translation; nat is the backend */
-	CT_NAT = 1 << 2, /* replies go back through nat, the frontend */
-	CT_HAIRPIN = 1 << 3, /* the originator serves itself */
-	CT_WORLD = 1 << 4, /* the peer is outside the mesh and its tunnels */
+	CT_SERVICE = 1 << 1,     /* from before translation; nat is the backend */
+	CT_NAT = 1 << 2,         /* replies go back through nat, the frontend */
+	CT_HAIRPIN = 1 << 3,     /* the originator serves itself */
+	CT_WORLD = 1 << 4,       /* the peer is outside the mesh and its tunnels */
 	CT_REPLIED = 1 << 5,
 };
 
@@ -57,16 +57,16 @@ struct ct_entry {
 	__u64 bytes[2];
 	__u32 packets[2];
 	__u32 last_seen; /* jiffies */
-	__u16 flags; /* enum ct_flags */
-	__u8 tcp; /* enum ct_tcp */
+	__u16 flags;     /* enum ct_flags */
+	__u8 tcp;        /* enum ct_tcp */
 	__u8 pad;
 	/* 64 bytes: what follows is for new and for translated flows */
 	struct addr nat_addr;
 	__be16 nat_port;
 	__u16 pad2;
 	__u32 frontend; /* number of the service's frontend */
-	__u32 backend; /* number of the chosen backend */
-	__u32 src_id; /* identities at the last full judgement, to be shown */
+	__u32 backend;  /* number of the chosen backend */
+	__u32 src_id;   /* identities at the last full judgement, to be shown */
 	__u32 dst_id;
 	__u32 created; /* jiffies; with CT_SERVICE when its other entry was last seen to */
 };
@@ -90,7 +90,7 @@ struct flow {
 	struct tuple4 key;
 	__u32 hash;
 	__u8 high; /* the packet comes from the higher address */
-	__u8 dir; /* enum flow_dir */
+	__u8 dir;  /* enum flow_dir */
 	__u8 half_open;
 	__u8 pad;
 };
@@ -161,7 +161,7 @@ static __always_inline void ct_touch(struct ct_entry *e, const struct packet *p,
 }
 
 static __always_inline void ct_init(struct ct_entry *e, const struct packet *p,
-				    const struct flow *f, __u16 flags)
+                                    const struct flow *f, __u16 flags)
 {
 	__builtin_memset(e, 0, sizeof(*e));
 	e->flags = flags | (f->high ? CT_ORIGIN_HIGH : 0);
@@ -176,8 +176,8 @@ static __always_inline int ct_create(struct packet *p, const struct flow *f, str
 {
 	e->packets[FLOW_FORWARD] = 1;
 	e->bytes[FLOW_FORWARD] = p->len;
-	return bpf_map_update_elem(&ct4_open, &f->key, e, BPF_ANY) ? DROP(p, DROP_CONNTRACK_FULL) :
-								     0;
+	return bpf_map_update_elem(&ct4_open, &f->key, e, BPF_ANY) ? DROP(p, DROP_CONNTRACK_FULL)
+	                                                           : 0;
 }
 
 /* Moves a half-open flow to the established ones. A busy bucket (kernels before
@@ -199,7 +199,7 @@ static __always_inline int ct_promote(struct packet *p, struct flow *f, struct c
 }
 
 static __always_inline __u64 verdict_word(const struct flow *f, __u32 policy_epoch, __u32 hop_epoch,
-					  __u32 salt)
+                                          __u32 salt)
 {
 	__u32 x = f->hash ^ (hop_epoch * 0x85EBCA6B) ^ (salt * 0xC2B2AE35);
 

@@ -9,9 +9,9 @@
 
 /* A decision: the words to cache, and what they stand for. */
 struct route {
-	__u32 hop; /* node id or HOP_* */
-	__u32 epoch; /* of what the hop was read from */
-	__u32 identity; /* of the destination */
+	__u32 hop;           /* node id or HOP_* */
+	__u32 epoch;         /* of what the hop was read from */
+	__u32 identity;      /* of the destination */
 	struct endpoint *ep; /* with HOP_LOCAL */
 };
 
@@ -43,7 +43,7 @@ static __always_inline int route4(struct packet *p, __be32 daddr, struct route *
 }
 
 static __always_inline int set_macs(struct __sk_buff *skb, struct packet *p, const __u8 *dst,
-				    const __u8 *src)
+                                    const __u8 *src)
 {
 	struct ethhdr *eth = data(skb);
 
@@ -55,7 +55,7 @@ static __always_inline int set_macs(struct __sk_buff *skb, struct packet *p, con
 }
 
 static __always_inline int to_endpoint(struct __sk_buff *skb, struct packet *p,
-				       const struct endpoint *ep)
+                                       const struct endpoint *ep)
 {
 	int ret = set_macs(skb, p, ep->pod_mac, ep->host_mac);
 
@@ -64,8 +64,8 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, struct packet *p,
 
 static __always_inline int to_own_host(struct __sk_buff *skb, struct packet *p)
 {
-	__u16 dst[3] = { host_mac[0], host_mac[1], host_mac[2] };
-	__u16 src[3] = { net_mac[0], net_mac[1], net_mac[2] };
+	__u16 dst[3] = {host_mac[0], host_mac[1], host_mac[2]};
+	__u16 src[3] = {net_mac[0], net_mac[1], net_mac[2]};
 	int ret = set_macs(skb, p, (__u8 *)dst, (__u8 *)src);
 
 	return ret < 0 ? ret : bpf_redirect(host_ifindex, BPF_F_INGRESS);
@@ -84,7 +84,7 @@ static __always_inline int can_reach(struct __sk_buff *skb, struct packet *p, __
 }
 
 static __always_inline int deliver(struct __sk_buff *skb, struct packet *p, const struct route *r,
-				   __u32 vni, __u32 hash)
+                                   __u32 vni, __u32 hash)
 {
 	struct node *node;
 

@@ -6,32 +6,32 @@
 #pragma once
 
 enum drop_reason {
-	DROP_NONE = 0, /* forwarded */
-	DROP_POLICY_DENIED = 1, /* policy denied */
-	DROP_SPOOFED_SOURCE = 2, /* spoofed source */
-	DROP_SPOOFED_IDENTITY = 3, /* spoofed identity */
-	DROP_UNKNOWN_SENDER = 4, /* unknown sender */
-	DROP_IDENTITY_UNKNOWN = 5, /* identity unknown yet */
-	DROP_CONNTRACK_FULL = 6, /* conntrack full */
-	DROP_NO_BACKEND = 7, /* no backend */
+	DROP_NONE = 0,                 /* forwarded */
+	DROP_POLICY_DENIED = 1,        /* policy denied */
+	DROP_SPOOFED_SOURCE = 2,       /* spoofed source */
+	DROP_SPOOFED_IDENTITY = 3,     /* spoofed identity */
+	DROP_UNKNOWN_SENDER = 4,       /* unknown sender */
+	DROP_IDENTITY_UNKNOWN = 5,     /* identity unknown yet */
+	DROP_CONNTRACK_FULL = 6,       /* conntrack full */
+	DROP_NO_BACKEND = 7,           /* no backend */
 	DROP_UNSUPPORTED_PROTOCOL = 8, /* unsupported protocol */
-	DROP_PACKET_TOO_BIG = 9, /* packet too big */
-	DROP_NO_TUNNEL_ENDPOINT = 10, /* no tunnel endpoint */
-	DROP_MALFORMED = 11, /* malformed packet */
-	DROP_FRAGMENT = 12, /* fragment */
+	DROP_PACKET_TOO_BIG = 9,       /* packet too big */
+	DROP_NO_TUNNEL_ENDPOINT = 10,  /* no tunnel endpoint */
+	DROP_MALFORMED = 11,           /* malformed packet */
+	DROP_FRAGMENT = 12,            /* fragment */
 	DROP_UNKNOWN_DESTINATION = 13, /* unknown destination */
-	DROP_UNKNOWN_ENDPOINT = 14, /* unknown endpoint */
-	DROP_UNRELATED_ICMP = 15, /* unrelated icmp error */
-	DROP_IP_OPTIONS = 16, /* ip options */
-	DROP_MULTICAST = 17, /* multicast */
-	DROP_UNKNOWN_RULE_SET = 18, /* unknown rule set */
-	DROP_REWRITE_FAILED = 19, /* rewrite failed */
-	DROP_REASONS = 32, /* room in the metrics map */
+	DROP_UNKNOWN_ENDPOINT = 14,    /* unknown endpoint */
+	DROP_UNRELATED_ICMP = 15,      /* unrelated icmp error */
+	DROP_IP_OPTIONS = 16,          /* ip options */
+	DROP_MULTICAST = 17,           /* multicast */
+	DROP_UNKNOWN_RULE_SET = 18,    /* unknown rule set */
+	DROP_REWRITE_FAILED = 19,      /* rewrite failed */
+	DROP_REASONS = 32,             /* room in the metrics map */
 };
 
 /* DROP records where the decision fell and returns the reason. */
-#define DROP(p, reason)              \
-	({                           \
-		(p)->line = __LINE__; \
-		-(int)(reason);      \
+#define DROP(p, reason)                                                                            \
+	({                                                                                         \
+		(p)->line = __LINE__;                                                              \
+		-(int)(reason);                                                                    \
 	})

@@ -5,7 +5,7 @@
 
 struct endpoint {
 	struct addr addr; /* its first IPv4 address */
-	__u32 ifindex; /* of the host's end */
+	__u32 ifindex;    /* of the host's end */
 	__u32 identity;
 	__u32 rule_set;
 	__u16 id; /* 0: no endpoint */
@@ -56,7 +56,7 @@ static __always_inline struct endpoint *endpoint_by_device(__u32 ifindex)
 
 static __always_inline struct endpoint *endpoint_by_addr4(__be32 a)
 {
-	struct ip_key key = { .addr = addr4(a) };
+	struct ip_key key = {.addr = addr4(a)};
 
 	return bpf_map_lookup_elem(&endpoints, &key);
 }

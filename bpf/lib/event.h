@@ -95,16 +95,14 @@ static __always_inline void count(const struct packet *p, __u32 reason)
  * -1 when this one is suppressed too. */
 static __always_inline long long take_token(const struct packet *p, __u32 reason)
 {
-	struct bucket_key key = {
-		.endpoint = p->endpoint, .reason = reason, .program = p->program
-	};
+	struct bucket_key key = {.endpoint = p->endpoint, .reason = reason, .program = p->program};
 	struct bucket *b = bpf_map_lookup_elem(&event_buckets, &key);
 	__u64 now = bpf_ktime_get_ns();
 	__u64 earned;
 	long long suppressed;
 
 	if (!b) {
-		struct bucket fresh = { .last = now, .tokens = EVENT_BURST - 1 };
+		struct bucket fresh = {.last = now, .tokens = EVENT_BURST - 1};
 
 		bpf_map_update_elem(&event_buckets, &key, &fresh, BPF_ANY);
 		return 0;

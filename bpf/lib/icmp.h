@@ -67,8 +67,8 @@ static __always_inline int answer_frag_needed(struct __sk_buff *skb, const struc
 /* Finds the flow of the packet that the error quotes. The error must go to the
  * quoted packet's sender. */
 static __always_inline struct ct_entry *related_flow(struct __sk_buff *skb, __u32 off,
-						     struct packet *p, struct flow *f,
-						     struct tuple4 *quoted)
+                                                     struct packet *p, struct flow *f,
+                                                     struct tuple4 *quoted)
 {
 	if (parse_quoted(skb, off, p, quoted))
 		return NULL;
@@ -82,7 +82,7 @@ static __always_inline struct ct_entry *related_flow(struct __sk_buff *skb, __u3
  * that the client sent to the service. The inner IP checksum makes up for the
  * inner address, so the ICMP checksum changes by the port only. */
 static __always_inline int related_nat4(struct __sk_buff *skb, struct packet *p,
-					const struct tuple4 *quoted, __be32 vip, __be16 port)
+                                        const struct tuple4 *quoted, __be32 vip, __be16 port)
 {
 	int check = ETH_HLEN + IP_HLEN + __builtin_offsetof(struct icmphdr, check);
 	struct iphdr *ip, *inner;

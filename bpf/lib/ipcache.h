@@ -4,15 +4,15 @@
 #include "endpoint.h"
 
 enum ip_flags {
-	IP_HOST = 1 << 0, /* this node's own address */
+	IP_HOST = 1 << 0,        /* this node's own address */
 	IP_REMOTE_NODE = 1 << 1, /* another node's own address */
-	IP_CIDR = 1 << 2, /* known only as a node's pod CIDR */
+	IP_CIDR = 1 << 2,        /* known only as a node's pod CIDR */
 };
 
 struct ip_entry {
 	__u32 identity; /* 0: unknown yet */
-	__u32 node; /* 0: here or outside the mesh */
-	__u8 flags; /* enum ip_flags */
+	__u32 node;     /* 0: here or outside the mesh */
+	__u8 flags;     /* enum ip_flags */
 	__u8 pad[3];
 };
 
@@ -89,7 +89,7 @@ struct {
 static __always_inline __u32 ip_epoch_index(const struct addr *a, __u32 cluster)
 {
 	__u32 x = a->w[0] * 0x85EBCA6B + a->w[1] * 0xC2B2AE35 + a->w[2] * 0x27D4EB2F +
-		  a->w[3] * 0x9E3779B1 + cluster * 0x165667B1;
+	          a->w[3] * 0x9E3779B1 + cluster * 0x165667B1;
 
 	x ^= x >> 15;
 	return (x * 0x9E3779B1) >> (32 - IP_EPOCH_BITS);
@@ -113,14 +113,14 @@ static __always_inline __u32 ip_epoch4(__be32 a)
 
 static __always_inline struct ip_entry *ipcache_exact4(__be32 a)
 {
-	struct ip_key key = { .addr = addr4(a) };
+	struct ip_key key = {.addr = addr4(a)};
 
 	return bpf_map_lookup_elem(&ipcache, &key);
 }
 
 static __always_inline struct ip_entry *ipcache_prefix4(__be32 a)
 {
-	struct ip_prefix key = { .bits = IP_PREFIX_BITS, .addr = addr4(a) };
+	struct ip_prefix key = {.bits = IP_PREFIX_BITS, .addr = addr4(a)};
 
 	return bpf_map_lookup_elem(&ipcache_prefix, &key);
 }
@@ -143,6 +143,22 @@ static __always_inline __u32 node_id_by_addr4(__be32 a)
 	__u32 *id = bpf_map_lookup_elem(&node_addrs, &key);
 
 	return id ? *id : 0;
+}
+
+/* The address space of ipBlocks: not who has an address but which prefixes of
+ * NetworkPolicies it is in. */
+#define BLOCK_SPACE 0xFFFFFFFF
+
+/* The identity of the ipBlocks that an address is in; 0 is none. */
+static __always_inline __u32 block_identity4(__be32 a)
+{
+	struct ip_key exact = {.addr = addr4(a), .cluster = BLOCK_SPACE};
+	struct ip_prefix key = {.bits = IP_PREFIX_BITS, .cluster = BLOCK_SPACE, .addr = addr4(a)};
+	struct ip_entry *e = bpf_map_lookup_elem(&ipcache, &exact);
+
+	if (!e)
+		e = bpf_map_lookup_elem(&ipcache_prefix, &key);
+	return e ? e->identity : 0;
 }
 
 /* The identity of an address outside the mesh: the CIDR identity that policy

@@ -14,20 +14,20 @@ typedef __u32 __be32;
 typedef __u16 __sum16;
 typedef __u32 __wsum;
 
-#define NULL ((void *)0)
-#define SEC(name) __attribute__((section(name), used))
-#define __always_inline inline __attribute__((always_inline))
-#define __noinline __attribute__((noinline))
-#define __packed __attribute__((packed))
-#define __aligned(n) __attribute__((aligned(n)))
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-#define READ_ONCE(x) (*(volatile __typeof__(x) *)&(x))
+#define NULL             ((void *)0)
+#define SEC(name)        __attribute__((section(name), used))
+#define __always_inline  inline __attribute__((always_inline))
+#define __noinline       __attribute__((noinline))
+#define __packed         __attribute__((packed))
+#define __aligned(n)     __attribute__((aligned(n)))
+#define likely(x)        __builtin_expect(!!(x), 1)
+#define unlikely(x)      __builtin_expect(!!(x), 0)
+#define READ_ONCE(x)     (*(volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
-#define barrier() __asm__ __volatile__("" ::: "memory")
+#define barrier()        __asm__ __volatile__("" ::: "memory")
 
 /* Maps in BTF form. */
-#define __uint(name, val) int (*name)[val]
+#define __uint(name, val) int(*name)[val]
 #define __type(name, val) __typeof__(val) *name
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -208,7 +208,7 @@ struct icmphdr {
 	__u8 type;
 	__u8 code;
 	__sum16 check;
-	__be16 id; /* echo; unused in errors */
+	__be16 id;  /* echo; unused in errors */
 	__be16 seq; /* echo; the next hop's MTU in "fragmentation needed" */
 };
 
@@ -227,25 +227,25 @@ struct bpf_redir_neigh;
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value,
-					 __u64 flags) = (void *)2;
+                                         __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
-static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from,
-					 __u64 to, __u64 flags) = (void *)11;
+static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
+                                         __u64 flags) = (void *)11;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static __s32 (*const bpf_csum_diff)(void *from, __u32 from_size, void *to, __u32 to_size,
-				    __wsum seed) = (void *)28;
+                                    __wsum seed) = (void *)28;
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len,
-					 __u64 flags) = (void *)38;
+                                         __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode,
-					 __u64 flags) = (void *)50;
+                                         __u64 flags) = (void *)50;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen,
-					__u64 flags) = (void *)152;
+                                        __u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const bpf_check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu_len, __s32 len_diff,
-				   __u64 flags) = (void *)163;
+                                   __u64 flags) = (void *)163;

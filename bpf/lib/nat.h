@@ -10,7 +10,7 @@ static __always_inline __u32 csum_fold_diff(__sum16 check, __be32 from, __be32 t
 {
 	__u32 sum = (__u16)~check;
 
-	sum += (__u16)~from + (__u16)~(from >> 16);
+	sum += (__u16)~from + (__u16) ~(from >> 16);
 	sum += (to & 0xFFFF) + (to >> 16);
 	sum = (sum & 0xFFFF) + (sum >> 16);
 	sum = (sum & 0xFFFF) + (sum >> 16);
@@ -27,7 +27,7 @@ static __always_inline int l4_csum_offset(__u8 proto)
 /* L4 checksums go through the helper: a packet from a veth usually has a
  * partial one, which a direct update would corrupt. */
 static __always_inline int nat4_csum(struct __sk_buff *skb, const struct tuple4 *from,
-				     const struct tuple4 *to)
+                                     const struct tuple4 *to)
 {
 	__u64 flags = from->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	int off = l4_csum_offset(from->proto);
@@ -35,16 +35,16 @@ static __always_inline int nat4_csum(struct __sk_buff *skb, const struct tuple4 
 
 	if (from->saddr != to->saddr)
 		err |= bpf_l4_csum_replace(skb, off, from->saddr, to->saddr,
-					   flags | BPF_F_PSEUDO_HDR | sizeof(to->saddr));
+		                           flags | BPF_F_PSEUDO_HDR | sizeof(to->saddr));
 	if (from->daddr != to->daddr)
 		err |= bpf_l4_csum_replace(skb, off, from->daddr, to->daddr,
-					   flags | BPF_F_PSEUDO_HDR | sizeof(to->daddr));
+		                           flags | BPF_F_PSEUDO_HDR | sizeof(to->daddr));
 	if (from->sport != to->sport)
 		err |= bpf_l4_csum_replace(skb, off, from->sport, to->sport,
-					   flags | sizeof(to->sport));
+		                           flags | sizeof(to->sport));
 	if (from->dport != to->dport)
 		err |= bpf_l4_csum_replace(skb, off, from->dport, to->dport,
-					   flags | sizeof(to->dport));
+		                           flags | sizeof(to->dport));
 	return err ? -1 : 0;
 }
 

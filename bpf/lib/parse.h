@@ -99,9 +99,9 @@ static __always_inline int parse4(struct __sk_buff *skb, __u32 off, struct packe
 	p->t.proto = ip->protocol;
 	p->tos = ip->tos;
 	if (ip->version_ihl != IP_VERSION_IHL)
-		return ip->version_ihl >> 4 == 4 && ip->version_ihl > IP_VERSION_IHL ?
-			       DROP(p, DROP_IP_OPTIONS) :
-			       DROP(p, DROP_MALFORMED);
+		return ip->version_ihl >> 4 == 4 && ip->version_ihl > IP_VERSION_IHL
+		           ? DROP(p, DROP_IP_OPTIONS)
+		           : DROP(p, DROP_MALFORMED);
 	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
 		return DROP(p, DROP_FRAGMENT);
 	if (is_multicast4(ip->daddr))
@@ -112,7 +112,7 @@ static __always_inline int parse4(struct __sk_buff *skb, __u32 off, struct packe
 /* The tuple of the packet that an ICMP error at off quotes, seen from that
  * packet's sender. */
 static __always_inline int parse_quoted(struct __sk_buff *skb, __u32 off, struct packet *p,
-					struct tuple4 *t)
+                                        struct tuple4 *t)
 {
 	void *end = data_end(skb);
 	struct iphdr *ip = data(skb) + off + IP_HLEN + sizeof(struct icmphdr);

@@ -11,9 +11,9 @@ struct frontend_key {
 };
 
 struct frontend {
-	__u32 number; /* node-local, indexes epochs and slots */
+	__u32 number;  /* node-local, indexes epochs and slots */
 	__u32 service; /* global service id */
-	__u32 count; /* of slots */
+	__u32 count;   /* of slots */
 };
 
 struct slot_key {
@@ -71,7 +71,7 @@ static __always_inline __u32 service_epoch(__u32 frontend)
 
 static __always_inline struct frontend *frontend4(const struct tuple4 *t)
 {
-	struct frontend_key key = { .addr = addr4(t->daddr), .port = t->dport, .proto = t->proto };
+	struct frontend_key key = {.addr = addr4(t->daddr), .port = t->dport, .proto = t->proto};
 
 	if (t->proto != IPPROTO_TCP && t->proto != IPPROTO_UDP)
 		return NULL;
@@ -81,7 +81,7 @@ static __always_inline struct frontend *frontend4(const struct tuple4 *t)
 /* A random backend. A slot that is being replaced is passed over. */
 static __always_inline struct backend *choose_backend(const struct frontend *fe, __u32 *number)
 {
-	struct slot_key key = { .frontend = fe->number };
+	struct slot_key key = {.frontend = fe->number};
 	__u32 count = READ_ONCE(fe->count), *slot;
 
 	if (!count)

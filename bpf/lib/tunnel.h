@@ -49,7 +49,7 @@ static __always_inline __u32 l4_hlen(struct __sk_buff *skb, const struct packet 
 /* Whether the packet fits with the tunnel's headers; nothing else checks that
  * on a redirect. A packet that is cut later counts by its segments. */
 static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
-				       const struct node *node)
+                                       const struct node *node)
 {
 	__u32 mtu = 0, len = skb->len - ETH_HLEN;
 
@@ -79,7 +79,7 @@ static __always_inline __sum16 ip_check(const struct iphdr *ip)
 }
 
 static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
-					 __be32 remote, __u32 vni, __u32 hash)
+                                         __be32 remote, __u32 vni, __u32 hash)
 {
 	struct ethhdr *inner;
 
@@ -111,11 +111,11 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 
 /* Wraps the packet and sends it to the node. tunnel_fits was asked before. */
 static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
-				       const struct node *node, __u32 vni, __u32 hash)
+                                       const struct node *node, __u32 vni, __u32 hash)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
-		      BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-		      ((__u64)ETH_HLEN << BPF_ADJ_ROOM_ENCAP_L2_SHIFT) | encap_extra_flags;
+	              BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+	              ((__u64)ETH_HLEN << BPF_ADJ_ROOM_ENCAP_L2_SHIFT) | encap_extra_flags;
 	__be32 remote = node->addr.w[3];
 	struct tunnel_headers *h;
 

@@ -12,7 +12,7 @@ struct addr {
 
 static __always_inline struct addr addr4(__be32 a)
 {
-	struct addr r = { .w = { 0, 0, V4_MAPPED, a } };
+	struct addr r = {.w = {0, 0, V4_MAPPED, a}};
 	return r;
 }
 
@@ -30,6 +30,7 @@ enum identity {
 	ID_REMOTE_NODE = 6,
 	ID_MAX_RESERVED = 255,
 	ID_LOCAL_BASE = 1 << 24, /* CIDR identities; never on the wire */
+	/* from 1 << 31: which ipBlocks an address is in, beside its identity */
 };
 
 /* Directions of policy, as seen from an endpoint. */
@@ -77,7 +78,7 @@ struct packet {
 	__u32 len;
 	__u16 endpoint; /* whose policy decided */
 	__u8 direction; /* enum direction */
-	__u8 program; /* enum program */
+	__u8 program;   /* enum program */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;

@@ -45,7 +45,10 @@ func newList(s *session.Session) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the identities of all clusters, and the reserved ones",
-		Args:  cobra.NoArgs,
+		Long: "List the identities of all clusters, and the reserved ones. Those of the cluster that\n" +
+			"is asked are used, unused (by no node: soon retired) or retired: not given again\n" +
+			"until nobody can take the number for its old labels any more.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows, err := list(cmd.Context(), s)
 			if err != nil {
@@ -54,11 +57,24 @@ func newList(s *session.Session) *cobra.Command {
 			return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
 				{Header: "IDENTITY", Cell: func(r row) string { return fmt.Sprint(r.GetNumber()) }},
 				{Header: "CLUSTER", Cell: row.GetCluster},
+				{Header: "STATE", Cell: state},
 				{Header: "NODES", Cell: func(r row) string { return strings.Join(r.GetNodes(), ",") }},
 				{Header: "LABELS", Cell: func(r row) string { return printer.Labels(r.GetLabels()) }},
 			}, "No identities.")
 		},
 	}
+}
+
+// state is used, unused, remote, reserved, or what a retired number waits for.
+func state(r row) string {
+	if r.GetSince() == 0 {
+		return r.GetState()
+	}
+	s := r.GetState() + " " + printer.Age(r.GetSince())
+	if r.GetWaitsFor() != "" {
+		s += ", waits for " + r.GetWaitsFor()
+	}
+	return s
 }
 
 func newGet(s *session.Session) *cobra.Command {
@@ -77,6 +93,7 @@ func newGet(s *session.Session) *cobra.Command {
 						return printer.Fields(w,
 							"Identity", fmt.Sprintf("%d (0x%06x)", r.GetNumber(), r.GetNumber()),
 							"Cluster", r.GetCluster(),
+							"State", state(r),
 							"Labels", strings.Join(r.GetLabels(), "\n\t"),
 							"Used on", strings.Join(r.GetNodes(), ", "))
 					})

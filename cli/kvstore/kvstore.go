@@ -38,7 +38,8 @@ func New(s *session.Session) *cobra.Command {
 		Long: "Look into the keyspace of a cluster, with an administrator's certificate. Keys are\n" +
 			"given with or without the leading " + kvstore.Root + ".",
 	}
-	cmd.AddCommand(newLs(s), newGet(s), newTree(s), newDiff(s))
+	cmd.AddCommand(newLs(s), newGet(s), newTree(s), newDiff(s), newWatch(s), newStats(s), newOrphans(s),
+		newExport(s), newImport(s), newPut(s), newDel(s))
 	return cmd
 }
 

@@ -23,7 +23,8 @@ import (
 	"github.com/hawser-mesh/hawser/cli/session"
 )
 
-var types = []string{"drop", "verdict", "trace"}
+// types are the events that the datapath sends.
+var types = []string{"drop"}
 
 // New returns the command.
 func New(s *session.Session) *cobra.Command {
@@ -32,8 +33,8 @@ func New(s *session.Session) *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use:   "monitor",
-		Short: "Watch drops and verdicts as they happen",
-		Long: "Watch drops and verdicts as they happen, on all nodes of all clusters of the\n" +
+		Short: "Watch drops as they happen",
+		Long: "Watch drops as they happen, on all nodes of all clusters of the\n" +
 			"context (--cluster and --node narrow it). A drop tells its reason, both sides with\n" +
 			"their labels, the rule that decided, the node and the program.",
 		Example: "  hawser monitor --type drop",

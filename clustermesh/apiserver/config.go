@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -53,6 +54,16 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	TunnelPort   uint16
 
+	// Replica names this API server among those of the cluster; it is the same
+	// after a restart.
+	Replica string
+	// ExpireAfter is how long the data of a peer that cannot be reached is
+	// believed, and ours by it; 0 means for ever.
+	ExpireAfter time.Duration
+	// IdentityGCInterval is the time between passes of the identity collector:
+	// what is unused in two of them is deleted.
+	IdentityGCInterval time.Duration
+
 	// UnsafeNoFsync trades durability for speed: for labs and tests.
 	UnsafeNoFsync bool
 
@@ -64,6 +75,8 @@ const (
 	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
+	DefaultExpireAfter    = 24 * time.Hour
+	DefaultReplica        = "0"
 	DefaultAPIPort        = 4244
 	// DefaultMetrics is where an API server's metrics are served.
 	DefaultMetrics = "127.0.0.1:9963"
@@ -109,6 +122,15 @@ func (c *Config) Validate() error {
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
 	errs = append(errs, overlaps(c)...)
+	if c.Replica == "" || strings.Contains(c.Replica, "/") {
+		errs = append(errs, fmt.Errorf("--replica %q: must be a name without '/'", c.Replica))
+	}
+	if c.ExpireAfter < 0 {
+		errs = append(errs, fmt.Errorf("--expire-after %s: must not be negative; 0 means never", c.ExpireAfter))
+	}
+	if c.IdentityGCInterval <= 0 {
+		errs = append(errs, fmt.Errorf("--identity-gc-interval %s: must be above 0", c.IdentityGCInterval))
+	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
 	}

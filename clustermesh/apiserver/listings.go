@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
-	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -65,56 +63,6 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 		resp.Nodes = append(resp.Nodes, info)
 	}
 	return resp, nil
-}
-
-// ListIdentities lists the reserved identities and those of all clusters.
-func (s *Server) ListIdentities(ctx context.Context, _ *hawserv1.ListIdentitiesRequest) (*hawserv1.ListIdentitiesResponse, error) {
-	rows, err := listAll[*keyspacev1.Identity](ctx, s, kvstore.KindIdentity)
-	if err != nil {
-		return nil, apiError(err)
-	}
-	users, err := s.identityUsers(ctx)
-	if err != nil {
-		return nil, apiError(err)
-	}
-	resp := &hawserv1.ListIdentitiesResponse{}
-	for n := identity.Number(1); n <= identity.MaxReserved; n++ {
-		if name, _ := n.Reserved(); name != "" {
-			resp.Identities = append(resp.Identities, &hawserv1.IdentityInfo{Number: uint32(n), Labels: []string{"reserved:" + name}})
-		}
-	}
-	for _, r := range rows {
-		resp.Identities = append(resp.Identities, &hawserv1.IdentityInfo{
-			Number: r.msg.GetNumber(), Cluster: r.key.Cluster, Labels: r.msg.GetLabels(), Nodes: users[r.msg.GetNumber()],
-		})
-	}
-	slices.SortFunc(resp.GetIdentities(), func(a, b *hawserv1.IdentityInfo) int { return cmp.Compare(a.GetNumber(), b.GetNumber()) })
-	return resp, nil
-}
-
-// identityUsers are the nodes that refer to each identity of this cluster.
-func (s *Server) identityUsers(ctx context.Context) (map[uint32][]string, error) {
-	users := map[uint32][]string{}
-	prefix, after := kvstore.KindPrefix(kvstore.Local, s.cfg.Cluster, kvstore.KindRef), ""
-	for {
-		page, err := s.kv.List(ctx, prefix, after, pageSize, 0)
-		if err != nil {
-			return nil, err
-		}
-		for _, kv := range page.KVs {
-			after = kv.Key
-			key, err := kvstore.ParseKey(kv.Key)
-			if err != nil {
-				continue
-			}
-			if n, err := strconv.ParseUint(key.Names[0], 10, 32); err == nil {
-				users[uint32(n)] = append(users[uint32(n)], key.Names[1])
-			}
-		}
-		if !page.More {
-			return users, nil
-		}
-	}
 }
 
 // ListVTEPs lists which prefix is behind which tunnel endpoint.

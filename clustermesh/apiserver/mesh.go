@@ -29,10 +29,15 @@ const (
 
 // newFederation makes what talks to the peers; it starts nothing.
 func (s *Server) newFederation() (*federation.Manager, error) {
+	expire := s.cfg.ExpireAfter
+	if expire == 0 {
+		expire = -1 // never
+	}
 	return federation.New(federation.Config{
-		Cluster: s.cfg.record(),
-		Listen:  s.cfg.ListenFederation.String(),
-		Replica: "0",
+		Cluster:     s.cfg.record(),
+		Listen:      s.cfg.ListenFederation.String(),
+		Replica:     s.cfg.Replica,
+		ExpireAfter: expire,
 	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
 }
 
@@ -141,6 +146,13 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "restart the API server to renew its certificate",
 			})
 		}
+	}
+	p, err := s.identityProblem(ctx, first, last)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	if p != nil {
+		r.Problems = append(r.Problems, p)
 	}
 	return r, nil
 }

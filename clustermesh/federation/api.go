@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
@@ -94,8 +96,8 @@ func (m *Manager) withdraw(ctx context.Context, name string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer lock.release(ctx)
-	return m.store.Withdraw(ctx, name, lock.fence())
+	defer lock.Release(ctx)
+	return m.store.Withdraw(ctx, name, lock.Fence())
 }
 
 // Status reports on all peers, in the order of their names.
@@ -119,6 +121,21 @@ func (m *Manager) Status() []*hawserv1.PeerStatus {
 	}
 	slices.SortFunc(out, func(a, b *hawserv1.PeerStatus) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return out
+}
+
+// Acknowledged is up to where a peer has stored state/<own>/, on a stream that
+// this API server holds; ok is false while it holds none. What others hold is in
+// the PeerViews, up to a minute old.
+func (m *Manager) Acknowledged(peer string) (pos *keyspacev1.Position, ok bool) {
+	m.mu.Lock()
+	st := m.states[peer]
+	m.mu.Unlock()
+	if st == nil {
+		return nil, false
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return proto.CloneOf(st.acked), st.session != nil
 }
 
 // Ready is nil when every peer is connected and its copy complete; else it says

@@ -125,7 +125,7 @@ func (im *importer) parallel(ctx context.Context, txns []chunk) error {
 func (im *importer) txn(ctx context.Context, ops []kvstore.Op) error {
 	b := backoff{low: im.cfg.BackoffMin, high: im.cfg.BackoffMax}
 	for try := 1; ; try++ {
-		res, err := im.kv.Txn(ctx, im.lock.fence(), ops, nil)
+		res, err := im.kv.Txn(ctx, im.lock.Fence(), ops, nil)
 		switch {
 		case err == nil && res.Succeeded:
 			return nil

@@ -38,6 +38,14 @@ type exporter struct {
 	sentLow  int64         // everything at or below is sent
 	queue    *queue        // nil before and during a snapshot
 	unsynced uint64        // what a snapshot has not sent yet, at least
+	unacked  []mark        // of the batches between acked and sent, in order
+}
+
+// mark is what the acknowledgement of a batch means: the peer has stored all at
+// or below low. It is 0 for the pages of a snapshot but the last.
+type mark struct {
+	seq uint64
+	low int64
 }
 
 func newExporter(kv kvstore.Client, own, incarnation string, cfg *Config, st *peerState, c *codec, send func(*federationv1.Frame) error) *exporter {
@@ -58,13 +66,26 @@ func (e *exporter) subscribe(s *federationv1.Subscribe) error {
 
 func (e *exporter) acknowledged(seq uint64) {
 	e.mu.Lock()
+	var stored int64
 	if seq > e.acked && seq <= e.sent {
 		e.acked = seq
+		for len(e.unacked) > 0 && e.unacked[0].seq <= seq {
+			stored = max(stored, e.unacked[0].low)
+			e.unacked = e.unacked[1:]
+		}
 	}
 	e.mu.Unlock()
+	e.stored(stored)
 	select {
 	case e.room <- struct{}{}:
 	default:
+	}
+}
+
+// stored notes that the peer has stored our records up to rev, unless it is 0.
+func (e *exporter) stored(rev int64) {
+	if rev > 0 {
+		e.st.acknowledged(&keyspacev1.Position{Incarnation: e.incarnation, Revision: rev})
 	}
 }
 
@@ -97,6 +118,7 @@ func (e *exporter) run(ctx context.Context) error {
 			from, err = e.snapshot(ctx, reason)
 		} else {
 			err = e.announce(federationv1.Resync_MODE_RESUME, from, "")
+			e.stored(from)
 		}
 		if err == nil {
 			err = e.follow(ctx, from)
@@ -344,6 +366,11 @@ func (e *exporter) sendBatch(ctx context.Context, t taken, snapshot, end bool) e
 	e.mu.Lock()
 	e.sent++
 	seq := e.sent
+	m := mark{seq: seq}
+	if !snapshot || end {
+		m.low = t.low
+	}
+	e.unacked = append(e.unacked, m)
 	e.mu.Unlock()
 	err = e.send(&federationv1.Frame{Body: &federationv1.Frame_Batch{Batch: &federationv1.Batch{
 		Sequence: seq, ChangesZstd: packed, Revision: t.low, Snapshot: snapshot, SnapshotEnd: end,

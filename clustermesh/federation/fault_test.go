@@ -186,16 +186,16 @@ func TestLockIsTakenOverByTheSameReplicaOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := c.kv.Txn(t.Context(), first.fence(), []kvstore.Op{kvstore.Put(kvstore.Prefix(kvstore.State, "west")+"ips/x", nil)}, nil)
+	res, err := c.kv.Txn(t.Context(), first.Fence(), []kvstore.Op{kvstore.Put(kvstore.Prefix(kvstore.State, "west")+"ips/x", nil)}, nil)
 	if err != nil || res.Succeeded {
 		t.Errorf("the former holder can still write: %v %v", res, err)
 	}
-	second.release(t.Context())
+	second.Release(t.Context())
 	third, err := lockImport(t.Context(), c.kv, c.name, "west", "b")
 	if err != nil {
 		t.Fatal(err)
 	}
-	third.release(t.Context())
+	third.Release(t.Context())
 }
 
 // TestInterruptedSnapshot cuts the stream in the middle of the first copy.

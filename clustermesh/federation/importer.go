@@ -14,6 +14,7 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -54,7 +55,7 @@ type importer struct {
 	next chan inbound
 
 	// Owned by apply.
-	lock        *importLock
+	lock        *election.Term
 	mirror      *mirror
 	stored      *keyspacev1.Position // in our store
 	storedAt    time.Time
@@ -62,6 +63,12 @@ type importer struct {
 	incarnation string               // of the running resync; empty before the first
 	snapshot    *federationv1.Resync // the running snapshot
 	refused     uint64               // in the running snapshot
+}
+
+// lockImport waits for the right to write state/<peer>/, which every import
+// transaction compares.
+func lockImport(ctx context.Context, kv kvstore.Client, own, peer, replica string) (*election.Term, error) {
+	return election.Acquire(ctx, election.Config{Client: kv, Cluster: own, Office: []string{"import", peer}, Replica: replica})
 }
 
 func newImporter(im importer) *importer {
@@ -86,7 +93,7 @@ func (im *importer) run(ctx context.Context) error {
 		return err
 	}
 	im.lock = lock
-	defer lock.release(ctx)
+	defer lock.Release(ctx)
 	if im.mirror, err = loadMirror(ctx, im.kv, im.peer); err != nil {
 		return err
 	}
@@ -159,7 +166,7 @@ func (im *importer) applyAll(ctx context.Context) error {
 		var i inbound
 		select {
 		case i = <-im.next:
-		case <-im.lock.lost:
+		case <-im.lock.Lost():
 			return errLockLost
 		case <-ctx.Done():
 			return nil

@@ -268,18 +268,20 @@ func (r *runner) data() (verdict string, since time.Time) {
 func (r *runner) views(ctx context.Context) error {
 	key := kvstore.NewKey(kvstore.Local, r.own(), kvstore.KindPeerView, r.name()).String()
 	last := r.lastView(ctx, key)
+	wrote := time.Now()
 	t := time.NewTicker(viewEvery)
 	defer t.Stop()
 	for ctx.Err() == nil {
 		v := r.st.view(r.peer, r.cfg.LostAfter)
 		data, since := r.data()
 		v.Data, v.DataSince = data, since.UnixNano()
-		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && !sameView(last, v) {
+		moved := !proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) && time.Since(wrote) >= r.cfg.IdlePersist
+		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && (moved || !sameView(last, v)) {
 			v.UpdatedAt = r.st.now().UnixNano()
 			if _, err := r.kv.Txn(ctx, nil, []kvstore.Op{kvstore.Put(key, encode(v))}, nil); err != nil {
 				r.st.failed(fmt.Errorf("write view of %s: %w", r.name(), err))
 			} else {
-				last = v
+				last, wrote = v, time.Now()
 			}
 		}
 		select {
@@ -300,6 +302,9 @@ func (r *runner) lastView(ctx context.Context, key string) *keyspacev1.PeerView 
 	}
 	r.st.do(func() {
 		r.st.position = v.GetPosition()
+		if v.GetAcknowledged() != nil {
+			r.st.acked = v.GetAcknowledged()
+		}
 		if r.st.everUp {
 			return
 		}
@@ -316,7 +321,7 @@ func (r *runner) lastView(ctx context.Context, key string) *keyspacev1.PeerView 
 func sameView(a, b *keyspacev1.PeerView) bool {
 	x, y := proto.CloneOf(a), proto.CloneOf(b)
 	for _, v := range []*keyspacev1.PeerView{x, y} {
-		v.Position, v.UpdatedAt, v.DataSince = nil, 0, 0
+		v.Position, v.Acknowledged, v.UpdatedAt, v.DataSince = nil, nil, 0, 0
 		if !v.GetConnected() {
 			v.Since = 0 // exact only once the stream is given up
 		}

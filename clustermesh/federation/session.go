@@ -198,3 +198,12 @@ func (s *session) heartbeats(ctx context.Context, cfg *Config, st *peerState, ex
 		}
 	}
 }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -53,12 +53,13 @@ type peerState struct {
 	lastError, lastSync                string
 
 	position *keyspacev1.Position
+	acked    *keyspacev1.Position // of our stream, stored by the peer
 	kinds    map[string]uint64
 	synced   []string
 }
 
 func newPeerState(now func() time.Time) *peerState {
-	return &peerState{now: now, since: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}}
+	return &peerState{now: now, since: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
 }
 
 // do runs fn under the lock.
@@ -87,6 +88,10 @@ func (p *peerState) down(s *session, err error) {
 		}
 	})
 }
+
+// acknowledged notes up to where the peer has stored our stream. The position
+// goes back when it asks for older records, as after a restore.
+func (p *peerState) acknowledged(pos *keyspacev1.Position) { p.do(func() { p.acked = pos }) }
 
 func (p *peerState) failed(err error) { p.do(func() { p.lastError = err.Error() }) }
 
@@ -197,7 +202,7 @@ func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspa
 	state, since := p.linkLocked(lostAfter)
 	return &keyspacev1.PeerView{
 		Peer: peer.GetName(), ClusterId: peer.GetClusterId(), Connected: state == stateConnected, Since: since.UnixNano(),
-		DialledBy: p.lastBy, Address: p.last, Position: proto.CloneOf(p.position),
+		DialledBy: p.lastBy, Address: p.last, Position: proto.CloneOf(p.position), Acknowledged: proto.CloneOf(p.acked),
 		PodCidrs: peer.GetGrant().GetPodCidrs(), NodeCidrs: peer.GetGrant().GetNodeCidrs(),
 	}
 }

@@ -5,6 +5,7 @@ package federation
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -268,4 +269,48 @@ func compact(t *testing.T, c *testCluster, rev int64) {
 	if err := c.etcd.Server.Compact(t.Context(), rev); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The position acknowledged tells when a deletion has reached a peer's store: not
+// while the peer is cut off, and also after a restart of either side.
+func TestAcknowledgedPosition(t *testing.T) {
+	a, b := pair(t, func(c *testCluster) { c.cfg.IdlePersist = 100 * time.Millisecond })
+	a.fill(0, 1500)
+	mirrored(t, a, b)
+	acked := func() int64 {
+		p, _ := a.m.Acknowledged(b.name)
+		return p.GetRevision()
+	}
+	gone := func(key string) (rev int64) {
+		a.del(key)
+		_, rev, err := a.kv.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rev
+	}
+	d := gone(a.ip(9000, "w"))
+	eventually(t, "a deletion is acknowledged", func() bool { return acked() >= d })
+	if p, ok := a.m.Acknowledged(b.name); !ok || p.GetIncarnation() == "" {
+		t.Errorf("acknowledged %v, %v on an open stream", p, ok)
+	}
+
+	heal := isolate(a, b)
+	eventually(t, "lost", func() bool { return a.status(b).GetState() == stateLost })
+	d = gone(a.ip(9001, "w"))
+	if acked() >= d {
+		t.Error("acknowledged by a peer that cannot have heard of it")
+	}
+	heal()
+	connected(t, a, b)
+	eventually(t, "acknowledged after the cut", func() bool { return acked() >= d })
+
+	a.restart()
+	connected(t, a, b)
+	eventually(t, "known again after a restart, by where the peer resumes", func() bool { return acked() >= d })
+	eventually(t, "in the view of the peer", func() bool {
+		var v keyspacev1.PeerView
+		key := kvstore.NewKey(kvstore.Local, a.name, kvstore.KindPeerView, b.name).String()
+		return proto.Unmarshal(a.get(key), &v) == nil && v.GetAcknowledged().GetRevision() >= d
+	})
 }

@@ -126,7 +126,9 @@ func (g *Guard) check(rec proto.Message) (reason string, err error) {
 	case *keyspacev1.Service:
 		return "namespace", g.namespace(r.GetNamespace())
 	case *keyspacev1.ServiceID:
-		return "range", g.number(r.GetNumber())
+		if owner := kvstore.ServiceOwner(r.GetNumber()); owner != g.id {
+			return "range", fmt.Errorf("service number %d is of cluster id %d, not %d", r.GetNumber(), owner, g.id)
+		}
 	case *keyspacev1.BackendSlice:
 		if err := g.namespace(r.GetNamespace()); err != nil {
 			return "namespace", err

@@ -69,6 +69,9 @@ func (s *Store) Withdraw(ctx context.Context, name string, fence []kvstore.Cmp) 
 			return removed, fmt.Errorf("leave %s: %w", name, err)
 		}
 	}
+	if err := s.burnToken(ctx, name); err != nil {
+		return removed, fmt.Errorf("leave %s: %w", name, err)
+	}
 	res, err := s.kv.Txn(ctx, fence, []kvstore.Op{
 		kvstore.Delete(kvstore.NewKey(kvstore.Local, s.own, kvstore.KindPeerView, name).String()),
 		kvstore.Delete(kvstore.NewKey(kvstore.Private, s.own, kvstore.KindProgress, name).String()),
@@ -81,6 +84,24 @@ func (s *Store) Withdraw(ctx context.Context, name string, fence []kvstore.Cmp) 
 		return removed, fmt.Errorf("leave %s: %w", name, err)
 	}
 	return removed, nil
+}
+
+// burnToken ends the token that the peer joined with, if it was made here. Until
+// then its user may repeat a join that was interrupted; after a leave it could
+// come back uninvited.
+func (s *Store) burnToken(ctx context.Context, name string) error {
+	return cas.Retry(ctx, func() error {
+		p, err := s.peer(ctx, name)
+		if err != nil || p.Msg.GetTokenId() == "" {
+			return err
+		}
+		t, err := s.tokens.Token(ctx, p.Msg.GetTokenId())
+		if err != nil || t.Rev == 0 {
+			return err
+		}
+		t.Msg.UsedBy = make([]byte, 32) // the hash of no CA
+		return s.commit(ctx, s.tokens.Put(t))
+	})
 }
 
 // removeBelow deletes what is below a prefix (or one key) in pages of one

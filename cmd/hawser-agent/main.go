@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hawser-mesh/hawser/agent"
+	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/internal/program"
 )
 
@@ -20,7 +21,7 @@ func main() { os.Exit(program.Main(newCommand())) }
 func newCommand() *cobra.Command {
 	var opts program.Options
 	var cfg agent.Config
-	var address, pods, mapSizes string
+	var address, pods, mapSizes, attach string
 	cmd := &cobra.Command{
 		Use:   "hawser-agent",
 		Short: "Run the agent of a node: endpoints, datapath, policy, load balancing",
@@ -40,6 +41,13 @@ func newCommand() *cobra.Command {
 				cfg.SmallMaps = mapSizes == "small"
 			default:
 				return fmt.Errorf("--map-sizes %q: must be default or small", mapSizes)
+			}
+			switch attach {
+			case "auto":
+			case loader.AttachTCX, loader.AttachClsact:
+				cfg.Attach = attach
+			default:
+				return fmt.Errorf("--attach %q: must be auto, tcx or clsact", attach)
 			}
 			cfg.Log = log
 			// What does not parse stays invalid, and Validate names the flag.
@@ -62,7 +70,9 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")
 	f.StringVar(&cfg.Socket, "socket", "/run/hawser/agent.sock", "unix socket of the node API")
 	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")
+	f.StringVar(&attach, "attach", "auto", "how programs are put on devices: tcx, clsact, or auto for tcx where the kernel has it")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
+	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")

@@ -14,6 +14,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/collector"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/program"
 	"github.com/hawser-mesh/hawser/internal/version"
@@ -85,6 +86,9 @@ func newRun() *cobra.Command {
 	f.StringSliceVar(&nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
 	f.StringSliceVar(&services, "service-cidr", nil, "ranges of which services get their addresses")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", apiserver.DefaultTunnelPort, "UDP port of VXLAN, the same in the whole mesh")
+	f.StringVar(&cfg.Replica, "replica", apiserver.DefaultReplica, "name of this API server among those of its cluster; the same after a restart")
+	f.DurationVar(&cfg.ExpireAfter, "expire-after", apiserver.DefaultExpireAfter, "how long the data of an unreachable peer is believed, and a freed identity number stays retired (0: for ever)")
+	f.DurationVar(&cfg.IdentityGCInterval, "identity-gc-interval", collector.DefaultInterval, "time between passes of the identity collector; a number unused in two of them is retired")
 	f.BoolVar(&cfg.UnsafeNoFsync, "unsafe-no-fsync", false, "do not wait for the disk; a power loss loses data (labs and tests)")
 	opts.Bind(cmd, "HAWSER_APISERVER")
 	return cmd

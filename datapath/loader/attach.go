@@ -72,10 +72,16 @@ func (d *Datapath) attach(prog, dev string) error {
 	if err != nil {
 		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
 	}
-	if !d.tcx {
-		return replaceFilter(d.program(prog), prog, l)
-	}
 	pin := d.linkPin(prog, dev)
+	if !d.tcx {
+		if err := replaceFilter(d.program(prog), prog, l); err != nil {
+			return err
+		}
+		if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the tcx link that clsact replaces: %w", err)
+		}
+		return nil
+	}
 	if onDevice(pin, l.Attrs().Index) {
 		return nil
 	}
@@ -92,7 +98,7 @@ func (d *Datapath) attach(prog, dev string) error {
 	if err := tcx.Pin(pin); err != nil {
 		return fmt.Errorf("pin link %s: %w", pin, err)
 	}
-	return nil
+	return removeFilter(prog, dev) // one that clsact left; both see a packet meanwhile
 }
 
 // onDevice reports whether a pinned link is still on the device with that index.

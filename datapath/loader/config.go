@@ -39,7 +39,16 @@ type Config struct {
 	// ClusterBits is how many of the identity's 24 bits name the cluster.
 	ClusterBits uint32
 	MapSizes    MapSizes
+	// Attach is AttachTCX or AttachClsact; empty takes TCX where the kernel
+	// has it.
+	Attach string
 }
+
+// Ways to attach a program to a device.
+const (
+	AttachTCX    = "tcx"    // links, replaced without a gap (Linux 6.6)
+	AttachClsact = "clsact" // filters
+)
 
 // MapSizes are the capacities of maps in entries; zero keeps the default.
 type MapSizes struct {
@@ -125,6 +134,11 @@ func (c Config) Validate() error {
 	}
 	if c.ClusterBits < 8 || c.ClusterBits > 10 {
 		errs = append(errs, fmt.Errorf("cluster bits %d: must be 8, 9 or 10", c.ClusterBits))
+	}
+	switch c.Attach {
+	case "", AttachTCX, AttachClsact:
+	default:
+		errs = append(errs, fmt.Errorf("attach %q: must be %s or %s", c.Attach, AttachTCX, AttachClsact))
 	}
 	return errors.Join(errs...)
 }

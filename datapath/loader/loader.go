@@ -47,7 +47,7 @@ func Open(cfg Config, log *slog.Logger) (*Datapath, error) {
 			return nil, fmt.Errorf("make pin directory: %w", err)
 		}
 	}
-	tcx, err := features.TCX()
+	tcx, err := useTCX(cfg.Attach)
 	if err != nil {
 		return nil, err
 	}
@@ -152,12 +152,23 @@ func (d *Datapath) Config() Config { return d.cfg }
 // Adopted reports whether Open took over pinned maps.
 func (d *Datapath) Adopted() bool { return d.adopted }
 
-// AttachMode is "tcx" or "clsact".
+// AttachMode is AttachTCX or AttachClsact.
 func (d *Datapath) AttachMode() string {
 	if d.tcx {
-		return "tcx"
+		return AttachTCX
 	}
-	return "clsact"
+	return AttachClsact
+}
+
+func useTCX(attach string) (bool, error) {
+	if attach == AttachClsact {
+		return false, nil
+	}
+	has, err := features.TCX()
+	if err == nil && !has && attach == AttachTCX {
+		err = errors.New("attach tcx: this kernel has no TCX links (Linux 6.6 has); use clsact")
+	}
+	return has, err
 }
 
 // ListMaps describes all pinned maps. It walks the hashes.

@@ -41,12 +41,17 @@ type agent struct {
 
 func startAgent(t *testing.T, nd *node, tables *datapath.Tables, devices ...string) *agent {
 	t.Helper()
+	return startAgentWith(t, "", nd, tables, devices...)
+}
+
+func startAgentWith(t *testing.T, attach string, nd *node, tables *datapath.Tables, devices ...string) *agent {
+	t.Helper()
 	a := &agent{tables: tables, done: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	inNS(t, nd.ns, func() (err error) {
 		a.d, err = loader.Open(loader.Config{
 			PinPath: nd.pin, BPFFS: nd.fs, UnderlayDevice: "eth0", NodeAddr: nd.addr,
-			MapSizes: loader.SmallMaps(),
+			MapSizes: loader.SmallMaps(), Attach: attach,
 		}, log)
 		if err != nil {
 			return err
@@ -109,7 +114,9 @@ func ips(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("10.%d.0.5",
 
 func ident(n int) identity.Number { return identity.Number(1<<16 + 300 + n) }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldWith(t, "") }
+
+func newWorldWith(t *testing.T, attach string) *world {
 	needRoot(t)
 	w := &world{}
 	fabric := newFabric(t)
@@ -119,7 +126,7 @@ func newWorld(t *testing.T) *world {
 		w.eps[i].Identity = ident(i)
 	}
 	for i := range w.nodes {
-		w.agents[i] = startAgent(t, w.nodes[i], w.tables(i), w.eps[i].Device)
+		w.agents[i] = startAgentWith(t, attach, w.nodes[i], w.tables(i), w.eps[i].Device)
 	}
 	t.Cleanup(func() {
 		for i, a := range w.agents {
@@ -312,7 +319,7 @@ func (w *world) fragNeeded(t *testing.T) {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("an oversized datagram is still accepted (%v)", err)
+				return fmt.Errorf("an oversized datagram is still accepted (%w)", err)
 			}
 		}
 		mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)

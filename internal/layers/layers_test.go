@@ -23,7 +23,7 @@ var layerOf = map[string]int{
 	"clustermesh": 3, "clustermesh/": 3, "datapath/loader": 3, "datapath/reconcile": 3,
 	"k8s": 3, "k8s/": 3, "observe": 3, "observe/": 3, "cni": 3,
 
-	"kvstore/store": 2, "kvstore/inspect": 2, "kvstore/cas": 2, "identity/allocator": 2, "identity/ipcache": 2,
+	"kvstore/store": 2, "kvstore/inspect": 2, "kvstore/cas": 2, "identity/allocator": 2, "identity/collector": 2, "identity/ipcache": 2,
 	"policy": 2, "policy/trace": 2, "loadbalancer": 2, "loadbalancer/": 2, "ipam": 2,
 	"tunnel/": 2, "datapath/netdev": 2,
 

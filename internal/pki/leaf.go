@@ -25,9 +25,10 @@ type Role string
 // Roles.
 const (
 	RoleAPIServer Role = "apiserver"
-	RoleAgent     Role = "agent" // Name is the node
-	RoleAdmin     Role = "admin" // Name is the user
-	RoleRoot      Role = "root"  // etcd's own administrator, for its API server only
+	RoleAgent     Role = "agent"     // Name is the node
+	RoleAdmin     Role = "admin"     // Name is the user
+	RoleRoot      Role = "root"      // etcd's own administrator, for its API server only
+	RoleEtcdPeer  Role = "etcd-peer" // a member of the cluster's etcd to the others; no etcd user
 )
 
 // ID is who a certificate is for.
@@ -62,7 +63,7 @@ func (i ID) EtcdUser() string {
 func (i ID) Validate() error {
 	errs := []error{validTrustDomain(i.Cluster)}
 	switch i.Role {
-	case RoleAPIServer, RoleRoot:
+	case RoleAPIServer, RoleRoot, RoleEtcdPeer:
 		if i.Name != "" {
 			errs = append(errs, fmt.Errorf("role %s takes no name, not %q", i.Role, i.Name))
 		}

@@ -3,6 +3,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,11 @@ type access struct {
 	Write  bool
 }
 
-// accessTable is who may do what, by user, in a cluster's own etcd. Reading is
-// granted apart from writing, so an agent reads all of state/ but writes only
-// its own cluster's kinds that agents own.
-func accessTable(cluster string) map[string][]access {
+// accessTable is who may do what, by user. Reading is granted apart from
+// writing, so an agent reads all of state/ but writes only its own cluster's
+// kinds that agents own. In an etcd of its own a cluster's API server also
+// writes the mirrors of its peers; in a shared one nobody writes another's.
+func accessTable(cluster string, shared bool) map[string][]access {
 	agent := []access{
 		{Prefix: kvstore.SubtreePrefix(kvstore.State)},
 		{Prefix: kvstore.Prefix(kvstore.Local, cluster)},
@@ -40,9 +42,13 @@ func accessTable(cluster string) map[string][]access {
 		agent = append(agent, access{Prefix: kvstore.Prefix(kvstore.Local, cluster) + dir, Write: true})
 	}
 	all := []access{
-		{Prefix: kvstore.SubtreePrefix(kvstore.State), Write: true}, // mirrors of peers, too
 		{Prefix: kvstore.Prefix(kvstore.Local, cluster), Write: true},
 		{Prefix: kvstore.Prefix(kvstore.Private, cluster), Write: true},
+	}
+	if shared {
+		all = append(all, access{Prefix: kvstore.SubtreePrefix(kvstore.State)}, access{Prefix: kvstore.Prefix(kvstore.State, cluster), Write: true})
+	} else {
+		all = append(all, access{Prefix: kvstore.SubtreePrefix(kvstore.State), Write: true})
 	}
 	return map[string][]access{
 		cluster + "-agent":     agent,
@@ -51,14 +57,46 @@ func accessTable(cluster string) map[string][]access {
 	}
 }
 
+// Grant is one line of the access table for people.
+type Grant struct {
+	User   string `json:"user"` // and role; the common name of the certificate
+	Prefix string `json:"prefix"`
+	Write  bool   `json:"write"`
+}
+
+// Grants is the access table of a cluster: who may do what in an etcd of its
+// own, or in one that it shares with other clusters.
+func Grants(cluster string, shared bool) []Grant {
+	var out []Grant
+	for user, lines := range accessTable(cluster, shared) {
+		for _, a := range lines {
+			out = append(out, Grant{User: user, Prefix: a.Prefix, Write: a.Write})
+		}
+	}
+	slices.SortFunc(out, func(a, b Grant) int { return cmp.Or(cmp.Compare(a.User, b.User), cmp.Compare(a.Prefix, b.Prefix)) })
+	return out
+}
+
+// SetupAccess makes a cluster's users and roles in an etcd what Grants says and
+// turns access control on. It needs root's rights (or that access control is
+// off yet) and can be repeated; other clusters' users stay as they are.
+func SetupAccess(ctx context.Context, c *Client, cluster string, shared bool) error {
+	if err := kvstore.ValidateClusterName(cluster); err != nil {
+		return err
+	}
+	if err := bootstrapAccess(ctx, c.etcd, accessTable(cluster, shared)); err != nil {
+		return fmt.Errorf("set up access of %s to %s: %w", cluster, c.endpoint, c.mapError(err))
+	}
+	return nil
+}
+
 // bootstrapAccess makes users and roles what the table says and turns access
 // control on. It can be repeated, also half-way through: a role that holds more
 // than the table says loses it.
-func bootstrapAccess(ctx context.Context, c *clientv3.Client, cluster string) error {
+func bootstrapAccess(ctx context.Context, c *clientv3.Client, table map[string][]access) error {
 	if err := ensureUser(ctx, c, rootUser); err != nil {
 		return err
 	}
-	table := accessTable(cluster)
 	users := make([]string, 0, len(table))
 	for u := range table {
 		users = append(users, u)

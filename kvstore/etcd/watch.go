@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
@@ -30,11 +31,21 @@ func (c *Client) Watch(ctx context.Context, prefix string, rev int64, fn func(kv
 	defer cancel(nil)
 	go c.cancelOnDisconnect(ctx, cancel)
 
-	ch := c.etcd.Watch(clientv3.WithRequireLeader(ctx), prefix,
+	wctx := clientv3.WithRequireLeader(ctx)
+	go c.askProgress(wctx)
+	ch := c.etcd.Watch(wctx, prefix,
 		clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithProgressNotify(),
 		clientv3.WithCreatedNotify())
 	seen := rev - 1 // nothing up to here is missing
+	store := uint64(0)
 	for r := range ch {
+		// etcd's client moves a watch to another member by itself; one of
+		// another store is none.
+		if store == 0 {
+			store = r.Header.ClusterId
+		} else if id := r.Header.ClusterId; id != 0 && id != store {
+			return fmt.Errorf("watch %s: another store answers: %w", prefix, errDisconnected)
+		}
 		b, err := c.batch(r, seen)
 		if err != nil {
 			return fmt.Errorf("watch %s from %d: %w", prefix, rev, err)
@@ -77,11 +88,14 @@ func (c *Client) batch(r clientv3.WatchResponse, seen int64) (kvstore.WatchBatch
 	if err := r.Err(); err != nil {
 		return kvstore.WatchBatch{}, c.mapError(err)
 	}
-	if r.Header.Revision < seen {
-		return kvstore.WatchBatch{}, fmt.Errorf("the store is at %d: %w", r.Header.Revision, kvstore.ErrFutureRevision)
-	}
 	if r.Created {
-		return kvstore.WatchBatch{Revision: seen}, nil // its history is still to come
+		// Its history is still to come. The revision is that of the member
+		// that serves the watch, which may lag behind the others.
+		return kvstore.WatchBatch{Revision: seen}, nil
+	}
+	if r.Header.Revision < seen {
+		// A member that lags behind, or another store: checkRevision tells.
+		return kvstore.WatchBatch{}, fmt.Errorf("the store answers from revision %d, seen is %d: %w", r.Header.Revision, seen, errDisconnected)
 	}
 	if r.IsProgressNotify() {
 		return kvstore.WatchBatch{Revision: r.Header.Revision}, nil
@@ -107,6 +121,23 @@ func (c *Client) cancelOnDisconnect(ctx context.Context, cancel context.CancelCa
 		}
 		if !conn.WaitForStateChange(ctx, s) {
 			return
+		}
+	}
+}
+
+// askProgress asks for progress notifications until the context ends: an
+// external etcd gives them every ten minutes of itself.
+func (c *Client) askProgress(ctx context.Context) {
+	t := time.NewTicker(progressInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if c.etcd.RequestProgress(ctx) != nil {
+			return // the watch ends, too
 		}
 	}
 }

@@ -3,7 +3,7 @@
 // Package inspect reads the keyspace for people: any key as JSON, listings with
 // sizes, a summary of the tree, the difference between two copies.
 //
-// Start with Decode and Walk. It never writes, believes nothing and hides
+// Start with Decode and Walk. Only Import writes. It believes nothing and hides
 // nothing: a record that cannot be read is shown with the reason. Out of scope:
 // how it is printed (the CLI).
 package inspect
@@ -120,6 +120,11 @@ func Get(ctx context.Context, c kvstore.Client, key string, limits kvstore.Limit
 // Walk calls fn with each key below prefix, in key order, all at one revision,
 // which it returns. It stops at the first error.
 func Walk(ctx context.Context, c kvstore.Client, prefix string, fn func(kvstore.KV) error) (rev int64, err error) {
+	return WalkAt(ctx, c, prefix, 0, fn)
+}
+
+// WalkAt is Walk at a revision; 0 means the newest.
+func WalkAt(ctx context.Context, c kvstore.Client, prefix string, rev int64, fn func(kvstore.KV) error) (int64, error) {
 	after := ""
 	for {
 		p, err := c.List(ctx, prefix, after, page, rev)
@@ -163,8 +168,14 @@ type Branch struct {
 // Tree sums up what is below prefix, by subtree, cluster and kind. Keys that
 // cannot be parsed are counted under an empty subtree.
 func Tree(ctx context.Context, c kvstore.Client, prefix string, limits kvstore.Limits) ([]Branch, error) {
+	out, _, err := tree(ctx, c, prefix, 0, limits)
+	return out, err
+}
+
+// tree is Tree at a revision (0: the newest), which it returns.
+func tree(ctx context.Context, c kvstore.Client, prefix string, rev int64, limits kvstore.Limits) ([]Branch, int64, error) {
 	sums := map[[3]string]*Branch{}
-	_, err := Walk(ctx, c, prefix, func(kv kvstore.KV) error {
+	rev, err := WalkAt(ctx, c, prefix, rev, func(kv kvstore.KV) error {
 		e := Decode(kv, limits)
 		at := [3]string{e.Subtree, e.Cluster, e.Kind}
 		b := sums[at]
@@ -181,7 +192,7 @@ func Tree(ctx context.Context, c kvstore.Client, prefix string, limits kvstore.L
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("sum up %s: %w", prefix, err)
+		return nil, 0, fmt.Errorf("sum up %s: %w", prefix, err)
 	}
 	out := make([]Branch, 0, len(sums))
 	for _, b := range sums {
@@ -190,7 +201,7 @@ func Tree(ctx context.Context, c kvstore.Client, prefix string, limits kvstore.L
 	slices.SortFunc(out, func(a, b Branch) int {
 		return cmp.Or(cmp.Compare(a.Subtree, b.Subtree), cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Kind, b.Kind))
 	})
-	return out, nil
+	return out, rev, nil
 }
 
 // Hash is what two copies of a value are compared by.

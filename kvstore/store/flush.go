@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -30,17 +31,25 @@ func (w *Writer) session(ctx context.Context) (served bool, err error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, w.cfg.Resync, errResync)
 	defer cancel()
-	broken := make(chan error, 1)
+	broken, watching := make(chan error, 1), make(chan struct{})
 	go func() { // ends with ctx
 		// Nothing is ever stored here: the watch only tells when the
 		// connection breaks, after which the store may be another.
-		broken <- w.cfg.Client.Watch(ctx, w.cfg.Prefixes[0]+"~/", rev+1,
-			func(kvstore.WatchBatch) error { return nil })
+		var once sync.Once
+		broken <- w.cfg.Client.Watch(ctx, w.cfg.Prefixes[0]+"~/", rev+1, func(kvstore.WatchBatch) error {
+			once.Do(func() { close(watching) })
+			return nil
+		})
 	}()
+	select { // what breaks before this watch stands would not be noticed
+	case <-watching:
+	case err := <-broken:
+		return false, quiet(ctx, err)
+	}
 	for {
 		if err := w.flush(ctx); err != nil {
 			cancel()
-			_ = <-broken // the flush's error is the cause
+			<-broken //nolint:errcheck // the flush's error is the cause
 			return true, quiet(ctx, err)
 		}
 		select {

@@ -233,7 +233,7 @@ func (c *client) streamOver(s *stream, err error) {
 }
 
 func (c *client) datagrams(ctx context.Context) {
-	d := net.Dialer{Timeout: giveUp}
+	d := net.Dialer{Timeout: giveUp, Control: enlarge}
 	conn, err := d.DialContext(ctx, "udp", c.cfg.Target)
 	if err != nil {
 		c.fail("datagrams", err)

@@ -23,7 +23,8 @@ func Serve(ctx context.Context, addr string, ready func(net.Addr)) error {
 		return fmt.Errorf("listen for load: %w", err)
 	}
 	defer lis.Close()
-	udp, err := lc.ListenPacket(ctx, "udp", lis.Addr().String())
+	packets := net.ListenConfig{Control: enlarge}
+	udp, err := packets.ListenPacket(ctx, "udp", lis.Addr().String())
 	if err != nil {
 		return fmt.Errorf("listen for load: %w", err)
 	}

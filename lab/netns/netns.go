@@ -23,8 +23,8 @@ import (
 // Create makes the namespace that lives at path, quiet (no IPv6 of its own) and
 // with its loopback device up.
 func Create(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("create network namespace: %w", err)
+	if err := prepareDir(filepath.Dir(path)); err != nil {
+		return err
 	}
 	if err := nsthread.CreateNetns(path); err != nil {
 		return err

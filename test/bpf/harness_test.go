@@ -86,7 +86,11 @@ type metric struct {
 	program   string
 }
 
-func newHarness(t testing.TB) *harness {
+func newHarness(t testing.TB) *harness { return newHarnessBits(t, identity.DefaultClusterBits) }
+
+// newHarnessBits is newHarness with another number of cluster bits. The pods'
+// identities are not of the clusters that their nodes are in then.
+func newHarnessBits(t testing.TB, clusterBits uint32) *harness {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: loads eBPF programs and makes network namespaces")
 	}
@@ -98,7 +102,7 @@ func newHarness(t testing.TB) *harness {
 	h.in(func() (err error) {
 		h.d, err = loader.Open(loader.Config{
 			PinPath: filepath.Join(fs, "test"), BPFFS: fs, UnderlayDevice: "eth0",
-			NodeAddr: netip.MustParseAddr(self), MapSizes: loader.SmallMaps(),
+			NodeAddr: netip.MustParseAddr(self), MapSizes: loader.SmallMaps(), ClusterBits: clusterBits,
 		}, log)
 		return err
 	})

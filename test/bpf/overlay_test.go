@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bytes"
+	"net/netip"
 	"testing"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -115,4 +116,31 @@ func TestHostPaths(t *testing.T) {
 		t.Errorf("event %+v", e)
 	}
 	h.dropped(h.fromHost(h.plain(segment("203.0.113.9", podR.ip, 1000, 80, "S"))), maps.DropSpoofedSource)
+}
+
+// The cluster part of an identity has 8, 9 or 10 bits: what is a cluster's own
+// number with some is another's with others.
+func TestTunnelSenderCheckByClusterBits(t *testing.T) {
+	for bits, id := range map[uint32]uint32{8: 255, 9: 511, 10: 1023} {
+		h := newHarnessBits(t, bits)
+		space, err := identity.NewSpace(bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, last := space.Range(id)
+		node := netip.MustParseAddr(node3)
+		h.tables.Nodes.Set(node, datapath.Node{Tunnel: node, ClusterID: id})
+		for _, n := range []identity.Number{first - 1, first, first + 1, last} {
+			h.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
+		}
+		h.sync()
+		from := func(n identity.Number) result {
+			return h.fromOverlay(h.tunnelled(node3, n, segment(podX.ip, podA.ip, 1000, 80, "S")))
+		}
+		for _, n := range []identity.Number{first, first + 1, last} {
+			h.passed(from(n))
+		}
+		h.dropped(from(first-1), maps.DropSpoofedIdentity)
+		h.dropped(from(identity.Number(1)<<(24-bits)), maps.DropSpoofedIdentity) // cluster 1's
+	}
 }

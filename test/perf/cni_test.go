@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -48,7 +49,7 @@ func newSandbox(t *testing.T, node lab.Node, n int, labels map[string]string) *s
 	if err := netns.Create(s.path); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = netns.Delete(s.path) })
+	t.Cleanup(func() { removeNetns(t, s.path) })
 	return s
 }
 
@@ -147,6 +148,11 @@ func echoUDP(t *testing.T, ns string, at netip.AddrPort) {
 	}()
 }
 
+// pause lets the kernel finish what a deletion left to do later, and for a time
+// of no fixed length: most of an addition is waiting for grace periods, which
+// follow the timer's ticks, and so would additions in a row.
+func pause() { time.Sleep(20*time.Millisecond + rand.N(20*time.Millisecond)) }
+
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // TestPerfCNI measures adding pods through the plugin, up to their first packet
@@ -176,6 +182,7 @@ func TestPerfCNI(t *testing.T) {
 		firsts[kind.name] = append(firsts[kind.name], millis(time.Since(start)))
 		adds[kind.name] = append(adds[kind.name], millis(took))
 		dels = append(dels, millis(box.del(t.Context())))
+		pause()
 	}
 	for _, k := range kinds {
 		r.addOps("CNI ADD, "+k.name, "ms", "", adds[k.name])
@@ -212,6 +219,7 @@ func cniParts(t *testing.T, r *report, node lab.Node) {
 		if _, err := client.DeleteEndpoint(t.Context(), &hawserv1.DeleteEndpointRequest{ContainerId: box.id, Ifname: "eth0"}); err != nil {
 			t.Fatal(err)
 		}
+		pause()
 	}
 	r.addOps("part: plugin's VERSION (a process and nothing else)", "ms", "", version)
 	r.addOps("part: AddEndpoint on the agent's socket, labels known", "ms", "", agent)

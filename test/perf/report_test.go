@@ -39,12 +39,12 @@ var flags = newOptions() //nolint:gochecknoglobals // test flags have no other w
 // series is what one cell of a table was made of: a number per round, or, where
 // a round is one operation, per operation.
 type series struct {
-	Name   string    `json:"name"`
-	Unit   string    `json:"unit"`
-	Goal   string    `json:"goal,omitempty"` // as the design states it
-	Median float64   `json:"median"`
-	Min    float64   `json:"min"`
-	Max    float64   `json:"max"`
+	Name   string  `json:"name"`
+	Unit   string  `json:"unit"`
+	Goal   string  `json:"goal,omitempty"` // as the design states it
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
 	// P99 is of operations: where Raw is per operation its own, where Raw is
 	// per round the median of the rounds' (RawP99).
 	P99    float64   `json:"p99,omitempty"`
@@ -132,6 +132,19 @@ func (r *report) add(name, unit, goal string, raw []float64) {
 	})
 }
 
+// append adds a value to a series, which it makes when it is not there.
+func (r *report) append(name, unit, goal string, v float64) {
+	for i, s := range r.Series {
+		if s.Name == name {
+			raw := append(s.Raw, v)
+			r.Series = append(r.Series[:i:i], r.Series[i+1:]...)
+			r.add(name, unit, goal, raw)
+			return
+		}
+	}
+	r.add(name, unit, goal, []float64{v})
+}
+
 // addRounds is add for rounds that each had a median and a 99th percentile.
 func (r *report) addRounds(name, unit, goal string, p50, p99 []float64) {
 	r.add(name, unit, goal, p50)
@@ -147,7 +160,9 @@ func (r *report) addOps(name, unit, goal string, raw []float64) {
 	}
 }
 
-func (r *report) note(format string, args ...any) { r.Notes = append(r.Notes, fmt.Sprintf(format, args...)) }
+func (r *report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}
 
 // quantile of values, which it leaves as they are.
 func quantile(values []float64, q float64) float64 {
@@ -174,6 +189,9 @@ func differences(a, b []float64) (out []float64) {
 // finish prints the table and writes the files.
 func (r *report) finish(t *testing.T) {
 	t.Helper()
+	if t.Failed() {
+		return // part of it is missing
+	}
 	r.Machine.LoadAfter = load()
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)

@@ -45,7 +45,7 @@ func kernelShape(t *testing.T, name string, vxlan bool) shape {
 	s := shape{name: name, client: path("client"), server: path("server"), addr: podAddr(1), node: [2]string{path("n1"), path("n2")}}
 	fabric := path("fabric")
 	for _, p := range []string{fabric, s.node[0], s.node[1], s.client, s.server} {
-		t.Cleanup(func() { _ = netns.Delete(p) })
+		t.Cleanup(func() { removeNetns(t, p) })
 	}
 	gateway := netip.MustParseAddr("172.30.1.1")
 	fail := func(err error) {
@@ -182,4 +182,10 @@ func answered(ctx context.Context, ns string, to netip.AddrPort, d *net.Dialer) 
 		}
 		return err
 	}) == nil
+}
+
+func removeNetns(t *testing.T, path string) {
+	if err := netns.Delete(path); err != nil {
+		t.Error(err)
+	}
 }

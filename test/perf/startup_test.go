@@ -43,7 +43,7 @@ const (
 // they keep.
 func TestPerfStart(t *testing.T) {
 	r := newReport(t, "start", "starting programs, one at a time unless it says lab up; memory is resident size, small maps")
-	for range flags.rounds {
+	for range min(flags.rounds, 3) {
 		t.Run("lab up", func(t *testing.T) { labUp(t, r) })
 	}
 	loads(t, r)
@@ -51,19 +51,6 @@ func TestPerfStart(t *testing.T) {
 	restarts(t, r, l)
 	memory(t, r, l)
 	r.finish(t)
-}
-
-// append adds a value to a series, which it makes when it is not there.
-func (r *report) append(name, unit, goal string, v float64) {
-	for i, s := range r.Series {
-		if s.Name == name {
-			raw := append(s.Raw, v)
-			r.Series = append(r.Series[:i:i], r.Series[i+1:]...)
-			r.add(name, unit, goal, raw)
-			return
-		}
-	}
-	r.add(name, unit, goal, []float64{v})
 }
 
 // labUp times a whole lab and its steps.
@@ -81,21 +68,20 @@ func labUp(t *testing.T, r *report) {
 func loads(t *testing.T, r *report) {
 	t.Helper()
 	ns := filepath.Join("/run/netns", fmt.Sprintf("hwperf-%d-load", os.Getpid()))
-	t.Cleanup(func() { _ = netns.Delete(ns) })
+	t.Cleanup(func() { removeNetns(t, ns) })
 	if err := netns.Create(ns); err != nil {
 		t.Fatal(err)
 	}
 	fs := filepath.Join(t.TempDir(), "bpf")
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
-	open := func(pin string, sizes loader.MapSizes) float64 {
-		var took time.Duration
+	open := func(pin string, sizes loader.MapSizes) (took, cpu float64) {
 		err := nsthread.InNetns(ns, func() error {
-			start := time.Now()
+			start, before := time.Now(), threadCPU()
 			d, err := loader.Open(loader.Config{
 				PinPath: filepath.Join(fs, pin), BPFFS: fs, UnderlayDevice: "eth0",
 				NodeAddr: netip.MustParseAddr("192.0.2.1"), MapSizes: sizes,
 			}, slog.New(slog.NewTextHandler(io.Discard, nil)))
-			took = time.Since(start)
+			took, cpu = time.Since(start).Seconds(), threadCPU()-before
 			if err != nil {
 				return err
 			}
@@ -104,7 +90,7 @@ func loads(t *testing.T, r *report) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return took.Seconds()
+		return took, cpu
 	}
 	err := nsthread.InNetns(ns, func() error {
 		var errs []error
@@ -121,8 +107,11 @@ func loads(t *testing.T, r *report) {
 	for i := range flags.rounds {
 		for name, sizes := range map[string]loader.MapSizes{"small maps": loader.SmallMaps(), "full maps": {}} {
 			pin := fmt.Sprintf("%d-%d", i, sizes.IPCache)
-			r.append("load all programs, "+name, "s", "< 1 s", open(pin, sizes))
-			r.append("adopt all programs, "+name, "s", "", open(pin, sizes))
+			took, cpu := open(pin, sizes)
+			r.append("load all programs, "+name, "s", "< 1 s", took)
+			r.append("load all programs, "+name+", CPU", "s", "", cpu)
+			took, _ = open(pin, sizes)
+			r.append("adopt all programs, "+name, "s", "", took)
 			if err := nsthread.InNetns(ns, func() error { return loader.Cleanup(filepath.Join(fs, pin)) }); err != nil {
 				t.Fatal(err)
 			}
@@ -136,50 +125,58 @@ func restarts(t *testing.T, r *report, l *lab.Lab) {
 	c := l.Clusters()[0]
 	node := c.Members[0]
 	ctx := t.Context()
-	restart := func(kind lab.Program, who string) float64 {
+	restart := func(kind lab.Program, who, row, what, goal string, before func() error) {
+		if err := l.Stop(ctx, kind, who); err != nil {
+			t.Fatal(err)
+		}
+		if before != nil {
+			if err := before(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		start := time.Now()
 		if err := l.Restart(ctx, kind, who); err != nil {
 			t.Fatal(err)
 		}
-		return time.Since(start).Seconds()
+		r.append(what, "s", goal, time.Since(start).Seconds())
+		r.append(what+", CPU", "s", "", processCPU(pidOf(t, l, row)))
 	}
-	stop := func(kind lab.Program, who string) {
-		if err := l.Stop(ctx, kind, who); err != nil {
-			t.Fatal(err)
-		}
+	unpin := func() error {
+		return nsthread.InNetns(node.Netns, func() error { return loader.Cleanup(node.PinPath) })
 	}
 	for range flags.rounds {
-		stop(lab.AgentProgram, node.Name)
-		r.append("agent start to ready, adopting", "s", "< 1 s", restart(lab.AgentProgram, node.Name))
-		stop(lab.AgentProgram, node.Name)
-		if err := nsthread.InNetns(node.Netns, func() error { return loader.Cleanup(node.PinPath) }); err != nil {
-			t.Fatal(err)
-		}
-		r.append("agent start to ready, cold", "s", "< 1 s", restart(lab.AgentProgram, node.Name))
-		stop(lab.APIServerProgram, c.Name)
-		r.append("API server start to ready, with its data", "s", "", restart(lab.APIServerProgram, c.Name))
+		restart(lab.AgentProgram, node.Name, node.Name, "agent start to ready, adopting", "< 1 s", nil)
+		restart(lab.AgentProgram, node.Name, node.Name, "agent start to ready, cold", "< 1 s", unpin)
+		restart(lab.APIServerProgram, c.Name, c.Name+"/ctl", "API server start to ready, with its data", "", nil)
 	}
+}
+
+// pidOf is the process of a row of `hawser lab status`.
+func pidOf(t *testing.T, l *lab.Lab, row string) int {
+	t.Helper()
+	for _, s := range l.Status(t.Context()).Rows {
+		if s.Name == row {
+			return s.PID
+		}
+	}
+	t.Fatalf("no process of %s", row)
+	return 0
 }
 
 // rss is the resident size of a lab's program in MiB.
 func rss(t *testing.T, l *lab.Lab, row string) float64 {
 	t.Helper()
-	for _, s := range l.Status(t.Context()).Rows {
-		if s.Name != row {
-			continue
-		}
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); f[0] == "VmRSS:" {
-				kib, _ := strconv.ParseFloat(f[1], 64)
-				return kib / 1024
-			}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pidOf(t, l, row)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); f[0] == "VmRSS:" {
+			kib, _ := strconv.ParseFloat(f[1], 64)
+			return kib / 1024
 		}
 	}
-	t.Fatalf("no process of %s", row)
+	t.Fatalf("no resident size of %s", row)
 	return 0
 }
 
@@ -289,9 +286,9 @@ func identityRecord(cluster string, id uint32, n int) (kvstore.Key, *keyspacev1.
 // identityNumber leaves room below for those that were really allocated.
 func identityNumber(id uint32, n int) uint32 { return id<<16 + 256 + uint32(n) }
 
-// ipRecord is the n-th made-up address, from 10.<id>.100.0 upward.
+// ipRecord is the n-th made-up address, from 10.<id>.20.0 upward.
 func ipRecord(cluster string, id uint32, n int, tunnel netip.Addr) (kvstore.Key, *keyspacev1.IPEntry) {
-	const first = 100
+	const first = 20
 	prefix := fmt.Sprintf("10.%d.%d.%d/32", id, first+n/250, n%250+1)
 	return kvstore.NewKey(kvstore.State, cluster, kvstore.KindIP, prefix), &keyspacev1.IPEntry{
 		Prefix: prefix, Identity: identityNumber(id, n%manyIdentities), Node: "made-up", TunnelAddress: tunnel.String(),

@@ -1636,11 +1636,16 @@ func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
 }
 
 type IdentityInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Labels        []string               `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty"`
-	Nodes         []string               `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"` // that use it, own cluster only
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Number  uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Cluster string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Labels  []string               `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty"`
+	Nodes   []string               `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"` // that use it, own cluster only
+	// reserved; of the own cluster used, unused or retired (not to be given again
+	// yet; without labels); of others remote.
+	State         string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Since         int64  `protobuf:"varint,6,opt,name=since,proto3" json:"since,omitempty"`                      // retired since, Unix ns
+	WaitsFor      string `protobuf:"bytes,7,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"` // what keeps a retired number from being given again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1701,6 +1706,27 @@ func (x *IdentityInfo) GetNodes() []string {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *IdentityInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *IdentityInfo) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *IdentityInfo) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
 }
 
 type ListVTEPsRequest struct {
@@ -2919,12 +2945,15 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x16ListIdentitiesResponse\x127\n" +
 	"\n" +
 	"identities\x18\x01 \x03(\v2\x17.hawser.v1.IdentityInfoR\n" +
-	"identities\"n\n" +
+	"identities\"\xb7\x01\n" +
 	"\fIdentityInfo\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x16\n" +
 	"\x06labels\x18\x03 \x03(\tR\x06labels\x12\x14\n" +
-	"\x05nodes\x18\x04 \x03(\tR\x05nodes\"\x12\n" +
+	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
+	"\x05since\x18\x06 \x01(\x03R\x05since\x12\x1b\n" +
+	"\twaits_for\x18\a \x01(\tR\bwaitsFor\"\x12\n" +
 	"\x10ListVTEPsRequest\">\n" +
 	"\x11ListVTEPsResponse\x12)\n" +
 	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"w\n" +

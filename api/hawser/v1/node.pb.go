@@ -478,8 +478,10 @@ type AddEndpointRequest struct {
 	Namespace   string                 `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name        string                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	// "source:key=value" or "key=value".
-	Labels        []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
-	Cgroup        string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
+	Labels []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
+	Cgroup string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
+	// What the pod calls its ports: "http=8080/tcp".
+	NamedPorts    []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -561,6 +563,13 @@ func (x *AddEndpointRequest) GetCgroup() string {
 		return x.Cgroup
 	}
 	return ""
+}
+
+func (x *AddEndpointRequest) GetNamedPorts() []string {
+	if x != nil {
+		return x.NamedPorts
+	}
+	return nil
 }
 
 type AddEndpointResponse struct {
@@ -2300,7 +2309,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\aProblem\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xc7\x01\n" +
+	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xe8\x01\n" +
 	"\x12AddEndpointRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x16\n" +
@@ -2308,7 +2317,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x16\n" +
 	"\x06labels\x18\x06 \x03(\tR\x06labels\x12\x16\n" +
-	"\x06cgroup\x18\a \x01(\tR\x06cgroup\"F\n" +
+	"\x06cgroup\x18\a \x01(\tR\x06cgroup\x12\x1f\n" +
+	"\vnamed_ports\x18\b \x03(\tR\n" +
+	"namedPorts\"F\n" +
 	"\x13AddEndpointResponse\x12/\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"R\n" +
 	"\x15DeleteEndpointRequest\x12!\n" +

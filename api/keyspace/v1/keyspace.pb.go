@@ -1772,19 +1772,21 @@ func (x *Presence) GetUpdatedAt() int64 {
 // PeerView is local/<c>/peers/<peer>, written by the API server replica that
 // holds the stream.
 type PeerView struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Connected     bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // connected or lost since, Unix ns
-	DialledBy     string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // "us" or "them"
-	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	Data          string                 `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale or expired
-	DataSince     int64                  `protobuf:"varint,8,opt,name=data_since,json=dataSince,proto3" json:"data_since,omitempty"`
-	Position      *Position              `protobuf:"bytes,9,opt,name=position,proto3" json:"position,omitempty"`                     // applied here
-	PodCidrs      []string               `protobuf:"bytes,10,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`    // granted
-	NodeCidrs     []string               `protobuf:"bytes,11,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"` // granted
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Peer      string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	ClusterId uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Connected bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	Since     int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // connected or lost since, Unix ns
+	DialledBy string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // "us" or "them"
+	Address   string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	Data      string                 `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale or expired
+	DataSince int64                  `protobuf:"varint,8,opt,name=data_since,json=dataSince,proto3" json:"data_since,omitempty"`
+	Position  *Position              `protobuf:"bytes,9,opt,name=position,proto3" json:"position,omitempty"`                     // applied here
+	PodCidrs  []string               `protobuf:"bytes,10,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`    // granted
+	NodeCidrs []string               `protobuf:"bytes,11,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"` // granted
+	// How far the peer has stored state/<own>/; up to a minute old.
+	Acknowledged  *Position `protobuf:"bytes,12,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	UpdatedAt     int64     `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1892,6 +1894,13 @@ func (x *PeerView) GetPodCidrs() []string {
 func (x *PeerView) GetNodeCidrs() []string {
 	if x != nil {
 		return x.NodeCidrs
+	}
+	return nil
+}
+
+func (x *PeerView) GetAcknowledged() *Position {
+	if x != nil {
+		return x.Acknowledged
 	}
 	return nil
 }
@@ -2713,7 +2722,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xf2\x02\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xb4\x03\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -2730,7 +2739,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\tpod_cidrs\x18\n" +
 	" \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
-	"node_cidrs\x18\v \x03(\tR\tnodeCidrs\x12\x1d\n" +
+	"node_cidrs\x18\v \x03(\tR\tnodeCidrs\x12@\n" +
+	"\facknowledged\x18\f \x01(\v2\x1c.hawser.keyspace.v1.PositionR\facknowledged\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"H\n" +
 	"\bPosition\x12 \n" +
@@ -2887,14 +2897,15 @@ var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	35, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
 	36, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	24, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	3,  // 18: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	27, // 19: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
-	4,  // 20: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	24, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	3,  // 19: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
+	27, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	4,  // 21: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }

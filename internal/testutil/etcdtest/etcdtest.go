@@ -3,7 +3,7 @@
 // Package etcdtest gives tests a real embedded etcd on loopback with its own CA
 // and access control, and clients for each role.
 //
-// Start with Start. Tests of one package may share an Etcd made with New (in
+// Start with Start, or with Each for a suite on every kind of etcd. Tests of one package may share an Etcd made with New (in
 // TestMain or a sync.Once); each then takes its own key names.
 package etcdtest
 
@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,8 +33,14 @@ type Etcd struct {
 	// Config restarts it: after Server.Close, Server = etcd.Start(Config)
 	// with the same data and port.
 	Config etcd.ServerConfig
+	// Kind is what it is; Servers and Configs are its members (none if it is
+	// a process of its own). Server and Config are the first.
+	Kind    Kind
+	Servers []*etcd.Server
+	Configs []etcd.ServerConfig
 
-	dir string
+	dir     string
+	process *process
 }
 
 // Start runs an etcd until the test ends.
@@ -43,6 +50,7 @@ func Start(tb testing.TB) *Etcd {
 	if err != nil {
 		tb.Fatalf("start etcd: %v", err)
 	}
+	e.Servers, e.Configs = []*etcd.Server{e.Server}, []etcd.ServerConfig{e.Config}
 	tb.Cleanup(func() { e.Server.Close() })
 	return e
 }
@@ -55,7 +63,7 @@ func New(ctx context.Context, dir string, log *slog.Logger) (*Etcd, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Etcd{Cluster: cluster, CA: ca, dir: dir}
+	e := &Etcd{Cluster: cluster, CA: ca, Kind: Embedded, dir: dir}
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	server, err := e.Files(pki.Request{Role: pki.RoleAPIServer, IPs: []netip.Addr{loopback}})
 	if err != nil {
@@ -96,25 +104,30 @@ func (e *Etcd) Files(r pki.Request) (pki.Files, error) {
 	return leaf.Save(filepath.Join(e.dir, "pki"), name)
 }
 
-// Client connects as a role until the test ends; name is the node of an agent
-// or the user of an admin.
+// Client connects to all members as a role until the test ends; name is the node
+// of an agent or the user of an admin.
 func (e *Etcd) Client(tb testing.TB, role pki.Role, name string) *etcd.Client {
 	tb.Helper()
-	return e.ClientAt(tb, e.Server.Endpoint(), role, name)
+	return e.ClientAt(tb, strings.Join(e.Endpoints(), ","), role, name)
 }
 
-// ClientAt is Client through another address, such as a proxy's.
-func (e *Etcd) ClientAt(tb testing.TB, endpoint string, role pki.Role, name string) *etcd.Client {
+// ClientAt is Client through other addresses, such as a proxy's, with commas
+// between them.
+func (e *Etcd) ClientAt(tb testing.TB, endpoints string, role pki.Role, name string) *etcd.Client {
 	tb.Helper()
 	files, err := e.Files(pki.Request{Role: role, Name: name})
 	if err != nil {
 		tb.Fatalf("certificate of %s %s: %v", role, name, err)
 	}
-	tls, err := files.ClientTLS(&pki.ID{Cluster: e.Cluster, Role: pki.RoleAPIServer})
+	server := &pki.ID{Cluster: e.Cluster, Role: pki.RoleAPIServer}
+	if e.process != nil {
+		server = nil // it is known by its address and its CA
+	}
+	tls, err := files.ClientTLS(server)
 	if err != nil {
 		tb.Fatalf("TLS of %s %s: %v", role, name, err)
 	}
-	c, err := etcd.NewClient(etcd.ClientConfig{Endpoints: []string{endpoint}, TLS: tls})
+	c, err := etcd.NewClient(etcd.ClientConfig{Endpoints: strings.Split(endpoints, ","), TLS: tls})
 	if err != nil {
 		tb.Fatalf("connect as %s %s: %v", role, name, err)
 	}
@@ -132,28 +145,6 @@ func (e *Etcd) Agent(tb testing.TB, node string) *etcd.Client {
 func (e *Etcd) APIServer(tb testing.TB) *etcd.Client {
 	tb.Helper()
 	return e.Client(tb, pki.RoleAPIServer, "")
-}
-
-// Stop closes the server and keeps its data; Restart brings it back at the same
-// address.
-func (e *Etcd) Stop() { e.Server.Close() }
-
-// Restart starts the server on what is in its data directory.
-func (e *Etcd) Restart(tb testing.TB) {
-	tb.Helper()
-	s, err := etcd.Start(tb.Context(), e.Config)
-	if err != nil {
-		tb.Fatalf("restart etcd: %v", err)
-	}
-	e.Server = s
-}
-
-// Wipe removes the data of a stopped server.
-func (e *Etcd) Wipe(tb testing.TB) {
-	tb.Helper()
-	if err := os.RemoveAll(e.Config.DataDir); err != nil {
-		tb.Fatalf("wipe etcd: %v", err)
-	}
 }
 
 // Eventually polls until ok holds, or fails the test after the deadline.

@@ -22,11 +22,17 @@ type Proxy struct {
 // Proxy starts a proxy on loopback before the server; it ends with the test.
 func (e *Etcd) Proxy(tb testing.TB) *Proxy {
 	tb.Helper()
+	return e.ProxyTo(tb, e.Endpoints()[0])
+}
+
+// ProxyTo is Proxy before one member.
+func (e *Etcd) ProxyTo(tb testing.TB, endpoint string) *Proxy {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback, at once
 	if err != nil {
 		tb.Fatalf("proxy: %v", err)
 	}
-	p := &Proxy{listener: l, target: e.Server.Endpoint(), conns: map[net.Conn]bool{}}
+	p := &Proxy{listener: l, target: endpoint, conns: map[net.Conn]bool{}}
 	var done sync.WaitGroup
 	done.Go(func() { p.accept(&done) })
 	tb.Cleanup(func() {

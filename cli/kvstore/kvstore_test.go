@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvstore_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/cli"
+	"github.com/hawser-mesh/hawser/cli/clicontext"
+	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+	"sigs.k8s.io/yaml"
+)
+
+// rig is a real etcd and a command line that reaches it as an administrator.
+type rig struct {
+	*etcdtest.Etcd
+	context string
+	api     kvstore.Client
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	e := etcdtest.Start(t)
+	dir := t.TempDir()
+	leaf, err := e.CA.Issue(pki.Request{Role: pki.RoleAdmin, Name: "me"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := leaf.Save(dir, "tls"); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := yaml.Marshal(clicontext.Context{Name: "test", Clusters: []clicontext.Cluster{{
+		Name: e.Cluster, Socket: filepath.Join(dir, "none.sock"),
+		Etcd: &clicontext.Etcd{Endpoint: e.Server.Endpoint(), TLSDir: dir},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "context.yaml")
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &rig{Etcd: e, context: path, api: e.APIServer(t)}
+}
+
+// run is one command line: `hawser kvstore args…`.
+func (r *rig) run(t *testing.T, stdin string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	return r.runWith(t.Context(), stdin, args...)
+}
+
+func (r *rig) runWith(ctx context.Context, stdin string, args ...string) (stdout, stderr string, code int) {
+	cmd := cli.New("hawser")
+	var out, errs bytes.Buffer
+	cmd.SetArgs(append([]string{"--context", r.context, "kvstore"}, args...))
+	cmd.SetIn(strings.NewReader(stdin))
+	cmd.SetOut(&out)
+	cmd.SetErr(&errs)
+	err := cmd.ExecuteContext(ctx)
+	code = cli.Report(&errs, err)
+	return out.String(), errs.String(), code
+}
+
+func (r *rig) state(k kvstore.Kind, names ...string) kvstore.Key {
+	return kvstore.NewKey(kvstore.State, r.Cluster, k, names...)
+}
+
+func (r *rig) local(k kvstore.Kind, names ...string) kvstore.Key {
+	return kvstore.NewKey(kvstore.Local, r.Cluster, k, names...)
+}
+
+func (r *rig) private(k kvstore.Kind, names ...string) kvstore.Key {
+	return kvstore.NewKey(kvstore.Private, r.Cluster, k, names...)
+}
+
+func (r *rig) put(t *testing.T, k kvstore.Key, m proto.Message) {
+	t.Helper()
+	var value []byte
+	var err error
+	if m != nil {
+		if value, err = kvstore.Encode(k, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), value)}, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (r *rig) value(t *testing.T, k kvstore.Key) (string, bool) {
+	t.Helper()
+	kv, _, err := r.api.Get(t.Context(), k.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kv == nil {
+		return "", false
+	}
+	return string(kv.Value), true
+}
+
+// fill stores a small cluster: a node, an identity in use, an address, a service
+// with a slice.
+func (r *rig) fill(t *testing.T) {
+	t.Helper()
+	set, err := labels.ParseSet([]string{"cni:app=a", "mesh:cluster=" + r.Cluster}, labels.Any)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.put(t, r.state(kvstore.KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: r.Cluster})
+	r.put(t, r.state(kvstore.KindIdentity, "65537"), &keyspacev1.Identity{Number: 65537, Labels: set.Strings()})
+	r.put(t, r.state(kvstore.KindIdentityLabels, set.Hash()), &keyspacev1.IdentityRef{Number: 65537})
+	r.put(t, r.state(kvstore.KindIP, "10.1.0.7/32"), &keyspacev1.IPEntry{Prefix: "10.1.0.7/32", Identity: 65537, Node: "n1"})
+	r.put(t, r.state(kvstore.KindService, "demo", "echo"), &keyspacev1.Service{Namespace: "demo", Name: "echo"})
+	r.put(t, r.state(kvstore.KindSlice, "demo", "echo", "n1"), &keyspacev1.BackendSlice{Namespace: "demo", Service: "echo", Name: "n1"})
+	r.put(t, r.local(kvstore.KindRef, "65537", "n1"), nil)
+	r.put(t, r.local(kvstore.KindPolicy, "_", "p"), &keyspacev1.PolicyObject{Namespace: "_", Name: "p", Kind: "x"})
+}
+
+func TestPutGetDel(t *testing.T) {
+	r := newRig(t)
+	key := "state/" + r.Cluster + "/vteps/10.9.0.0%2F24"
+	record := "{prefix: 10.9.0.0/24, tunnel_address: 192.0.2.7}"
+	if _, errs, code := r.run(t, "", "put", key, record); code != session.WrongUse || !strings.Contains(errs, "--write") {
+		t.Errorf("put without --write: %d %s", code, errs)
+	}
+	if _, exists := r.value(t, r.state(kvstore.KindVTEP, "10.9.0.0/24")); exists {
+		t.Fatal("put without --write wrote")
+	}
+	if out, errs, code := r.run(t, "", "put", key, record, "--write"); code != 0 || !strings.Contains(out, "Stored "+key) {
+		t.Fatalf("put: %d %s%s", code, out, errs)
+	}
+	out, _, code := r.run(t, "", "get", key, "-o", "json")
+	var e struct {
+		Record struct {
+			Tunnel string `json:"tunnel_address"`
+		} `json:"record"`
+	}
+	if err := json.Unmarshal([]byte(out), &e); err != nil || code != 0 || e.Record.Tunnel != "192.0.2.7" {
+		t.Errorf("get: %d %v %s", code, err, out)
+	}
+	for what, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"a lie":           {[]string{"put", key, "{prefix: 10.8.0.0/24, tunnel_address: 192.0.2.7}", "--write"}, "mismatch"},
+		"a wrong field":   {[]string{"put", key, "{prefix: 10.9.0.0/24, tunnel: 192.0.2.7}", "--write"}, "tunnel"},
+		"nothing":         {[]string{"put", key, "--write"}, "no record"},
+		"a strange key":   {[]string{"put", "what/ever", "{}", "--write"}, "too few parts"},
+		"a whole subtree": {[]string{"del", "state/", "--prefix", "--write"}, "name at least a subtree and a cluster"},
+	} {
+		if _, errs, code := r.run(t, "", c.args...); code != session.WrongUse || !strings.Contains(errs, c.want) {
+			t.Errorf("%s: %d %s", what, code, errs)
+		}
+	}
+	if out, errs, code := r.run(t, record, "put", key, "--write", "-o", "yaml"); code != 0 || !strings.Contains(out, "revision:") {
+		t.Errorf("put from standard input: %d %s%s", code, out, errs)
+	}
+	if _, _, code := r.run(t, "", "del", key); code != session.WrongUse {
+		t.Errorf("del without --write: %d", code)
+	}
+	if out, errs, code := r.run(t, "", "del", "state/"+r.Cluster, "--prefix", "--write"); code != 0 || !strings.Contains(out, "Removed 1 key") {
+		t.Errorf("del: %d %s%s", code, out, errs)
+	}
+	if _, errs, code := r.run(t, "", "del", key, "--write"); code != session.No || !strings.Contains(errs, "there is no key") {
+		t.Errorf("del of nothing: %d %s", code, errs)
+	}
+}
+
+func TestWatchShowsChanges(t *testing.T) {
+	r := newRig(t)
+	_, rev, err := r.api.Get(t.Context(), r.state(kvstore.KindNode, "n1").String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.fill(t)
+	if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(r.state(kvstore.KindIP, "10.1.0.7/32").String())}, nil); err != nil {
+		t.Fatal(err)
+	}
+	from := []string{"--from", itoa(rev + 1), "--count"}
+	out, errs, code := r.run(t, "", append([]string{"watch", "state/" + r.Cluster + "/ips"}, append(from, "2")...)...)
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); code != 0 || len(lines) != 2 || !strings.Contains(lines[0], "put") || !strings.Contains(lines[1], "del") {
+		t.Errorf("watch: %d %s%s", code, out, errs)
+	}
+	out, errs, code = r.run(t, "", append([]string{"watch", "-o", "json"}, append(from, "1")...)...)
+	var c struct {
+		Key     string
+		Deleted bool
+		Record  struct{ Name string }
+	}
+	if err := json.Unmarshal([]byte(out), &c); err != nil || code != 0 || c.Record.Name != "n1" || c.Deleted {
+		t.Errorf("watch as JSON: %d %v %s%s", code, err, out, errs)
+	}
+	if err := r.Server.Compact(t.Context(), rev+5); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, code := r.run(t, "", append([]string{"watch"}, append(from, "1")...)...); code != session.No || !strings.Contains(errs, "history") {
+		t.Errorf("watch of compacted history: %d %s", code, errs)
+	}
+	if _, errs, code := r.run(t, "", "watch", "private/other"); code != session.No || !strings.Contains(errs, "permission denied") {
+		t.Errorf("watch of another's private/: %d %s", code, errs)
+	}
+}
+
+func itoa(n int64) string { b, _ := json.Marshal(n); return string(b) }
+
+func TestWatchEndsWithWhereToGoOn(t *testing.T) {
+	r := newRig(t)
+	done := make(chan string, 1)
+	go func() {
+		_, errs, _ := r.runWith(t.Context(), "", "watch")
+		done <- errs
+	}()
+	// It watches once a change arrives while the server still runs.
+	time.AfterFunc(300*time.Millisecond, r.Stop)
+	select {
+	case errs := <-done:
+		if !strings.Contains(errs, "--from") && !strings.Contains(errs, "no answer") {
+			t.Errorf("it ended with %q", errs)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it did not end with its server")
+	}
+}
+
+func TestStatsCountsChurn(t *testing.T) {
+	r := newRig(t)
+	r.fill(t)
+	stop := make(chan struct{})
+	wrote := make(chan struct{})
+	go func() {
+		defer close(wrote)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				k := r.state(kvstore.KindNode, "n1").String()
+				v, _ := kvstore.Encode(r.state(kvstore.KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: r.Cluster})
+				_, _ = r.api.Txn(context.Background(), nil, []kvstore.Op{kvstore.Put(k, v)}, nil)
+			}
+		}
+	}()
+	out, errs, code := r.run(t, "", "stats", "--during", "500ms", "-o", "json")
+	close(stop)
+	<-wrote
+	var stats []struct {
+		Subtree, Kind    string
+		Keys, Bytes      int
+		ChangesPerSecond float64
+	}
+	if err := json.Unmarshal([]byte(out), &stats); err != nil || code != 0 {
+		t.Fatalf("stats: %d %v %s%s", code, err, out, errs)
+	}
+	kinds := map[string]bool{}
+	for _, s := range stats {
+		kinds[s.Subtree+"/"+s.Kind] = true
+		if s.Keys == 0 || s.Bytes == 0 || (s.ChangesPerSecond > 0) != (s.Kind == "nodes") {
+			t.Errorf("%+v", s)
+		}
+	}
+	if len(stats) != 8 || !kinds["state/identities/id"] || !kinds["local/refs"] {
+		t.Errorf("kinds %v", kinds)
+	}
+	if out, _, code := r.run(t, "", "stats", "--during", "0s"); code != 0 || !strings.Contains(out, "CHANGES/S") {
+		t.Errorf("table: %d %s", code, out)
+	}
+}
+
+func TestOrphans(t *testing.T) {
+	r := newRig(t)
+	r.fill(t)
+	if out, errs, code := r.run(t, "", "orphans"); code != 0 || !strings.Contains(out, "No orphans.") {
+		t.Fatalf("a sound cluster: %d %s%s", code, out, errs)
+	}
+	for _, gone := range []kvstore.Key{
+		r.state(kvstore.KindNode, "n1"), r.state(kvstore.KindIdentity, "65537"), r.state(kvstore.KindService, "demo", "echo"),
+	} {
+		if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(gone.String())}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, errs, code := r.run(t, "", "orphans", "-o", "json")
+	var orphans []struct{ Key, Missing, Kind string }
+	if err := json.Unmarshal([]byte(out), &orphans); err != nil || code != session.No {
+		t.Fatalf("%d %v %s%s", code, err, out, errs)
+	}
+	kinds := map[string]int{}
+	for _, o := range orphans {
+		kinds[o.Kind]++
+	}
+	// The reference and the address miss both identity and node.
+	if len(orphans) != 6 || kinds["refs"] != 2 || kinds["ips"] != 2 || kinds["identities/labels"] != 1 || kinds["slices"] != 1 {
+		t.Errorf("orphans: %v", orphans)
+	}
+	// An unshared service owns its slices, too.
+	r.put(t, r.local(kvstore.KindService, "demo", "echo"), &keyspacev1.Service{Namespace: "demo", Name: "echo"})
+	if out, _, _ := r.run(t, "", "orphans"); strings.Contains(out, "slices") {
+		t.Errorf("slice of an unshared service: %s", out)
+	}
+}
+
+func TestExportImport(t *testing.T) {
+	r := newRig(t)
+	r.fill(t)
+	before, err := store.EnsureIncarnation(t.Context(), r.api, r.Cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.put(t, kvstore.SyncedKey(r.Cluster, r.Cluster, kvstore.KindPolicy), &keyspacev1.Synced{Incarnation: before, State: keyspacev1.Synced_STATE_COMPLETE})
+	r.put(t, r.private(kvstore.KindProgress, "west"), &keyspacev1.Position{Incarnation: "w", Revision: 7})
+	r.put(t, r.local(kvstore.KindPresence, "n1"), &keyspacev1.Presence{Node: "n1"})
+	file := filepath.Join(t.TempDir(), "x.jsonl")
+	if out, errs, code := r.run(t, "", "export", "--file", file); code != 0 || !strings.Contains(out, "Wrote 8 keys") {
+		t.Fatalf("export: %d %s%s", code, out, errs)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file holds secrets: %v %v", info.Mode(), err)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, never := range []string{"presence", "synced", "incarnation", "progress"} {
+		if strings.Contains(string(text), never) {
+			t.Errorf("exported %s", never)
+		}
+	}
+
+	// n1 is present and has moved on; a policy was lost; another one is new.
+	r.put(t, r.state(kvstore.KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: r.Cluster, Mtu: 1400})
+	newer, _ := r.value(t, r.state(kvstore.KindNode, "n1"))
+	r.put(t, r.local(kvstore.KindPolicy, "_", "later"), &keyspacev1.PolicyObject{Namespace: "_", Name: "later", Kind: "x"})
+	if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(r.local(kvstore.KindPolicy, "_", "p").String())}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, code := r.run(t, "", "import", file); code != session.WrongUse || !strings.Contains(errs, "--write") {
+		t.Errorf("import without --write: %d %s", code, errs)
+	}
+	if out, errs, code := r.run(t, "", "import", file, "--dry-run", "--replace"); code != 0 || !strings.Contains(out, "Would write 1 keys, 2 removed") {
+		t.Errorf("dry run: %d %s%s", code, out, errs)
+	}
+	if now, _ := r.value(t, r.private(kvstore.KindIncarnation)); now != before {
+		t.Fatal("a dry run changed the incarnation")
+	}
+	out, errs, code := r.run(t, "", "import", file, "--write", "--replace", "-o", "json")
+	var res struct {
+		Written, Removed, LeftToOwner int
+		Incarnation                   string
+	}
+	if err := json.Unmarshal([]byte(out), &res); err != nil || code != 0 || res.Written != 1 || res.Removed != 2 || res.LeftToOwner != 1 {
+		t.Fatalf("import: %d %v %s%s", code, err, out, errs)
+	}
+	if now, _ := r.value(t, r.private(kvstore.KindIncarnation)); now == before || now != res.Incarnation {
+		t.Errorf("incarnation %q, was %q", now, before)
+	}
+	for k, want := range map[*kvstore.Key]bool{
+		ptr(kvstore.SyncedKey(r.Cluster, r.Cluster, kvstore.KindPolicy)): false, ptr(r.private(kvstore.KindProgress, "west")): false,
+		ptr(r.local(kvstore.KindPolicy, "_", "p")): true, ptr(r.local(kvstore.KindPolicy, "_", "later")): false,
+	} {
+		if _, exists := r.value(t, *k); exists != want {
+			t.Errorf("%s exists: %v", k, exists)
+		}
+	}
+	if now, _ := r.value(t, r.state(kvstore.KindNode, "n1")); now != newer {
+		t.Error("import wrote over a present agent's node")
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestImportNeverChangesAnIdentity(t *testing.T) {
+	r := newRig(t)
+	r.fill(t)
+	export, _, _ := r.run(t, "", "export")
+	set, err := labels.ParseSet([]string{"cni:app=b", "mesh:cluster=" + r.Cluster}, labels.Any)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wipe := kvstore.Delete(kvstore.Prefix(kvstore.State, r.Cluster) + "identities/")
+	wipe.Prefix = true
+	if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{wipe}, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.put(t, r.state(kvstore.KindIdentity, "65537"), &keyspacev1.Identity{Number: 65537, Labels: set.Strings()})
+	held, _ := r.value(t, r.state(kvstore.KindIdentity, "65537"))
+	if _, errs, code := r.run(t, export, "import", "-", "--write"); code != 0 {
+		t.Fatalf("import: %s", errs)
+	}
+	if now, _ := r.value(t, r.state(kvstore.KindIdentity, "65537")); now != held {
+		t.Error("the number means other labels now")
+	}
+	// One that is free comes back with both its keys; a retired one does not.
+	for retired, want := range map[bool]int{true: 0, false: 2} {
+		if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{wipe}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if retired {
+			r.put(t, r.local(kvstore.KindRetired, "65537"), &keyspacev1.IdentityRef{Number: 65537})
+		} else if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(r.local(kvstore.KindRetired, "65537").String())}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, errs, code := r.run(t, export, "import", "-", "--write"); code != 0 {
+			t.Fatalf("import: %s", errs)
+		}
+		p, err := r.api.List(t.Context(), kvstore.Prefix(kvstore.State, r.Cluster)+"identities/", "", 0, 0)
+		if err != nil || len(p.KVs) != want {
+			t.Errorf("retired %v: %d keys, %v", retired, len(p.KVs), err)
+		}
+	}
+}
+
+func TestImportRefusesAll(t *testing.T) {
+	r := newRig(t)
+	head := `{"hawserExport":1,"cluster":"` + r.Cluster + `","revision":1,"time":1}` + "\n"
+	vtep := func(key, record string) string {
+		return `{"key":"hawser/v1/state/` + r.Cluster + `/vteps/` + key + `","record":` + record + `}` + "\n"
+	}
+	good := vtep("10.9.0.0%2F24", `{"prefix":"10.9.0.0/24","tunnel_address":"192.0.2.7"}`)
+	for what, c := range map[string]struct{ text, want string }{
+		"no header":       {good, "not an export"},
+		"nothing":         {"", "empty"},
+		"another cluster": {strings.Replace(head, r.Cluster, "elsewhere", 1) + good, "elsewhere"},
+		"two lies": {
+			head + good + vtep("10.8.0.0%2F24", `{"prefix":"10.7.0.0/24","tunnel_address":"192.0.2.7"}`) + "{}\n", "line 3: record hawser/v1/state",
+		},
+		"the same twice":         {head + good + good, "stands in line 2, too"},
+		"another's private keys": {head + `{"key":"hawser/v1/private/other/tokens/x","value":"AA=="}` + "\n", "not of cluster"},
+		"an edited record": {
+			head + strings.Replace(good, `}}`, `},"value":"CgsxMC45LjAuMC8yNBIJMTkyLjAuMi44"}`, 1), `remove "value"`,
+		},
+	} {
+		_, errs, code := r.run(t, c.text, "import", "-", "--write")
+		if code != session.No || !strings.Contains(errs, c.want) || !strings.Contains(errs, "nothing was written") {
+			t.Errorf("%s: %d %s", what, code, errs)
+		}
+	}
+	if p, err := r.api.List(t.Context(), kvstore.SubtreePrefix(kvstore.State), "", 0, 0); err != nil || len(p.KVs) != 0 {
+		t.Errorf("something was written: %d keys, %v", len(p.KVs), err)
+	}
+	if _, errs, code := r.run(t, head+good, "import", "-", "--write"); code != 0 {
+		t.Errorf("a record without value: %d %s", code, errs)
+	}
+}

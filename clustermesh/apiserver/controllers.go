@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/collector"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// lead runs the cluster's controllers whenever this API server is the one that
+// was elected to, until the context ends.
+func (s *Server) lead(ctx context.Context) error {
+	return election.Lead(ctx, election.Config{
+		Client: s.kv, Cluster: s.cfg.Cluster, Office: []string{"controllers"}, Replica: s.cfg.Replica, Log: s.log,
+	}, func(ctx context.Context, t *election.Term) error {
+		ids, err := s.newCollector(t.Fence())
+		if err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return ids.Run(ctx) })
+		return g.Wait()
+	})
+}
+
+func (s *Server) newCollector(fence []kvstore.Cmp) (*collector.Collector, error) {
+	first, last, err := s.identityRange()
+	if err != nil {
+		return nil, err
+	}
+	return collector.New(collector.Config{
+		Cluster: s.cfg.Cluster, First: first, Last: last, Client: s.kv, Fence: fence,
+		Interval: s.cfg.IdentityGCInterval, Gate: s.retirement, Log: s.log,
+	})
+}
+
+func (s *Server) identityRange() (first, last identity.Number, err error) {
+	space, err := identity.NewSpace(s.cfg.ClusterBits)
+	if err != nil {
+		return 0, 0, err
+	}
+	first, last = space.Range(s.cfg.ClusterID)
+	return first, last, nil
+}
+
+// retirement is what retired numbers wait for at the moment.
+func (s *Server) retirement(ctx context.Context) (collector.Gate, error) {
+	g := collector.Gate{
+		Incarnation: s.incarnation, ExpireAfter: s.cfg.ExpireAfter, AtLeast: s.cfg.IdentityGCInterval, Now: time.Now(),
+	}
+	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
+	if err != nil {
+		return g, err
+	}
+	for _, v := range views {
+		// Where this replica holds the stream it knows better.
+		if pos, ok := s.mesh.Acknowledged(v.msg.GetPeer()); ok {
+			v.msg.Acknowledged = pos
+		}
+		g.Peers = append(g.Peers, v.msg)
+	}
+	nodes, err := list[*keyspacev1.NodeStatus](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindStatus)
+	for _, n := range nodes {
+		g.Nodes = append(g.Nodes, n.msg)
+	}
+	return g, err
+}

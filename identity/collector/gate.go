@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// Gate says when a retired number may be given again: when nobody can take it
+// for its old labels any more.
+type Gate struct {
+	// Incarnation names the history that positions are of.
+	Incarnation string
+	// ExpireAfter is the longest that any peer believes our records without
+	// hearing from us; 0 means for ever.
+	ExpireAfter time.Duration
+	// AtLeast is how long a number stays retired in any case.
+	AtLeast time.Duration
+	Peers   []*keyspacev1.PeerView
+	Nodes   []*keyspacev1.NodeStatus
+	Now     time.Time
+}
+
+// Never is what WaitsFor says of numbers that are not given again.
+const Never = "never: a peer without expiry"
+
+// WaitsFor names what a retired number waits for, "" when it may be given again:
+// time, peers that have not confirmed the deletion (or, when they are cut off,
+// may still believe what they had), and nodes of the own cluster that have not
+// seen it.
+func (g Gate) WaitsFor(r Retired) string {
+	if len(g.Peers) > 0 && g.ExpireAfter == 0 {
+		return Never
+	}
+	var waits []string
+	least := g.AtLeast
+	if len(g.Peers) > 0 {
+		least = max(least, g.ExpireAfter)
+	}
+	if left := least - g.Now.Sub(r.Since); left > 0 {
+		waits = append(waits, left.Round(time.Second).String())
+	}
+	for _, p := range g.Peers {
+		if !g.peerForgot(p, r) {
+			waits = append(waits, "peer "+p.GetPeer())
+		}
+	}
+	for _, n := range g.Nodes {
+		if n.GetIncarnation() != g.Incarnation || n.GetSeen()[string(kvstore.KindIdentity)] < r.Revision {
+			waits = append(waits, "node "+n.GetNode())
+		}
+	}
+	slices.SortStableFunc(waits, func(a, b string) int { return strings.Compare(kindOf(a), kindOf(b)) })
+	return strings.Join(waits, ", ")
+}
+
+// kindOf sorts times before nodes before peers.
+func kindOf(wait string) string {
+	word, _, found := strings.Cut(wait, " ")
+	if !found {
+		return ""
+	}
+	return word
+}
+
+func (g Gate) peerForgot(p *keyspacev1.PeerView, r Retired) bool {
+	if a := p.GetAcknowledged(); a.GetIncarnation() == g.Incarnation && a.GetRevision() >= r.Revision {
+		return true
+	}
+	return !p.GetConnected() && g.Now.Sub(time.Unix(0, p.GetSince())) >= g.ExpireAfter
+}

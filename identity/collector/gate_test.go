@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector_test
+
+import (
+	"testing"
+	"time"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/identity/collector"
+)
+
+func TestGate(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	ago := func(d time.Duration) int64 { return now.Add(-d).UnixNano() }
+	peer := func(connected bool, since time.Duration, inc string, acked int64) *keyspacev1.PeerView {
+		return &keyspacev1.PeerView{Peer: "west", Connected: connected, Since: ago(since),
+			Acknowledged: &keyspacev1.Position{Incarnation: inc, Revision: acked}}
+	}
+	node := func(inc string, seen int64) *keyspacev1.NodeStatus {
+		return &keyspacev1.NodeStatus{Node: "n1", Incarnation: inc, Seen: map[string]int64{"identities/id": seen}}
+	}
+	for name, c := range map[string]struct {
+		gate collector.Gate
+		age  time.Duration
+		want string
+	}{
+		"nobody to wait for": {collector.Gate{}, 0, ""},
+		"time":               {collector.Gate{AtLeast: time.Hour}, 20 * time.Minute, "40m0s"},
+		"peer never expires": {collector.Gate{Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 200)}}, 1000 * time.Hour, collector.Never},
+		"acknowledged, young": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 200)}}, time.Hour, "23h0m0s"},
+		"acknowledged, old": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 100)}}, 24 * time.Hour, ""},
+		"connected, behind": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 99)}}, 48 * time.Hour, "peer west"},
+		"acknowledged in another history": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "j", 200)}}, 48 * time.Hour, "peer west"},
+		"cut off later than it was retired": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(false, time.Hour, "i", 99)}}, 48 * time.Hour, "peer west"},
+		"cut off, acknowledged before": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(false, time.Hour, "i", 100)}}, 48 * time.Hour, ""},
+		"cut off for long": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(false, 24*time.Hour, "i", 99)}}, 48 * time.Hour, ""},
+		"own node behind":             {collector.Gate{Nodes: []*keyspacev1.NodeStatus{node("i", 99)}}, time.Hour, "node n1"},
+		"own node of another history": {collector.Gate{Nodes: []*keyspacev1.NodeStatus{node("j", 200)}}, time.Hour, "node n1"},
+		"own node has seen it":        {collector.Gate{Nodes: []*keyspacev1.NodeStatus{node("i", 100)}}, time.Hour, ""},
+		"a clock that was set back":   {collector.Gate{AtLeast: time.Hour}, -time.Hour, "2h0m0s"},
+		"all at once, in a fixed order": {
+			collector.Gate{ExpireAfter: 2 * time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 0)}, Nodes: []*keyspacev1.NodeStatus{node("i", 0)}},
+			time.Hour, "1h0m0s, node n1, peer west"},
+	} {
+		c.gate.Incarnation, c.gate.Now = "i", now
+		r := collector.Retired{Number: 70000, Since: now.Add(-c.age), Revision: 100}
+		if got := c.gate.WaitsFor(r); got != c.want {
+			t.Errorf("%s: waits for %q, want %q", name, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/hawser-mesh/hawser/internal/nsthread"
+	"github.com/hawser-mesh/hawser/lab"
+)
+
+// commands are those that scripts have beside testscript's; see also
+// eventually. PLACE is CLUSTER/POD, CLUSTER/ctl, a node, fabric or an address.
+func commands() map[string]command {
+	return map[string]command{
+		"lab":       cmdLab,       // the lab that the script runs in
+		"server":    cmdServer,    // a pod that answers `reach` and `load`
+		"hawser":    cmdHawser,    // the CLI
+		"json":      cmdJSON,      // a value in what the CLI prints
+		"set":       cmdSet,       // what a command prints, as a variable
+		"address":   cmdAddress,   // of a place
+		"identity":  cmdIdentity,  // of a pod
+		"reach":     cmdReach,     // a place answers another
+		"denied":    cmdDenied,    // it does not, and the drop is seen
+		"monitored": cmdMonitored, // a drop is told by `hawser monitor`
+		"spread":    cmdSpread,    // who answers for a service
+		"asking":    cmdAsking,    // requests in the background, none may fail
+		"stream":    cmdStream,    // an open TCP connection
+		"load":      cmdLoad,      // load that notices every loss
+		"forge":     cmdForge,     // packets made by hand
+		"wire":      cmdWire,      // what crosses the fabric
+		"route":     cmdRoute,     // of the fabric to a pod, past the tunnels
+		"pins":      cmdPins,      // ids of a node's pinned maps, programs and links
+		"pause":     cmdPause,     // how long a fault lasts; nothing waits for a state by it
+		"keys":      cmdKeys,      // of a cluster's etcd
+		"published": cmdPublished, // a key is in a cluster's etcd
+		"exhaust":   cmdExhaust,   // a cluster's identity numbers
+		"expired":   cmdExpired,   // a join token is
+		"publish":   cmdPublish,   // a key into a cluster's etcd
+		"token":     cmdToken,     // a join token, changed
+		"peers":     cmdPeers,     // addresses that a node has TCP connections with
+		"mtu":       cmdMTU,       // of a pod's route
+		"host":      cmdHost,      // files, routes and sysctls of this machine
+	}
+}
+
+// cmdServer is `server CLUSTER/POD NODE NAMESPACE [KEY=VALUE]…`: a pod with these
+// labels that runs `lab workload load-server`, up to where it answers.
+func cmdServer(s *script, args []string) (string, error) {
+	if len(args) < 3 {
+		return "", usage("server CLUSTER/POD NODE NAMESPACE [KEY=VALUE]…")
+	}
+	run := []string{"lab", "run", args[0], "--node", args[1], "--namespace", args[2]}
+	for _, l := range args[3:] {
+		run = append(run, "--label", l)
+	}
+	out, err := cmdHawser(s, append(run, "--", s.bin.Hawser, "lab", "workload", "load-server", "--listen", fmt.Sprintf(":%d", loadPort)))
+	if err != nil {
+		return out, err
+	}
+	p, err := s.newProbe([]string{args[1], args[0], fmt.Sprintf("tcp/%d", loadPort)})
+	if err != nil {
+		return out, err
+	}
+	return out, within(callTimeout, p.ask)
+}
+
+// cmdSpread is `spread FROM ADDRESS:PORT REQUESTS [NODE…]`: all requests, each on
+// a new connection, are answered, and by backends on exactly these nodes.
+func cmdSpread(s *script, args []string) (string, error) {
+	if len(args) < 3 {
+		return "", usage("spread FROM ADDRESS tcp/PORT REQUESTS [NODE…]")
+	}
+	var n int
+	if _, err := fmt.Sscan(args[3], &n); err != nil {
+		return "", err
+	}
+	by := map[string]int{}
+	for range n {
+		who, err := s.whoAnswers(args[:3])
+		if err != nil {
+			return "", err
+		}
+		by[who]++
+	}
+	s.count("requests", uint64(n))
+	for _, node := range args[4:] {
+		if by[node] == 0 {
+			return "", no("%s answered none of %d requests: %v", node, n, by)
+		}
+	}
+	if len(by) != len(args[4:]) {
+		return "", no("%v answered, want only %v", by, args[4:])
+	}
+	return fmt.Sprintln(by), nil
+}
+
+// whoAnswers asks once and returns the node of the backend.
+func (s *script) whoAnswers(args []string) (string, error) {
+	p, err := s.newProbe(args)
+	if err != nil {
+		return "", err
+	}
+	var answer string
+	err = nsthread.InNetns(p.from.netns, func() error {
+		answer, err = p.fetch()
+		return err
+	})
+	if err != nil {
+		return "", no("a request from %s failed: %v", args[0], err)
+	}
+	for f := range strings.FieldsSeq(answer) {
+		if node, ok := strings.CutPrefix(f, "node="); ok {
+			return node, nil
+		}
+	}
+	return "", fmt.Errorf("answer %q names no node", answer)
+}
+
+// cmdAsking is `asking start FROM ADDRESS tcp/PORT`: requests without end, each
+// on a new connection; `asking stop`: none of them failed.
+func cmdAsking(s *script, args []string) (string, error) {
+	switch {
+	case len(args) == 4 && args[0] == "start":
+		ctx, cancel := context.WithCancel(context.Background())
+		a := &asking{stop: cancel, done: make(chan struct{})}
+		s.asking = a
+		s.ts.Defer(func() { cancel(); <-a.done })
+		const pace = 20 * time.Millisecond // enough to see a fault, and no load
+		go func() {
+			defer close(a.done)
+			for ctx.Err() == nil && a.err == nil {
+				_, a.err = s.whoAnswers(args[1:])
+				a.n++
+				time.Sleep(pace)
+			}
+		}()
+		return "", nil
+	case len(args) == 1 && args[0] == "stop" && s.asking != nil:
+		s.asking.stop()
+		<-s.asking.done
+		s.count("requests", s.asking.n)
+		return fmt.Sprintf("%d requests\n", s.asking.n), s.asking.err
+	}
+	return "", usage("asking start FROM ADDRESS tcp/PORT | asking stop")
+}
+
+// asking is requests in the background; n and err are for after done.
+type asking struct {
+	stop context.CancelFunc
+	done chan struct{}
+	n    uint64
+	err  error
+}
+
+// cmdMonitored is `monitored LINE FROM TO PROTOCOL[/PORT]`: while the probe is
+// tried, `hawser monitor --type drop` prints a line that matches.
+func cmdMonitored(s *script, args []string) (string, error) {
+	if len(args) != 4 {
+		return "", usage("monitored LINE FROM TO tcp/PORT|udp/PORT|icmp")
+	}
+	want, err := regexp.Compile(args[0])
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags([]string{"monitor", "--type", "drop"})...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	defer func() { _ = cmd.Wait() }() // killed
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil { // until the monitor listens
+			if p, err := s.newProbe(args[1:]); err == nil {
+				p.wait = silence
+				_ = p.ask()
+			}
+		}
+	}()
+	var seen strings.Builder
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if want.MatchString(lines.Text()) {
+			return lines.Text() + "\n", nil
+		}
+		fmt.Fprintln(&seen, lines.Text())
+	}
+	return "", fmt.Errorf("no line matches; the monitor printed:\n%s", seen.String())
+}
+
+// cmdRoute is `route add|del POD`: the fabric sends what is for the pod to its
+// node as it is.
+func cmdRoute(s *script, args []string) (string, error) {
+	if len(args) != 2 {
+		return "", usage("route add|del CLUSTER/POD")
+	}
+	pod, err1 := s.place(args[1])
+	node, err2 := s.place(pod.node)
+	fabric, err3 := s.place("fabric")
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return "", err
+	}
+	return "", nsthread.InNetns(fabric.netns, func() error {
+		r := &netlink.Route{Dst: netlink.NewIPNet(pod.addr.AsSlice()), Gw: node.addr.AsSlice()}
+		if args[0] == "add" {
+			return netlink.RouteAdd(r)
+		}
+		return netlink.RouteDel(r)
+	})
+}
+
+// cmdMTU is `mtu POD`: prints the MTU of the pod's default route.
+func cmdMTU(s *script, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", usage("mtu CLUSTER/POD")
+	}
+	p, err := s.place(args[0])
+	if err != nil {
+		return "", err
+	}
+	mtu := 0
+	err = nsthread.InNetns(p.netns, func() error {
+		rs, err := netlink.RouteGet(netip.MustParseAddr("192.0.2.1").AsSlice())
+		for _, r := range rs {
+			mtu = r.MTU
+		}
+		return err
+	})
+	return fmt.Sprintln(mtu), err
+}
+
+func cmdPause(_ *script, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", usage("pause TIME")
+	}
+	d, err := time.ParseDuration(args[0])
+	time.Sleep(d)
+	return "", err
+}
+
+func (s *script) cluster(name string) (lab.Cluster, error) {
+	for _, c := range s.world.lab.Clusters() {
+		if c.Name == name {
+			return c, nil
+		}
+	}
+	return lab.Cluster{}, fmt.Errorf("no cluster %q", name)
+}
