@@ -28,6 +28,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -306,6 +307,10 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	api := grpc.NewServer()
 	hawserv1.RegisterNodeServer(api, &service{a: a})
+	web, err := rest.Gateway(ctx, a.cfg.Socket, hawserv1.RegisterNodeHandler)
+	if err != nil {
+		return err
+	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.reconciler.Run(ctx) })
@@ -330,7 +335,7 @@ func (a *Agent) run(ctx context.Context) error {
 		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
 	}
 	g.Go(func() error { a.settle(ctx); return nil })
-	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
 		<-ctx.Done()
 		close(a.stopping)

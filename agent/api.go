@@ -225,7 +225,10 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
 		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
 		PodCidrs: []string{a.cfg.PodCIDR.String()}, PodMtu: uint32(a.endpoints.podMTU()),
-		Keyspace: a.keyspaceStatus(),
+		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled,
+	}
+	if end, ok := a.cfg.certificates()["node"]; ok {
+		r.CertificateExpiresAt = end.UnixNano()
 	}
 	for _, e := range a.endpoints.snapshot() {
 		r.Endpoints++

@@ -23,6 +23,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
@@ -44,8 +45,7 @@ type Server struct {
 	mesh        *federation.Manager
 	enrol       *enrol.Service
 
-	port         *grpc.Server // nil without an API port
-	portListener net.Listener
+	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate
 }
 
@@ -128,26 +128,24 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 	api := grpc.NewServer()
 	hawserv1.RegisterMeshServer(api, s)
-	servers := []*grpc.Server{api}
 	g, ctx := errgroup.WithContext(ctx)
+	web, err := rest.Gateway(ctx, s.cfg.Socket, hawserv1.RegisterMeshHandler)
+	if err != nil {
+		return err
+	}
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
 	}
-	if s.port != nil {
-		servers = append(servers, s.port)
-		g.Go(func() error { return s.port.Serve(s.portListener) })
+	if s.portListener != nil {
+		g.Go(func() error { return s.servePort(ctx, web) })
 	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
-	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
-		defer func() {
-			for _, server := range servers {
-				server.Stop()
-			}
-		}()
+		defer api.Stop()
 		select {
 		case <-ctx.Done():
 			return nil

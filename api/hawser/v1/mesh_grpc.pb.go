@@ -57,8 +57,8 @@ type MeshClient interface {
 	Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc.CallOption) (*MeshDiffResponse, error)
 	// InviteNode makes a token with which one host joins as this node, once.
 	InviteNode(ctx context.Context, in *InviteNodeRequest, opts ...grpc.CallOption) (*InviteNodeResponse, error)
-	// ForgetNode removes a node that will not come back: its keys, its enrolment,
-	// and the certificates that it holds from those that the cluster's etcd admits.
+	// ForgetNode removes a node that will not come back: its keys and its
+	// enrolment, so that its certificate is not renewed.
 	ForgetNode(ctx context.Context, in *ForgetNodeRequest, opts ...grpc.CallOption) (*ForgetNodeResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
@@ -263,8 +263,8 @@ type MeshServer interface {
 	Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error)
 	// InviteNode makes a token with which one host joins as this node, once.
 	InviteNode(context.Context, *InviteNodeRequest) (*InviteNodeResponse, error)
-	// ForgetNode removes a node that will not come back: its keys, its enrolment,
-	// and the certificates that it holds from those that the cluster's etcd admits.
+	// ForgetNode removes a node that will not come back: its keys and its
+	// enrolment, so that its certificate is not renewed.
 	ForgetNode(context.Context, *ForgetNodeRequest) (*ForgetNodeResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
