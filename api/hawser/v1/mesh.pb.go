@@ -82,6 +82,12 @@ type ClusterStatusReport struct {
 	IdentityMin         uint32                 `protobuf:"varint,17,opt,name=identity_min,json=identityMin,proto3" json:"identity_min,omitempty"`
 	IdentityMax         uint32                 `protobuf:"varint,18,opt,name=identity_max,json=identityMax,proto3" json:"identity_max,omitempty"`
 	Problems            []*Problem             `protobuf:"bytes,19,rep,name=problems,proto3" json:"problems,omitempty"`
+	DatabaseInUseBytes  uint64                 `protobuf:"varint,30,opt,name=database_in_use_bytes,json=databaseInUseBytes,proto3" json:"database_in_use_bytes,omitempty"`
+	QuotaBytes          uint64                 `protobuf:"varint,31,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: not known
+	EtcdMode            string                 `protobuf:"bytes,32,opt,name=etcd_mode,json=etcdMode,proto3" json:"etcd_mode,omitempty"`        // embedded, external, shared
+	EtcdMembers         []*EtcdMember          `protobuf:"bytes,33,rep,name=etcd_members,json=etcdMembers,proto3" json:"etcd_members,omitempty"`
+	SnapshotAt          int64                  `protobuf:"varint,34,opt,name=snapshot_at,json=snapshotAt,proto3" json:"snapshot_at,omitempty"` // newest of this API server, Unix ns; 0: none
+	SnapshotPath        string                 `protobuf:"bytes,35,opt,name=snapshot_path,json=snapshotPath,proto3" json:"snapshot_path,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -249,6 +255,324 @@ func (x *ClusterStatusReport) GetProblems() []*Problem {
 	return nil
 }
 
+func (x *ClusterStatusReport) GetDatabaseInUseBytes() uint64 {
+	if x != nil {
+		return x.DatabaseInUseBytes
+	}
+	return 0
+}
+
+func (x *ClusterStatusReport) GetQuotaBytes() uint64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *ClusterStatusReport) GetEtcdMode() string {
+	if x != nil {
+		return x.EtcdMode
+	}
+	return ""
+}
+
+func (x *ClusterStatusReport) GetEtcdMembers() []*EtcdMember {
+	if x != nil {
+		return x.EtcdMembers
+	}
+	return nil
+}
+
+func (x *ClusterStatusReport) GetSnapshotAt() int64 {
+	if x != nil {
+		return x.SnapshotAt
+	}
+	return 0
+}
+
+func (x *ClusterStatusReport) GetSnapshotPath() string {
+	if x != nil {
+		return x.SnapshotPath
+	}
+	return ""
+}
+
+type EtcdMember struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Endpoint           string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Leader             bool                   `protobuf:"varint,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	DatabaseBytes      uint64                 `protobuf:"varint,4,opt,name=database_bytes,json=databaseBytes,proto3" json:"database_bytes,omitempty"`
+	DatabaseInUseBytes uint64                 `protobuf:"varint,5,opt,name=database_in_use_bytes,json=databaseInUseBytes,proto3" json:"database_in_use_bytes,omitempty"`
+	Problem            string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"` // empty: it answers
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *EtcdMember) Reset() {
+	*x = EtcdMember{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EtcdMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EtcdMember) ProtoMessage() {}
+
+func (x *EtcdMember) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EtcdMember.ProtoReflect.Descriptor instead.
+func (*EtcdMember) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EtcdMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EtcdMember) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *EtcdMember) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *EtcdMember) GetDatabaseBytes() uint64 {
+	if x != nil {
+		return x.DatabaseBytes
+	}
+	return 0
+}
+
+func (x *EtcdMember) GetDatabaseInUseBytes() uint64 {
+	if x != nil {
+		return x.DatabaseInUseBytes
+	}
+	return 0
+}
+
+func (x *EtcdMember) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+type BackupChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupChunk) Reset() {
+	*x = BackupChunk{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupChunk) ProtoMessage() {}
+
+func (x *BackupChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
+func (*BackupChunk) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BackupChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreChunk) Reset() {
+	*x = RestoreChunk{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreChunk) ProtoMessage() {}
+
+func (x *RestoreChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreChunk.ProtoReflect.Descriptor instead.
+func (*RestoreChunk) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RestoreChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation   string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                 // of the store from now on
+	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`                      // of the snapshot
+	Keys          uint64                 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`                              // in the snapshot
+	FormerData    string                 `protobuf:"bytes,4,opt,name=former_data,json=formerData,proto3" json:"former_data,omitempty"` // where the replaced data is kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreResponse) Reset() {
+	*x = RestoreResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreResponse) ProtoMessage() {}
+
+func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
+func (*RestoreResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RestoreResponse) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *RestoreResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RestoreResponse) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *RestoreResponse) GetFormerData() string {
+	if x != nil {
+		return x.FormerData
+	}
+	return ""
+}
+
 type InviteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
@@ -259,7 +583,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +595,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +608,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{2}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InviteRequest) GetTo() string {
@@ -311,7 +635,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +647,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +660,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -363,7 +687,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +699,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +712,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -417,7 +741,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -429,7 +753,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,7 +766,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinResponse) GetPeer() string {
@@ -486,7 +810,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +822,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +835,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Finding) GetCheck() string {
@@ -558,7 +882,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +894,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +907,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LeaveRequest) GetPeer() string {
@@ -602,7 +926,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +938,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +951,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LeaveResponse) GetKeysRemoved() uint64 {
@@ -645,7 +969,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +981,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +994,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 type MeshStatusResponse struct {
@@ -683,7 +1007,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +1019,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +1032,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -763,7 +1087,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +1099,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +1112,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -1004,7 +1328,7 @@ type MeshDiffRequest struct {
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1340,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1353,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -1056,7 +1380,7 @@ type MeshDiffResponse struct {
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1392,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1405,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -1108,7 +1432,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1444,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1457,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -1158,7 +1482,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1494,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1507,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 type ListNodesResponse struct {
@@ -1195,7 +1519,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1531,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1544,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -1247,7 +1571,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1583,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1596,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -1346,7 +1670,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1682,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1695,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 type ListIdentitiesResponse struct {
@@ -1383,7 +1707,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1719,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1732,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -1435,7 +1759,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1771,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1784,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -1520,7 +1844,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1856,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1869,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 type ListVTEPsResponse struct {
@@ -1557,7 +1881,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1893,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1906,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -1604,7 +1928,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1940,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1953,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -1670,7 +1994,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +2006,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +2019,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -1721,7 +2045,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +2057,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +2070,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -1768,7 +2092,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +2104,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +2117,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -1835,7 +2159,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2171,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2184,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -1893,7 +2217,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2229,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2242,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -1936,7 +2260,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2272,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2285,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 type ListPoliciesResponse struct {
@@ -1973,7 +2297,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2309,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2322,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -2024,7 +2348,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2360,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2373,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -2118,7 +2442,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2454,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2467,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -2169,7 +2493,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2505,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2518,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -2215,7 +2539,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2551,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2564,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -2273,7 +2597,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2609,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2622,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -2316,7 +2640,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2328,7 +2652,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2341,7 +2665,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 type ListServicesResponse struct {
@@ -2353,7 +2677,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2689,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2702,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -2407,7 +2731,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2743,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2756,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -2524,7 +2848,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2536,7 +2860,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2549,7 +2873,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -2585,7 +2909,7 @@ var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/mesh.proto\x12\thawser.v1\x1a\x18api/hawser/v1/node.proto\"\x16\n" +
-	"\x14ClusterStatusRequest\"\x89\x05\n" +
+	"\x14ClusterStatusRequest\"\xfa\x06\n" +
 	"\x13ClusterStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -2608,7 +2932,34 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\rservice_cidrs\x18\x10 \x03(\tR\fserviceCidrs\x12!\n" +
 	"\fidentity_min\x18\x11 \x01(\rR\videntityMin\x12!\n" +
 	"\fidentity_max\x18\x12 \x01(\rR\videntityMax\x12.\n" +
-	"\bproblems\x18\x13 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\"@\n" +
+	"\bproblems\x18\x13 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\x121\n" +
+	"\x15database_in_use_bytes\x18\x1e \x01(\x04R\x12databaseInUseBytes\x12\x1f\n" +
+	"\vquota_bytes\x18\x1f \x01(\x04R\n" +
+	"quotaBytes\x12\x1b\n" +
+	"\tetcd_mode\x18  \x01(\tR\betcdMode\x128\n" +
+	"\fetcd_members\x18! \x03(\v2\x15.hawser.v1.EtcdMemberR\vetcdMembers\x12\x1f\n" +
+	"\vsnapshot_at\x18\" \x01(\x03R\n" +
+	"snapshotAt\x12#\n" +
+	"\rsnapshot_path\x18# \x01(\tR\fsnapshotPath\"\xc8\x01\n" +
+	"\n" +
+	"EtcdMember\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\bR\x06leader\x12%\n" +
+	"\x0edatabase_bytes\x18\x04 \x01(\x04R\rdatabaseBytes\x121\n" +
+	"\x15database_in_use_bytes\x18\x05 \x01(\x04R\x12databaseInUseBytes\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x0f\n" +
+	"\rBackupRequest\"!\n" +
+	"\vBackupChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\"\n" +
+	"\fRestoreChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x84\x01\n" +
+	"\x0fRestoreResponse\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\x04R\x04keys\x12\x1f\n" +
+	"\vformer_data\x18\x04 \x01(\tR\n" +
+	"formerData\"@\n" +
 	"\rInviteRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\x12\x1f\n" +
 	"\vttl_seconds\x18\x02 \x01(\x03R\n" +
@@ -2797,7 +3148,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xe5\b\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\xe5\t\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -2805,7 +3156,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12I\n" +
 	"\n" +
 	"MeshStatus\x12\x1c.hawser.v1.MeshStatusRequest\x1a\x1d.hawser.v1.MeshStatusResponse\x12?\n" +
-	"\x04Diff\x12\x1a.hawser.v1.MeshDiffRequest\x1a\x1b.hawser.v1.MeshDiffResponse\x12F\n" +
+	"\x04Diff\x12\x1a.hawser.v1.MeshDiffRequest\x1a\x1b.hawser.v1.MeshDiffResponse\x12<\n" +
+	"\x06Backup\x12\x18.hawser.v1.BackupRequest\x1a\x16.hawser.v1.BackupChunk0\x01\x12@\n" +
+	"\aRestore\x12\x17.hawser.v1.RestoreChunk\x1a\x1a.hawser.v1.RestoreResponse(\x01\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
@@ -2828,110 +3181,120 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
-	(*InviteRequest)(nil),          // 2: hawser.v1.InviteRequest
-	(*InviteResponse)(nil),         // 3: hawser.v1.InviteResponse
-	(*JoinRequest)(nil),            // 4: hawser.v1.JoinRequest
-	(*JoinResponse)(nil),           // 5: hawser.v1.JoinResponse
-	(*Finding)(nil),                // 6: hawser.v1.Finding
-	(*LeaveRequest)(nil),           // 7: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),          // 8: hawser.v1.LeaveResponse
-	(*MeshStatusRequest)(nil),      // 9: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 10: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 11: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 12: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 13: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 14: hawser.v1.DiffRow
-	(*ListNodesRequest)(nil),       // 15: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 16: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 17: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 18: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 19: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 20: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 21: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 22: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 23: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 24: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 25: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 26: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 27: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 28: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 29: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 30: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 31: hawser.v1.PolicyInfo
-	(*ApplyServiceRequest)(nil),    // 32: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 33: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 34: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 35: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 36: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 37: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 38: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 39: hawser.v1.ServicePortInfo
-	nil,                            // 40: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 41: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 42: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 43: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 44: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 45: hawser.v1.FrontendBackend
+	(*EtcdMember)(nil),             // 2: hawser.v1.EtcdMember
+	(*BackupRequest)(nil),          // 3: hawser.v1.BackupRequest
+	(*BackupChunk)(nil),            // 4: hawser.v1.BackupChunk
+	(*RestoreChunk)(nil),           // 5: hawser.v1.RestoreChunk
+	(*RestoreResponse)(nil),        // 6: hawser.v1.RestoreResponse
+	(*InviteRequest)(nil),          // 7: hawser.v1.InviteRequest
+	(*InviteResponse)(nil),         // 8: hawser.v1.InviteResponse
+	(*JoinRequest)(nil),            // 9: hawser.v1.JoinRequest
+	(*JoinResponse)(nil),           // 10: hawser.v1.JoinResponse
+	(*Finding)(nil),                // 11: hawser.v1.Finding
+	(*LeaveRequest)(nil),           // 12: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),          // 13: hawser.v1.LeaveResponse
+	(*MeshStatusRequest)(nil),      // 14: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),     // 15: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),             // 16: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),        // 17: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),       // 18: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                // 19: hawser.v1.DiffRow
+	(*ListNodesRequest)(nil),       // 20: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 21: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),               // 22: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),  // 23: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil), // 24: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),           // 25: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),       // 26: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),      // 27: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),               // 28: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),     // 29: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 30: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 31: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 32: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 33: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 34: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 35: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 36: hawser.v1.PolicyInfo
+	(*ApplyServiceRequest)(nil),    // 37: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 38: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 39: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 40: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 41: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 42: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 43: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 44: hawser.v1.ServicePortInfo
+	nil,                            // 45: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 46: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 47: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 48: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 49: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 50: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	44, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
-	6,  // 1: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	11, // 2: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	40, // 3: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	41, // 4: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	14, // 5: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	17, // 6: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	20, // 7: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	23, // 8: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	26, // 9: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	26, // 10: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	31, // 11: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	26, // 12: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	26, // 13: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	38, // 14: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	39, // 15: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	45, // 16: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	42, // 17: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	43, // 18: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 19: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	2,  // 20: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	4,  // 21: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	7,  // 22: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	9,  // 23: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	12, // 24: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	15, // 25: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	18, // 26: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	21, // 27: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	24, // 28: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	27, // 29: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	29, // 30: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	32, // 31: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	34, // 32: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	36, // 33: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 34: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	3,  // 35: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	5,  // 36: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	8,  // 37: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	10, // 38: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	13, // 39: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	16, // 40: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	19, // 41: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	22, // 42: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	25, // 43: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	28, // 44: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	30, // 45: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	33, // 46: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	35, // 47: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	37, // 48: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	34, // [34:49] is the sub-list for method output_type
-	19, // [19:34] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	49, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
+	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
+	16, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	45, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	46, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	19, // 6: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	22, // 7: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	25, // 8: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	28, // 9: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	31, // 10: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	31, // 11: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	36, // 12: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	31, // 13: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	31, // 14: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	43, // 15: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	44, // 16: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	50, // 17: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	47, // 18: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	48, // 19: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 20: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 21: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 22: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	12, // 23: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	14, // 24: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	17, // 25: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 26: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 27: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	20, // 28: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	23, // 29: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	26, // 30: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	29, // 31: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	32, // 32: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	34, // 33: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	37, // 34: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	39, // 35: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	41, // 36: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 37: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 38: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 39: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	13, // 40: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	15, // 41: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	18, // 42: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 43: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 44: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	21, // 45: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	24, // 46: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	27, // 47: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	30, // 48: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	33, // 49: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	35, // 50: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	38, // 51: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	40, // 52: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	42, // 53: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	37, // [37:54] is the sub-list for method output_type
+	20, // [20:37] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -2946,7 +3309,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
