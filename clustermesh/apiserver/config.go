@@ -33,7 +33,7 @@ type Config struct {
 	DataDir string // holds pki/ and etcd/
 	Socket  string // unix socket of the cluster API
 
-	ListenEtcd       netip.AddrPort
+	ListenEtcd       netip.AddrPort // of an embedded etcd
 	ListenFederation netip.AddrPort
 	// AdvertiseFederation is host:port by which peers dial; defaults to
 	// ListenFederation.
@@ -53,6 +53,8 @@ type Config struct {
 	// IdentityGCInterval is the time between passes of the identity collector:
 	// what is unused in two of them is deleted.
 	IdentityGCInterval time.Duration
+
+	Etcd EtcdConfig
 
 	// UnsafeNoFsync trades durability for speed: for labs and tests.
 	UnsafeNoFsync bool
@@ -86,11 +88,10 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, value))
 		}
 	}
-	for flag, a := range map[string]netip.AddrPort{"--listen-etcd": c.ListenEtcd, "--listen-federation": c.ListenFederation} {
-		if !a.IsValid() {
-			errs = append(errs, fmt.Errorf("%s: must be ADDRESS:PORT", flag))
-		}
+	if !c.ListenFederation.IsValid() {
+		errs = append(errs, errors.New("--listen-federation: must be ADDRESS:PORT"))
 	}
+	errs = append(errs, c.Etcd.validate(c.ListenEtcd)...)
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)

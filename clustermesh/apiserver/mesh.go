@@ -101,7 +101,7 @@ func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawser
 
 // ClusterStatus reports on this cluster.
 func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
-	stats, err := s.etcd.Stats(ctx)
+	stats, err := s.stats(ctx)
 	if err != nil {
 		return nil, apiError(err)
 	}
@@ -113,10 +113,11 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	r := &hawserv1.ClusterStatusReport{
 		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), StartedAt: s.started.UnixNano(),
 		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
-		FederationEndpoints: []string{s.cfg.advertised()}, EtcdEndpoint: s.etcd.Endpoint(),
-		CaExpiresAt: s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
+		FederationEndpoints: []string{s.cfg.advertised()},
+		CaExpiresAt:         s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 	}
+	s.reportEtcd(r, stats)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)
