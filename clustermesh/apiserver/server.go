@@ -36,6 +36,7 @@ type Server struct {
 	incarnation string
 	mesh        *federation.Manager
 	reopen      chan *errReopen // capacity 1
+	refused     refusals
 }
 
 func newServer(cfg Config) *Server {

@@ -22,7 +22,7 @@ func main() {
 		Version:      version.String(),
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newIssue(), newCA(), newMember(), newRestore(), newEtcdAccess())
+	root.AddCommand(newRun(), newIssue(), newCA(), newMember(), newRestore(), newEtcdAccess(), newSharedEtcd())
 	os.Exit(program.Main(root))
 }
 

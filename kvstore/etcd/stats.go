@@ -91,6 +91,17 @@ func (c *Client) Stats(ctx context.Context, prefixes ...string) (Stats, error) {
 	return st, nil
 }
 
+// Count is the number of keys below a prefix.
+func (c *Client) Count(ctx context.Context, prefix string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	r, err := c.etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return 0, c.wrap("count", prefix, err)
+	}
+	return r.Count, nil
+}
+
 func hasAlarm(r *clientv3.AlarmResponse, a pb.AlarmType) bool {
 	return slices.ContainsFunc(r.Alarms, func(m *pb.AlarmMember) bool { return m.Alarm == a })
 }
