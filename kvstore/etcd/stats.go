@@ -4,6 +4,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -157,7 +158,7 @@ func (c *Client) compact(ctx context.Context, rev int64, physical bool) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	_, err := c.etcd.Compact(ctx, rev, opts...)
-	if err != nil && c.mapError(err) != kvstore.ErrCompacted { //nolint:errorlint // mapError returns it bare
+	if err != nil && !errors.Is(c.mapError(err), kvstore.ErrCompacted) {
 		return c.wrap("compact to", fmt.Sprint(rev), err)
 	}
 	return nil
