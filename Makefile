@@ -13,6 +13,8 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/hawser-mesh/hawser/internal/version.Version=$(VERSION)
 PROGRAMS := hawser hawser-agent hawser-apiserver hawser-cni
 PROTOS   := $(wildcard api/*/v1/*.proto)
+GATEWAY  := github.com/grpc-ecosystem/grpc-gateway/v2
+GATEWAY_VERSION = $(shell $(GO) list -m -f "{{.Version}}" $(GATEWAY))
 CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 LAB      ?= lab
 
@@ -46,6 +48,12 @@ generate-proto:
 	@$(GO) build -o $(TOOLS)/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	@PATH=$(TOOLS):$$PATH protoc --go_out=. --go-grpc_out=. \
 	  --go_opt=module=github.com/hawser-mesh/hawser --go-grpc_opt=module=github.com/hawser-mesh/hawser $(PROTOS)
+	@GOBIN=$(TOOLS) $(GO) install $(GATEWAY)/protoc-gen-grpc-gateway@$(GATEWAY_VERSION) $(GATEWAY)/protoc-gen-openapiv2@$(GATEWAY_VERSION)
+	@PATH=$(TOOLS):$$PATH protoc --grpc-gateway_out=. --openapiv2_out=api/openapi \
+	  --grpc-gateway_opt=module=github.com/hawser-mesh/hawser,grpc_api_configuration=api/openapi/rest.yaml \
+	  --openapiv2_opt=grpc_api_configuration=api/openapi/rest.yaml,openapi_configuration=api/openapi/info.yaml \
+	  --openapiv2_opt=allow_merge=true,merge_file_name=hawser \
+	  api/hawser/v1/mesh.proto api/hawser/v1/node.proto
 
 .PHONY: generate-bpf
 generate-bpf:
@@ -58,12 +66,16 @@ generate-docs:
 ##@ Test
 
 .PHONY: test
-test: deps-run test-unit test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
+test: deps-run test-unit test-conformance test-bpf test-e2e ## Pass all tests: unit, eBPF, e2e (root for the last two)
 
 # Packages whose tests need no root; the others skip themselves without it.
 .PHONY: test-unit
 test-unit: ## Unit and component tests (loopback only)
-	@$(GO) test $$($(GO) list ./... | grep -v -e /test/e2e -e /test/bpf -e /test/perf)
+	@$(GO) test $$($(GO) list ./... | grep --line-buffered -v -e /test/e2e -e /test/bpf -e /test/perf)
+
+.PHONY: test-conformance
+test-conformance: ## NetworkPolicy beside other readings of it (a module of its own)
+	@$(GO) -C test/conformance test ./...
 
 # What stands on etcd, on the other ways to run one: three members, a process of its own.
 .PHONY: test-etcd
@@ -77,7 +89,7 @@ test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
 
 .PHONY: test-e2e
 test-e2e: build ## Scripts against a lab of real processes (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 15m -v ./test/e2e/... | grep -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 15m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (10s)
@@ -94,7 +106,7 @@ bench: build ## Performance, side by side, JSON kept under test/perf/results (ro
 .PHONY: verify
 verify: deps-generate ## Generated code, formatting, linters, import layers
 	@echo "verify: generated code" && ./internal/tools/verify-generated
-	@echo "verify: gofmt" && test -z "$$(git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -l | tee /dev/stderr)"
+	@echo "verify: gofmt" && test -z "$$(git ls-files '*.go' | grep --line-buffered -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -l | tee /dev/stderr)"
 	@echo "verify: clang-format" && clang-format-19 --dry-run -Werror $(CFILES)
 	@echo "verify: go mod tidy" && $(GO) mod tidy -diff
 	@echo "verify: import layers" && $(GO) test -count=1 ./internal/layers
@@ -104,7 +116,7 @@ verify: deps-generate ## Generated code, formatting, linters, import layers
 
 .PHONY: fmt
 fmt: ## Format Go and C
-	@git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -w
+	@git ls-files '*.go' | grep --line-buffered -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -w
 	@clang-format-19 -i $(CFILES)
 
 ##@ Housekeeping

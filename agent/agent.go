@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -25,6 +27,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -32,6 +35,7 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/observe"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/policy"
 )
 
@@ -43,6 +47,9 @@ type Agent struct {
 	space   identity.Space
 	filter  labels.Filter // of the labels that make an identity
 	mtu     int           // of the underlay, bytes
+	// enrolled is false when the certificate was issued by hand, and does not
+	// renew itself.
+	enrolled bool
 
 	dp         *loader.Datapath
 	tables     *datapath.Tables
@@ -59,6 +66,7 @@ type Agent struct {
 	marks     *markers
 	publisher *publisher
 	endpoints *endpoints
+	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
 	hub       observe.Hub
 
@@ -71,15 +79,19 @@ type Agent struct {
 // context ends or a part of it fails. Programs, maps and routes stay: traffic
 // goes on without an agent.
 func Run(ctx context.Context, cfg Config) error {
+	enrolment, err := cfg.complete(ctx)
+	if err != nil {
+		return err
+	}
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
+		enrolled: enrolment != nil,
+		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
-	var err error
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}
@@ -154,7 +166,7 @@ func (a *Agent) openKeyspace() error {
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
-		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
+		flush: a.view.flush, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
 }
@@ -176,10 +188,22 @@ func (a *Agent) makeView(records *recordStore) error {
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
 		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
-			numbers[ls.Hash()] = r.RuleSet
+			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
 		}
 	}
-	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
+	if a.pinned, err = maps.Dump[maps.IPKey, maps.Endpoint](a.dp.Maps().Endpoints); err != nil {
+		return fmt.Errorf("read the adopted endpoints: %w", err)
+	}
+	taken := slices.Collect(gomaps.Values(numbers))
+	for _, row := range a.pinned {
+		if row.RuleSet >= datapath.FirstRuleSet && !slices.Contains(taken, row.RuleSet) {
+			taken = append(taken, row.RuleSet)
+			numbers[fmt.Sprintf("%s%d", lostPrefix, row.RuleSet)] = row.RuleSet
+		}
+	}
+	engine, err := policy.New(policy.Config{
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+	})
 	if err != nil {
 		return err
 	}
@@ -260,12 +284,14 @@ func (a *Agent) makeStores() error {
 
 // run brings the node up and keeps it until the context ends.
 func (a *Agent) run(ctx context.Context) error {
-	unfinished := a.endpoints.restore()
+	a.endpoints.restore(a.pinned)
 	if err := a.publisher.announceNode(); err != nil {
 		return err
 	}
 	for _, r := range a.endpoints.snapshot() {
-		a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+		if r.State == stateRestoring && len(r.Labels) > 0 {
+			a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+		}
 	}
 	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {
 		a.tables.Identities.Set(n, datapath.Identity{Number: n})
@@ -280,11 +306,19 @@ func (a *Agent) run(ctx context.Context) error {
 		return err
 	}
 	defer port.Close()
+	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
 		return err
 	}
 	api := grpc.NewServer()
 	hawserv1.RegisterNodeServer(api, &service{a: a})
+	web, err := rest.Gateway(ctx, a.cfg.Socket, hawserv1.RegisterNodeHandler)
+	if err != nil {
+		return err
+	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.reconciler.Run(ctx) })
@@ -299,9 +333,17 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
+	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
-	g.Go(func() error { a.settle(ctx, unfinished); return nil })
-	g.Go(func() error { return api.Serve(lis) })
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
+	if a.enrolled {
+		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
+	}
+	g.Go(func() error { a.settle(ctx); return nil })
+	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
 		<-ctx.Done()
 		close(a.stopping)
@@ -322,13 +364,16 @@ func (a *Agent) run(ctx context.Context) error {
 // settle finishes the restore and then lets what is stale be removed: own keys
 // once the own endpoints are back, kernel state once everything of every cluster
 // is known.
-func (a *Agent) settle(ctx context.Context, unfinished []*record) {
-	a.endpoints.resume(ctx, unfinished)
+func (a *Agent) settle(ctx context.Context) {
+	a.endpoints.resume(ctx)
 	if ctx.Err() != nil {
 		return
 	}
 	a.writer.Prune()
 	a.view.wakeIdentities()
+	if _, err := a.dp.PruneLinks(); err != nil {
+		a.log.Warn("remove links of devices that are gone", "error", err)
+	}
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Config is what an agent is told. See Validate for the rules.
@@ -30,7 +31,7 @@ type Config struct {
 	Node    string
 
 	EtcdEndpoints []string
-	// TLSDir holds ca.crt, tls.crt and tls.key of this node.
+	// TLSDir holds ca.crt, tls.crt and tls.key of this node, and its enrolment.
 	TLSDir string
 	// EtcdTLSDir holds the same for an external etcd, from its own CA; empty
 	// means that etcd is the API server's.
@@ -38,21 +39,32 @@ type Config struct {
 	// SharedEtcd says that other clusters write their records to the same etcd
 	// themselves: they are judged here by what they are granted.
 	SharedEtcd bool
+	// Join is a token by which the node enrols, or @ and the path of a file
+	// with it; what the enrolment says need not be told again. A node that has
+	// enrolled by it before ignores it.
+	Join string
 
 	UnderlayDevice string
 	NodeAddress    netip.Addr // also the tunnel address
 	PodCIDR        netip.Prefix
-	TunnelPort     uint16
+	TunnelPort     uint16 // 0: as enrolled, or the default
 
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
-	PinPath  string // directory in a bpffs for this agent's pins
+	PinPath  string // directory in a bpffs for this agent's pins; empty: the default
 	// Attach is how programs are put on devices: tcx, clsact, or empty for the
 	// better one that the kernel has.
 	Attach string
 	// SmallMaps sizes the maps for labs and tests.
 	SmallMaps   bool
-	ClusterBits uint32 // as the cluster's API server was told
+	ClusterBits uint32 // as the cluster's API server was told; 0: as enrolled, or the default
+
+	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
+	MetricsListen string
+
+	// PolicyScope and PolicyMode are ScopeLocal and ModeDefault when empty.
+	PolicyScope policy.Scope
+	PolicyMode  policy.Mode
 
 	Zone, Region string
 
@@ -62,6 +74,9 @@ type Config struct {
 
 	Log *slog.Logger
 }
+
+// DefaultMetrics is where an agent's metrics are served.
+const DefaultMetrics = "127.0.0.1:9962"
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -73,7 +88,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--node: %w", err))
 	}
 	if len(c.EtcdEndpoints) == 0 {
-		errs = append(errs, errors.New("--etcd-endpoint: at least one is needed"))
+		errs = append(errs, errors.New("--etcd-endpoint: at least one is needed; a node that enrols by --join is told"))
 	}
 	if c.UnderlayDevice == "" {
 		errs = append(errs, errors.New("--underlay-device: name the device that connects the nodes, for example eth0"))
@@ -92,6 +107,14 @@ func (c *Config) Validate() error {
 	}
 	if _, err := labels.ParseFilter(c.Labels); err != nil {
 		errs = append(errs, fmt.Errorf("--labels: %w", err))
+	}
+	if _, err := policy.New(policy.Config{Cluster: "x", Scope: c.PolicyScope, Mode: c.PolicyMode}); err != nil {
+		errs = append(errs, fmt.Errorf("--policy-default-scope, --policy-enforcement: %w", err))
+	}
+	if c.MetricsListen != "" {
+		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
+			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
+		}
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))

@@ -121,10 +121,11 @@ func (p *publisher) Announce(ctx context.Context, e *record) error {
 	if err := p.writer.Set(p.ipKey(e.Addr), &keyspacev1.IPEntry{
 		Prefix: prefix.String(), Identity: uint32(e.Identity), Node: p.cfg.Node,
 		TunnelAddress: p.cfg.NodeAddress.String(), Namespace: e.Namespace, Workload: e.Name,
+		NamedPorts: e.namedPorts(),
 	}); err != nil {
 		return err
 	}
-	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls})
+	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls, NamedPorts: e.servicePorts()})
 	return p.writer.Flush(ctx)
 }
 
@@ -229,4 +230,13 @@ func (p *publisher) publishStatus(at history) {
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}
+}
+
+// servicePorts are the endpoint's port names as services refer to them.
+func (r *record) servicePorts() []loadbalancer.NamedPort {
+	out := make([]loadbalancer.NamedPort, len(r.Ports))
+	for i, p := range r.Ports {
+		out[i] = loadbalancer.NamedPort{Name: p.Name, Port: p.Port, Protocol: keyspacev1.Protocol(p.Protocol)}
+	}
+	return out
 }

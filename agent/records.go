@@ -14,6 +14,7 @@ import (
 
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Endpoint states.
@@ -27,14 +28,15 @@ const (
 // record is an endpoint as it is on disk. It is written before anything of the
 // endpoint is made and removed after everything of it is gone.
 type record struct {
-	ID          uint16     `json:"id"`
-	ContainerID string     `json:"containerID"`
-	IfName      string     `json:"ifName"`
-	Netns       string     `json:"netns"`
-	Namespace   string     `json:"namespace"`
-	Name        string     `json:"name"`
-	Labels      []string   `json:"labels"` // all, of which a filter picks those of the identity
-	Addr        netip.Addr `json:"addr"`
+	ID          uint16             `json:"id"`
+	ContainerID string             `json:"containerID"`
+	IfName      string             `json:"ifName"`
+	Netns       string             `json:"netns"`
+	Namespace   string             `json:"namespace"`
+	Name        string             `json:"name"`
+	Ports       []policy.NamedPort `json:"ports,omitempty"`
+	Labels      []string           `json:"labels"` // all, of which a filter picks those of the identity
+	Addr        netip.Addr         `json:"addr"`
 	// IdentityLabels are those that Identity and RuleSet are of.
 	IdentityLabels []string        `json:"identityLabels,omitempty"`
 	State          string          `json:"state"`
@@ -106,8 +108,8 @@ func (s *recordStore) remove(id uint16) error {
 	return nil
 }
 
-// load reads all records. Unreadable ones are returned as an error beside those
-// that could be read, and stay on disk.
+// load reads all records. Unreadable ones are set aside and returned as an error
+// beside those that could be read.
 func (s *recordStore) load() ([]*record, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -117,13 +119,16 @@ func (s *recordStore) load() ([]*record, error) {
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(s.dir, e.Name())
-		if strings.HasSuffix(e.Name(), ".new") {
+		switch {
+		case strings.HasSuffix(e.Name(), ".bad"):
+			continue
+		case strings.HasSuffix(e.Name(), ".new"):
 			errs = append(errs, os.Remove(path))
 			continue
 		}
 		r, err := readRecord(path)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("endpoint record %s: %w", path, err))
+			errs = append(errs, fmt.Errorf("endpoint record %s (set aside as .bad): %w", path, err), os.Rename(path, path+".bad"))
 			continue
 		}
 		out = append(out, r)

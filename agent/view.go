@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -42,6 +43,7 @@ type view struct {
 	mu         sync.Mutex
 	clusters   map[string]uint32
 	identities map[identity.Number]knownIdentity
+	ports      *namedPorts
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
 	policies   map[string]string                    // key → problem of an object that cannot be enforced
 	seen       map[string]int64                     // kind → newest revision
@@ -62,6 +64,7 @@ func newView(own string, space identity.Space, log *slog.Logger, tables *datapat
 		identityLost: make(chan struct{}, 1),
 		clusters:     map[string]uint32{},
 		identities:   map[identity.Number]knownIdentity{},
+		ports:        newNamedPorts(),
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
@@ -94,6 +97,18 @@ func (v *view) flush() {
 // needs it.
 func (v *view) publish() {
 	v.engine.Publish(v.tables.RuleSets)
+	for _, c := range v.engine.CIDRChanges() {
+		switch {
+		case c.Block && c.Gone:
+			v.ips.DeleteBlock(c.Prefix)
+		case c.Block:
+			v.ips.SetBlock(c.Prefix, c.Number)
+		case c.Gone:
+			v.ips.DeleteCIDR(c.Prefix)
+		default:
+			v.ips.SetCIDR(c.Prefix, c.Number)
+		}
+	}
 	v.ips.Publish(v.tables.IPCache, v.tables.Nodes)
 	v.lb.Publish(v.tables.Frontends)
 }
@@ -112,12 +127,7 @@ func (v *view) change(c store.Change) error {
 		}
 		return v.ips.UpsertNode(c.Key.Cluster, c.Record.(*keyspacev1.Node))
 	case kvstore.KindIP:
-		if c.Deleted {
-			p, err := netip.ParsePrefix(c.Key.Names[0])
-			v.ips.DeleteIP(c.Key.Cluster, p)
-			return err
-		}
-		return v.ips.UpsertIP(c.Key.Cluster, c.Record.(*keyspacev1.IPEntry))
+		return v.ip(c)
 	case kvstore.KindVTEP:
 		return v.vtep(c)
 	case kvstore.KindService:
@@ -140,10 +150,19 @@ func (v *view) cluster(c store.Change) error {
 		v.ips.DeleteCluster(c.Key.Cluster)
 		return nil
 	}
-	id := c.Record.(*keyspacev1.Cluster).GetId()
-	v.clusters[c.Key.Cluster] = id
-	v.ips.SetCluster(c.Key.Cluster, id)
-	v.lb.SetCluster(c.Key.Cluster, id)
+	r := c.Record.(*keyspacev1.Cluster)
+	v.clusters[c.Key.Cluster] = r.GetId()
+	v.ips.SetCluster(c.Key.Cluster, r.GetId())
+	v.lb.SetCluster(c.Key.Cluster, r.GetId())
+	var ranges []netip.Prefix
+	for _, text := range slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return err // validation has accepted it
+		}
+		ranges = append(ranges, p.Masked())
+	}
+	v.ips.SetRanges(c.Key.Cluster, ranges)
 	return nil
 }
 
@@ -171,6 +190,7 @@ func (v *view) identity(c store.Change) error {
 		return err
 	}
 	v.identities[n] = knownIdentity{c.Key.Cluster, ls}
+	v.engine.SetNamedPorts(n, v.ports.of(n))
 	id, _ := v.space.Cluster(n)
 	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
 	return nil
@@ -181,6 +201,29 @@ func (v *view) wakeIdentities() {
 	select {
 	case v.identityLost <- struct{}{}:
 	default:
+	}
+}
+
+func (v *view) ip(c store.Change) error {
+	if c.Deleted {
+		v.setNamedPorts(c.Key.String(), 0, nil)
+		p, err := netip.ParsePrefix(c.Key.Names[0])
+		v.ips.DeleteIP(c.Key.Cluster, p)
+		return err
+	}
+	r := c.Record.(*keyspacev1.IPEntry)
+	v.setNamedPorts(c.Key.String(), identity.Number(r.GetIdentity()), r.GetNamedPorts())
+	return v.ips.UpsertIP(c.Key.Cluster, r)
+}
+
+// setNamedPorts takes what an address's record says of ports.
+func (v *view) setNamedPorts(key string, n identity.Number, records []*keyspacev1.NamedPort) {
+	var ports []policy.NamedPort
+	for _, r := range records {
+		ports = append(ports, policy.NamedPort{Name: r.GetName(), Protocol: uint8(r.GetProtocol()), Port: uint16(r.GetPort())})
+	}
+	for _, changed := range v.ports.set(key, n, ports) {
+		v.engine.SetNamedPorts(changed, v.ports.of(changed))
 	}
 }
 
@@ -263,6 +306,10 @@ func (v *view) Labels(n identity.Number) []string {
 		}
 		return []string{labels.Reserved + ":" + name}
 	}
+	if n.IsLocal() {
+		ls, _ := v.engine.Labels(n)
+		return ls.Strings()
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.identities[n].labels.Strings()
@@ -278,6 +325,14 @@ func (v *view) Workload(a netip.Addr) (workload, cluster, node string) {
 		return "node/" + e.Node, e.Cluster, e.Node
 	}
 	return e.Workload, e.Cluster, e.Node
+}
+
+// whois is the workload that the keyspace has for an address, and the labels of
+// an identity.
+func (v *view) whois(a netip.Addr, n identity.Number) (namespace, name string, ls []string) {
+	workload, _, _ := v.Workload(a)
+	namespace, name, _ = strings.Cut(workload, "/")
+	return namespace, name, v.Labels(n)
 }
 
 // Origin implements observe.Resolver.

@@ -42,7 +42,7 @@ static __always_inline int host_judge(struct packet *p, const struct flow *f, st
 	if (!r->ep)
 		return 0;
 	return policy_verdict(p, r->ep, rules_word(r->ep->rule_set),
-	                      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
+	                      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id, p->t.saddr,
 	                      reply ? p->t.sport : p->t.dport);
 }
 

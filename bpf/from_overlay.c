@@ -33,7 +33,7 @@ static __always_inline int arrival_judge(struct packet *p, const struct flow *f,
 	rules = rules_word(a->rx->rule_set);
 	a->verdict = arrival_word(p, f, a, rules);
 	return policy_verdict(p, a->rx, rules, reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
-	                      reply ? p->t.sport : p->t.dport);
+	                      p->t.saddr, reply ? p->t.sport : p->t.dport);
 }
 
 /* Records the packet: a new entry, or the old one with a new outcome. */

@@ -61,13 +61,13 @@ static __always_inline int pod_judge(struct packet *p, const struct flow *f, str
 		r->epoch = receiver;
 		salt ^= local_salt(tx, r->ep);
 		if (r->ep->id != tx->id) { /* a pod may talk to itself */
-			ret = policy_verdict(p, tx, rules, dir, r->identity, port);
+			ret = policy_verdict(p, tx, rules, dir, r->identity, t->daddr, port);
 			if (!ret)
-				ret =
-				    policy_verdict(p, r->ep, receiver, dir ^ 1, tx->identity, port);
+				ret = policy_verdict(p, r->ep, receiver, dir ^ 1, tx->identity,
+				                     t->saddr, port);
 		}
 	} else {
-		ret = policy_verdict(p, tx, rules, dir, r->identity, port);
+		ret = policy_verdict(p, tx, rules, dir, r->identity, t->daddr, port);
 	}
 	*verdict = verdict_word(f, rules, r->epoch, salt);
 	return ret;

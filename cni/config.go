@@ -35,6 +35,8 @@ type config struct {
 		CNI struct {
 			// Labels follow the convention of the CNI project's CONVENTIONS.md.
 			Labels []label `json:"labels,omitempty"`
+			// Ports are the pod's own names for its ports.
+			Ports []namedPort `json:"ports,omitempty"`
 		} `json:"cni"`
 	} `json:"args"`
 }
@@ -42,6 +44,12 @@ type config struct {
 type label struct {
 	Key   string `json:"key"`
 	Value string `json:"value"`
+}
+
+type namedPort struct {
+	Name     string `json:"name"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"` // tcp when empty
 }
 
 // podArgs are the CNI_ARGS that Kubernetes runtimes pass. Others are ignored.
@@ -85,7 +93,12 @@ func addRequest(args *skel.CmdArgs, c *config) (*hawserv1.AddEndpointRequest, er
 	if name == "" {
 		name = args.ContainerID
 	}
+	var ports []string
+	for _, p := range c.Args.CNI.Ports {
+		ports = append(ports, fmt.Sprintf("%s=%d/%s", p.Name, p.Port, p.Protocol))
+	}
 	return &hawserv1.AddEndpointRequest{
+		NamedPorts:  ports,
 		ContainerId: args.ContainerID, Netns: args.Netns, Ifname: args.IfName,
 		Namespace: string(pod.K8S_POD_NAMESPACE), Name: name, Labels: texts,
 	}, nil

@@ -83,6 +83,10 @@ type Node struct {
 	MTU       uint32 // of its underlay, bytes; 0 is unknown
 }
 
+// BlockSpace is the cluster of an IPKey that tells not who has a prefix but
+// which ipBlocks it is in.
+const BlockSpace uint32 = 1<<32 - 1
+
 // IPKey is a prefix with the cluster in whose address space it lies; cluster 0
 // is the mesh's common space.
 type IPKey struct {
@@ -137,8 +141,13 @@ func (d Direction) String() string {
 
 // RuleSet is the resolved policy of all endpoints with equal labels. The first
 // entry that matches decides, in the order of probes: (identity, proto, port),
-// (identity, proto, any), (identity, any, any), (any, proto, port), (any,
-// proto, any), (any, any, any). The resolver has already worked out precedence.
+// (identity, proto, ranges from narrow to wide), (identity, proto, any),
+// (identity, any, any), and the same for any identity. The resolver has already
+// worked out precedence.
+//
+// A rule set with entries for ipBlocks (identity.Number.IsBlock) is asked twice,
+// the second time with the block's identity of the peer's address, from
+// IPCache's BlockSpace: a deny found either way decides, then an allow.
 type RuleSet struct {
 	ID      uint32
 	Ingress bool // default deny for ingress
@@ -152,8 +161,16 @@ type PolicyKey struct {
 	Direction Direction
 	Identity  identity.Number
 	Protocol  uint8
-	Port      uint16
+	// Port is a port; or the first of a range of 1<<PortWild ports, a multiple
+	// of its size; or, for ICMP, 256 and the type.
+	Port uint16
+	// PortWild is how many low bits of the port match anything: an even number
+	// to MaxPortWild.
+	PortWild uint8
 }
+
+// MaxPortWild bounds PolicyKey.PortWild; wider is any port.
+const MaxPortWild = 14
 
 // PolicyEntry is the verdict of an entry.
 type PolicyEntry struct {

@@ -32,6 +32,9 @@ const (
 	// LocalBase is the first number of the identities that are local to a
 	// node (CIDR identities); they never cross the wire.
 	LocalBase Number = 1 << 24
+	// BlockBase is the first number of the local identities that an address
+	// has beside its own: those of the ipBlocks of NetworkPolicies.
+	BlockBase Number = 1 << 31
 
 	wireBits = 24
 )
@@ -63,6 +66,9 @@ func ReservedNumber(name string) (Number, bool) {
 
 // IsLocal reports whether n is a node-local (CIDR) identity.
 func (n Number) IsLocal() bool { return n >= LocalBase }
+
+// IsBlock reports whether n is a node-local identity of an ipBlock.
+func (n Number) IsBlock() bool { return n >= BlockBase }
 
 // Space says how many of the wire's bits name the cluster. Its zero value is
 // not valid; use NewSpace.

@@ -64,6 +64,8 @@ func checkInternal(k Key, m proto.Message) error {
 		return agree(k, "name", r.GetName())
 	case *keyspacev1.Token:
 		return agree(k, "id", r.GetId())
+	case *keyspacev1.Enrolment:
+		return agree(k, "node", r.GetNode())
 	case *keyspacev1.VIPOwner:
 		if err := checkAddr(k, "ip", r.GetIp()); err != nil {
 			return err
@@ -113,7 +115,7 @@ func (k Key) checkPlace() error {
 		in = []Subtree{Local}
 	case KindPeerView:
 		in = []Subtree{Local, Private}
-	case KindIncarnation, KindProgress, KindToken, KindElection, KindPodCIDR, KindVIP:
+	case KindIncarnation, KindProgress, KindToken, KindElection, KindPodCIDR, KindVIP, KindEnrolment:
 		in = []Subtree{Private}
 	}
 	for _, s := range in {

@@ -94,6 +94,8 @@ func newInternalRecord(k Key) (m proto.Message, ok bool) {
 		return &keyspacev1.Token{}, true
 	case KindVIP:
 		return &keyspacev1.VIPOwner{}, true
+	case KindEnrolment:
+		return &keyspacev1.Enrolment{}, true
 	case KindRef:
 		return &emptypb.Empty{}, true
 	case KindIncarnation, KindElection, KindPodCIDR:

@@ -52,6 +52,7 @@ const (
 	KindElection       Kind = "elections"
 	KindPodCIDR        Kind = "podcidrs"
 	KindVIP            Kind = "vips"
+	KindEnrolment      Kind = "enrolments"
 )
 
 // PublicKinds are the kinds below state/, in the order in which a writer stores
@@ -194,7 +195,7 @@ func (k Kind) Known() bool {
 		KindService, KindServiceID, KindSlice, KindHealth, KindPolicy, KindRef,
 		KindRetired, KindPresence, KindStatus, KindNodeConfig, KindPeerView,
 		KindSynced, KindIncarnation, KindProgress, KindToken, KindElection,
-		KindPodCIDR, KindVIP:
+		KindPodCIDR, KindVIP, KindEnrolment:
 		return true
 	}
 	return false

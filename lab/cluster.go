@@ -55,7 +55,7 @@ func (b *builder) startCluster(ctx context.Context, c Cluster) (string, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range c.Members {
 		g.Go(func() error {
-			if err := b.issue(gctx, c, "--agent", n.Name, b.tlsDir(n)); err != nil {
+			if err := b.invite(gctx, c, n); err != nil {
 				return err
 			}
 			if err := b.issueShared(gctx, c, b.sharedTLS(n.Name), "--agent", n.Name); err != nil {
@@ -89,11 +89,32 @@ func identities(ctx context.Context, c Cluster) string {
 
 func (l *Lab) tlsDir(n Node) string { return l.dir(n.Name, "tls") }
 
+func (l *Lab) tokenFile(n Node) string { return l.dir(n.Name, "token") }
+
+// invite writes the token by which a node enrols.
+func (b *builder) invite(ctx context.Context, c Cluster, n Node) error {
+	b.trap("token of " + n.Name)
+	var token string
+	err := withMesh(ctx, c.Socket, func(ctx context.Context, m hawserv1.MeshClient) error {
+		r, err := m.InviteNode(ctx, &hawserv1.InviteNodeRequest{Node: n.Name})
+		token = r.GetToken()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("invite node %s: %w", n.Name, err)
+	}
+	if err := os.WriteFile(b.tokenFile(n), []byte(token+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the token of %s: %w", n.Name, err)
+	}
+	return nil
+}
+
 func (b *builder) apiServer(c Cluster) Process {
 	mesh := netip.AddrPortFrom(c.Control, meshPort).String()
 	argv := []string{
 		b.state.Binaries.APIServer, "run", "--cluster", c.Name, "--cluster-id", strconv.Itoa(int(c.ID)),
 		"--data-dir", c.DataDir, "--listen-federation", mesh, "--advertise-federation", mesh, "--socket", c.Socket,
+		"--listen-api", netip.AddrPortFrom(c.Control, apiPort).String(),
 		"--pod-cidr", c.PodCIDR.String(), "--node-cidr", c.NodeCIDR.String(), "--service-cidr", c.ServiceCIDR.String(),
 		"--cluster-bits", b.clusterBits(), "--unsafe-no-fsync", "--log-format", "text",
 	}
@@ -112,8 +133,7 @@ func (b *builder) apiServer(c Cluster) Process {
 
 func (b *builder) agent(c Cluster, n Node) Process {
 	argv := []string{
-		b.state.Binaries.Agent, "--cluster", c.Name, "--node", n.Name, "--etcd-endpoint", c.EtcdEndpoint(),
-		"--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
+		b.state.Binaries.Agent, "--join", "@" + b.tokenFile(n), "--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
 		"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
 		"--pin-path", n.PinPath, "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
 	}
@@ -199,7 +219,17 @@ func apiServerReady(socket string) func(context.Context) error {
 	}
 }
 
-// agentReady asks once.
+// agentAnswers asks once.
+func agentAnswers(socket string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return withNode(ctx, socket, func(ctx context.Context, n hawserv1.NodeClient) error {
+			_, err := n.Status(ctx, &hawserv1.StatusRequest{})
+			return err
+		})
+	}
+}
+
+// agentReady asks once; an agent without the keyspace is not ready.
 func agentReady(socket string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		return withNode(ctx, socket, func(ctx context.Context, n hawserv1.NodeClient) error {

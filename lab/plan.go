@@ -18,6 +18,7 @@ const (
 	netnsDir    = "/run/netns"
 	etcdPort    = 2379
 	meshPort    = 4243
+	apiPort     = 4244
 	firstNodeIP = 10 // node n has this plus n
 
 	sharedEtcdIP   = 3

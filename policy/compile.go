@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/policy/api"
@@ -26,12 +27,19 @@ type rule struct {
 type part struct {
 	dir       int
 	any       bool
+	deny      bool
 	selectors []*selector
+	prefixes  []prefixKey // that it uses
 	origin    uint32
-	verdicts  []verdict // one for each port
+	verdicts  []verdict // for ports by number
+	named     []namedPort
 }
 
-func (p *part) deny() bool { return p.verdicts[0].deny }
+// namedPort is a port by its name.
+type namedPort struct {
+	name  string
+	proto uint8
+}
 
 // compile resolves an object's peers. Every part holds its selectors until
 // removeObject.
@@ -45,6 +53,9 @@ func (e *Engine) compile(o api.Object) *object {
 				text += spec.Path + "."
 			}
 			r.parts = append(r.parts, e.compilePart(p, text+p.Path))
+			if last := r.parts[len(r.parts)-1]; last.any && last.dir == int(datapath.Egress) && len(last.named) > 0 {
+				r.parts = append(r.parts, e.namedEgress(last, text+p.Path))
+			}
 		}
 		out.rules = append(out.rules, r)
 	}
@@ -52,16 +63,35 @@ func (e *Engine) compile(o api.Object) *object {
 }
 
 func (e *Engine) compilePart(spec api.Part, origin string) *part {
-	p := &part{dir: int(spec.Direction), any: spec.Peers.Any, origin: e.origins.acquire(origin)}
+	p := &part{dir: int(spec.Direction), any: spec.Peers.Any, deny: spec.Deny, origin: e.origins.acquire(origin)}
 	ports := spec.Ports
 	if len(ports) == 0 {
 		ports = []api.Port{{}}
 	}
 	for _, port := range ports {
-		p.verdicts = append(p.verdicts, verdict{
-			cell: cell{proto: port.Protocol, port: port.Port}, deny: spec.Deny, origin: p.origin,
-		})
+		if port.Name != "" {
+			p.named = append(p.named, namedPort{port.Name, port.Protocol})
+			continue
+		}
+		for _, c := range cellsOf(port) {
+			p.verdicts = append(p.verdicts, verdict{cell: c, deny: spec.Deny, origin: p.origin})
+		}
 	}
+	e.compilePeers(p, spec.Peers)
+	return p
+}
+
+// namedEgress is what a part says about ports by their name when its peers are
+// any: only workloads have names for ports, each its own.
+func (e *Engine) namedEgress(p *part, origin string) *part {
+	all := api.NewSelector(api.Requirement{Source: labels.Mesh, Key: labels.ClusterKey, Operator: api.Exists})
+	out := &part{dir: p.dir, deny: p.deny, named: p.named, origin: e.origins.acquire(origin),
+		selectors: []*selector{e.useSelector(all)}}
+	p.named = nil
+	return out
+}
+
+func (e *Engine) compilePeers(p *part, peers api.Peers) {
 	seen := map[*selector]struct{}{}
 	use := func(sel api.Selector) {
 		s := e.useSelector(sel)
@@ -72,15 +102,21 @@ func (e *Engine) compilePart(spec api.Part, origin string) *part {
 		seen[s] = struct{}{}
 		p.selectors = append(p.selectors, s)
 	}
-	for _, sel := range spec.Peers.Selectors {
+	for _, sel := range peers.Selectors {
 		use(e.scoped(sel))
 	}
-	for _, entity := range spec.Peers.Entities {
+	for _, entity := range peers.Entities {
 		for _, sel := range e.entity(entity) {
 			use(sel)
 		}
 	}
-	return p
+	for _, c := range peers.CIDRs {
+		for _, k := range prefixKeys(c) {
+			e.usePrefix(k)
+			p.prefixes = append(p.prefixes, k)
+		}
+		use(cidrSelector(c))
+	}
 }
 
 // scoped is what a peer selector means here. Every result demands a cluster, so

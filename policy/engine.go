@@ -6,8 +6,9 @@
 // The Engine holds all identities, all objects and the label sets of the
 // endpoints on this node. A change of any of them touches only the entries it
 // affects. Start with Engine; selectors.go says which identities a selector
-// means, ruleset.go how the parts of rules become entries, verdict.go how deny
-// beats allow although the kernel stops at the first hit.
+// means, prefixes.go which identities prefixes have, ruleset.go how the parts of
+// rules become entries, verdict.go how deny beats allow although the kernel stops
+// at the first hit.
 //
 // Parsing is policy/api's; storing and publishing objects is the API server's;
 // the kernel's copy is datapath/reconcile's.
@@ -37,11 +38,22 @@ const (
 	ScopeMesh  Scope = "mesh"  // every cluster
 )
 
+// Mode is which endpoints have their policies enforced.
+type Mode string
+
+// Modes.
+const (
+	ModeDefault Mode = "default" // in the directions in which a policy selects them
+	ModeAlways  Mode = "always"  // all, in both directions
+	ModeNever   Mode = "never"   // none
+)
+
 // Config of an Engine.
 type Config struct {
 	Cluster string // own name
 	Scope   Scope  // empty is ScopeLocal
-	// RuleSetIDs are numbers given before a restart, by labels.Set.Hash; see
+	Mode    Mode   // empty is ModeDefault
+	// RuleSetIDs are numbers given before a restart, by RuleSetName; see
 	// Engine.RuleSetIDs. They stay reserved for their labels until
 	// Engine.DropUnclaimed.
 	RuleSetIDs map[string]uint32
@@ -52,6 +64,7 @@ type Config struct {
 type Engine struct {
 	cluster string
 	scope   Scope
+	mode    Mode
 
 	mu         sync.Mutex
 	identities map[identity.Number]*ident
@@ -60,11 +73,12 @@ type Engine struct {
 	selIndex   termIndex[*selector]
 	objects    map[string]*object // by api.Object.ID
 	ruleIndex  termIndex[*rule]
-	ruleSets   map[string]*ruleSet // by labels.Set.Canonical
+	ruleSets   map[string]*ruleSet // by ruleSetKey
 	byID       map[uint32]*ruleSet
-	unclaimed  map[string]uint32 // labels hash → recovered number
+	unclaimed  map[string]uint32 // RuleSetName → recovered number
 	reserved   map[uint32]struct{}
 	origins    *origins
+	prefixes   *prefixes
 	dirty      map[*ruleSet]struct{}
 	gone       []uint32
 }
@@ -80,8 +94,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Scope != ScopeLocal && cfg.Scope != ScopeMesh {
 		return nil, fmt.Errorf("policy engine: scope %q: want %s or %s", cfg.Scope, ScopeLocal, ScopeMesh)
 	}
+	switch cfg.Mode {
+	case "", ModeDefault, ModeAlways, ModeNever:
+	default:
+		return nil, fmt.Errorf("policy engine: mode %q: want %s, %s or %s", cfg.Mode, ModeDefault, ModeAlways, ModeNever)
+	}
 	e := &Engine{
-		cluster: cfg.Cluster, scope: cfg.Scope,
+		cluster: cfg.Cluster, scope: cfg.Scope, mode: cfg.Mode,
 		identities: map[identity.Number]*ident{},
 		byLabel:    map[term]map[*ident]struct{}{},
 		selectors:  map[string]*selector{},
@@ -93,6 +112,7 @@ func New(cfg Config) (*Engine, error) {
 		unclaimed:  map[string]uint32{},
 		reserved:   map[uint32]struct{}{},
 		origins:    newOrigins(),
+		prefixes:   newPrefixes(),
 		dirty:      map[*ruleSet]struct{}{},
 	}
 	for hash, id := range cfg.RuleSetIDs {
@@ -140,6 +160,8 @@ func (e *Engine) setIdentity(n identity.Number, ls labels.Set) {
 			return
 		}
 		e.dropIdentity(old)
+		e.addIdentity(&ident{number: n, labels: ls, ports: old.ports})
+		return
 	}
 	e.addIdentity(&ident{number: n, labels: ls})
 }
@@ -199,26 +221,33 @@ func (e *Engine) removeObject(o *object) {
 			for _, s := range p.selectors {
 				e.unuseSelector(s)
 			}
+			for _, k := range p.prefixes {
+				e.unusePrefix(k)
+			}
 			e.origins.release(p.origin)
 		}
 	}
 }
 
 // AcquireRuleSet returns the number of the rule set of endpoints with these
-// labels and counts one more user. Publish it before an endpoint refers to it.
-func (e *Engine) AcquireRuleSet(ls labels.Set) (uint32, error) {
+// labels and names for ports, and counts one more user. Publish it before an
+// endpoint refers to it.
+func (e *Engine) AcquireRuleSet(ls labels.Set, ports ...NamedPort) (uint32, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	key := ls.Canonical()
+	ports = sortedPorts(ports)
+	key := ruleSetKey(ls, ports)
 	if rs, ok := e.ruleSets[key]; ok {
 		rs.users++
 		return rs.id, nil
 	}
-	id, err := e.allocate(ls.Hash())
+	name := RuleSetName(ls, ports)
+	id, err := e.allocate(name)
 	if err != nil {
 		return 0, err
 	}
-	rs := newRuleSet(id, ls)
+	rs := newRuleSet(id, ls, ports)
+	rs.key, rs.name = key, name
 	e.ruleSets[key], e.byID[id] = rs, rs
 	for r := range e.ruleIndex.candidates(ls) {
 		if r.spec.Endpoints.Matches(ls) {
@@ -231,10 +260,10 @@ func (e *Engine) AcquireRuleSet(ls labels.Set) (uint32, error) {
 
 // ReleaseRuleSet undoes one AcquireRuleSet. The last one removes the rule set
 // and frees its number.
-func (e *Engine) ReleaseRuleSet(ls labels.Set) {
+func (e *Engine) ReleaseRuleSet(ls labels.Set, ports ...NamedPort) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	rs, ok := e.ruleSets[ls.Canonical()]
+	rs, ok := e.ruleSets[ruleSetKey(ls, sortedPorts(ports))]
 	if !ok {
 		return
 	}
@@ -244,7 +273,7 @@ func (e *Engine) ReleaseRuleSet(ls labels.Set) {
 	for r := range rs.rules {
 		e.detach(rs, r)
 	}
-	delete(e.ruleSets, ls.Canonical())
+	delete(e.ruleSets, rs.key)
 	delete(e.byID, rs.id)
 	delete(e.reserved, rs.id)
 	delete(e.dirty, rs)
@@ -276,7 +305,7 @@ func (e *Engine) RuleSetIDs() map[string]uint32 {
 	defer e.mu.Unlock()
 	out := maps.Clone(e.unclaimed)
 	for _, rs := range e.ruleSets {
-		out[rs.labels.Hash()] = rs.id
+		out[rs.name] = rs.id
 	}
 	return out
 }
@@ -332,10 +361,13 @@ func (e *Engine) DenyOrigin(id uint32, d datapath.Direction) string {
 		return "identity init: waiting for policies"
 	}
 	names := e.selecting(id, func(r *rule) bool { return r.spec.DefaultDeny[d] })
-	if len(names) == 0 {
-		return ""
+	switch {
+	case len(names) > 0:
+		return strings.Join(names, ", ") + " default deny"
+	case e.mode == ModeAlways:
+		return "policy is always enforced on this node, and no rule allows it"
 	}
-	return strings.Join(names, ", ") + " default deny"
+	return ""
 }
 
 // Selecting are the objects with a rule that selects the endpoints of a rule

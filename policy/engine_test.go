@@ -143,7 +143,7 @@ func TestWhoMay(t *testing.T) {
 			rs, _ := e.RuleSet(id)
 			var got []string
 			for n, name := range names {
-				if Decide(rs, c.dir, n, api.TCP, 80).Allow {
+				if Decide(rs, c.dir, Peer{Identity: n}, api.TCP, 80).Allow {
 					got = append(got, name)
 				}
 			}
@@ -176,7 +176,7 @@ func TestOriginsAndSelecting(t *testing.T) {
 		{datapath.Egress, identity.World, "_/two specs[0].egress[0]"},
 		{datapath.Ingress, westApp2, ""},
 	} {
-		d := Decide(rs, c.dir, c.peer, api.TCP, 80)
+		d := Decide(rs, c.dir, Peer{Identity: c.peer}, api.TCP, 80)
 		if got := e.Origin(d.Origin); got != c.want || d.Default != (c.want == "") {
 			t.Errorf("%s %d: decided by %q (default %v), want %q", c.dir, c.peer, got, d.Default, c.want)
 		}
@@ -193,7 +193,7 @@ func TestOriginsAndSelecting(t *testing.T) {
 	if got := e.Selecting(id); !slices.Equal(got, []string{"_/l3-rule", "_/two", "demo/p"}) {
 		t.Errorf("selecting: %q", got)
 	}
-	origin := Decide(rs, datapath.Ingress, eastApp2, api.TCP, 80).Origin
+	origin := Decide(rs, datapath.Ingress, Peer{Identity: eastApp2}, api.TCP, 80).Origin
 	e.DeleteObject(api.ClusterWide, "l3-rule")
 	if e.Origin(origin) != "_/l3-rule ingress[1]" {
 		t.Error("the origin of a deleted rule is not known to late events")
@@ -329,13 +329,38 @@ func TestRefusedIdentities(t *testing.T) {
 func TestInitRuleSet(t *testing.T) {
 	rs := InitRuleSet()
 	for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
-		if !Decide(rs, d, identity.Host, api.TCP, 80).Allow {
+		if !Decide(rs, d, Peer{Identity: identity.Host}, api.TCP, 80).Allow {
 			t.Errorf("%s: the host is denied", d)
 		}
 		for _, n := range []identity.Number{identity.World, identity.RemoteNode, eastApp1} {
-			if Decide(rs, d, n, api.TCP, 80).Allow {
+			if Decide(rs, d, Peer{Identity: n}, api.TCP, 80).Allow {
 				t.Errorf("%s: %d is allowed", d, n)
 			}
 		}
+	}
+}
+
+func TestModes(t *testing.T) {
+	for mode, want := range map[Mode][2]bool{ModeDefault: {true, false}, "": {true, false}, ModeAlways: {true, true}, ModeNever: {false, false}} {
+		e := demo(t, Config{Mode: mode})
+		id, err := e.AcquireRuleSet(app1(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, e, ruleOf(`"ingress":[{"fromEndpoints":[{"matchLabels":{"id":"app2"}}]}]`))
+		e.Changes()
+		rs, _ := e.RuleSet(id)
+		for d, closed := range want {
+			dir := datapath.Direction(d)
+			if got := !Decide(rs, dir, Peer{Identity: eastOther + 100}, api.TCP, 80).Allow; got != closed {
+				t.Errorf("mode %q, %s of a stranger: denied=%v", mode, dir, got)
+			}
+		}
+		if !Decide(rs, datapath.Ingress, Peer{Identity: eastApp2}, api.TCP, 80).Allow || !Decide(rs, datapath.Ingress, Peer{Identity: identity.Host}, api.TCP, 80).Allow {
+			t.Errorf("mode %q: what a rule allows is denied", mode)
+		}
+	}
+	if _, err := New(Config{Cluster: "east", Mode: "x"}); err == nil {
+		t.Error("any mode is accepted")
 	}
 }

@@ -3,9 +3,12 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -20,22 +23,39 @@ type model struct {
 	cluster    string
 	scope      Scope
 	identities map[identity.Number]labels.Set
+	ports      map[identity.Number][]NamedPort
 	objects    map[string]api.Object
 }
 
-func (m *model) allowed(endpoint labels.Set, d datapath.Direction, peer identity.Number, proto uint8, port uint16) bool {
-	if d == datapath.Ingress && peer == identity.Host {
+// endpoint is what a rule set is for.
+type endpoint struct {
+	labels labels.Set
+	ports  []NamedPort
+}
+
+// far is the other side of a packet. Outside the mesh it has an address only.
+type far struct {
+	id   identity.Number
+	addr netip.Addr
+}
+
+func (m *model) allowed(ep endpoint, d datapath.Direction, peer far, proto uint8, port uint16) bool {
+	if d == datapath.Ingress && peer.id == identity.Host {
 		return true
+	}
+	names := ep.ports
+	if d == datapath.Egress {
+		names = m.ports[peer.id]
 	}
 	closed, allow := false, false
 	for _, o := range m.objects {
 		for _, r := range o.Rules {
-			if !matchAll(r.Endpoints, endpoint) {
+			if !matchAll(r.Endpoints, ep.labels) {
 				continue
 			}
 			closed = closed || r.DefaultDeny[d]
 			for _, p := range r.Parts {
-				if p.Direction != d || !m.isPeer(p.Peers, peer) || !onPort(p.Ports, proto, port) {
+				if p.Direction != d || !m.isPeer(p.Peers, peer) || !onPort(p.Ports, names, proto, port) {
 					continue
 				}
 				if p.Deny {
@@ -57,15 +77,36 @@ func matchAll(s api.Selector, ls labels.Set) bool {
 	return true
 }
 
-func onPort(ports []api.Port, proto uint8, port uint16) bool {
+func onPort(ports []api.Port, names []NamedPort, proto uint8, port uint16) bool {
 	return len(ports) == 0 || slices.ContainsFunc(ports, func(p api.Port) bool {
-		return p.Protocol == proto && (p.Port == 0 || p.Port == port)
+		switch {
+		case p.Protocol != proto:
+			return false
+		case p.Name != "":
+			return slices.Contains(names, NamedPort{p.Name, proto, port})
+		case p.End != 0:
+			return p.Port <= port && port <= p.End
+		}
+		return p.Port == 0 || p.Port == port
 	})
 }
 
-func (m *model) isPeer(p api.Peers, n identity.Number) bool {
+func inCIDR(c api.CIDR, a netip.Addr) bool {
+	return c.Prefix.Contains(a) && !slices.ContainsFunc(c.Except, func(e netip.Prefix) bool { return e.Contains(a) })
+}
+
+func (m *model) isPeer(p api.Peers, peer far) bool {
 	if p.Any {
 		return true
+	}
+	for _, c := range p.CIDRs {
+		if inCIDR(c, peer.addr) && (c.Block || peer.id == 0) {
+			return true
+		}
+	}
+	n := peer.id
+	if n == 0 {
+		n = identity.World
 	}
 	ls, workload := m.identities[n]
 	cluster, _ := ls.Get(labels.Mesh, labels.ClusterKey)
@@ -149,10 +190,14 @@ func (w world) selector() api.Selector {
 
 func (w world) part() api.Part {
 	p := api.Part{Direction: pick(w.Rand, datapath.Ingress, datapath.Egress), Deny: w.IntN(4) == 0, Path: fmt.Sprint(w.IntN(9))}
-	switch w.IntN(4) {
+	switch w.IntN(6) {
 	case 0:
 		p.Peers.Any = true
-	case 1:
+	case 1, 2:
+		for range 1 + w.IntN(2) {
+			p.Peers.CIDRs = append(p.Peers.CIDRs, w.cidr())
+		}
+	case 3:
 		p.Peers.Entities = append(p.Peers.Entities, pick(w.Rand, api.EntityWorld, api.EntityCluster, api.EntityMesh,
 			api.EntityHost, api.EntityRemoteNode, api.EntityHealth, api.EntityInit))
 	default:
@@ -161,9 +206,75 @@ func (w world) part() api.Part {
 		}
 	}
 	for range w.IntN(3) {
-		p.Ports = append(p.Ports, api.Port{Protocol: pick(w.Rand, api.TCP, api.UDP), Port: pick[uint16](w.Rand, 0, 80, 81)})
+		// The parser refuses what asks prefixes for names.
+		if port := w.port(); port.Name == "" || p.Direction == datapath.Ingress || len(p.Peers.CIDRs) == 0 {
+			p.Ports = append(p.Ports, port)
+		}
 	}
 	return p
+}
+
+func (w world) port() api.Port {
+	p := api.Port{Protocol: pick(w.Rand, api.TCP, api.UDP)}
+	switch w.IntN(4) {
+	case 0:
+		p.Name = pick(w.Rand, "web", "dns")
+	case 1:
+		p.Port = uint16(1 + w.IntN(90))
+		p.End = p.Port + 1 + uint16(w.IntN(100))
+		if w.IntN(4) == 0 {
+			p.End = 65535
+		}
+	default:
+		p.Port = pick[uint16](w.Rand, 0, 80, 81)
+	}
+	return p
+}
+
+func (w world) names() (out []NamedPort) {
+	for range w.IntN(3) {
+		out = append(out, NamedPort{pick(w.Rand, "web", "dns"), pick(w.Rand, api.TCP, api.UDP), pick[uint16](w.Rand, 80, 82)})
+	}
+	return out
+}
+
+func (w world) cidr() api.CIDR {
+	all := []string{"0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.0.0.2/32", "192.0.2.0/24", "::/0", "2001:db8::/32"}
+	c := api.CIDR{Prefix: netip.MustParsePrefix(pick(w.Rand, all...)), Block: w.IntN(2) == 0}
+	for _, e := range all {
+		if p := netip.MustParsePrefix(e); w.IntN(3) == 0 && p.Bits() > c.Prefix.Bits() && c.Prefix.Contains(p.Addr()) {
+			c.Except = append(c.Except, p)
+		}
+	}
+	return c
+}
+
+// trie is the kernel's: one for both families, IPv4 mapped into IPv6.
+type trie map[netip.Prefix]identity.Number
+
+func (t trie) take(c CIDR) {
+	p := c.Prefix
+	if p.Addr().Is4() {
+		p = netip.PrefixFrom(netip.AddrFrom16(p.Addr().As16()), p.Bits()+96)
+	}
+	if delete(t, p); !c.Gone {
+		t[p] = c.Number
+	}
+}
+
+func (t trie) lookup(a netip.Addr) (n identity.Number) {
+	longest := -1
+	if !a.IsValid() {
+		return 0
+	}
+	a = netip.AddrFrom16(a.As16())
+	for p, number := range t {
+		same := netip.PrefixFrom(a, p.Bits()).Masked() == p
+		if same && p.Bits() > longest {
+			longest, n = p.Bits(), number
+		}
+	}
+	return n
 }
 
 func (w world) object() api.Object {
@@ -191,25 +302,48 @@ func TestEngineAgreesWithModel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := &model{cluster: "east", scope: scope, identities: map[identity.Number]labels.Set{}, objects: map[string]api.Object{}}
+			m := &model{cluster: "east", scope: scope, identities: map[identity.Number]labels.Set{},
+				ports: map[identity.Number][]NamedPort{}, objects: map[string]api.Object{}}
 			mirror := map[uint32]datapath.RuleSet{}
-			endpoints := map[string]labels.Set{}
+			endpoints := map[string]endpoint{}
+			tries := [2]trie{{}, {}}
 			for step := range 40 {
 				w.change(t, e, m, endpoints)
 				if step%3 == 0 {
 					continue // let changes pile up
 				}
 				follow(t, e, mirror)
-				compare(t, e, m, endpoints, mirror)
+				for _, c := range e.CIDRChanges() {
+					tries[map[bool]int{true: 1}[c.Block]].take(c)
+				}
+				compare(t, e, m, endpoints, mirror, tries)
+			}
+			for id := range m.objects {
+				namespace, name, _ := strings.Cut(id, "/")
+				e.DeleteObject(namespace, name)
+			}
+			e.DropRetired()
+			e.DropRetired()
+			for n := range e.identities {
+				if n.IsLocal() {
+					t.Errorf("identity %d of a prefix is left behind", n)
+				}
 			}
 		})
 	}
 }
 
-func (w world) change(t *testing.T, e *Engine, m *model, endpoints map[string]labels.Set) {
+func (w world) change(t *testing.T, e *Engine, m *model, endpoints map[string]endpoint) {
 	t.Helper()
 	n := identity.Number(65536 + w.IntN(12))
-	switch w.IntN(8) {
+	switch w.IntN(10) {
+	case 8:
+		e.DropRetired()
+	case 9:
+		if _, ok := m.identities[n]; ok {
+			m.ports[n] = w.names()
+			e.SetNamedPorts(n, m.ports[n])
+		}
 	case 0, 1, 2:
 		ls := w.labels()
 		cluster, _ := ls.Get(labels.Mesh, labels.ClusterKey)
@@ -220,6 +354,7 @@ func (w world) change(t *testing.T, e *Engine, m *model, endpoints map[string]la
 	case 3:
 		e.DeleteIdentity(n)
 		delete(m.identities, n)
+		delete(m.ports, n)
 	case 4, 5:
 		o := w.object()
 		e.UpsertObject(o)
@@ -229,16 +364,17 @@ func (w world) change(t *testing.T, e *Engine, m *model, endpoints map[string]la
 		e.DeleteObject(o.Namespace, o.Name)
 		delete(m.objects, o.ID())
 	case 7:
-		ls := w.labels()
-		if _, ok := endpoints[ls.Canonical()]; ok {
-			e.ReleaseRuleSet(ls)
-			delete(endpoints, ls.Canonical())
+		ep := endpoint{w.labels(), w.names()}
+		name := RuleSetName(ep.labels, ep.ports)
+		if _, ok := endpoints[name]; ok {
+			e.ReleaseRuleSet(ep.labels, ep.ports...)
+			delete(endpoints, name)
 			return
 		}
-		if _, err := e.AcquireRuleSet(ls); err != nil {
+		if _, err := e.AcquireRuleSet(ep.labels, ep.ports...); err != nil {
 			t.Fatal(err)
 		}
-		endpoints[ls.Canonical()] = ls
+		endpoints[name] = ep
 	}
 }
 
@@ -268,37 +404,50 @@ func follow(t *testing.T, e *Engine, mirror map[uint32]datapath.RuleSet) {
 	}
 }
 
-func compare(t *testing.T, e *Engine, m *model, endpoints map[string]labels.Set, mirror map[uint32]datapath.RuleSet) {
+func compare(t *testing.T, e *Engine, m *model, endpoints map[string]endpoint, mirror map[uint32]datapath.RuleSet, tries [2]trie) {
 	t.Helper()
 	if len(mirror) != len(endpoints) {
-		t.Fatalf("%d rule sets for %d label sets", len(mirror), len(endpoints))
+		t.Fatalf("%d rule sets for %d sets of labels and ports", len(mirror), len(endpoints))
 	}
-	peers := []identity.Number{1, 2, 3, 4, 5, 6, 9, 10}
-	for n := range identity.Number(12) {
-		peers = append(peers, 65536+n)
-	}
-	for _, ls := range endpoints {
-		id, err := e.AcquireRuleSet(ls)
+	for _, ep := range endpoints {
+		id, err := e.AcquireRuleSet(ep.labels, ep.ports...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		e.ReleaseRuleSet(ls)
+		e.ReleaseRuleSet(ep.labels, ep.ports...)
 		rs, _ := e.RuleSet(id)
 		if !rs.Equal(mirror[id]) {
 			t.Fatalf("rule set %d: the deltas lead to\n%+v\nnot to\n%+v", id, mirror[id], rs)
 		}
-		for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
-			for _, peer := range peers {
+		for _, peer := range peers() {
+			as := Peer{Identity: peer.id, Block: tries[1].lookup(peer.addr)}
+			if peer.id == 0 {
+				as.Identity = cmp.Or(tries[0].lookup(peer.addr), identity.World)
+			}
+			for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
 				for _, proto := range []uint8{6, 17, 1} {
-					for _, port := range []uint16{80, 81, 82} {
-						got := Decide(rs, d, peer, proto, port)
-						if want := m.allowed(ls, d, peer, proto, port); got.Allow != want {
-							t.Fatalf("%s of %s, peer %d (%s), %d/%d: %+v, the model says allow=%v",
-								d, ls, peer, m.identities[peer], proto, port, got, want)
+					for _, port := range []uint16{1, 63, 64, 80, 81, 82, 150, 40000} {
+						got := Decide(rs, d, as, proto, port)
+						if want := m.allowed(ep, d, peer, proto, port); got.Allow != want {
+							t.Fatalf("%s of %s %v, peer %+v %+v (%s), %d/%d: %+v, the model says allow=%v",
+								d, ep.labels, ep.ports, peer, as, m.identities[peer.id], proto, port, got, want)
 						}
 					}
 				}
 			}
 		}
 	}
+}
+
+func peers() (out []far) {
+	for _, n := range []identity.Number{1, 2, 3, 4, 5, 6, 9, 10} {
+		out = append(out, far{id: n})
+	}
+	for n := range identity.Number(12) {
+		out = append(out, far{65536 + n, netip.AddrFrom4([4]byte{10, 0, 0, byte(n)})})
+	}
+	for _, a := range []string{"10.1.2.3", "10.1.2.4", "10.1.9.9", "10.9.9.9", "192.0.2.9", "198.51.100.1", "2001:db8::1", "2001:db9::1"} {
+		out = append(out, far{addr: netip.MustParseAddr(a)})
+	}
+	return out
 }

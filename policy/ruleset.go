@@ -15,7 +15,10 @@ import (
 // ruleSet is the resolved policy of the endpoints with one set of labels.
 type ruleSet struct {
 	id     uint32
+	key    string // ruleSetKey
+	name   string // RuleSetName
 	labels labels.Set
+	ports  []NamedPort // what the endpoints call their ports
 	users  int
 	rules  map[*rule]struct{}
 	dirs   [2]direction
@@ -31,13 +34,14 @@ type direction struct {
 	wild   []*part // parts for any identity
 	closes int     // rules that ask for default deny
 	denies int     // parts that deny
+	named  int     // parts that name ports
 
 	all   bool // every row is dirty
 	dirty map[identity.Number]struct{}
 }
 
-func newRuleSet(id uint32, ls labels.Set) *ruleSet {
-	rs := &ruleSet{id: id, labels: ls, users: 1, rules: map[*rule]struct{}{}}
+func newRuleSet(id uint32, ls labels.Set, ports []NamedPort) *ruleSet {
+	rs := &ruleSet{id: id, labels: ls, ports: ports, users: 1, rules: map[*rule]struct{}{}}
 	for i := range rs.dirs {
 		rs.dirs[i] = direction{rows: map[identity.Number][]verdict{}, peers: map[*selector][]*part{},
 			all: true, dirty: map[identity.Number]struct{}{}}
@@ -111,8 +115,11 @@ func (e *Engine) count(rs *ruleSet, r *rule, by int) {
 		}
 	}
 	for _, p := range r.parts {
-		if p.deny() {
+		if p.deny {
 			rs.dirs[p.dir].denies += by
+		}
+		if len(p.named) > 0 {
+			rs.dirs[p.dir].named += by
 		}
 	}
 	e.dirty[rs] = struct{}{}
@@ -122,7 +129,7 @@ func (e *Engine) count(rs *ruleSet, r *rule, by int) {
 // any identity.
 func (e *Engine) markPart(rs *ruleSet, p *part) {
 	if p.any {
-		if p.deny() {
+		if p.deny {
 			e.markAll(rs, p.dir)
 		} else {
 			e.mark(rs, p.dir, 0)
@@ -180,20 +187,23 @@ func (e *Engine) Changes() []Change {
 // settleDirection brings the dirty rows of one direction up to date.
 func (e *Engine) settleDirection(rs *ruleSet, dir int, c *Change) {
 	d := &rs.dirs[dir]
-	closed := d.closes > 0
+	closed := d.closes > 0 || e.mode == ModeAlways
 	enforced := closed || d.denies > 0
+	if e.mode == ModeNever {
+		closed, enforced = false, false
+	}
 	if enforced != d.enforced || closed != d.closed {
 		d.enforced, d.closed, d.all = enforced, closed, true
 	}
 	if d.all {
-		e.settleAll(d, dir, c)
+		e.settleAll(rs, dir, c)
 	} else {
 		if _, ok := d.dirty[0]; ok {
-			d.replace(dir, 0, d.wildRow(), c)
+			d.replace(dir, 0, rs.wildRow(dir), c)
 		}
 		for n := range d.dirty {
 			if n != 0 {
-				d.replace(dir, n, e.rowOf(d, dir, n), c)
+				d.replace(dir, n, e.rowOf(rs, dir, n), c)
 			}
 		}
 	}
@@ -202,13 +212,15 @@ func (e *Engine) settleDirection(rs *ruleSet, dir int, c *Change) {
 }
 
 // wildRow is the settled row of any identity.
-func (d *direction) wildRow() []verdict {
+func (rs *ruleSet) wildRow(dir int) []verdict {
+	d := &rs.dirs[dir]
 	if !d.enforced {
 		return nil
 	}
 	var vs []verdict
 	for _, p := range d.wild {
 		vs = append(vs, p.verdicts...)
+		vs = p.resolve(vs, rs.ports) // of egress parts compile has taken the names out
 	}
 	if !d.closed {
 		vs = append(vs, verdict{}) // only denies are enforced: the rest passes
@@ -217,7 +229,8 @@ func (d *direction) wildRow() []verdict {
 }
 
 // rowOf is the settled row of one identity.
-func (e *Engine) rowOf(d *direction, dir int, n identity.Number) []verdict {
+func (e *Engine) rowOf(rs *ruleSet, dir int, n identity.Number) []verdict {
+	d := &rs.dirs[dir]
 	if !d.enforced {
 		return nil
 	}
@@ -228,10 +241,15 @@ func (e *Engine) rowOf(d *direction, dir int, n identity.Number) []verdict {
 	if !ok {
 		return nil
 	}
+	ports := rs.ports // a name means a port of who is connected to
+	if dir == int(datapath.Egress) {
+		ports = id.ports
+	}
 	var vs []verdict
 	for _, s := range id.matched {
 		for _, p := range d.peers[s] {
 			vs = append(vs, p.verdicts...)
+			vs = p.resolve(vs, ports)
 		}
 	}
 	return settle(vs, d.rows[0])
@@ -247,7 +265,13 @@ func hostRow(dir int, n identity.Number) []verdict {
 
 // settleAll builds all rows of a direction anew: one pass counts the verdicts
 // of each identity, the second lays them out in one array.
-func (e *Engine) settleAll(d *direction, dir int, c *Change) {
+func (e *Engine) settleAll(rs *ruleSet, dir int, c *Change) {
+	d := &rs.dirs[dir]
+	wild := rs.wildRow(dir)
+	if d.named > 0 {
+		e.settleOneByOne(rs, dir, wild, c)
+		return
+	}
 	var touched []*ident
 	total := 0
 	if d.enforced {
@@ -267,7 +291,6 @@ func (e *Engine) settleAll(d *direction, dir int, c *Change) {
 		d.layOut(buf)
 	}
 	rows := make(map[identity.Number][]verdict, len(touched)+2)
-	wild := d.wildRow()
 	rows[0] = wild
 	for k, i := range touched {
 		i.scratch = 0
@@ -284,6 +307,26 @@ func (e *Engine) settleAll(d *direction, dir int, c *Change) {
 	c.Upsert = slices.Grow(c.Upsert, total+len(wild)+1)
 	for n, row := range rows {
 		d.replace(dir, n, row, c)
+	}
+}
+
+// settleOneByOne is settleAll for a direction with ports by name, of which each
+// identity may have another number.
+func (e *Engine) settleOneByOne(rs *ruleSet, dir int, wild []verdict, c *Change) {
+	d := &rs.dirs[dir]
+	touched := map[identity.Number]struct{}{identity.Host: {}}
+	for n := range d.rows {
+		touched[n] = struct{}{}
+	}
+	for s := range d.peers {
+		for i := range s.matches {
+			touched[i.number] = struct{}{}
+		}
+	}
+	d.replace(dir, 0, wild, c) // rowOf looks at it
+	delete(touched, 0)
+	for n := range touched {
+		d.replace(dir, n, e.rowOf(rs, dir, n), c)
 	}
 }
 
@@ -348,7 +391,7 @@ func (d *direction) replace(dir int, n identity.Number, row []verdict, c *Change
 }
 
 func (v verdict) key(dir int, n identity.Number) datapath.PolicyKey {
-	return datapath.PolicyKey{Direction: datapath.Direction(dir), Identity: n, Protocol: v.proto, Port: v.port}
+	return datapath.PolicyKey{Direction: datapath.Direction(dir), Identity: n, Protocol: v.proto, Port: v.port, PortWild: v.wild}
 }
 
 func (v verdict) entry() datapath.PolicyEntry {

@@ -14,6 +14,7 @@ import (
 type ident struct {
 	number  identity.Number
 	labels  labels.Set
+	ports   []NamedPort // what workloads call their ports
 	matched []*selector
 	scratch int // of a full build: how many verdicts, then where they go
 }

@@ -14,16 +14,25 @@ import (
 // a port has a protocol.
 type cell struct {
 	proto uint8
+	wild  uint8 // low bits of port that match anything: even, up to maxWild
 	port  uint16
 }
 
+const maxWild = datapath.MaxPortWild
+
+func (c cell) anyPort() bool { return c.port == 0 && c.wild == 0 }
+
 // covers reports whether every packet of b is one of c.
 func (c cell) covers(b cell) bool {
-	return c.proto == 0 || c.proto == b.proto && (c.port == 0 || c.port == b.port)
+	return c.proto == 0 || c.proto == b.proto &&
+		(c.anyPort() || !b.anyPort() && c.wild >= b.wild && c.port>>c.wild == b.port>>c.wild)
 }
 
+// widened is the cell with more wild bits.
+func (c cell) widened(wild uint8) cell { return cell{c.proto, wild, c.port >> wild << wild} }
+
 func (c cell) compare(b cell) int {
-	return cmp.Or(cmp.Compare(c.proto, b.proto), cmp.Compare(c.port, b.port))
+	return cmp.Or(cmp.Compare(c.proto, b.proto), cmp.Compare(c.port, b.port), cmp.Compare(c.wild, b.wild))
 }
 
 // verdict is an entry of one identity in one direction.
@@ -53,6 +62,9 @@ func settle(vs, wild []verdict) []verdict {
 		return cmp.Or(c, cmp.Compare(a.origin, b.origin))
 	})
 	vs = slices.CompactFunc(vs, func(a, b verdict) bool { return a.cell == b.cell })
+	if !slices.ContainsFunc(vs, isDeny) && !slices.ContainsFunc(wild, isDeny) {
+		return vs
+	}
 	own := vs
 	for i := range vs {
 		if vs[i].deny {
@@ -75,11 +87,18 @@ func settle(vs, wild []verdict) []verdict {
 	return vs
 }
 
+func isDeny(v verdict) bool { return v.deny }
+
 // denied finds a deny that covers c.
 func denied(c cell, own, wild []verdict) (verdict, bool) {
 	for _, vs := range [][]verdict{own, wild} {
 		for _, wide := range []cell{{}, {proto: c.proto}, c} {
 			if i, ok := search(vs, wide); ok && vs[i].deny {
+				return vs[i], true
+			}
+		}
+		for bits := c.wild + 2; bits <= maxWild && !c.anyPort(); bits += 2 {
+			if i, ok := search(vs, c.widened(bits)); ok && vs[i].deny {
 				return vs[i], true
 			}
 		}
@@ -105,22 +124,51 @@ type Decision struct {
 	Origin  uint32
 }
 
-// Decide looks a packet up as the kernel does: the first of the six probes that
-// hits decides; without a hit, the direction's default.
-func Decide(rs datapath.RuleSet, d datapath.Direction, peer identity.Number, proto uint8, port uint16) Decision {
+// Peer is the far side of a packet.
+type Peer struct {
+	Identity identity.Number
+	// Block is the identity of the ipBlocks that its address is in; 0 is none.
+	Block identity.Number
+}
+
+// Decide looks a packet up as the kernel does: the first probe that hits
+// decides; a second row of probes for the peer's ipBlock may turn that into a
+// deny, or allow when nothing was hit. Without a hit it is the direction's
+// default. For ICMP the port is api.ICMPPort.
+func Decide(rs datapath.RuleSet, d datapath.Direction, peer Peer, proto uint8, port uint16) Decision {
 	enforced := rs.Ingress
 	if d == datapath.Egress {
 		enforced = rs.Egress
 	}
-	for _, n := range []identity.Number{peer, 0} {
-		for _, c := range []cell{{proto, port}, {proto, 0}, {0, 0}} {
-			k := datapath.PolicyKey{Direction: d, Identity: n, Protocol: c.proto, Port: c.port}
-			if entry, ok := rs.Entries[k]; ok && enforced {
-				return Decision{Allow: !entry.Deny, Key: k, Origin: entry.Origin}
+	if !enforced {
+		return Decision{Allow: true, Default: true}
+	}
+	first, ok := probe(rs, d, []identity.Number{peer.Identity, 0}, proto, port)
+	if peer.Block != 0 && (!ok || first.Allow) {
+		if second, hit := probe(rs, d, []identity.Number{peer.Block}, proto, port); hit && (!ok || !second.Allow) {
+			return second
+		}
+	}
+	if ok {
+		return first
+	}
+	return Decision{Default: true}
+}
+
+func probe(rs datapath.RuleSet, d datapath.Direction, ids []identity.Number, proto uint8, port uint16) (Decision, bool) {
+	for _, n := range ids {
+		cells := []cell{{proto: proto, port: port}}
+		for wild := uint8(2); wild <= maxWild; wild += 2 {
+			cells = append(cells, cells[0].widened(wild))
+		}
+		for _, c := range append(cells, cell{proto: proto}, cell{}) {
+			k := verdict{cell: c}.key(int(d), n)
+			if entry, ok := rs.Entries[k]; ok {
+				return Decision{Allow: !entry.Deny, Key: k, Origin: entry.Origin}, true
 			}
 		}
 	}
-	return Decision{Allow: !enforced, Default: true}
+	return Decision{}, false
 }
 
 // InitRuleSet is datapath.InitRuleSet: nothing passes but to and from the own

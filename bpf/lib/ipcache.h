@@ -145,6 +145,22 @@ static __always_inline __u32 node_id_by_addr4(__be32 a)
 	return id ? *id : 0;
 }
 
+/* The address space of ipBlocks: not who has an address but which prefixes of
+ * NetworkPolicies it is in. */
+#define BLOCK_SPACE 0xFFFFFFFF
+
+/* The identity of the ipBlocks that an address is in; 0 is none. */
+static __always_inline __u32 block_identity4(__be32 a)
+{
+	struct ip_key exact = {.addr = addr4(a), .cluster = BLOCK_SPACE};
+	struct ip_prefix key = {.bits = IP_PREFIX_BITS, .cluster = BLOCK_SPACE, .addr = addr4(a)};
+	struct ip_entry *e = bpf_map_lookup_elem(&ipcache, &exact);
+
+	if (!e)
+		e = bpf_map_lookup_elem(&ipcache_prefix, &key);
+	return e ? e->identity : 0;
+}
+
 /* The identity of an address outside the mesh: the CIDR identity that policy
  * gave it, else world. What the ipcache says of mesh addresses is not believed
  * here: the packet did not come through the tunnel. */

@@ -3,13 +3,14 @@
 #pragma once
 #include "drop.h"
 #include "endpoint.h"
+#include "ipcache.h"
 
 /* One word per rule set, written and read whole:
  *
  *   63      56 55       48 47        40 39     32 31            0
  *  +----------+-----------+------------+---------+---------------+
- *  |  unused  | egress    | ingress    |  flags  |     epoch     |
- *  |          | levels    | levels     |         |               |
+ *  |  sizes   | egress    | ingress    |  flags  |     epoch     |
+ *  | of ranges| levels    | levels     |         |               |
  *  +----------+-----------+------------+---------+---------------+
  *
  * Epochs of different rule sets are never equal (the agent takes them from one
@@ -18,12 +19,15 @@ enum {
 	RULES_FLAGS_SHIFT = 32,
 	RULES_INGRESS_SHIFT = 40,
 	RULES_EGRESS_SHIFT = 48,
+	RULES_RANGES_SHIFT = 56, /* bit n: there are ranges of 4 << 2n ports */
 };
 
 enum rules_flags {
 	RULES_VALID = 1 << 0,        /* the slot is in use */
 	RULES_DENY_INGRESS = 1 << 1, /* default deny */
 	RULES_DENY_EGRESS = 1 << 2,
+	RULES_BLOCKS_INGRESS = 1 << 3, /* has entries for ipBlocks */
+	RULES_BLOCKS_EGRESS = 1 << 4,
 };
 
 struct {
@@ -36,9 +40,16 @@ struct {
 struct policy_key {
 	__u32 rule_set;
 	__u32 identity; /* 0: any */
-	__be16 port;    /* 0: any */
+	__be16 port;    /* 0: any; of a range its first, a multiple of its size */
 	__u8 proto;     /* 0: any */
-	__u8 direction;
+	__u8 direction; /* and, above bit 0, how many low bits of the port are left out */
+};
+
+/* For ICMP the port is the type with this bit. The only flows are echos, which
+ * their request opened. */
+enum {
+	POLICY_ICMP = 1 << 8,
+	POLICY_ECHO = POLICY_ICMP | ICMP_ECHO,
 };
 
 struct policy_entry {
@@ -63,6 +74,7 @@ enum policy_level {
 	LEVEL_PROTO_PORT = 1 << 3,
 	LEVEL_PROTO = 1 << 4,
 	LEVEL_ANY = 1 << 5,
+	LEVELS_OF_IDENTITY = 3, /* those of any identity follow in the same order */
 };
 
 static __always_inline __u64 rules_word(__u32 rule_set)
@@ -88,55 +100,95 @@ static __always_inline struct policy_entry *policy_probe(__u32 rule_set, __u8 di
 	return bpf_map_lookup_elem(&policy, &key);
 }
 
-/* What policy_first is asked and answers, as words: a global function takes and
- * returns only numbers.
- *
- *   what    63      48 47    40 39    32 31    24 23    16 15          0
- *          +----------+--------+--------+--------+--------+-------------+
- *          |  unused  | levels |  dir   | proto  | unused |    port     |
- *          +----------+--------+--------+--------+--------+-------------+
- *   answer  63                       32 31                            0
- *          +---------------------------+-------------------------------+
- *          |          origin           |       enum policy_found       |
- *          +---------------------------+-------------------------------+ */
+/* What policy_first answers: the origin in the high half, and this. A global
+ * function takes and returns only numbers. */
 enum policy_found {
 	POLICY_FOUND = 1 << 0,
 	POLICY_DENY = 1 << 1,
 };
 
-static __always_inline __u64 policy_what(__u8 levels, __u8 dir, __u8 proto, __be16 port)
+struct policy_question {
+	__u32 rule_set;
+	__be16 port;
+	__u8 proto;
+	__u8 dir;
+	__u8 sizes; /* of the rule set's ranges */
+};
+
+enum {
+	RANGE_SIZES = 7, /* of 2, 4 … 14 bits */
+};
+
+/* The entry of the narrowest range that holds the port. */
+static __always_inline struct policy_entry *policy_range(const struct policy_question *q,
+                                                         __u32 identity)
 {
-	return (__u64)levels << 40 | (__u64)dir << 32 | (__u64)proto << 24 | port;
+	__u16 port = bpf_ntohs(q->port);
+	struct policy_entry *e = NULL;
+	__u32 i;
+
+	for (i = 0; i < RANGE_SIZES && !e; i++) {
+		__u32 wild = 2 * i + 2;
+
+		if (q->sizes >> i & 1)
+			e = policy_probe(q->rule_set, q->dir | wild << 1, identity, q->proto,
+			                 bpf_htons(port >> wild << wild));
+	}
+	return e;
 }
 
-/* The first entry that matches. Global, so that the verifier walks its six probes
- * once and not again at every call. */
-__attribute__((noinline)) __u64 policy_first(__u32 rule_set, __u32 peer, __u64 what)
+/* levels begins with those of an identity. */
+static __always_inline __u64 policy_row(const struct policy_question *q, __u8 levels,
+                                        __u32 identity)
 {
-	__u8 levels = what >> 40, dir = (what >> 32) & 1, proto = what >> 24;
-	__be16 port = what;
 	struct policy_entry *e = NULL;
 
 	if (levels & LEVEL_IDENTITY_PROTO_PORT)
-		e = policy_probe(rule_set, dir, peer, proto, port);
+		e = policy_probe(q->rule_set, q->dir, identity, q->proto, q->port);
+	if (!e && unlikely(q->sizes))
+		e = policy_range(q, identity);
 	if (!e && levels & LEVEL_IDENTITY_PROTO)
-		e = policy_probe(rule_set, dir, peer, proto, 0);
+		e = policy_probe(q->rule_set, q->dir, identity, q->proto, 0);
 	if (!e && levels & LEVEL_IDENTITY)
-		e = policy_probe(rule_set, dir, peer, 0, 0);
-	if (!e && levels & LEVEL_PROTO_PORT)
-		e = policy_probe(rule_set, dir, 0, proto, port);
-	if (!e && levels & LEVEL_PROTO)
-		e = policy_probe(rule_set, dir, 0, proto, 0);
-	if (!e && levels & LEVEL_ANY)
-		e = policy_probe(rule_set, dir, 0, 0, 0);
+		e = policy_probe(q->rule_set, q->dir, identity, 0, 0);
 	if (!e)
 		return 0;
 	return (__u64)e->origin << 32 | (e->deny ? POLICY_DENY : 0) | POLICY_FOUND;
 }
 
-/* Whether ep accepts a flow: dir as seen from ep, port the responder's. */
+/* The first entry that matches the peer, else the first for any identity. The
+ * ipBlocks that addr is in are asked as well: a deny wins, then an allow. what is
+ * the port, the protocol above it, and above that the direction. Global, so that
+ * the verifier walks its probes once and not again at every call. */
+__attribute__((noinline)) __u64 policy_first(__u64 rules, __u32 rule_set, __u32 peer, __u32 addr,
+                                             __u32 what)
+{
+	struct policy_question q = {
+	    .rule_set = rule_set,
+	    .port = (__u8)(what >> 16) == IPPROTO_ICMP ? bpf_htons(POLICY_ECHO) : what,
+	    .proto = what >> 16,
+	    .dir = what >> 24 & 1,
+	    .sizes = rules >> RULES_RANGES_SHIFT,
+	};
+	__u8 egress = q.dir == DIR_EGRESS;
+	__u8 levels = rules >> (egress ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
+	__u64 found = policy_row(&q, levels, peer), other;
+	__u32 block;
+
+	if (!found)
+		found = policy_row(&q, levels >> LEVELS_OF_IDENTITY, 0);
+	if (found & POLICY_DENY ||
+	    !(rules >> RULES_FLAGS_SHIFT & (egress ? RULES_BLOCKS_EGRESS : RULES_BLOCKS_INGRESS)))
+		return found;
+	block = block_identity4(addr);
+	other = block ? policy_row(&q, levels, block) : 0;
+	return !found || other & POLICY_DENY ? other : found;
+}
+
+/* Whether ep accepts a flow: dir as seen from ep, port the responder's, addr the
+ * peer's. */
 static __always_inline int policy_verdict(struct packet *p, const struct endpoint *ep, __u64 rules,
-                                          __u8 dir, __u32 peer, __be16 port)
+                                          __u8 dir, __u32 peer, __be32 addr, __be16 port)
 {
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
 	__u8 levels = rules >> (dir == DIR_EGRESS ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
@@ -154,7 +206,8 @@ static __always_inline int policy_verdict(struct packet *p, const struct endpoin
 		return DROP(p, DROP_UNKNOWN_RULE_SET);
 	if (peer == ID_UNKNOWN)
 		return DROP(p, DROP_IDENTITY_UNKNOWN);
-	found = policy_first(ep->rule_set, peer, policy_what(levels, dir, p->t.proto, port));
+	found = policy_first(rules, ep->rule_set, peer, addr,
+	                     (__u32)dir << 24 | (__u32)p->t.proto << 16 | port);
 	p->origin = found >> 32;
 	if (found & POLICY_FOUND)
 		deny = found & POLICY_DENY;

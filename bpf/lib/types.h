@@ -30,6 +30,7 @@ enum identity {
 	ID_REMOTE_NODE = 6,
 	ID_MAX_RESERVED = 255,
 	ID_LOCAL_BASE = 1 << 24, /* CIDR identities; never on the wire */
+	/* from 1 << 31: which ipBlocks an address is in, beside its identity */
 };
 
 /* Directions of policy, as seen from an endpoint. */

@@ -27,6 +27,9 @@ func newExec(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := l.Find(args[0]); err != nil {
+				return err // as `lab rm` does
+			}
 			argv := args[1:]
 			if argv[0] == "--" {
 				argv = argv[1:]

@@ -79,7 +79,7 @@ func poll(ctx context.Context, client hawserv1.MeshClient, wait bool) (*hawserv1
 func notReady(r *hawserv1.MeshStatusResponse) []string {
 	var out []string
 	for _, p := range r.GetPeers() {
-		if p.GetState() != "connected" || p.GetData() != "fresh" {
+		if p.GetState() != "connected" || p.GetData() != "fresh" || len(p.GetSyncedKinds()) == 0 {
 			out = append(out, p.GetName())
 		}
 	}

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package node is `hawser node`: the nodes of the mesh.
+// Package node is `hawser node`: the nodes of the mesh, and how hosts become
+// nodes.
 package node
 
 import (
 	"fmt"
+	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,13 +19,91 @@ import (
 
 // New returns the command.
 func New(s *session.Session) *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "See the nodes of the mesh"}
+	cmd := &cobra.Command{Use: "node", Short: "See the nodes of the mesh, and add some"}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "list",
 		Short: "List the nodes of all clusters",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return list(cmd, s) },
-	})
+	}, newInvite(s), newForget(s))
+	return cmd
+}
+
+func newInvite(s *session.Session) *cobra.Command {
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use:   "invite <node>",
+		Short: "Print a token with which a host joins the cluster as this node, once",
+		Long: "Print a token with which a host joins the cluster as this node, once. The host\n" +
+			"makes its own key and gets a certificate, the cluster's etcd endpoints and its\n" +
+			"parameters; later starts of its agent need no token.",
+		Example: "  api$   hawser node invite node1 >token     # copy the file to the host\n" +
+			"  node1# hawser-agent --join @token …",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if ttl < time.Second || ttl > 7*24*time.Hour {
+				return session.Usage("--ttl %s: must be between 1s and 168h", ttl)
+			}
+			client, conn, err := s.Mesh()
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			ctx, cancel := s.Deadline(cmd.Context())
+			defer cancel()
+			r, err := client.InviteNode(ctx, &hawserv1.InviteNodeRequest{Node: args[0], TtlSeconds: int64(ttl.Seconds())})
+			if err != nil {
+				return err
+			}
+			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+				if !s.Quiet {
+					fmt.Fprintf(cmd.ErrOrStderr(), "Valid for %s, for one host. There, as root:  hawser-agent --join @FILE (with the token in it) …\n", printer.Duration(ttl))
+				}
+				_, err := fmt.Fprintln(w, r.GetToken())
+				return err
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long the token is valid")
+	return cmd
+}
+
+func newForget(s *session.Session) *cobra.Command {
+	var yes, force bool
+	cmd := &cobra.Command{
+		Use:   "forget <node> --yes",
+		Short: "Remove a node that will not come back, and all that it published",
+		Long: "Remove a node that will not come back, and all that it published: its addresses,\n" +
+			"its backends, its enrolment. Open tokens for it are revoked and its certificate is\n" +
+			"not renewed any more; until the certificate expires, etcd still admits who holds it.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return session.Usage("this removes node %q and its workloads from the mesh; confirm with --yes", args[0])
+			}
+			client, conn, err := s.Mesh()
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			ctx, cancel := s.Deadline(cmd.Context())
+			defer cancel()
+			r, err := client.ForgetNode(ctx, &hawserv1.ForgetNodeRequest{Node: args[0], Force: force})
+			if err != nil {
+				return err
+			}
+			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+				fmt.Fprintf(w, "Forgot %s; %s keys removed.\n", args[0], printer.Count(r.GetKeysRemoved()))
+				if r.GetWasEnrolled() {
+					fmt.Fprintf(w, "Its certificate is not renewed and ends %s; until then etcd admits who holds its key.\n",
+						time.Unix(0, r.GetCertificateExpiresAt()).UTC().Format(time.DateOnly))
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	cmd.Flags().BoolVar(&force, "force", false, "also while the node's agent is there")
 	return cmd
 }
 

@@ -35,6 +35,16 @@ type Config struct {
 
 	ListenEtcd       netip.AddrPort // of an embedded etcd
 	ListenFederation netip.AddrPort
+	// ListenAPI is where nodes enrol and administrators call; the zero value
+	// serves neither.
+	ListenAPI netip.AddrPort
+	// AdvertiseAPI is host:port of it as nodes dial it; defaults to ListenAPI.
+	AdvertiseAPI string
+	// NodeCertificates is the lifetime of nodes' certificates; 0 means
+	// enrol.DefaultLifetime.
+	NodeCertificates time.Duration
+	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
+	MetricsListen string
 	// AdvertiseFederation is host:port by which peers dial; defaults to
 	// ListenFederation.
 	AdvertiseFederation string
@@ -69,7 +79,13 @@ const (
 	DefaultFederationPort = 4243
 	DefaultExpireAfter    = 24 * time.Hour
 	DefaultReplica        = "0"
+	DefaultAPIPort        = 4244
+	// DefaultMetrics is where an API server's metrics are served.
+	DefaultMetrics = "127.0.0.1:9963"
 )
+
+// minNodeCertificates leaves an hour and more to renew in.
+const minNodeCertificates = 4 * time.Hour
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -92,6 +108,17 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("--listen-federation: must be ADDRESS:PORT"))
 	}
 	errs = append(errs, c.Etcd.validate(c.ListenEtcd)...)
+	if c.ListenAPI.IsValid() && c.ListenAPI.Addr().IsUnspecified() && c.AdvertiseAPI == "" {
+		errs = append(errs, fmt.Errorf("--advertise-api: needed, as nodes cannot dial %s", c.ListenAPI))
+	}
+	if c.MetricsListen != "" {
+		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
+			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
+		}
+	}
+	if c.NodeCertificates < 0 || c.NodeCertificates > 0 && c.NodeCertificates < minNodeCertificates {
+		errs = append(errs, fmt.Errorf("--node-certificates %s: must be at least %s", c.NodeCertificates, minNodeCertificates))
+	}
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
@@ -160,6 +187,17 @@ func (c *Config) advertised() string {
 		return c.AdvertiseFederation
 	}
 	return c.ListenFederation.String()
+}
+
+// advertisedAPI is host:port for nodes; empty when there is no API port.
+func (c *Config) advertisedAPI() string {
+	switch {
+	case !c.ListenAPI.IsValid():
+		return ""
+	case c.AdvertiseAPI != "":
+		return c.AdvertiseAPI
+	}
+	return c.ListenAPI.String()
 }
 
 // record is what this cluster tells the mesh about itself.

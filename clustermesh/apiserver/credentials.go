@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -16,9 +17,9 @@ import (
 // PKIDir is where an API server keeps its CA and certificates.
 func PKIDir(dataDir string) string { return filepath.Join(dataDir, "pki") }
 
-// credentials are the certificates of one API server. The leaf is issued anew
+// certificates are those of one API server. The leaf is issued anew
 // at each start.
-type credentials struct {
+type certificates struct {
 	ca     *pki.CA
 	server pki.Files // spiffe://<c>/apiserver: etcd server, federation, etcd client
 	root   pki.Files // etcd's administrator
@@ -27,13 +28,13 @@ type credentials struct {
 	leaf   *x509.Certificate
 }
 
-func newCredentials(cfg *Config, now time.Time) (*credentials, error) {
+func newCredentials(cfg *Config, now time.Time) (*certificates, error) {
 	dir := PKIDir(cfg.DataDir)
 	ca, err := clusterCA(cfg, dir, now)
 	if err != nil {
 		return nil, err
 	}
-	c := &credentials{ca: ca}
+	c := &certificates{ca: ca}
 	ips := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), cfg.ListenFederation.Addr()}
 	if cfg.ListenEtcd.IsValid() {
 		ips = append(ips, cfg.ListenEtcd.Addr())
@@ -41,6 +42,18 @@ func newCredentials(cfg *Config, now time.Time) (*credentials, error) {
 	for _, m := range cfg.Etcd.Members {
 		if m.Name == cfg.Replica {
 			ips = append(ips, m.Client.Addr())
+		}
+	}
+	var names []string
+	if cfg.ListenAPI.IsValid() {
+		ips = append(ips, cfg.ListenAPI.Addr())
+		// By SPIFFE id the name does not matter; plain HTTPS clients look at it.
+		if host, _, err := net.SplitHostPort(cfg.advertisedAPI()); err != nil {
+			return nil, fmt.Errorf("--advertise-api: %w", err)
+		} else if ip, err := netip.ParseAddr(host); err == nil {
+			ips = append(ips, ip)
+		} else {
+			names = append(names, host)
 		}
 	}
 	issue := func(r pki.Request, name string) (pki.Files, *pki.Leaf, error) {
@@ -51,7 +64,7 @@ func newCredentials(cfg *Config, now time.Time) (*credentials, error) {
 		files, err := leaf.Save(dir, name)
 		return files, leaf, err
 	}
-	if c.server, _, err = issue(pki.Request{Role: pki.RoleAPIServer, IPs: ips}, "apiserver"); err != nil {
+	if c.server, _, err = issue(pki.Request{Role: pki.RoleAPIServer, DNS: names, IPs: ips}, "apiserver"); err != nil {
 		return nil, err
 	}
 	if c.root, _, err = issue(pki.Request{Role: pki.RoleRoot}, "root"); err != nil {
@@ -88,11 +101,14 @@ func clusterCA(cfg *Config, dir string, now time.Time) (*pki.CA, error) {
 	return ca, nil
 }
 
+// expires is when the server's certificate ends.
+func (c *certificates) expires() time.Time { return c.leaf.NotAfter }
+
 // Certificate implements peering.Credentials.
-func (c *credentials) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
+func (c *certificates) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
 
 // CA implements peering.Credentials.
-func (c *credentials) CA() []*x509.Certificate { return []*x509.Certificate{c.ca.Certificate()} }
+func (c *certificates) CA() []*x509.Certificate { return []*x509.Certificate{c.ca.Certificate()} }
 
 // Issue writes a certificate of the cluster whose CA is in dataDir, for an agent
 // (role agent, name the node) or an administrator, with the CA's certificate

@@ -84,7 +84,7 @@ func (c EtcdConfig) validate(listen netip.AddrPort) []error {
 }
 
 // etcdServer is the embedded etcd that the configuration asks for.
-func (c *Config) etcdServer(creds *credentials) etcd.ServerConfig {
+func (c *Config) etcdServer(creds *certificates) etcd.ServerConfig {
 	s := etcd.ServerConfig{
 		Cluster: c.Cluster, DataDir: filepath.Join(c.DataDir, "etcd"), Listen: c.ListenEtcd,
 		TLS: creds.server, Root: creds.root, Peer: creds.peer,
@@ -127,6 +127,18 @@ func (s *Server) openKeyspace(ctx context.Context) error {
 		return fmt.Errorf("%w\nset up users and roles with etcd's root rights: hawser-apiserver etcd-access --cluster %s", err, s.cfg.Cluster)
 	}
 	return err
+}
+
+// etcdEndpoints are the URLs by which nodes reach etcd, all members.
+func (s *Server) etcdEndpoints() []string {
+	if s.etcd == nil {
+		return s.cfg.Etcd.Endpoints
+	}
+	var out []string
+	for _, e := range s.etcd.Endpoints() {
+		out = append(out, "https://"+e)
+	}
+	return out
 }
 
 // stats asks etcd for its size and health.

@@ -21,6 +21,12 @@ import (
 // certificateWarning is how long before its end a certificate is a problem.
 const certificateWarning = 14 * 24 * time.Hour
 
+// As federation reports on peers.
+const (
+	peerConnected = "connected"
+	dataFresh     = "fresh"
+)
+
 // newFederation makes what talks to the peers; it starts nothing.
 func (s *Server) newFederation() (*federation.Manager, error) {
 	expire := s.cfg.ExpireAfter
@@ -148,7 +154,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	}
 	for _, p := range peers {
 		r.Peers++
-		if p.GetState() == "connected" {
+		if p.GetState() == peerConnected {
 			r.PeersConnected++
 			continue
 		}

@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -15,10 +18,13 @@ import (
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/observe/metrics"
 )
 
 // Server is a mesh API server.
@@ -29,14 +35,18 @@ type Server struct {
 	log     *slog.Logger
 	started time.Time
 
-	creds       *credentials
+	creds       *certificates
 	etcd        *etcd.Server // nil when the etcd is external
 	client      *etcd.Client
 	kv          kvstore.Client // the same
 	incarnation string
 	mesh        *federation.Manager
+	enrol       *enrol.Service
 	reopen      chan *errReopen // capacity 1
-	refused     refusals
+	unwanted    refusals        // clusters of a shared etcd
+
+	portListener net.Listener  // nil without an API port
+	refused      atomic.Uint64 // calls on it, for the caller's certificate
 }
 
 func newServer(cfg Config) *Server {
@@ -92,11 +102,19 @@ func (s *Server) open(ctx context.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("publish the cluster record: %w", err)
 	}
-	s.mesh, err = s.newFederation()
-	return err
+	if s.mesh, err = s.newFederation(); err != nil {
+		return err
+	}
+	s.enrol = enrol.NewService(enrol.Deps{
+		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
+	})
+	return s.openPort(ctx)
 }
 
 func (s *Server) close() {
+	if s.portListener != nil {
+		_ = s.portListener.Close()
+	}
 	if s.kv != nil {
 		_ = s.kv.Close()
 	}
@@ -111,14 +129,29 @@ func (s *Server) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	monitoring, err := metrics.Listen(ctx, s.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
 	api := grpc.NewServer()
 	hawserv1.RegisterMeshServer(api, s)
 	g, ctx := errgroup.WithContext(ctx)
+	web, err := rest.Gateway(ctx, s.cfg.Socket, hawserv1.RegisterMeshHandler)
+	if err != nil {
+		return err
+	}
+	if monitoring != nil {
+		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
+		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
+	}
+	if s.portListener != nil {
+		g.Go(func() error { return s.servePort(ctx, web) })
+	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
-	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
 		defer stopAPI(api)
 		select {
@@ -131,7 +164,7 @@ func (s *Server) serve(ctx context.Context) error {
 		}
 	})
 	s.log.Info("API server is ready", "etcd", s.client.Endpoint(), "federation", s.cfg.ListenFederation, "socket", s.cfg.Socket,
-		"incarnation", s.incarnation)
+		"api", s.cfg.advertisedAPI(), "incarnation", s.incarnation)
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -158,8 +191,14 @@ func apiError(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
-	if _, ok := status.FromError(err); ok {
-		return err
+	var inner interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if errors.As(err, &inner) {
+		// The words around the status stay, its own wrapping goes.
+		text := strings.Replace(err.Error(), inner.Error(), inner.GRPCStatus().Message(), 1)
+		return status.Error(inner.GRPCStatus().Code(), text)
 	}
 	return status.Error(codes.Internal, err.Error())
 }

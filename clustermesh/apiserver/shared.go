@@ -107,27 +107,27 @@ type refusals struct {
 
 // refuse notes why a cluster is not admitted, and says so once; nil admits it.
 func (s *Server) refuse(name string, why error) {
-	s.refused.mu.Lock()
-	defer s.refused.mu.Unlock()
+	s.unwanted.mu.Lock()
+	defer s.unwanted.mu.Unlock()
 	if why == nil {
-		delete(s.refused.why, name)
+		delete(s.unwanted.why, name)
 		return
 	}
-	if s.refused.why[name] != why.Error() {
+	if s.unwanted.why[name] != why.Error() {
 		s.log.Error("cluster of the shared etcd is not believed", "peer", name, "error", why)
 	}
-	if s.refused.why == nil {
-		s.refused.why = map[string]string{}
+	if s.unwanted.why == nil {
+		s.unwanted.why = map[string]string{}
 	}
-	s.refused.why[name] = why.Error()
+	s.unwanted.why[name] = why.Error()
 }
 
 // refusedProblems are the refusals for status.
 func (s *Server) refusedProblems() []*hawserv1.Problem {
-	s.refused.mu.Lock()
-	defer s.refused.mu.Unlock()
+	s.unwanted.mu.Lock()
+	defer s.unwanted.mu.Unlock()
 	var out []*hawserv1.Problem
-	for name, why := range s.refused.why {
+	for name, why := range s.unwanted.why {
 		out = append(out, &hawserv1.Problem{
 			Object: "cluster " + name, Problem: why,
 			Fix: "nothing of it is used here; give it other ranges or another id and start it with a new name, or move it to an etcd of its own",

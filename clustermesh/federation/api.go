@@ -14,6 +14,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -26,7 +27,7 @@ type leave struct {
 }
 
 // Invite makes a single-use token; see peering.Service.Invite.
-func (m *Manager) Invite(ctx context.Context, to string, ttl time.Duration) (peering.Token, error) {
+func (m *Manager) Invite(ctx context.Context, to string, ttl time.Duration) (invitation.Token, error) {
 	return m.join.Invite(ctx, to, ttl)
 }
 

@@ -17,8 +17,10 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -73,9 +75,9 @@ func nothingLeft(t *testing.T, a, b *testCluster) {
 	}
 }
 
-func parse(t *testing.T, text string) peering.Token {
+func parse(t *testing.T, text string) invitation.Token {
 	t.Helper()
-	tok, err := peering.ParseToken(text)
+	tok, err := invitation.Parse(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,11 +215,11 @@ func dialJoin(t *testing.T, c *testCluster, creds *testCreds, sni string) (rawJo
 	t.Helper()
 	cfg := &tls.Config{ServerName: sni, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
 		Certificates: []tls.Certificate{creds.leaf}}
-	conn, err := peering.DialTLS(t.Context(), c.proxy.addr(), cfg)
+	conn, err := tlsgrpc.Dial(t.Context(), c.proxy.addr(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cc, err := peering.ClientOver(conn)
+	cc, err := tlsgrpc.ClientOver(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,12 +318,12 @@ func tryStream(t *testing.T, c *testCluster, creds *testCreds) error {
 	t.Helper()
 	cfg := &tls.Config{ServerName: peering.FederationServerName, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13,
 		NextProtos: []string{"h2"}, Certificates: []tls.Certificate{creds.leaf}}
-	conn, err := peering.DialTLS(t.Context(), c.proxy.addr(), cfg)
+	conn, err := tlsgrpc.Dial(t.Context(), c.proxy.addr(), cfg)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	cc, err := peering.ClientOver(conn)
+	cc, err := tlsgrpc.ClientOver(conn)
 	if err != nil {
 		return err
 	}

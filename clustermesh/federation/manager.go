@@ -21,6 +21,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -293,12 +294,12 @@ func (m *Manager) expire(ctx context.Context) error {
 }
 
 // caller is the confirmed peer that made a call, and its connection.
-func (m *Manager) caller(ctx context.Context) (*runner, peering.ConnInfo, error) {
+func (m *Manager) caller(ctx context.Context) (*runner, tlsgrpc.ConnInfo, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, peering.ConnInfo{}, status.Error(codes.Unauthenticated, "no connection")
+		return nil, tlsgrpc.ConnInfo{}, status.Error(codes.Unauthenticated, "no connection")
 	}
-	info, ok := p.AuthInfo.(peering.ConnInfo)
+	info, ok := p.AuthInfo.(tlsgrpc.ConnInfo)
 	if !ok || info.State.ServerName == peering.JoinServerName {
 		return nil, info, status.Error(codes.PermissionDenied, "federation is served to confirmed peers only")
 	}

@@ -18,6 +18,7 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 )
 
 const (
@@ -57,7 +58,7 @@ func (c *conn) Close() error {
 
 func newPort(lis net.Listener, trust *peering.Trust, fed federationv1.FederationServer, join federationv1.JoinServer, log *slog.Logger) *port {
 	opts := []grpc.ServerOption{
-		grpc.Creds(peering.Handshaken{}), grpc.MaxRecvMsgSize(maxFrameBytes),
+		grpc.Creds(tlsgrpc.Handshaken{}), grpc.MaxRecvMsgSize(maxFrameBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
 	}

@@ -19,6 +19,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -233,12 +234,12 @@ func (r *runner) dialOnce(ctx context.Context) error {
 
 // dialPeer makes one connection to a peer's federation service.
 func dialPeer(ctx context.Context, trust *peering.Trust, peer, endpoint string) (*grpc.ClientConn, *conn, error) {
-	t, err := peering.DialTLS(ctx, endpoint, trust.ClientConfig(peer))
+	t, err := tlsgrpc.Dial(ctx, endpoint, trust.ClientConfig(peer))
 	if err != nil {
 		return nil, nil, err
 	}
 	c := &conn{Conn: t, onClose: func() {}}
-	cc, err := peering.ClientOver(c,
+	cc, err := tlsgrpc.ClientOver(c,
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxFrameBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}))
 	if err != nil {

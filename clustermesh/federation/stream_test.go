@@ -306,9 +306,12 @@ func TestAcknowledgedPosition(t *testing.T) {
 	a.restart()
 	connected(t, a, b)
 	eventually(t, "known again after a restart, by where the peer resumes", func() bool { return acked() >= d })
-	eventually(t, "in the view of the peer", func() bool {
+	inView := func() bool {
 		var v keyspacev1.PeerView
 		key := kvstore.NewKey(kvstore.Local, a.name, kvstore.KindPeerView, b.name).String()
 		return proto.Unmarshal(a.get(key), &v) == nil && v.GetAcknowledged().GetRevision() >= d
-	})
+	}
+	eventually(t, "in the view of the peer", inView)
+	d = gone(a.ip(9002, "w"))
+	eventually(t, "also while nothing else of the view changes", inView)
 }

@@ -7,19 +7,19 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 )
 
 const (
-	dialTimeout  = 5 * time.Second
 	callTimeout  = 10 * time.Second
 	confirmTries = 3
 )
@@ -45,9 +45,12 @@ type joinConn struct {
 // inviter (the message says so) goes away when the token expires. It blocks for
 // up to half a minute.
 func Join(ctx context.Context, d Deps, text string, preflightOnly bool) (Result, error) {
-	tok, err := ParseToken(text)
+	tok, err := invitation.Parse(text)
 	if err != nil {
 		return Result{}, err
+	}
+	if tok.Node != "" {
+		return Result{}, fmt.Errorf("join %q: the token is for its node %s; use it there: hawser-agent --join", tok.Inviter, tok.Node)
 	}
 	if !d.Now().Before(tok.Expires) {
 		return Result{}, fmt.Errorf("join %q: the token expired at %s; ask for a new one: hawser mesh invite", tok.Inviter, tok.Expires.UTC().Format(time.RFC3339))
@@ -80,12 +83,12 @@ func Join(ctx context.Context, d Deps, text string, preflightOnly bool) (Result,
 // joiner is one join in progress.
 type joiner struct {
 	Deps
-	tok  Token
+	tok  invitation.Token
 	conn joinConn
 }
 
 func (j *joiner) proof(step string) ([]byte, error) {
-	return proof(j.tok.Secret, j.conn.state, step, j.tok.CAHash, BundleHash(rawBundle(j.Creds.CA())))
+	return invitation.Proof(j.tok.Secret, j.conn.state, step, j.tok.CAHash, BundleHash(rawBundle(j.Creds.CA())))
 }
 
 func (j *joiner) prepare(ctx context.Context, preflightOnly bool) (*federationv1.PrepareResponse, error) {
@@ -161,7 +164,7 @@ func (j *joiner) commit(ctx context.Context) error {
 	}
 	at, err := j.Store.peer(ctx, rec.GetName())
 	if err == nil {
-		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.rev))
+		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.Rev))
 	}
 	if err != nil {
 		return j.undo(ctx, err)
@@ -171,7 +174,7 @@ func (j *joiner) commit(ctx context.Context) error {
 	}
 	if at, err = j.Store.peer(ctx, rec.GetName()); err == nil {
 		rec.State, rec.PendingUntil = keyspacev1.Peer_STATE_CONFIRMED, 0
-		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.rev))
+		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.Rev))
 	}
 	if err != nil {
 		return j.undo(ctx, err)
@@ -200,8 +203,8 @@ func (j *joiner) undo(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	at, err := j.Store.peer(ctx, j.tok.Inviter)
-	if err == nil && at.rev != 0 && at.rec.GetTokenId() == j.tok.ID && at.rec.GetState() == keyspacev1.Peer_STATE_PENDING {
-		err = j.Store.commit(ctx, write{j.Store.peerKey(j.tok.Inviter), at.rev, nil})
+	if err == nil && at.Rev != 0 && at.Msg.GetTokenId() == j.tok.ID && at.Msg.GetState() == keyspacev1.Peer_STATE_PENDING {
+		err = j.Store.commit(ctx, cas.Write{Key: j.Store.peerKey(j.tok.Inviter), Rev: at.Rev})
 	}
 	if err != nil {
 		cause = fmt.Errorf("%w (and the pending peer here could not be removed: %w; it goes away by itself when the token expires)", cause, err)
@@ -214,16 +217,16 @@ func (j *joiner) undo(ctx context.Context, cause error) error {
 
 // dialInviter tries the token's endpoints in turn; the TLS handshake has checked
 // the CA when it returns.
-func dialInviter(ctx context.Context, d Deps, tok Token) (joinConn, error) {
+func dialInviter(ctx context.Context, d Deps, tok invitation.Token) (joinConn, error) {
 	cfg := d.Trust.JoinClientConfig(tok.Inviter, tok.CAHash)
 	var errs []error
 	for _, ep := range tok.Endpoints {
-		c, err := DialTLS(ctx, ep, cfg)
+		c, err := tlsgrpc.Dial(ctx, ep, cfg)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		cc, err := ClientOver(c)
+		cc, err := tlsgrpc.ClientOver(c)
 		if err != nil {
 			c.Close()
 			return joinConn{}, fmt.Errorf("join %q: %w", tok.Inviter, err)
@@ -231,38 +234,6 @@ func dialInviter(ctx context.Context, d Deps, tok Token) (joinConn, error) {
 		return joinConn{federationv1.NewJoinClient(cc), c.ConnectionState(), func() { cc.Close(); c.Close() }}, nil
 	}
 	return joinConn{}, fmt.Errorf("join %q: no endpoint of the token answers; if it cannot be reached from here, invite from this side instead: %w", tok.Inviter, errors.Join(errs...))
-}
-
-// DialTLS connects and finishes the handshake, within 5 s.
-func DialTLS(ctx context.Context, endpoint string, cfg *tls.Config) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	c, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", endpoint)
-	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", endpoint, err)
-	}
-	t := c.(*tls.Conn)
-	if t.ConnectionState().NegotiatedProtocol != "h2" {
-		t.Close()
-		return nil, fmt.Errorf("dial %s: it does not speak HTTP/2", endpoint)
-	}
-	return t, nil
-}
-
-// ClientOver is a gRPC client on exactly this connection; it never dials again.
-func ClientOver(c net.Conn, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	once := make(chan net.Conn, 1)
-	once <- c
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		select {
-		case c := <-once:
-			return c, nil
-		default:
-			return nil, errors.New("the connection is gone")
-		}
-	}
-	opts = append([]grpc.DialOption{grpc.WithContextDialer(dial), grpc.WithTransportCredentials(Handshaken{}), grpc.WithDisableServiceConfig()}, opts...)
-	return grpc.NewClient("passthrough:///"+FederationServerName, opts...)
 }
 
 // refusal shortens a gRPC status to what a person needs.

@@ -10,6 +10,7 @@ import (
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 )
 
 // ErrNoPeer says that there is no peer of that name.
@@ -19,23 +20,24 @@ var ErrNoPeer = errors.New("no such peer")
 // certificates are not believed and its stream is not opened. It is the first
 // half of a leave; Withdraw is the second and can be repeated after a crash.
 func (s *Store) StartLeave(ctx context.Context, name string) error {
-	for range casTries {
+	err := cas.Retry(ctx, func() error {
 		p, err := s.peer(ctx, name)
 		if err != nil {
-			return fmt.Errorf("leave %s: %w", name, err)
-		}
-		if p.rev == 0 {
-			return fmt.Errorf("leave %q: %w; peers are listed by: hawser mesh list", name, ErrNoPeer)
-		}
-		if p.rec.GetState() == keyspacev1.Peer_STATE_LEAVING {
-			return nil
-		}
-		p.rec.State = keyspacev1.Peer_STATE_LEAVING
-		if err = s.commit(ctx, s.putPeer(p.rec, p.rev)); !errors.Is(err, errConflict) {
 			return err
 		}
+		if p.Rev == 0 {
+			return fmt.Errorf("%w; peers are listed by: hawser mesh list", ErrNoPeer)
+		}
+		if p.Msg.GetState() == keyspacev1.Peer_STATE_LEAVING {
+			return nil
+		}
+		p.Msg.State = keyspacev1.Peer_STATE_LEAVING
+		return s.commit(ctx, s.putPeer(p.Msg, p.Rev))
+	})
+	if err != nil {
+		return fmt.Errorf("leave %q: %w", name, err)
 	}
-	return fmt.Errorf("leave %s: %w", name, errConflict)
+	return nil
 }
 
 // Withdraw removes everything that the peer published here: services and their
@@ -76,7 +78,7 @@ func (s *Store) Withdraw(ctx context.Context, name string, fence []kvstore.Cmp) 
 		kvstore.Delete(s.peerKey(name)),
 	}, nil)
 	if err == nil && !res.Succeeded {
-		err = errConflict
+		err = cas.ErrConflict
 	}
 	if err != nil {
 		return removed, fmt.Errorf("leave %s: %w", name, err)
@@ -88,21 +90,18 @@ func (s *Store) Withdraw(ctx context.Context, name string, fence []kvstore.Cmp) 
 // then its user may repeat a join that was interrupted; after a leave it could
 // come back uninvited.
 func (s *Store) burnToken(ctx context.Context, name string) error {
-	for range casTries {
+	return cas.Retry(ctx, func() error {
 		p, err := s.peer(ctx, name)
-		if err != nil || p.rec.GetTokenId() == "" {
+		if err != nil || p.Msg.GetTokenId() == "" {
 			return err
 		}
-		t, err := s.token(ctx, p.rec.GetTokenId())
-		if err != nil || t.rev == 0 {
+		t, err := s.tokens.Token(ctx, p.Msg.GetTokenId())
+		if err != nil || t.Rev == 0 {
 			return err
 		}
-		t.rec.UsedBy = make([]byte, 32) // the hash of no CA
-		if err := s.commit(ctx, s.putToken(t.rec, t.rev)); !errors.Is(err, errConflict) {
-			return err
-		}
-	}
-	return errConflict
+		t.Msg.UsedBy = make([]byte, 32) // the hash of no CA
+		return s.commit(ctx, s.tokens.Put(t))
+	})
 }
 
 // removeBelow deletes what is below a prefix (or one key) in pages of one
@@ -122,7 +121,7 @@ func (s *Store) removeBelow(ctx context.Context, prefix string, dir bool, fence 
 			return n, fmt.Errorf("remove %s: %w", prefix, err)
 		}
 		if !res.Succeeded {
-			return n, fmt.Errorf("remove %s: %w", prefix, errConflict)
+			return n, fmt.Errorf("remove %s: %w", prefix, cas.ErrConflict)
 		}
 		n += uint64(len(keys))
 		if !more {

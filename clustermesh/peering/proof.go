@@ -3,17 +3,11 @@
 package peering
 
 import (
-	"crypto/hmac"
 	"crypto/sha256"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 )
-
-// exporterLabel keeps the join proof's keying material apart from any other use
-// of the TLS exporter (RFC 8446, section 7.5).
-const exporterLabel = "EXPORTER-hawser-join-v1"
 
 // Steps of a join; each proof is made for one step only.
 const (
@@ -29,21 +23,6 @@ func BundleHash(bundle [][]byte) [32]byte {
 		h.Write(der)
 	}
 	return [32]byte(h.Sum(nil))
-}
-
-// proof shows knowledge of the token's secret on exactly this TLS connection,
-// between exactly these two CAs, without revealing it:
-// HMAC-SHA-256(secret, exporter value || inviter CA hash || joiner CA hash).
-func proof(secret []byte, cs tls.ConnectionState, step string, inviterCA, joinerCA [32]byte) ([]byte, error) {
-	value, err := cs.ExportKeyingMaterial(exporterLabel, []byte(step), 32)
-	if err != nil {
-		return nil, fmt.Errorf("derive join proof: %w", err)
-	}
-	mac := hmac.New(sha256.New, secret)
-	mac.Write(value)
-	mac.Write(inviterCA[:])
-	mac.Write(joinerCA[:])
-	return mac.Sum(nil), nil
 }
 
 // parseBundle parses a trust bundle: 1 to 4 CA certificates.

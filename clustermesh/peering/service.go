@@ -4,7 +4,6 @@ package peering
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -17,17 +16,14 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 )
 
-const (
-	// DefaultTTL is how long a token and a prepared join live.
-	DefaultTTL  = 15 * time.Minute
-	maxTTL      = 7 * 24 * time.Hour
-	maxFailures = 5
-	// casTries is how often a write that was overtaken is tried again.
-	casTries = 8
-)
+// cure is what makes another token.
+const cure = "hawser mesh invite"
 
 // Deps are what both sides of a join work with.
 type Deps struct {
@@ -53,47 +49,41 @@ func NewService(d Deps) *Service { return &Service{Deps: d} }
 
 // Invite stores and returns a single-use token. to limits it to the cluster of
 // that name; a ttl of 0 means DefaultTTL.
-func (s *Service) Invite(ctx context.Context, to string, ttl time.Duration) (Token, error) {
-	if ttl == 0 {
-		ttl = DefaultTTL
-	}
-	if ttl < time.Second || ttl > maxTTL {
-		return Token{}, fmt.Errorf("invite %s: ttl %s: must be within 1s-%s", to, ttl, maxTTL)
+func (s *Service) Invite(ctx context.Context, to string, ttl time.Duration) (invitation.Token, error) {
+	ttl, err := invitation.CheckTTL(ttl)
+	if err != nil {
+		return invitation.Token{}, fmt.Errorf("invite %s: %w", to, err)
 	}
 	own := s.Own()
 	if to != "" {
 		if err := kvstore.ValidateClusterName(to); err != nil {
-			return Token{}, fmt.Errorf("invite: %w", err)
+			return invitation.Token{}, fmt.Errorf("invite: %w", err)
 		}
 		if to == own.GetName() {
-			return Token{}, fmt.Errorf("invite %s: that is this cluster itself", to)
+			return invitation.Token{}, fmt.Errorf("invite %s: that is this cluster itself", to)
 		}
 		if p, err := s.Store.peer(ctx, to); err != nil {
-			return Token{}, err
-		} else if p.rev != 0 && p.rec.GetState() != keyspacev1.Peer_STATE_PENDING {
-			return Token{}, fmt.Errorf("invite %s: it is a peer already; leave it first: hawser mesh leave %s", to, to)
+			return invitation.Token{}, err
+		} else if p.Rev != 0 && p.Msg.GetState() != keyspacev1.Peer_STATE_PENDING {
+			return invitation.Token{}, fmt.Errorf("invite %s: it is a peer already; leave it first: hawser mesh leave %s", to, to)
 		}
 	}
 	if len(own.GetEndpoints()) == 0 {
-		return Token{}, errors.New("invite: this cluster advertises no federation endpoint; invite from the other side, or set one")
+		return invitation.Token{}, errors.New("invite: this cluster advertises no federation endpoint; invite from the other side, or set one")
 	}
 	ca := s.Creds.CA()
 	if len(ca) == 0 {
-		return Token{}, errors.New("invite: own trust bundle is empty")
+		return invitation.Token{}, errors.New("invite: own trust bundle is empty")
 	}
-	t, err := NewToken(own.GetName(), own.GetEndpoints(), BundleHash([][]byte{ca[0].Raw}), s.Now().Add(ttl))
+	t, err := invitation.New(own.GetName(), "", own.GetEndpoints(), BundleHash([][]byte{ca[0].Raw}), s.Now().Add(ttl))
 	if err != nil {
-		return Token{}, fmt.Errorf("invite: %w", err)
+		return invitation.Token{}, fmt.Errorf("invite: %w", err)
 	}
-	rec := &keyspacev1.Token{Id: t.ID, Secret: t.Secret, To: to, ExpiresAt: t.Expires.UnixNano()}
-	if err := s.Store.commit(ctx, s.Store.putToken(rec, 0)); err != nil {
-		return Token{}, fmt.Errorf("invite: %w", err)
+	if err := s.Store.tokens.Add(ctx, t, to); err != nil {
+		return invitation.Token{}, fmt.Errorf("invite: %w", err)
 	}
 	return t, nil
 }
-
-// errNotValid is all that a caller without the secret learns.
-var errNotValid = status.Error(codes.Unauthenticated, "the token is not valid here: it is unknown, or its secret is wrong")
 
 // Prepare implements federationv1.JoinServer.
 func (s *Service) Prepare(ctx context.Context, r *federationv1.PrepareRequest) (*federationv1.PrepareResponse, error) {
@@ -103,7 +93,7 @@ func (s *Service) Prepare(ctx context.Context, r *federationv1.PrepareRequest) (
 	}
 	joinerCA := BundleHash(r.GetTrustBundle())
 	var resp *federationv1.PrepareResponse
-	err = s.retry(ctx, func() error {
+	err = retry(ctx, func() error {
 		tok, err := s.authenticate(ctx, conn.State, r.GetTokenId(), stepPrepare, r.GetProof(), joinerCA)
 		if err != nil {
 			return err
@@ -114,9 +104,9 @@ func (s *Service) Prepare(ctx context.Context, r *federationv1.PrepareRequest) (
 	return resp, err
 }
 
-func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok stored[*keyspacev1.Token], r *federationv1.PrepareRequest, joinerCA [32]byte) (*federationv1.PrepareResponse, error) {
+func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok cas.Record[*keyspacev1.Token], r *federationv1.PrepareRequest, joinerCA [32]byte) (*federationv1.PrepareResponse, error) {
 	name := r.GetCluster().GetName()
-	if err := s.usable(tok.rec, name, joinerCA); err != nil {
+	if err := s.usable(tok.Msg, name, joinerCA); err != nil {
 		return nil, err
 	}
 	bundle, err := parseBundle(r.GetTrustBundle())
@@ -128,11 +118,11 @@ func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok store
 	}
 	peers, _, err := s.Store.Peers(ctx)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, invitation.Unavailable(err)
 	}
 	now := s.Now()
 	fs := Preflight(
-		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Now: now, TokenID: tok.rec.GetId()},
+		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Now: now, TokenID: tok.Msg.GetId()},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
 	resp := &federationv1.PrepareResponse{
 		Cluster: s.Own(), TrustBundle: rawBundle(s.Creds.CA()), Time: now.UnixNano(), Findings: fs, Accepted: !Blocks(fs),
@@ -143,26 +133,26 @@ func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok store
 	if err := s.createPending(ctx, tok, r, joinerCA); err != nil {
 		return nil, err
 	}
-	s.Log.Info("peer prepared", "peer", name, "token", tok.rec.GetId())
+	s.Log.Info("peer prepared", "peer", name, "token", tok.Msg.GetId())
 	return resp, nil
 }
 
 // createPending consumes the token and creates the peer in one transaction.
-func (s *Service) createPending(ctx context.Context, tok stored[*keyspacev1.Token], r *federationv1.PrepareRequest, joinerCA [32]byte) error {
+func (s *Service) createPending(ctx context.Context, tok cas.Record[*keyspacev1.Token], r *federationv1.PrepareRequest, joinerCA [32]byte) error {
 	p, err := s.Store.peer(ctx, r.GetCluster().GetName())
 	if err != nil {
-		return unavailable(err)
+		return invitation.Unavailable(err)
 	}
-	if p.rev != 0 && p.rec.GetState() == keyspacev1.Peer_STATE_CONFIRMED {
+	if p.Rev != 0 && p.Msg.GetState() == keyspacev1.Peer_STATE_CONFIRMED {
 		return nil // repeated after the confirmation was lost
 	}
-	rec, err := newPeer(r.GetCluster(), r.GetTrustBundle(), tok.rec.GetId(), s.Now(), tok.rec.GetExpiresAt())
+	rec, err := newPeer(r.GetCluster(), r.GetTrustBundle(), tok.Msg.GetId(), s.Now(), tok.Msg.GetExpiresAt())
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	tok.rec.UsedBy, tok.rec.UsedByCluster = joinerCA[:], rec.GetName()
-	err = s.Store.commit(ctx, s.Store.putToken(tok.rec, tok.rev), s.Store.putPeer(rec, p.rev))
-	return unavailable(err)
+	tok.Msg.UsedBy, tok.Msg.UsedByCluster = joinerCA[:], rec.GetName()
+	err = s.Store.commit(ctx, s.Store.tokens.Put(tok), s.Store.putPeer(rec, p.Rev))
+	return invitation.Unavailable(err)
 }
 
 // newPeer is the record of a peer that is not confirmed yet.
@@ -183,22 +173,22 @@ func (s *Service) Confirm(ctx context.Context, r *federationv1.ConfirmRequest) (
 	if err != nil {
 		return nil, err
 	}
-	err = s.retry(ctx, func() error {
-		at, err := s.Store.token(ctx, r.GetTokenId())
+	err = retry(ctx, func() error {
+		at, err := s.Store.tokens.Token(ctx, r.GetTokenId())
 		if err != nil {
-			return unavailable(err)
+			return invitation.Unavailable(err)
 		}
-		if len(at.rec.GetUsedBy()) != 32 {
-			return errNotValid // nothing was prepared
+		if len(at.Msg.GetUsedBy()) != 32 {
+			return invitation.NotValid() // nothing was prepared
 		}
-		tok, err := s.authenticate(ctx, conn.State, r.GetTokenId(), stepConfirm, r.GetProof(), [32]byte(at.rec.GetUsedBy()))
+		tok, err := s.authenticate(ctx, conn.State, r.GetTokenId(), stepConfirm, r.GetProof(), [32]byte(at.Msg.GetUsedBy()))
 		if err != nil {
 			return err
 		}
-		if s.Now().UnixNano() >= tok.rec.GetExpiresAt() {
+		if s.Now().UnixNano() >= tok.Msg.GetExpiresAt() {
 			return status.Error(codes.FailedPrecondition, "the token expired before the join was confirmed; ask for a new one")
 		}
-		return s.confirm(ctx, tok.rec, r.GetAbort())
+		return s.confirm(ctx, tok.Msg, r.GetAbort())
 	})
 	if err != nil {
 		return nil, err
@@ -209,99 +199,72 @@ func (s *Service) Confirm(ctx context.Context, r *federationv1.ConfirmRequest) (
 func (s *Service) confirm(ctx context.Context, tok *keyspacev1.Token, abort bool) error {
 	p, err := s.Store.peer(ctx, tok.GetUsedByCluster())
 	if err != nil {
-		return unavailable(err)
+		return invitation.Unavailable(err)
 	}
-	mine := p.rev != 0 && p.rec.GetTokenId() == tok.GetId()
+	mine := p.Rev != 0 && p.Msg.GetTokenId() == tok.GetId()
 	switch {
 	case !mine && abort:
 		return nil
 	case !mine:
 		return status.Error(codes.FailedPrecondition, "the join was not prepared, or was undone; start it again")
 	case abort:
-		return unavailable(s.Store.commit(ctx, write{s.Store.peerKey(p.rec.GetName()), p.rev, nil}))
-	case p.rec.GetState() == keyspacev1.Peer_STATE_CONFIRMED:
+		return invitation.Unavailable(s.Store.commit(ctx, cas.Write{Key: s.Store.peerKey(p.Msg.GetName()), Rev: p.Rev}))
+	case p.Msg.GetState() == keyspacev1.Peer_STATE_CONFIRMED:
 		return nil
 	}
-	p.rec.State, p.rec.PendingUntil = keyspacev1.Peer_STATE_CONFIRMED, 0
-	if err := s.Store.commit(ctx, s.Store.putPeer(p.rec, p.rev)); err != nil {
-		return unavailable(err)
+	p.Msg.State, p.Msg.PendingUntil = keyspacev1.Peer_STATE_CONFIRMED, 0
+	if err := s.Store.commit(ctx, s.Store.putPeer(p.Msg, p.Rev)); err != nil {
+		return invitation.Unavailable(err)
 	}
-	s.Log.Info("peer confirmed", "peer", p.rec.GetName())
+	s.Log.Info("peer confirmed", "peer", p.Msg.GetName())
 	return nil
 }
 
-// authenticate checks the proof; a wrong one counts against the token, and the
-// fifth revokes it.
-func (s *Service) authenticate(ctx context.Context, cs tls.ConnectionState, id, step string, got []byte, joinerCA [32]byte) (stored[*keyspacev1.Token], error) {
-	tok, err := s.Store.token(ctx, id)
-	if err != nil {
-		return tok, unavailable(err)
+// authenticate checks the proof of one step.
+func (s *Service) authenticate(ctx context.Context, cs tls.ConnectionState, id, step string, got []byte, joinerCA [32]byte) (cas.Record[*keyspacev1.Token], error) {
+	tok, err := s.Store.tokens.Authenticate(ctx, invitation.Claim{
+		State: cs, TokenID: id, Step: step, Proof: got,
+		Inviter: BundleHash([][]byte{s.Creds.CA()[0].Raw}), Joiner: joinerCA,
+	})
+	if err != nil && tok.Rev != 0 {
+		s.Log.Warn("join refused", "token", id, "failures", tok.Msg.GetFailures(), "revoked", tok.Msg.GetRevoked(), "error", err)
 	}
-	if tok.rev == 0 {
-		return tok, errNotValid
-	}
-	want, err := proof(tok.rec.GetSecret(), cs, step, BundleHash([][]byte{s.Creds.CA()[0].Raw}), joinerCA)
-	if err != nil {
-		return tok, status.Error(codes.Internal, err.Error())
-	}
-	if hmac.Equal(want, got) && len(tok.rec.GetSecret()) >= secretBytes {
-		return tok, nil
-	}
-	tok.rec.Failures++
-	tok.rec.Revoked = tok.rec.Revoked || tok.rec.Failures >= maxFailures
-	s.Log.Warn("join refused: wrong proof", "token", id, "failures", tok.rec.Failures, "revoked", tok.rec.Revoked)
-	if err := s.Store.commit(ctx, s.Store.putToken(tok.rec, tok.rev)); err != nil {
-		return tok, unavailable(err)
-	}
-	return tok, errNotValid
+	return tok, err
 }
 
 // usable says why a token whose secret was proved may still not be used.
 func (s *Service) usable(t *keyspacev1.Token, joiner string, joinerCA [32]byte) error {
 	refuse := func(format string, a ...any) error {
-		return status.Errorf(codes.FailedPrecondition, format+"; ask for a new one: hawser mesh invite", a...)
+		return status.Errorf(codes.FailedPrecondition, format+"; ask for a new one: "+cure, a...)
 	}
 	switch {
-	case t.GetRevoked():
-		return refuse("the token was revoked after %d wrong proofs", t.GetFailures())
-	case s.Now().UnixNano() >= t.GetExpiresAt():
-		return refuse("the token expired at %s", time.Unix(0, t.GetExpiresAt()).UTC().Format(time.RFC3339))
+	case t.GetNode() != "":
+		return refuse("the token is for node %q, not for a cluster", t.GetNode())
 	case t.GetTo() != "" && t.GetTo() != joiner:
 		return refuse("the token is for cluster %q, not %q", t.GetTo(), joiner)
 	case len(t.GetUsedBy()) > 0 && (string(t.GetUsedBy()) != string(joinerCA[:]) || t.GetUsedByCluster() != joiner):
 		return refuse("the token was used already, by cluster %q", t.GetUsedByCluster())
 	}
-	return nil
+	return s.Store.tokens.Usable(t, cure)
 }
 
 // retry repeats what was overtaken by another writer.
-func (s *Service) retry(ctx context.Context, fn func() error) error {
-	var err error
-	for range casTries {
-		if err = fn(); !errors.Is(err, errConflict) || ctx.Err() != nil {
-			return err
-		}
+func retry(ctx context.Context, fn func() error) error {
+	err := cas.Retry(ctx, fn)
+	if errors.Is(err, cas.ErrConflict) {
+		return status.Error(codes.Unavailable, err.Error())
 	}
-	return unavailable(fmt.Errorf("%w", err))
-}
-
-// unavailable turns a store's error into a status, but leaves a conflict for
-// retry to see.
-func unavailable(err error) error {
-	if err == nil || errors.Is(err, errConflict) {
-		return err
-	}
-	return status.Error(codes.Unavailable, err.Error())
+	return err
 }
 
 // connInfo is the connection of a call; only a finished TLS connection for the
 // join service is good enough.
-func connInfo(ctx context.Context) (ConnInfo, error) {
+func connInfo(ctx context.Context) (tlsgrpc.ConnInfo, error) {
 	p, ok := peer.FromContext(ctx)
 	if ok {
-		if info, ok := p.AuthInfo.(ConnInfo); ok && info.State.ServerName == JoinServerName {
+		if info, ok := p.AuthInfo.(tlsgrpc.ConnInfo); ok && info.State.ServerName == JoinServerName {
 			return info, nil
 		}
 	}
-	return ConnInfo{}, status.Error(codes.PermissionDenied, "join is served under its own server name only")
+	return tlsgrpc.ConnInfo{}, status.Error(codes.PermissionDenied, "join is served under its own server name only")
 }

@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hawser-mesh/hawser/agent"
 	"github.com/hawser-mesh/hawser/datapath/loader"
-	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/program"
-	"github.com/hawser-mesh/hawser/tunnel"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 func main() { os.Exit(program.Main(newCommand())) }
@@ -56,30 +54,31 @@ func newCommand() *cobra.Command {
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.NodeAddress, _ = netip.ParseAddr(address)
 			cfg.PodCIDR, _ = netip.ParsePrefix(pods)
-			if cfg.PinPath == "" {
-				cfg.PinPath = filepath.Join("/sys/fs/bpf/hawser", cfg.Node)
-			}
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.Cluster, "cluster", "", "name of this node's cluster")
-	f.StringVar(&cfg.Node, "node", "", "name of this node, unique in its cluster")
-	f.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoint", nil, "https://ADDRESS:PORT of the cluster's etcd")
-	f.StringVar(&cfg.TLSDir, "tls-dir", "/etc/hawser/tls", "directory with ca.crt, tls.crt and tls.key of this node")
+	f.StringVar(&cfg.Join, "join", "", "enrol by this token, or by the one in @FILE, made by hawser node invite NODE; needed once")
+	f.StringVar(&cfg.Cluster, "cluster", "", "name of this node's cluster (default: as enrolled)")
+	f.StringVar(&cfg.Node, "node", "", "name of this node, unique in its cluster (default: as enrolled)")
+	f.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoint", nil, "https://ADDRESS:PORT of the cluster's etcd (default: as enrolled)")
+	f.StringVar(&cfg.TLSDir, "tls-dir", "/etc/hawser/tls", "directory of ca.crt, tls.crt and tls.key of this node and of its enrolment")
 	f.StringVar(&cfg.EtcdTLSDir, "etcd-tls-dir", "", "the same for an external etcd, of its own CA, common name CLUSTER-agent (default: etcd is the API server's)")
 	f.BoolVar(&cfg.SharedEtcd, "shared-etcd", false, "other clusters keep their keys in the same external etcd")
 	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
 	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
 	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's")
-	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", identity.DefaultClusterBits, "bits of an identity that name the cluster, as the API server was told")
-	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", tunnel.DefaultVXLANPort, "UDP port of VXLAN, the same in the whole mesh")
+	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", 0, "bits of an identity that name the cluster, as the API server was told (default: as enrolled, else 8)")
+	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", 0, "UDP port of VXLAN, the same in the whole mesh (default: as enrolled, else 8472)")
 	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")
 	f.StringVar(&cfg.Socket, "socket", "/run/hawser/agent.sock", "unix socket of the node API")
 	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")
 	f.StringVar(&attach, "attach", "auto", "how programs are put on devices: tcx, clsact, or auto for tcx where the kernel has it")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
+	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")
+	f.StringVar((*string)(&cfg.PolicyMode), "policy-enforcement", string(policy.ModeDefault), "default: for endpoints that a policy selects; always: for all; never: for none")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")
 	opts.Bind(cmd, "HAWSER_AGENT")

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/collector"
 	"github.com/hawser-mesh/hawser/internal/program"
@@ -24,7 +25,7 @@ import (
 type settings struct {
 	opts                  program.Options
 	cfg                   apiserver.Config
-	etcd, federation      string
+	etcd, federation, api string
 	pods, nodes, services []string
 	members               []string
 	quota, snapshots      string
@@ -40,6 +41,10 @@ func (s *settings) bind(cmd *cobra.Command) {
 	f.StringVar(&s.etcd, "listen-etcd", "", "ADDRESS:PORT on which agents reach the embedded etcd")
 	f.StringVar(&s.federation, "listen-federation", "", "ADDRESS:PORT on which peers reach this cluster")
 	f.StringVar(&cfg.AdvertiseFederation, "advertise-federation", "", "HOST:PORT by which peers dial this cluster (default: --listen-federation)")
+	f.StringVar(&s.api, "listen-api", "", "ADDRESS:PORT on which nodes enrol and administrators call; by custom port 4244 (default: no such port)")
+	f.StringVar(&cfg.AdvertiseAPI, "advertise-api", "", "HOST:PORT by which nodes dial it (default: --listen-api)")
+	f.DurationVar(&cfg.NodeCertificates, "node-certificates", enrol.DefaultLifetime, "lifetime of nodes' certificates; they renew themselves at two thirds of it")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", apiserver.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringSliceVar(&s.pods, "pod-cidr", nil, "pod ranges of the cluster")
 	f.StringSliceVar(&s.nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
 	f.StringSliceVar(&s.services, "service-cidr", nil, "ranges of which services get their addresses")
@@ -109,6 +114,11 @@ func (s *settings) config() (apiserver.Config, error) {
 	// What does not parse stays invalid, and Validate names the flag.
 	cfg.ListenEtcd, _ = netip.ParseAddrPort(s.etcd)
 	cfg.ListenFederation, _ = netip.ParseAddrPort(s.federation)
+	if s.api != "" {
+		if cfg.ListenAPI, err = netip.ParseAddrPort(s.api); err != nil {
+			return cfg, fmt.Errorf("--listen-api %q: must be ADDRESS:PORT", s.api)
+		}
+	}
 	return cfg, nil
 }
 

@@ -153,7 +153,7 @@ func TestIPKeysKeepClusterAndWidth(t *testing.T) {
 }
 
 func TestRulesWordRoundTrip(t *testing.T) {
-	want := Rules{Epoch: 1<<32 - 1, Valid: true, DenyEgress: true, IngressLevels: 0x15, EgressLevels: 0x2A}
+	want := Rules{Epoch: 1<<32 - 1, Valid: true, DenyEgress: true, IngressLevels: 0x15, EgressLevels: 0x2A, EgressBlocks: true, Ranges: 0x43}
 	if got := RulesFrom(want.Word()); got != want {
 		t.Errorf("%+v came back as %+v", want, got)
 	}

@@ -4,6 +4,7 @@ package maps
 
 import (
 	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 // Rules is a rule set's word in the rule_sets map, taken apart. The layout is
@@ -13,34 +14,45 @@ type Rules struct {
 	Valid         bool
 	DenyIngress   bool
 	DenyEgress    bool
+	// IngressBlocks and EgressBlocks: there are entries for ipBlocks.
+	IngressBlocks bool
+	EgressBlocks  bool
 	IngressLevels uint8
 	EgressLevels  uint8
+	// Ranges has bit n when there are ranges of 4<<2n ports.
+	Ranges uint8
 }
 
 const (
 	rulesFlagsShift   = 32
 	rulesIngressShift = 40
 	rulesEgressShift  = 48
+	rulesRangesShift  = 56
 
 	rulesValid       = 1 << 0
 	rulesDenyIngress = 1 << 1
 	rulesDenyEgress  = 1 << 2
+
+	rulesIngressBlocks = 1 << 3
+	rulesEgressBlocks  = 1 << 4
+
+	// wildShift is where, above the direction, a key has its port's wild bits.
+	wildShift = 1
 )
 
 // Word packs the word.
 func (r Rules) Word() uint64 {
 	var flags uint64
-	if r.Valid {
-		flags |= rulesValid
+	for bit, set := range map[uint64]bool{
+		rulesValid: r.Valid, rulesDenyIngress: r.DenyIngress, rulesDenyEgress: r.DenyEgress,
+		rulesIngressBlocks: r.IngressBlocks, rulesEgressBlocks: r.EgressBlocks,
+	} {
+		if set {
+			flags |= bit
+		}
 	}
-	if r.DenyIngress {
-		flags |= rulesDenyIngress
-	}
-	if r.DenyEgress {
-		flags |= rulesDenyEgress
-	}
-	return uint64(r.Epoch) | flags<<rulesFlagsShift |
-		uint64(r.IngressLevels)<<rulesIngressShift | uint64(r.EgressLevels)<<rulesEgressShift
+	return uint64(r.Epoch) | flags<<rulesFlagsShift | uint64(r.IngressLevels)<<rulesIngressShift |
+		uint64(r.EgressLevels)<<rulesEgressShift | uint64(r.Ranges)<<rulesRangesShift
 }
 
 // RulesFrom unpacks a word.
@@ -49,6 +61,8 @@ func RulesFrom(w uint64) Rules {
 	return Rules{
 		Epoch: uint32(w), Valid: flags&rulesValid != 0,
 		DenyIngress: flags&rulesDenyIngress != 0, DenyEgress: flags&rulesDenyEgress != 0,
+		IngressBlocks: flags&rulesIngressBlocks != 0, EgressBlocks: flags&rulesEgressBlocks != 0,
+		Ranges: uint8(w >> rulesRangesShift),
 		IngressLevels: uint8(w >> rulesIngressShift), EgressLevels: uint8(w >> rulesEgressShift),
 	}
 }
@@ -57,7 +71,7 @@ func RulesFrom(w uint64) Rules {
 func EncodePolicyKey(set uint32, k datapath.PolicyKey) PolicyKey {
 	return PolicyKey{
 		RuleSet: set, Identity: uint32(k.Identity), Port: PortFrom(k.Port),
-		Protocol: k.Protocol, Direction: uint8(k.Direction),
+		Protocol: k.Protocol, Direction: uint8(k.Direction) | k.PortWild<<wildShift,
 	}
 }
 
@@ -70,9 +84,16 @@ func EncodePolicyEntry(e datapath.PolicyEntry) PolicyEntry {
 	return v
 }
 
-// Level is the bit of the probe that finds an entry with this key.
+// wild is how many low bits of the key's port match anything.
+func (k PolicyKey) wild() uint8 { return k.Direction >> wildShift }
+
+// Level is the bit of the probe that finds an entry with this key. Ranges have
+// none.
 func (k PolicyKey) Level() uint8 {
 	level := uint8(1)
+	if k.wild() != 0 {
+		return 0
+	}
 	if k.Identity == 0 {
 		level <<= 3
 	}
@@ -85,11 +106,26 @@ func (k PolicyKey) Level() uint8 {
 	return level
 }
 
-// AddLevel adds the level of a key to the masks.
+// AddLevel makes the programs look where the entry with this key is.
 func (r *Rules) AddLevel(k PolicyKey) {
-	if datapath.Direction(k.Direction) == datapath.Egress {
+	if wild := k.wild(); wild != 0 {
+		r.Ranges |= 1 << (wild/2 - 1)
+	}
+	block := identity.Number(k.Identity).IsBlock()
+	if datapath.Direction(k.Direction&1) == datapath.Egress {
 		r.EgressLevels |= k.Level()
+		r.EgressBlocks = r.EgressBlocks || block
 		return
 	}
 	r.IngressLevels |= k.Level()
+	r.IngressBlocks = r.IngressBlocks || block
+}
+
+// Widen makes the programs look where r or o have entries.
+func (r *Rules) Widen(o Rules) {
+	r.IngressLevels |= o.IngressLevels
+	r.EgressLevels |= o.EgressLevels
+	r.IngressBlocks = r.IngressBlocks || o.IngressBlocks
+	r.EgressBlocks = r.EgressBlocks || o.EgressBlocks
+	r.Ranges |= o.Ranges
 }

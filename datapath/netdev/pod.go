@@ -174,8 +174,12 @@ func setupHostSide(host netlink.Link, mtu int) error {
 			return fmt.Errorf("set MTU of %s: %w", name, err)
 		}
 	}
-	// The host's stack has no business on this device: the programs move its
-	// packets. Addresses of its own would only make noise.
+	// The programs move what goes to the mesh; what a pod sends to the outside,
+	// and only that, is the host's stack's to forward.
+	if err := setSysctl("net/ipv4/conf/"+name+"/forwarding", "1"); err != nil {
+		return err
+	}
+	// Addresses of its own would only make noise.
 	if err := quietIPv6(name); err != nil {
 		return err
 	}

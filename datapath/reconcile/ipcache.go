@@ -24,16 +24,20 @@ type ipcache struct {
 	prefix *mirror[maps.IPPrefix, maps.IPEntry]
 	epochs *ebpf.Map
 	moved  map[uint32]struct{} // epochs to bump
+	// blocksMoved: an address may be in other ipBlocks now, which renewBlocks has
+	// not yet been told.
+	blocksMoved bool
+	renewBlocks func() error
 }
 
 func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datapath.IPEntry],
-	ids *nodeIDs, self netip.Addr,
+	ids *nodeIDs, self netip.Addr, renewBlocks func() error,
 ) (*ipcache, error) {
 	hosts, err1 := newMirror[maps.IPKey, maps.IPEntry]("ipcache", kernel.Ipcache)
 	prefix, err2 := newMirror[maps.IPPrefix, maps.IPEntry]("ipcache_prefix", kernel.IpcachePrefix)
 	return &ipcache{
 		feed: newFeed(t), ids: ids, self: self, hosts: hosts, prefix: prefix,
-		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{},
+		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{}, renewBlocks: renewBlocks,
 	}, errors.Join(err1, err2)
 }
 
@@ -55,29 +59,33 @@ func (s *ipcache) put(k datapath.IPKey, _ *datapath.IPEntry, row datapath.IPEntr
 	}
 	if !maps.IsHost(k) {
 		changed, err := s.prefix.set(maps.EncodeIPPrefix(k), v)
-		s.note(changed, maps.IPEpochPrefix)
+		s.note(changed, k.ClusterID, maps.IPEpochPrefix)
 		return err
 	}
 	key := maps.EncodeIPKey(k)
 	changed, err := s.hosts.set(key, v)
-	s.note(changed, maps.IPEpochIndex(key))
+	s.note(changed, k.ClusterID, maps.IPEpochIndex(key))
 	return err
 }
 
 func (s *ipcache) drop(k datapath.IPKey) error {
 	if !maps.IsHost(k) {
 		changed, err := s.prefix.del(maps.EncodeIPPrefix(k))
-		s.note(changed, maps.IPEpochPrefix)
+		s.note(changed, k.ClusterID, maps.IPEpochPrefix)
 		return err
 	}
 	key := maps.EncodeIPKey(k)
 	changed, err := s.hosts.del(key)
-	s.note(changed, maps.IPEpochIndex(key))
+	s.note(changed, k.ClusterID, maps.IPEpochIndex(key))
 	return err
 }
 
-func (s *ipcache) note(changed bool, epoch uint32) {
-	if changed {
+func (s *ipcache) note(changed bool, cluster, epoch uint32) {
+	switch {
+	case !changed:
+	case cluster == datapath.BlockSpace:
+		s.blocksMoved = true
+	default:
 		s.moved[epoch] = struct{}{}
 	}
 }
@@ -90,11 +98,17 @@ func (s *ipcache) bumpMoved() error {
 		}
 		delete(s.moved, epoch)
 	}
+	if s.blocksMoved {
+		if err := s.renewBlocks(); err != nil {
+			return err
+		}
+		s.blocksMoved = false
+	}
 	return nil
 }
 
 func (s *ipcache) repair(prune bool) error {
-	err1 := s.hosts.repair(prune, func(k maps.IPKey) { s.note(true, maps.IPEpochIndex(k)) })
-	err2 := s.prefix.repair(prune, func(maps.IPPrefix) { s.note(true, maps.IPEpochPrefix) })
+	err1 := s.hosts.repair(prune, func(k maps.IPKey) { s.note(true, k.Cluster, maps.IPEpochIndex(k)) })
+	err2 := s.prefix.repair(prune, func(k maps.IPPrefix) { s.note(true, k.Cluster, maps.IPEpochPrefix) })
 	return errors.Join(err1, err2, s.bumpMoved())
 }

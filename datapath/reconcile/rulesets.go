@@ -123,8 +123,7 @@ func (s *ruleSets) write(row datapath.RuleSet) error {
 // widen makes the programs probe for new kinds of entries before there are any.
 func (s *ruleSets) widen(id uint32, old, rules maps.Rules) error {
 	wide := old
-	wide.IngressLevels |= rules.IngressLevels
-	wide.EgressLevels |= rules.EgressLevels
+	wide.Widen(rules)
 	if !old.Valid || wide == old {
 		return nil
 	}
@@ -158,6 +157,23 @@ func (s *ruleSets) writeEntries(id uint32, want map[maps.PolicyKey]maps.PolicyEn
 		changed = true
 	}
 	return changed, nil
+}
+
+// renewBlocks has the flows judged again of all rule sets that ask which ipBlocks
+// an address is in: that has changed.
+func (s *ruleSets) renewBlocks() error {
+	for id, w := range s.words.have {
+		rules := maps.RulesFrom(w)
+		if !rules.IngressBlocks && !rules.EgressBlocks {
+			continue
+		}
+		s.epoch++
+		rules.Epoch = s.epoch
+		if _, err := s.words.set(id, rules.Word()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // remove makes a rule set invalid first: endpoints that still name it are

@@ -17,6 +17,8 @@ const (
 	KindNode
 	KindIP
 	KindVTEP
+	KindRange    // a cluster's pod or service range: what nobody has in it is nowhere
+	KindCIDR     // a prefix outside the mesh that policies use
 	KindReserved // no claim: the answer for what nobody claims
 )
 
@@ -30,6 +32,10 @@ func (k Kind) String() string {
 		return "ip"
 	case KindVTEP:
 		return "vtep"
+	case KindRange:
+		return "range"
+	case KindCIDR:
+		return "cidr"
 	default:
 		return "reserved"
 	}
@@ -56,6 +62,8 @@ func (s source) distance(own string) int {
 	switch {
 	case s.Kind == KindEndpoint:
 		return 0
+	case s.Kind == KindCIDR:
+		return 3 // what the mesh has is not outside
 	case s.Cluster == own:
 		return 1
 	default:

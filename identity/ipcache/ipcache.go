@@ -57,8 +57,13 @@ type Cache struct {
 	tunnels    claims[netip.Addr, datapath.Node]
 	byPrefix   *bart.Table[Entry] // the winners
 	contested  map[netip.Prefix]struct{}
+	mesh       *bart.Table[struct{}]            // prefixes that somebody in the mesh claims
+	cidrs      *bart.Table[identity.Number]     // KindCIDR claims
+	blocks     map[netip.Prefix]identity.Number // of BlockSpace
+	dirtyBlock map[netip.Prefix]struct{}
 	nodes      map[nodeKey]nodeClaims
 	clusters   map[string]uint32
+	ranges     map[string][]netip.Prefix // of each cluster
 	dirtyAddrs map[netip.Prefix]struct{}
 	dirtyNodes map[netip.Addr]struct{}
 }
@@ -79,8 +84,13 @@ func New(cfg Config) (*Cache, error) {
 		tunnels:    newClaims[netip.Addr, datapath.Node](nodesFirst),
 		byPrefix:   &bart.Table[Entry]{},
 		contested:  map[netip.Prefix]struct{}{},
+		mesh:       &bart.Table[struct{}]{},
+		cidrs:      &bart.Table[identity.Number]{},
+		blocks:     map[netip.Prefix]identity.Number{},
+		dirtyBlock: map[netip.Prefix]struct{}{},
 		nodes:      map[nodeKey]nodeClaims{},
 		clusters:   map[string]uint32{},
+		ranges:     map[string][]netip.Prefix{},
 		dirtyAddrs: map[netip.Prefix]struct{}{},
 		dirtyNodes: map[netip.Addr]struct{}{},
 	}, nil
@@ -132,7 +142,7 @@ func (c *Cache) Conflicts() []Conflict {
 }
 
 func contests(winner, loser Entry) bool {
-	return winner.Cluster != loser.Cluster || winner.Node != loser.Node && loser.Node != "" && winner.Node != ""
+	return loser.Source != KindCIDR && (winner.Cluster != loser.Cluster || winner.Node != loser.Node && loser.Node != "" && winner.Node != "")
 }
 
 func comparePrefix(a, b netip.Prefix) int {
@@ -148,7 +158,7 @@ func (c *Cache) Publish(addrs *table.Table[datapath.IPKey, datapath.IPEntry],
 	nodes *table.Table[netip.Addr, datapath.Node]) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := len(c.dirtyAddrs) + len(c.dirtyNodes)
+	n := len(c.dirtyAddrs) + len(c.dirtyNodes) + len(c.dirtyBlock)
 	// Nodes first: entries refer to them by tunnel address.
 	for a := range c.dirtyNodes {
 		if row, ok := c.nodeRow(a); ok {
@@ -165,6 +175,7 @@ func (c *Cache) Publish(addrs *table.Table[datapath.IPKey, datapath.IPEntry],
 			addrs.Delete(key)
 		}
 	}
+	c.publishBlocks(addrs)
 	clear(c.dirtyAddrs)
 	clear(c.dirtyNodes)
 	return n
@@ -205,9 +216,10 @@ func (c *Cache) resolve(p netip.Prefix) {
 	} else {
 		delete(c.contested, p)
 	}
-	if len(all) == 0 {
+	if len(all) == 0 || all[0].value.Source == KindCIDR && c.isInMesh(p) {
 		c.byPrefix.Delete(p)
-		return
+	} else {
+		c.byPrefix.Insert(p, all[0].value)
 	}
-	c.byPrefix.Insert(p, all[0].value)
+	c.noteMesh(p, len(all) > 0 && all[0].value.Source != KindCIDR)
 }

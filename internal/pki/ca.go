@@ -135,10 +135,10 @@ func (c *CA) Save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("save CA of %s: %w", c.cluster, err)
 	}
-	if err := writeFile(filepath.Join(dir, CAKeyFile), key); err != nil {
+	if err := WriteFile(filepath.Join(dir, CAKeyFile), key); err != nil {
 		return fmt.Errorf("save CA of %s: %w", c.cluster, err)
 	}
-	if err := writeFile(filepath.Join(dir, CACertFile), c.PEM()); err != nil {
+	if err := WriteFile(filepath.Join(dir, CACertFile), c.PEM()); err != nil {
 		return fmt.Errorf("save CA of %s: %w", c.cluster, err)
 	}
 	return nil

@@ -199,7 +199,7 @@ func (l *Leaf) Save(dir, name string) (Files, error) {
 		path string
 		data []byte
 	}{{f.CA, encodeCert(l.CA.Raw)}, {f.Key, key}, {f.Cert, encodeCert(l.Cert.Raw)}} {
-		if err := writeFile(w.path, w.data); err != nil {
+		if err := WriteFile(w.path, w.data); err != nil {
 			return f, fmt.Errorf("save certificate %s: %w", name, err)
 		}
 	}

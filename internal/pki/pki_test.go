@@ -150,7 +150,7 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := writeFile(filepath.Join(dir, CAKeyFile), key); err != nil {
+	if err := WriteFile(filepath.Join(dir, CAKeyFile), key); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := LoadCA(dir); err == nil {

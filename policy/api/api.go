@@ -4,7 +4,7 @@
 // objects with rules, whose selectors have their namespaces and aliases worked
 // out.
 //
-// Accepted are CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy
+// Accepted are NetworkPolicy (networking.k8s.io/v1), CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy
 // (cilium.io/v2), MeshPolicy (hawser.io/v1, the same schema), and the JSON array
 // of rules. Start with Parse. A field that is not supported is refused by its
 // path; nothing is ignored, except what a Kubernetes API server adds to an
@@ -14,6 +14,7 @@
 package api
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -24,6 +25,7 @@ const ClusterWide = "_"
 
 // Kinds of object.
 const (
+	KindKubernetesPolicy  = "NetworkPolicy"
 	KindNetworkPolicy     = "CiliumNetworkPolicy"
 	KindClusterwidePolicy = "CiliumClusterwideNetworkPolicy"
 	KindMeshPolicy        = "MeshPolicy"
@@ -84,6 +86,25 @@ type Peers struct {
 	Any       bool // every peer, in the mesh or not
 	Selectors []Selector
 	Entities  []Entity
+	CIDRs     []CIDR
+}
+
+// CIDR is a prefix without some prefixes inside it.
+type CIDR struct {
+	Prefix netip.Prefix
+	Except []netip.Prefix // sorted
+	// Block makes it an ipBlock, which concerns every address in it. Others
+	// concern only addresses outside the mesh.
+	Block bool
+}
+
+// String is "10.0.0.0/8 except 10.1.0.0/16".
+func (c CIDR) String() string {
+	text := c.Prefix.String()
+	for i, p := range c.Except {
+		text += [...]string{" except ", ", "}[min(i, 1)] + p.String()
+	}
+	return text
 }
 
 // Entity is a peer known by a name instead of labels.
@@ -102,14 +123,27 @@ const (
 	EntityInit       Entity = "init"
 )
 
-// Port is a port of a protocol. Port 0 is every port of the protocol.
+// Port is a port of a protocol, or a range of ports, or a port by its name. All
+// zero but Protocol is every port of the protocol.
 type Port struct {
 	Protocol uint8 // an IP protocol number
 	Port     uint16
+	// End is the last port of a range, 0 when there is one port only.
+	End uint16
+	// Name is a port's name instead of its number. Which number it means is for
+	// the endpoint that is connected to to say.
+	Name string
 }
 
 // Protocols that a Port may have.
 const (
-	TCP uint8 = 6
-	UDP uint8 = 17
+	ICMP   uint8 = 1
+	TCP    uint8 = 6
+	UDP    uint8 = 17
+	ICMPv6 uint8 = 58
+	SCTP   uint8 = 132
 )
+
+// ICMPPort is what stands for an ICMP type where others have a port. It is not
+// 0 for type 0, which would be every type.
+func ICMPPort(icmpType uint8) uint16 { return 1<<8 | uint16(icmpType) }

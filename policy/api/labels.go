@@ -136,9 +136,10 @@ func parseExpression(n manifest.Node) (r Requirement, ok bool) {
 
 // Names by which others know the labels that Hawser sets itself.
 const (
-	aliasCluster       = "io.cilium.k8s.policy.cluster"
-	aliasNamespace     = "io.kubernetes.pod.namespace"
-	aliasNamespaceName = "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name"
+	aliasCluster         = "io.cilium.k8s.policy.cluster"
+	aliasNamespace       = "io.kubernetes.pod.namespace"
+	aliasNamespaceLabels = "io.cilium.k8s.namespace.labels."
+	aliasNamespaceName   = aliasNamespaceLabels + namespaceName
 )
 
 // labelName splits a selector's key into source and key and translates aliases.
@@ -157,6 +158,10 @@ func labelName(n manifest.Node, name string) (source, key string, ok bool) {
 		return labels.Mesh, labels.ClusterKey, true
 	case foreign && (key == aliasNamespace || key == aliasNamespaceName):
 		return labels.Mesh, labels.NamespaceKey, true
+	case foreign && strings.HasPrefix(key, aliasNamespaceLabels):
+		n.Problem("label %q of namespaces is not known here: there is %s; others come with Kubernetes, which is not supported yet",
+			strings.TrimPrefix(key, aliasNamespaceLabels), namespaceName)
+		return "", "", false
 	case foreign && (strings.HasPrefix(key, "io.cilium.k8s.") || strings.HasPrefix(key, "io.kubernetes.pod.")):
 		n.Problem("label %q is not supported yet", name)
 		return "", "", false

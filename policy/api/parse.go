@@ -78,13 +78,17 @@ func parseManifest(root manifest.Node) (o Object, what string) {
 	switch {
 	case version == "cilium.io/v2" && (kind == KindNetworkPolicy || kind == KindClusterwidePolicy):
 	case version == "hawser.io/v1" && kind == KindMeshPolicy:
-	case version == "networking.k8s.io/v1" && kind == "NetworkPolicy",
-		version == "policy.networking.k8s.io/v1alpha2" || version == "policy.networking.k8s.io/v1alpha1":
+	case version == "networking.k8s.io/v1" && kind == KindKubernetesPolicy:
+		root.Only([]string{"apiVersion", "kind", "metadata", "spec", "status"}, nil)
+		o.parseMetadata(root)
+		o.parseNetworkPolicy(root)
+		return o, kind + " " + o.ID()
+	case version == "policy.networking.k8s.io/v1alpha2" || version == "policy.networking.k8s.io/v1alpha1":
 		root.Problem("kind %s of %s is not supported yet", kind, version)
 		return o, "document"
 	default:
-		root.Problem("kind %q of apiVersion %q is not a policy: want %s or %s of cilium.io/v2, or %s of hawser.io/v1",
-			kind, version, KindNetworkPolicy, KindClusterwidePolicy, KindMeshPolicy)
+		root.Problem("kind %q of apiVersion %q is not a policy: want %s of networking.k8s.io/v1, %s or %s of cilium.io/v2, or %s of hawser.io/v1",
+			kind, version, KindKubernetesPolicy, KindNetworkPolicy, KindClusterwidePolicy, KindMeshPolicy)
 		return o, "document"
 	}
 	// A status is the API server's account of the object, not part of it.

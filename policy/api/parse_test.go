@@ -44,9 +44,27 @@ func show(r Rule) string {
 		for _, e := range p.Peers.Entities {
 			peers = append(peers, "@"+string(e))
 		}
-		fmt.Fprintf(&b, "\n%s %s %s [%s] %v", p.Path, p.Direction, verb, strings.Join(peers, " "), p.Ports)
+		for _, c := range p.Peers.CIDRs {
+			peers = append(peers, map[bool]string{true: "block "}[c.Block]+c.String())
+		}
+		fmt.Fprintf(&b, "\n%s %s %s [%s] [%s]", p.Path, p.Direction, verb, strings.Join(peers, " "), showPorts(p.Ports))
 	}
 	return b.String()
+}
+
+func showPorts(ports []Port) string {
+	var out []string
+	for _, p := range ports {
+		switch {
+		case p.Name != "":
+			out = append(out, fmt.Sprintf("{%d %s}", p.Protocol, p.Name))
+		case p.End != 0:
+			out = append(out, fmt.Sprintf("{%d %d-%d}", p.Protocol, p.Port, p.End))
+		default:
+			out = append(out, fmt.Sprintf("{%d %d}", p.Protocol, p.Port))
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 func TestAccepted(t *testing.T) {
@@ -69,7 +87,7 @@ func TestAccepted(t *testing.T) {
 		{"cluster-wide", ccnp("endpointSelector: {matchLabels: {app: web}}\ningress:\n- fromEndpoints: [{}]"),
 			"app=web | deny true false\ningress[0] ingress allow [{all}] []"},
 		{"no peers means none", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: []\n- fromEntities: []\n  toPorts: [{ports: [{port: '80'}]}]"),
-			in + " | deny true false\ningress[0] ingress allow [] []\ningress[1] ingress allow [] [{6 80} {17 80}]"},
+			in + " | deny true false\ningress[0] ingress allow [] []\ningress[1] ingress allow [] [{6 80} {17 80} {132 80}]"},
 		{"peers left out means any", cnp("endpointSelector: {}\ningress:\n- toPorts: [{ports: [{port: '53', protocol: UDP}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [ANY] [{17 53}]"},
 		{"all endpoints of the namespace", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{}]"),
@@ -85,7 +103,7 @@ func TestAccepted(t *testing.T) {
 		{"expressions", ccnp("endpointSelector:\n  matchExpressions:\n  - {key: k8s:app, operator: In, values: [b, a, b]}\n  - {key: env, operator: NotIn, values: [dev]}\n  - {key: any:x, operator: Exists}\n  - {key: z, operator: DoesNotExist, values: []}\ningress: [{}]"),
 			"env not in (dev), x, !z, k8s:app in (a,b) | deny true false\ningress[0] ingress allow [] []"},
 		{"ports", ccnp("endpointSelector: {}\negress:\n- toPorts:\n  - ports: [{port: 443, protocol: tcp}, {port: '443', protocol: TCP}]\n  - ports: [{port: '0', protocol: UDP}, {port: '8080', protocol: ANY}]"),
-			"all | deny false true\negress[0] egress allow [ANY] [{6 443} {6 8080} {17 0} {17 8080}]"},
+			"all | deny false true\negress[0] egress allow [ANY] [{6 443} {6 8080} {17 0} {17 8080} {132 8080}]"},
 		{"deny", cnp("endpointSelector: {}\ningressDeny:\n- fromEntities: [world]\negressDeny:\n- toPorts: [{ports: [{port: '25', protocol: TCP}]}]"),
 			in + " | deny true true\ningressDeny[0] ingress deny [@world] []\negressDeny[0] egress deny [ANY] [{6 25}]"},
 		{"enableDefaultDeny", cnp("endpointSelector: {}\nenableDefaultDeny: {ingress: false, egress: true}\ningress: [{fromEntities: [world]}]"),
@@ -94,8 +112,54 @@ func TestAccepted(t *testing.T) {
 			in + " | deny true false"},
 		{"description and labels", cnp("description: why\nlabels: [{key: a, value: b, source: c}, {key: d}]\nendpointSelector: {}\ningress: [{}]"),
 			in + " | deny true false\ningress[0] ingress allow [] []"},
+		{"prefixes", cnp("endpointSelector: {}\ningress:\n- fromCIDR: [10.0.0.0/8, 192.0.2.1, '2001:db8::/32', 0.0.0.0/0]\n  fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.2.0.0/16, 10.1.0.1, 10.2.0.0/16]}]\n- fromCIDR: []\negressDeny:\n- toCIDRSet: [{cidr: '::/0'}]"),
+			in + " | deny true true\ningress[0] ingress allow [10.0.0.0/8 192.0.2.1/32 2001:db8::/32 0.0.0.0/0 10.0.0.0/8 except 10.1.0.1/32, 10.2.0.0/16] []\n" +
+				"ingress[1] ingress allow [] []\negressDeny[0] egress deny [::/0] []"},
+		{"ranges and names", cnp("endpointSelector: {}\negress:\n- toPorts: [{ports: [{port: '8000', endPort: 8999, protocol: TCP}, {port: http, protocol: TCP}, {port: dns-tcp, protocol: UDP}, {port: 80, endPort: 80, protocol: SCTP}]}]"),
+			in + " | deny false true\negress[0] egress allow [ANY] [{6 http} {6 8000-8999} {17 dns-tcp} {132 80}]"},
+		{"icmps", cnp("endpointSelector: {}\ningress:\n- icmps: [{fields: [{type: 8}, {type: EchoRequest, family: IPv6}, {type: EchoReply}, {type: '13'}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [ANY] [{1 256} {1 264} {1 269} {58 384}]"},
 		{"what an API server adds", "apiVersion: hawser.io/v1\nkind: MeshPolicy\nmetadata: {name: p.q, labels: {a: b}, annotations: {c: d}, uid: x, resourceVersion: '1', generation: 2, creationTimestamp: null, managedFields: [], selfLink: /x}\nstatus: {conditions: []}\nspec: {endpointSelector: {}, ingress: [{}]}",
 			"mesh:namespace=default | deny true false\ningress[0] ingress allow [] []"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			objects, err := Parse([]byte(c.source))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := show(objects[0].Rules[0]); got != c.want {
+				t.Errorf("got\n%s\nwant\n%s", got, c.want)
+			}
+			reparse(t, objects)
+		})
+	}
+}
+
+func np(spec string) string {
+	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: demo}\nspec:\n" + indent(spec)
+}
+
+func TestNetworkPolicy(t *testing.T) {
+	const in = "mesh:namespace=demo"
+	for _, c := range []struct{ name, source, want string }{
+		{"deny all ingress", np("podSelector: {}"), in + " | deny true false"},
+		{"deny all egress", np("podSelector: {}\npolicyTypes: [Egress]"), in + " | deny false true"},
+		{"allow all", np("podSelector: {}\ningress: [{}]\negress: [{}]"),
+			in + " | deny true true\ningress[0] ingress allow [ANY] []\negress[0] egress allow [ANY] []"},
+		{"an empty egress list does not govern egress", np("podSelector: {}\negress: []"), in + " | deny true false"},
+		{"no types is the default", np("podSelector: {}\npolicyTypes: []\negress: [{}]"), in + " | deny true true\negress[0] egress allow [ANY] []"},
+		{"rules of a direction not governed", np("podSelector: {}\npolicyTypes: [Ingress]\negress: [{}]"), in + " | deny true false"},
+		{"empty from is any", np("podSelector: {matchLabels: {app: a}}\ningress: [{from: [], ports: [{port: 80}]}]"),
+			"app=a, " + in + " | deny true false\ningress[0] ingress allow [ANY] [{6 80}]"},
+		{"pods here, everywhere, there", np("podSelector: {}\ningress:\n- from:\n  - podSelector: {matchLabels: {app: a}}\n  - namespaceSelector: {}\n" +
+			"  - podSelector: {matchLabels: {app: b}}\n    namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: [x, z]}]}"),
+			in + " | deny true false\ningress[0] ingress allow [{app=a, " + in + "} {mesh:namespace} {app=b, mesh:namespace, mesh:namespace in (x,z)}] []"},
+		{"cluster by its label", np("podSelector: {}\ningress: [{from: [{podSelector: {matchLabels: {'mesh:cluster': west}}}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [{mesh:cluster=west, " + in + "}] []"},
+		{"ipBlock", np("podSelector: {}\negress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]"),
+			in + " | deny true true\negress[0] egress allow [block 10.0.0.0/8 except 10.1.0.0/16] []"},
+		{"ports", np("podSelector: {}\ningress: [{ports: [{port: 80}, {port: dns, protocol: UDP}, {port: 90, endPort: 99}, {protocol: SCTP}, {}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [ANY] [{6 0} {6 80} {6 90-99} {17 dns} {132 0}]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			objects, err := Parse([]byte(c.source))

@@ -15,14 +15,34 @@ func TestRefused(t *testing.T) {
 	port := func(p string) string { return in("toPorts: [{ports: [" + p + "]}]") }
 	expr := func(e string) string { return in("fromEndpoints: [{matchExpressions: [" + e + "]}]") }
 	peer := func(l string) string { return in("fromEndpoints: [{matchLabels: {" + l + "}}]") }
+	nfrom := func(peer string) string { return np("podSelector: {}\ningress: [{from: [" + peer + "]}]") }
+	nport := func(p string) string { return np("podSelector: {}\ningress: [{ports: [" + p + "]}]") }
 	const later = "not supported yet"
 	for _, c := range []struct{ source, want string }{
-		{in("fromCIDR: [10.0.0.0/8]"), "document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromCIDR: " + later},
-		{in("fromCIDRSet: []"), "spec.ingress[0].fromCIDRSet: " + later},
+		{in("fromCIDR: [10.0.0.1/8]"), "document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromCIDR[0]: 10.0.0.1/8 has host bits: write 10.0.0.0/8 for the network, or 10.0.0.1 for the address"},
+		{in("fromCIDR: ['2001:db8::1/64']"), "spec.ingress[0].fromCIDR[0]: 2001:db8::1/64 has host bits: write 2001:db8::/64 for"},
+		{in("fromCIDR: [10.0.0.0/33]"), `spec.ingress[0].fromCIDR[0]: "10.0.0.0/33" is neither`},
+		{in("fromCIDR: [fe80::1%eth0]"), `spec.ingress[0].fromCIDR[0]: "fe80::1%eth0" is neither`},
+		{in("fromCIDR: ['::ffff:10.0.0.0/104']"), "spec.ingress[0].fromCIDR[0]: ::ffff:10.0.0.0/104 is an IPv4 address in IPv6 form"},
+		{in("fromCIDR: [10]"), "spec.ingress[0].fromCIDR[0]: must be a string"},
+		{in("fromCIDR: [10.0.0.0/8]\n  fromEntities: [world]"), "spec.ingress[0]: fromEntities and fromCIDR cannot be combined"},
+		{in("fromCIDRSet: [{cidr: 10.0.0.0/8}]\n  fromEndpoints: [{}]"), "spec.ingress[0]: fromEndpoints and fromCIDRSet cannot be combined"},
+		{in("fromCIDRSet: [{}]"), "spec.ingress[0].fromCIDRSet[0].cidr: required"},
+		{in("fromCIDRSet: [{cidrGroupRef: x}]"), "spec.ingress[0].fromCIDRSet[0].cidrGroupRef: " + later},
+		{in("fromCIDRSet: [{cidr: 10.0.0.0/8, excpt: []}]"), "spec.ingress[0].fromCIDRSet[0].excpt: unknown field"},
+		{in("fromCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}]"), "spec.ingress[0].fromCIDRSet[0].except[0]: 11.0.0.0/16 is not a part of 10.0.0.0/8"},
+		{in("fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.0.0.0/8]}]"), "spec.ingress[0].fromCIDRSet[0].except[0]: 10.0.0.0/8 is not a part"},
+		{in("fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.1.0/16]}]"), "spec.ingress[0].fromCIDRSet[0].except[0]: 10.1.1.0/16 has host bits: write 10.1.0.0/16"},
 		{in("fromNodes: []"), "spec.ingress[0].fromNodes: " + later},
 		{in("fromGroups: []"), "spec.ingress[0].fromGroups: " + later},
 		{in("fromRequires: []"), "spec.ingress[0].fromRequires: " + later},
-		{in("icmps: []"), "spec.ingress[0].icmps: " + later},
+		{in("icmps: [{}]"), "spec.ingress[0].icmps[0].fields: required"},
+		{in("icmps: [{fields: []}]"), "spec.ingress[0].icmps[0].fields: must name"},
+		{in("icmps: [{fields: [{family: IPv4}]}]"), "spec.ingress[0].icmps[0].fields[0].type: required"},
+		{in("icmps: [{fields: [{type: 256}]}]"), "spec.ingress[0].icmps[0].fields[0].type: must be a whole number"},
+		{in("icmps: [{fields: [{type: PacketTooBig}]}]"), `spec.ingress[0].icmps[0].fields[0].type: "PacketTooBig" is not an ICMP type`},
+		{in("icmps: [{fields: [{type: 8, family: ipv4}]}]"), `spec.ingress[0].icmps[0].fields[0].family: "ipv4" is not a family`},
+		{in("icmps: [{fields: [{type: 8}]}]\n  toPorts: [{ports: [{port: '80'}]}]"), "spec.ingress[0].icmps: cannot be combined with toPorts"},
 		{in("authentication: {}"), "spec.ingress[0].authentication: " + later},
 		{in("toEndpoints: []"), "spec.ingress[0].toEndpoints: unknown field"},
 		{in("fromendpoints: []"), "spec.ingress[0].fromendpoints: unknown field"},
@@ -37,8 +57,9 @@ func TestRefused(t *testing.T) {
 		{in("fromEntities: [World]"), `spec.ingress[0].fromEntities[0]: "World" is not an entity`},
 		{in("fromEntities: world"), "spec.ingress[0].fromEntities: must be a list"},
 		{in("fromEntities: [1]"), "spec.ingress[0].fromEntities[0]: must be a string"},
-		{out("toCIDR: []"), "spec.egress[0].toCIDR: " + later},
-		{out("toCIDRSet: []"), "spec.egress[0].toCIDRSet: " + later},
+		{out("toCIDR: [x]"), `spec.egress[0].toCIDR[0]: "x" is neither`},
+		{out("toCIDR: [10.0.0.0/8]\n  toPorts: [{ports: [{port: http}]}]"), `spec.egress[0]: port name "http": what is in a prefix`},
+		{np("podSelector: {}\negress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: http}]}]"), `spec.egress[0]: port name "http": what is in a prefix`},
 		{out("toFQDNs: []"), "spec.egress[0].toFQDNs: " + later},
 		{out("toServices: []"), "spec.egress[0].toServices: " + later},
 		{out("toGroups: []"), "spec.egress[0].toGroups: " + later},
@@ -58,8 +79,12 @@ func TestRefused(t *testing.T) {
 		{in("toPorts: [{ports: [{port: '80'}], terminatingTLS: {}}]"), "spec.ingress[0].toPorts[0].terminatingTLS: " + later},
 		{in("toPorts: [{ports: [{port: '80'}], originatingTLS: {}}]"), "spec.ingress[0].toPorts[0].originatingTLS: " + later},
 		{in("toPorts: [{ports: [{port: '80'}], serverNames: []}]"), "spec.ingress[0].toPorts[0].serverNames: " + later},
-		{port("{port: '80', endPort: 90}"), "spec.ingress[0].toPorts[0].ports[0].endPort: " + later},
-		{port("{port: http}"), `spec.ingress[0].toPorts[0].ports[0].port: port names ("http") are ` + later},
+		{port("{port: '80', endPort: 79}"), "spec.ingress[0].toPorts[0].ports[0].endPort: 79 is before the first port 80"},
+		{port("{port: '0', endPort: 79}"), "spec.ingress[0].toPorts[0].ports[0].endPort: a range cannot begin with 0"},
+		{port("{port: '80', endPort: 65536}"), "spec.ingress[0].toPorts[0].ports[0].endPort: must be a whole number"},
+		{port("{port: http, endPort: 90}"), `spec.ingress[0].toPorts[0].ports[0].endPort: a range cannot begin with a port's name ("http")`},
+		{port("{port: Http}"), `spec.ingress[0].toPorts[0].ports[0].port: "Http" is not a port`},
+		{port("{port: a-name-too-long-x}"), `spec.ingress[0].toPorts[0].ports[0].port: "a-name-too-long-x" is not a port`},
 		{port("{protocol: TCP}"), "spec.ingress[0].toPorts[0].ports[0].port: required"},
 		{port("{port: '65536'}"), `spec.ingress[0].toPorts[0].ports[0].port: "65536" is not a port`},
 		{port("{port: '-1'}"), `spec.ingress[0].toPorts[0].ports[0].port: "-1" is not a port`},
@@ -67,8 +92,8 @@ func TestRefused(t *testing.T) {
 		{port("{port: 65536}"), "spec.ingress[0].toPorts[0].ports[0].port: must be a whole number"},
 		{port("{port: 80.5}"), "spec.ingress[0].toPorts[0].ports[0].port: must be a whole number"},
 		{port("{port: true}"), "spec.ingress[0].toPorts[0].ports[0].port: must be a whole number"},
-		{port("{port: '80', protocol: SCTP}"), "spec.ingress[0].toPorts[0].ports[0].protocol: protocol SCTP is " + later},
-		{port("{port: '80', protocol: ICMP}"), "spec.ingress[0].toPorts[0].ports[0].protocol: protocol ICMP is " + later},
+		{port("{port: '80', protocol: IGMP}"), "spec.ingress[0].toPorts[0].ports[0].protocol: protocol IGMP is " + later},
+		{port("{port: '80', protocol: ICMP}"), "spec.ingress[0].toPorts[0].ports[0].protocol: protocol ICMP has no ports: write icmps"},
 		{port("{port: '80', protocol: http}"), `spec.ingress[0].toPorts[0].ports[0].protocol: "http" is not a protocol`},
 		{port("{port: '80', protocol: 6}"), "spec.ingress[0].toPorts[0].ports[0].protocol: must be a string"},
 
@@ -117,7 +142,24 @@ func TestRefused(t *testing.T) {
 		{"a: 1", `kind "" of apiVersion "" is not a policy`},
 		{strings.Replace(in("{}"), "cilium.io/v2", "cilium.io/v1", 1), "is not a policy"},
 		{strings.Replace(in("{}"), "cilium.io/v2", "hawser.io/v1", 1), "is not a policy"},
-		{"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy", "kind NetworkPolicy of networking.k8s.io/v1 is " + later},
+		{"apiVersion: policy.networking.k8s.io/v1alpha2\nkind: X", "kind X of policy.networking.k8s.io/v1alpha2 is " + later},
+		{np("ingress: [{}]"), "NetworkPolicy demo/p: spec.podSelector: required"},
+		{np("podSelector: {}\nspecs: []"), "spec.specs: unknown field"},
+		{np("podSelector: {}\npolicyTypes: [ingress]"), `spec.policyTypes[0]: "ingress" is not a policy type`},
+		{np("podSelector: {matchLabels: {'k8s:app': x}}"), `label "k8s:app": Kubernetes' labels have no source`},
+		{np("podSelector: {matchExpressions: [{key: 'any:app', operator: Exists}]}"), `spec.podSelector.matchExpressions[0].key: label "any:app": Kubernetes'`},
+		{nfrom("{}"), "spec.ingress[0].from[0]: must have podSelector"},
+		{nfrom("{podSelector: null}"), "spec.ingress[0].from[0].podSelector: is null"},
+		{nfrom("{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}"), "spec.ingress[0].from[0]: ipBlock cannot be combined"},
+		{nfrom("{ipBlock: {cidr: 10.0.0.1/8}}"), "spec.ingress[0].from[0].ipBlock.cidr: 10.0.0.1/8 has host bits: write 10.0.0.0/8"},
+		{nfrom("{ipBlock: {cidr: 10.0.0.0/8, cidrGroupRef: x}}"), "spec.ingress[0].from[0].ipBlock.cidrGroupRef: unknown field"},
+		{nfrom("{namespaceSelector: {matchLabels: {team: a}}}"), `spec.ingress[0].from[0].namespaceSelector: label "team" of namespaces is not known here`},
+		{nport("{port: '80'}"), `spec.ingress[0].ports[0].port: "80" is not a port's name: numbers are written without quotes`},
+		{nport("{port: 0}"), "spec.ingress[0].ports[0].port: must be from 1"},
+		{nport("{port: 80, protocol: ANY}"), `spec.ingress[0].ports[0].protocol: "ANY" is not a protocol`},
+		{nport("{endPort: 80}"), "spec.ingress[0].ports[0].endPort: needs port"},
+		{nport("{port: 80, endPort: 79}"), "spec.ingress[0].ports[0].endPort: 79 is before"},
+		{in("fromEndpoints: [{matchLabels: {io.cilium.k8s.namespace.labels.team: a}}]"), `label "team" of namespaces is not known here`},
 		{in("{}") + "extra: 1", "extra: unknown field"},
 		{"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nspec: {endpointSelector: {}, ingress: [{}]}", "metadata: required"},
 		{"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}", "spec: required (or specs)"},
@@ -139,7 +181,7 @@ func TestRefused(t *testing.T) {
 		{`[{"labels":[{"key":"x","value":"y"}],"endpointSelector":{},"ingress":[{}]}]`, `[0].labels: needs a label with key "name"`},
 		{`[{"labels":[{"key":"name","value":"a"},{"key":"name","value":"b"}],"endpointSelector":{},"ingress":[{}]}]`, `[0].labels: has several labels with key "name"`},
 		{strings.Replace(l3rule, "l3-rule", "a b", 1), `[0].labels: "a b" is not a name`},
-		{strings.Replace(l3rule, "fromEndpoints", "fromCIDR", 1), "document 1: RuleArray: [0].ingress[0].fromCIDR: " + later},
+		{strings.Replace(l3rule, "fromEndpoints", "fromNodes", 1), "document 1: RuleArray: [0].ingress[0].fromNodes: " + later},
 		{strings.Replace(l3rule, `"ingress"`, `"endpointSelector":{},"ingress"`, 1), "[0].endpointSelector: given twice"},
 	} {
 		objects, err := Parse([]byte(c.source))
@@ -153,11 +195,11 @@ func TestRefused(t *testing.T) {
 }
 
 func TestAllProblemsAreNamed(t *testing.T) {
-	source := cnp("endpointSelector: {}\ningress:\n- {fromCIDR: [], icmps: []}\negress:\n- toFQDNs: []") + "---\n" + l3rule +
+	source := cnp("endpointSelector: {}\ningress:\n- {fromGroups: [], authentication: {}}\negress:\n- toFQDNs: []") + "---\n" + l3rule +
 		"\n---\n" + strings.Replace(l3rule, "fromEndpoints", "fromNodes", 1)
 	_, err := Parse([]byte(source))
-	want := `document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromCIDR: not supported yet
-document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].icmps: not supported yet
+	want := `document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].authentication: not supported yet
+document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromGroups: not supported yet
 document 1: CiliumNetworkPolicy demo/p: spec.egress[0].toFQDNs: not supported yet
 document 3: RuleArray: [0].ingress[0].fromNodes: not supported yet`
 	if err == nil || err.Error() != want {
@@ -172,6 +214,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(l3rule + "\n" + strings.Replace(l3rule, "l3-rule", "other", 1)))
 	f.Add([]byte(cnp("endpointSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}\ningress: [{fromEntities: [world]}]")))
 	f.Add([]byte(ccnp("endpointSelector: {}\negressDeny: [{toPorts: [{ports: [{port: 0, protocol: UDP}]}]}]")))
+	f.Add([]byte(np("podSelector: {}\ningress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}, {namespaceSelector: {}}], ports: [{port: 1, endPort: 9}]}]")))
 	f.Add([]byte("--- {a: &x [*x]}\n...\n"))
 	f.Add([]byte(`[{"labels":[{"key":"name","value":"a"}]},{"labels":null}]`))
 	f.Fuzz(func(t *testing.T, source []byte) {

@@ -3,10 +3,7 @@
 package api
 
 import (
-	"cmp"
-	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/internal/manifest"
@@ -99,32 +96,23 @@ func checkRuleLabels(n manifest.Node) {
 	}
 }
 
+// part reads one item of a section. The kinds of peers exclude each other, except
+// CIDR and CIDRSet.
 func (p ruleParser) part(n manifest.Node, s section) Part {
 	part := Part{Direction: s.direction, Deny: s.deny}
 	prefix := "from"
 	if s.direction == datapath.Egress {
 		prefix = "to"
 	}
-	later := []string{"icmps", "authentication"}
-	for _, peer := range []string{"CIDR", "CIDRSet", "FQDNs", "Services", "Groups", "Nodes", "Requires"} {
+	later := []string{"authentication"}
+	for _, peer := range []string{"FQDNs", "Services", "Groups", "Nodes", "Requires"} {
 		later = append(later, prefix+peer)
 	}
-	if !n.Only([]string{prefix + "Endpoints", prefix + "Entities", "toPorts"}, later) {
+	kinds := []string{prefix + "Endpoints", prefix + "Entities", prefix + "CIDR", prefix + "CIDRSet"}
+	if !n.Only(append([]string{"toPorts", "icmps"}, kinds...), later) {
 		return part
 	}
-	endpoints, hasEndpoints := n.Field(prefix + "Endpoints")
-	entities, hasEntities := n.Field(prefix + "Entities")
-	if hasEndpoints && hasEntities {
-		n.Problem("%sEndpoints and %sEntities cannot be combined in one rule: write two", prefix, prefix)
-	}
-	if hasEndpoints {
-		for _, item := range endpoints.List() {
-			p.peerSelector(item, &part.Peers)
-		}
-	}
-	if hasEntities {
-		parseEntities(entities, &part.Peers)
-	}
+	given := p.peers(n, kinds, &part.Peers)
 	hasPorts := false
 	if ports, ok := n.Field("toPorts"); ok {
 		items := ports.List()
@@ -132,19 +120,53 @@ func (p ruleParser) part(n manifest.Node, s section) Part {
 		for _, item := range items {
 			part.Ports = append(part.Ports, parsePortRule(item)...)
 		}
-		part.Ports = sortPorts(part.Ports)
 	}
+	if icmps, ok := n.Field("icmps"); ok {
+		if hasPorts {
+			icmps.Problem("cannot be combined with toPorts in one rule: write two")
+		}
+		items := icmps.List()
+		hasPorts = hasPorts || len(items) > 0
+		for _, item := range items {
+			part.Ports = append(part.Ports, parseICMPRule(item)...)
+		}
+	}
+	part.Ports = sortPorts(part.Ports)
+	checkNames(n, part)
 	// A part with neither peers nor ports allows nothing: it is how the
 	// language spells "deny by default".
-	part.Peers.Any = part.Peers.Any || !hasEndpoints && !hasEntities && hasPorts
+	part.Peers.Any = part.Peers.Any || !given && hasPorts
 	return part
 }
 
-func sortPorts(ports []Port) []Port {
-	slices.SortFunc(ports, func(a, b Port) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-	})
-	return slices.Compact(ports)
+// peers reads the fields that name peers: endpoints, entities, CIDR and CIDRSet.
+func (p ruleParser) peers(n manifest.Node, kinds []string, peers *Peers) (given bool) {
+	first := ""
+	for i, kind := range kinds {
+		list, ok := n.Field(kind)
+		if !ok {
+			continue
+		}
+		if given && (i != 3 || first != kinds[2]) {
+			n.Problem("%s and %s cannot be combined in one rule: write two", first, kind)
+		}
+		if given = true; first == "" {
+			first = kind
+		}
+		switch i {
+		case 0:
+			for _, item := range list.List() {
+				p.peerSelector(item, peers)
+			}
+		case 1:
+			parseEntities(list, peers)
+		case 2:
+			parseCIDRs(list, peers)
+		case 3:
+			parseCIDRSets(list, peers)
+		}
+	}
+	return given
 }
 
 func parseEntities(n manifest.Node, peers *Peers) {
@@ -165,83 +187,4 @@ func parseEntities(n manifest.Node, peers *Peers) {
 			item.Problem("%q is not an entity", text)
 		}
 	}
-}
-
-func parsePortRule(n manifest.Node) []Port {
-	if !n.Only([]string{"ports"}, []string{"rules", "listener", "terminatingTLS", "originatingTLS", "serverNames"}) {
-		return nil
-	}
-	list, ok := n.Field("ports")
-	if !ok {
-		if !n.Has("ports") {
-			n.At(n.Path + ".ports").Problem("required")
-		}
-		return nil
-	}
-	items := list.List()
-	if len(items) == 0 {
-		list.Problem("must name at least one port")
-	}
-	var ports []Port
-	for _, item := range items {
-		ports = append(ports, parsePort(item)...)
-	}
-	return ports
-}
-
-func parsePort(n manifest.Node) []Port {
-	if !n.Only([]string{"port", "protocol"}, []string{"endPort"}) {
-		return nil
-	}
-	number, ok := parsePortNumber(n)
-	protocol := "ANY"
-	if f, has := n.Field("protocol"); has {
-		text, _ := f.Text()
-		protocol = strings.ToUpper(text)
-		switch protocol {
-		case "TCP", "UDP", "ANY":
-		case "SCTP", "ICMP", "ICMPV6", "VRRP", "IGMP":
-			f.Problem("protocol %s is not supported yet", protocol)
-		default:
-			f.Problem("%q is not a protocol: want TCP, UDP or ANY", text)
-		}
-	}
-	if !ok {
-		return nil
-	}
-	var ports []Port
-	if protocol != "UDP" {
-		ports = append(ports, Port{TCP, number})
-	}
-	if protocol != "TCP" {
-		ports = append(ports, Port{UDP, number})
-	}
-	return ports
-}
-
-// parsePortNumber accepts the number as text, as the schema has it, and as a
-// number, as people write it.
-func parsePortNumber(n manifest.Node) (uint16, bool) {
-	f, ok := n.Field("port")
-	if !ok {
-		if !n.Has("port") {
-			n.At(n.Path + ".port").Problem("required")
-		}
-		return 0, false
-	}
-	text, isText := f.Value.(string)
-	if !isText {
-		v, ok := f.Uint(65535)
-		return uint16(v), ok
-	}
-	v, err := strconv.ParseUint(text, 10, 64)
-	switch {
-	case err != nil && strings.ContainsAny(text, "abcdefghijklmnopqrstuvwxyz"):
-		f.Problem("port names (%q) are not supported yet", text)
-	case err != nil || v > 65535:
-		f.Problem("%q is not a port: want 1 to 65535, or 0 for all", text)
-	default:
-		return uint16(v), true
-	}
-	return 0, false
 }

@@ -22,8 +22,8 @@ const (
 )
 
 // Requirement is one condition on a label. Source labels.Any concerns the key
-// whatever its source: In and Exists want one such label, NotIn and
-// DoesNotExist want none.
+// whatever its source, except labels that only Hawser sets (mesh, reserved,
+// cidr): In and Exists want one such label, NotIn and DoesNotExist want none.
 type Requirement struct {
 	Source, Key string
 	Operator    Operator
@@ -37,7 +37,16 @@ func (r Requirement) Matches(ls labels.Set) bool {
 }
 
 func (r Requirement) finds(l labels.Label) bool {
-	if l.Key != r.Key || r.Source != labels.Any && r.Source != l.Source {
+	if l.Key != r.Key {
+		return false
+	}
+	switch r.Source {
+	case l.Source:
+	case labels.Any:
+		if l.Source == labels.Mesh || l.Source == labels.Reserved || l.Source == labels.CIDR {
+			return false
+		}
+	default:
 		return false
 	}
 	switch r.Operator {

@@ -8,14 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
-	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 	"github.com/hawser-mesh/hawser/lab"
 )
@@ -24,33 +25,35 @@ import (
 // eventually. PLACE is CLUSTER/POD, CLUSTER/ctl, a node, fabric or an address.
 func commands() map[string]command {
 	return map[string]command{
-		"lab":       cmdLab,       // the lab that the script runs in
-		"server":    cmdServer,    // a pod that answers `reach` and `load`
-		"hawser":    cmdHawser,    // the CLI
-		"json":      cmdJSON,      // a value in what the CLI prints
-		"set":       cmdSet,       // what a command prints, as a variable
-		"address":   cmdAddress,   // of a place
-		"identity":  cmdIdentity,  // of a pod
-		"reach":     cmdReach,     // a place answers another
-		"denied":    cmdDenied,    // it does not, and the drop is seen
-		"monitored": cmdMonitored, // a drop is told by `hawser monitor`
-		"spread":    cmdSpread,    // who answers for a service
-		"asking":    cmdAsking,    // requests in the background, none may fail
-		"stream":    cmdStream,    // an open TCP connection
-		"load":      cmdLoad,      // load that notices every loss
-		"forge":     cmdForge,     // packets made by hand
-		"wire":      cmdWire,      // what crosses the fabric
-		"route":     cmdRoute,     // of the fabric to a pod, past the tunnels
-		"pins":      cmdPins,      // ids of a node's pinned maps, programs and links
-		"pause":     cmdPause,     // how long a fault lasts; nothing waits for a state by it
-		"keys":      cmdKeys,      // of a cluster's etcd
-		"published": cmdPublished, // a key is in a cluster's etcd
-		"expired":   cmdExpired,   // a join token is
-		"publish":   cmdPublish,   // a key into a cluster's etcd
-		"token":     cmdToken,     // a join token, changed
-		"peers":     cmdPeers,     // addresses that a node has TCP connections with
-		"mtu":       cmdMTU,       // of a pod's route
-		"host":      cmdHost,      // files, routes and sysctls of this machine
+		"lab":        cmdLab,       // the lab that the script runs in
+		"lose-state": cmdLoseState, // of a node's agent
+		"server":     cmdServer,    // a pod that answers `reach` and `load`
+		"hawser":     cmdHawser,    // the CLI
+		"json":       cmdJSON,      // a value in what the CLI prints
+		"set":        cmdSet,       // what a command prints, as a variable
+		"address":    cmdAddress,   // of a place
+		"identity":   cmdIdentity,  // of a pod
+		"reach":      cmdReach,     // a place answers another
+		"denied":     cmdDenied,    // it does not, and the drop is seen
+		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
+		"spread":     cmdSpread,    // who answers for a service
+		"asking":     cmdAsking,    // requests in the background, none may fail
+		"stream":     cmdStream,    // an open TCP connection
+		"load":       cmdLoad,      // load that notices every loss
+		"forge":      cmdForge,     // packets made by hand
+		"wire":       cmdWire,      // what crosses the fabric
+		"route":      cmdRoute,     // of the fabric to a pod, past the tunnels
+		"pins":       cmdPins,      // ids of a node's pinned maps, programs and links
+		"pause":      cmdPause,     // how long a fault lasts; nothing waits for a state by it
+		"keys":       cmdKeys,      // of a cluster's etcd
+		"published":  cmdPublished, // a key is in a cluster's etcd
+		"exhaust":    cmdExhaust,   // a cluster's identity numbers
+		"expired":    cmdExpired,   // a join token is
+		"publish":    cmdPublish,   // a key into a cluster's etcd
+		"token":      cmdToken,     // a join token, changed
+		"peers":      cmdPeers,     // addresses that a node has TCP connections with
+		"mtu":        cmdMTU,       // of a pod's route
+		"host":       cmdHost,      // files, routes and sysctls of this machine
 	}
 }
 
@@ -136,11 +139,13 @@ func cmdAsking(s *script, args []string) (string, error) {
 		a := &asking{stop: cancel, done: make(chan struct{})}
 		s.asking = a
 		s.ts.Defer(func() { cancel(); <-a.done })
+		const pace = 20 * time.Millisecond // enough to see a fault, and no load
 		go func() {
 			defer close(a.done)
 			for ctx.Err() == nil && a.err == nil {
 				_, a.err = s.whoAnswers(args[1:])
 				a.n++
+				time.Sleep(pace)
 			}
 		}()
 		return "", nil
@@ -251,19 +256,6 @@ func cmdPause(_ *script, args []string) (string, error) {
 	return "", err
 }
 
-// peerStatus is what a cluster's API server says of a peer.
-func (s *script) peerStatus(cluster, peer string) (*hawserv1.PeerStatus, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	r, err := s.world.mesh[cluster].MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
-	for _, p := range r.GetPeers() {
-		if p.GetName() == peer {
-			return p, err
-		}
-	}
-	return nil, errors.Join(err, fmt.Errorf("%s has no peer %s", cluster, peer))
-}
-
 func (s *script) cluster(name string) (lab.Cluster, error) {
 	for _, c := range s.world.lab.Clusters() {
 		if c.Name == name {
@@ -271,4 +263,12 @@ func (s *script) cluster(name string) (lab.Cluster, error) {
 		}
 	}
 	return lab.Cluster{}, fmt.Errorf("no cluster %q", name)
+}
+
+// cmdLoseState is `lose-state NODE`: removes what the node's agent keeps on disk.
+func cmdLoseState(s *script, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", usage("lose-state NODE")
+	}
+	return "", os.RemoveAll(filepath.Join(lab.RunDir, s.world.lab.Name(), args[0], "state"))
 }

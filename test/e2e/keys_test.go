@@ -11,14 +11,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
-	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/collector"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
@@ -28,8 +32,8 @@ import (
 // cluster's API server, where its etcd can be reached.
 const toolEnv = "HAWSER_E2E_TOOL"
 
-// runTool is `list ENDPOINT TLS-DIR PREFIX`, `put ENDPOINT TLS-DIR KEY BASE64` or
-// `delete ENDPOINT TLS-DIR KEY`.
+// runTool is `list ENDPOINT TLS-DIR PREFIX`, `put ENDPOINT TLS-DIR KEY BASE64`,
+// `delete ENDPOINT TLS-DIR KEY` or `exhaust ENDPOINT TLS-DIR CLUSTER FIRST LAST`.
 func runTool(args []string) int {
 	if err := tool(args); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -76,7 +80,55 @@ func tool(args []string) error {
 		_, err = kv.Txn(ctx, nil, []kvstore.Op{kvstore.Delete(args[3])}, nil)
 		return err
 	}
+	if args[0] == "exhaust" {
+		return exhaust(ctx, kv, args[3], args[4], args[5])
+	}
 	return fmt.Errorf("no tool %q", args[0])
+}
+
+// exhaust retires all numbers of a range that nobody has, for longer than any
+// test runs.
+func exhaust(ctx context.Context, kv kvstore.Client, cluster, first, last string) error {
+	s, err := collector.Look(ctx, kv, cluster)
+	if err != nil {
+		return err
+	}
+	lo, err1 := strconv.ParseUint(first, 10, 32)
+	hi, err2 := strconv.ParseUint(last, 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	var ops []kvstore.Op
+	for n := uint32(lo); n <= uint32(hi); n++ {
+		if _, has := s.IDs[identity.Number(n)]; !has {
+			k := kvstore.NewKey(kvstore.Local, cluster, kvstore.KindRetired, kvstore.NumberName(n))
+			v, err := kvstore.Encode(k, &keyspacev1.IdentityRef{Number: n, UpdatedAt: time.Now().Add(time.Hour).UnixNano()})
+			if err != nil {
+				return err
+			}
+			ops = append(ops, kvstore.Put(k.String(), v))
+		}
+	}
+	for some := range slices.Chunk(ops, kvstore.MaxTxnOps) {
+		if _, err := kv.Txn(ctx, nil, some, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cmdExhaust is `exhaust CLUSTER`: no number of the cluster is free any more.
+func cmdExhaust(s *script, args []string) (string, error) {
+	if len(args) != 1 || s.world.mesh[args[0]] == nil {
+		return "", usage("exhaust CLUSTER")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	r, err := s.world.mesh[args[0]].ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
+	if err != nil {
+		return "", err
+	}
+	return s.etcd(args[0], "exhaust", args[0], fmt.Sprint(r.GetIdentityMin()), fmt.Sprint(r.GetIdentityMax()))
 }
 
 // etcd runs the tool beside a cluster's API server, as the cluster's admin.
@@ -216,7 +268,7 @@ func cmdToken(_ *script, args []string) (string, error) {
 		}
 		return string(b) + "\n", nil
 	}
-	t, err := peering.ParseToken(args[1])
+	t, err := invitation.Parse(args[1])
 	if err != nil {
 		return "", err
 	}
@@ -229,7 +281,7 @@ func cmdExpired(_ *script, args []string) (string, error) {
 	if len(args) != 1 {
 		return "", usage("expired TOKEN")
 	}
-	t, err := peering.ParseToken(args[0])
+	t, err := invitation.Parse(args[0])
 	if err == nil && time.Now().Before(t.Expires) {
 		err = no("it is valid until %s", t.Expires)
 	}

@@ -25,7 +25,9 @@ const loadPort = 7000
 // loadRun is a load client that runs in a pod.
 type loadRun struct {
 	cmd         *exec.Cmd
-	stop        string // file that ends it
+	from, to    string
+	stop        string            // file that ends it
+	before      map[string]uint64 // losses
 	out, stderr bytes.Buffer
 }
 
@@ -53,10 +55,10 @@ func (s *script) startLoad(name, from, to string) error {
 		return err
 	}
 	dir := s.ts.MkAbs(".")
-	run := &loadRun{stop: filepath.Join(dir, name+".stop")}
+	run := &loadRun{from: from, to: to, stop: filepath.Join(dir, name+".stop")}
 	ready := filepath.Join(dir, name+".ready")
 	run.cmd = exec.CommandContext(context.Background(), s.bin.Hawser, "lab", "workload", "load-client",
-		"--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
+		"--max-latency", patience.String(), "--max-stall", patience.String(), "--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
 	run.cmd.Stdout, run.cmd.Stderr = &run.out, &run.stderr
 	l, err := lab.Open(s.world.lab.Name())
 	if err != nil {
@@ -66,6 +68,7 @@ func (s *script) startLoad(name, from, to string) error {
 		return err
 	}
 	s.loads[name] = run
+	run.before = s.losses()
 	return within(callTimeout, func() error {
 		_, err := os.Stat(ready)
 		return err
@@ -75,6 +78,15 @@ func (s *script) startLoad(name, from, to string) error {
 func (s *script) stopLoads() (string, error) {
 	if len(s.loads) == 0 {
 		return "", fmt.Errorf("no load runs")
+	}
+	after := s.losses()
+	before := s.loads[slices.Sorted(maps.Keys(s.loads))[0]].before
+	for _, run := range s.loads {
+		for what, n := range run.before {
+			if _, ok := before[what]; !ok {
+				before[what] = n
+			}
+		}
 	}
 	names := slices.Sorted(maps.Keys(s.loads))
 	for _, name := range names {
@@ -103,6 +115,11 @@ func (s *script) stopLoads() (string, error) {
 		if waitErr != nil {
 			bad += fmt.Sprintf("load %s: %s\n%s\n", name, run.stderr.String(), run.out.String())
 		}
+		// With this much patience only a counter tells a lost SYN from a machine
+		// that is busy.
+		if what := run.from + " TcpExt:TCPSynRetrans"; after[what] > run.before[what] {
+			bad += fmt.Sprintf("load %s: %d SYNs were sent again\n", name, after[what]-run.before[what])
+		}
 		// A rate that was never reached proves nothing.
 		const least = 0.95
 		if float64(r.Connections) < least*200*(r.Seconds-1.5) || float64(r.UDPSent) < least*1000*(r.Seconds-1.5) {
@@ -110,7 +127,7 @@ func (s *script) stopLoads() (string, error) {
 		}
 	}
 	if bad != "" {
-		return out, fmt.Errorf("%s%s", out, bad)
+		return out, fmt.Errorf("%s%sLosses counted meanwhile:\n%s", out, bad, lossesSince(before, after))
 	}
 	return out, nil
 }

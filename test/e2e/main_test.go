@@ -35,17 +35,23 @@ func TestMain(m *testing.M) {
 // run removes what is left of test runs that died, before, and its own labs,
 // after, also when it is interrupted.
 func run(m *testing.M) int {
-	if os.Geteuid() == 0 {
-		removeDeadLabs()
-		defer removeOwnLabs()
-		interrupted := make(chan os.Signal, 1)
-		signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
-		go func() {
-			<-interrupted
-			removeOwnLabs()
-			os.Exit(1)
-		}()
+	if os.Geteuid() != 0 {
+		return m.Run()
 	}
+	removeDeadLabs()
+	o, err := newOwner()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer o.remove()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-interrupted
+		o.remove()
+		os.Exit(1)
+	}()
 	return m.Run()
 }
 
@@ -83,44 +89,4 @@ func newSuite(t *testing.T) *suite {
 func down(name string) error {
 	_, err := lab.Down(context.Background(), name)
 	return err
-}
-
-// labName is the name of one of this process's labs: no other process has it.
-func labName(kind string) string { return fmt.Sprintf("e2e%d%c", os.Getpid(), kind[0]) }
-
-func removeOwnLabs() {
-	for _, name := range lab.Names() {
-		if pid, ok := labOwner(name); ok && pid == os.Getpid() {
-			report(down(name))
-		}
-	}
-}
-
-func removeDeadLabs() {
-	for _, name := range lab.Names() {
-		if pid, ok := labOwner(name); ok && !isTest(pid) {
-			fmt.Printf("removing lab %s of a test that died\n", name)
-			report(down(name))
-		}
-	}
-}
-
-func report(err error) {
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-}
-
-// labOwner is the process whose test made a lab.
-func labOwner(name string) (pid int, ok bool) {
-	var kind rune
-	n, err := fmt.Sscanf(name, "e2e%d%c", &pid, &kind)
-	return pid, err == nil && n == 2
-}
-
-// isTest says whether a process is a running test of Go; its number may have
-// been given to another program.
-func isTest(pid int) bool {
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	return err == nil && filepath.Ext(exe) == ".test"
 }

@@ -125,7 +125,7 @@ func compare(v any, path, operator, want string) error {
 	if v == nil {
 		got = "0" // a counter that never moved
 	}
-	ok := false
+	var ok bool
 	switch operator {
 	case "==":
 		ok = got == want

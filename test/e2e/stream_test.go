@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -70,7 +71,8 @@ func (o *openStream) ask(wait time.Duration) error {
 		return err
 	}
 	_, err := get(o.conn, o.r)
-	if ne, ok := err.(net.Error); ok && ne.Timeout() {
+	var ne net.Error
+	if errors.As(err, &ne) && ne.Timeout() {
 		return &errNo{noAnswer}
 	}
 	return err

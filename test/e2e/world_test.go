@@ -40,6 +40,9 @@ type node struct {
 	hawserv1.NodeClient
 }
 
+// briefly is the --expire-after of labs that forget soon.
+const briefly = "25s"
+
 const callTimeout = 10 * time.Second
 
 // specs are the kinds of labs; the first letters differ.
@@ -56,8 +59,21 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		return spec, lab.Options{Demo: true}, nil
 	case "alone": // one cluster of one node
 		return lab.NewSpec(name, 1, 1), lab.Options{}, nil
+	case "nine", "ten": // two clusters of one node with ids above 255, the demo
+		s := lab.NewSpec(name, 2, 1)
+		s.ClusterBits, s.Clusters[0].ID, s.Clusters[1].ID = 9, 300, 511
+		if kind == "ten" {
+			s.ClusterBits, s.Clusters[1].ID = 10, 1023
+		}
+		return s, lab.Options{Demo: true}, nil
+	case "brief": // two clusters of one node that forget identities soon
+		s := lab.NewSpec(name, 2, 1)
+		s.ClusterBits = 10 // numbers are few
+		s.APIServer = map[string]string{"identity-gc-interval": "500ms", "expire-after": briefly}
+		s.Agent = map[string]string{"labels": "!rev"}
+		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared or alone", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, nine, ten or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -74,7 +90,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|down")
+		return "", usage("lab demo|pair|shared|alone|nine|ten|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
@@ -111,7 +127,7 @@ func newWorld(s *suite, kind string) (*world, error) {
 	for _, p := range l.Pods() {
 		w.pods = append(w.pods, p.Cluster+"/"+p.Name)
 	}
-	if err := w.connect(); err == nil {
+	if err = w.connect(); err == nil {
 		err = w.writeContext(s.dir)
 	}
 	if err == nil {
@@ -202,7 +218,9 @@ func (s *script) leave() {
 		s.t.Errorf("put the lab back: %v", err)
 	}
 	delete(s.labs, w.kind)
-	report(w.close())
+	if err := w.close(); err != nil {
+		s.t.Error(err)
+	}
 }
 
 // restore removes the policies, services and pods that a script made.

@@ -62,26 +62,28 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type NodeStatusReport struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Cluster           string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node              string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Version           string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt         int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
-	Adopted           bool                   `protobuf:"varint,5,opt,name=adopted,proto3" json:"adopted,omitempty"`                      // pinned programs and maps were taken over at start
-	UnderlayDevice    string                 `protobuf:"bytes,6,opt,name=underlay_device,json=underlayDevice,proto3" json:"underlay_device,omitempty"`
-	UnderlayAddress   string                 `protobuf:"bytes,7,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
-	TunnelProtocol    string                 `protobuf:"bytes,8,opt,name=tunnel_protocol,json=tunnelProtocol,proto3" json:"tunnel_protocol,omitempty"`
-	TunnelPort        uint32                 `protobuf:"varint,9,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
-	AttachMode        string                 `protobuf:"bytes,10,opt,name=attach_mode,json=attachMode,proto3" json:"attach_mode,omitempty"` // tcx or clsact
-	PodCidrs          []string               `protobuf:"bytes,11,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
-	PodMtu            uint32                 `protobuf:"varint,12,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
-	Keyspace          *KeyspaceStatus        `protobuf:"bytes,13,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
-	Tables            []*TableStatus         `protobuf:"bytes,14,rep,name=tables,proto3" json:"tables,omitempty"`
-	Endpoints         uint32                 `protobuf:"varint,15,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
-	EndpointsNotReady uint32                 `protobuf:"varint,16,opt,name=endpoints_not_ready,json=endpointsNotReady,proto3" json:"endpoints_not_ready,omitempty"`
-	Problems          []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Cluster              string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node                 string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Version              string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt            int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
+	Adopted              bool                   `protobuf:"varint,5,opt,name=adopted,proto3" json:"adopted,omitempty"`                      // pinned programs and maps were taken over at start
+	UnderlayDevice       string                 `protobuf:"bytes,6,opt,name=underlay_device,json=underlayDevice,proto3" json:"underlay_device,omitempty"`
+	UnderlayAddress      string                 `protobuf:"bytes,7,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
+	TunnelProtocol       string                 `protobuf:"bytes,8,opt,name=tunnel_protocol,json=tunnelProtocol,proto3" json:"tunnel_protocol,omitempty"`
+	TunnelPort           uint32                 `protobuf:"varint,9,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
+	AttachMode           string                 `protobuf:"bytes,10,opt,name=attach_mode,json=attachMode,proto3" json:"attach_mode,omitempty"` // tcx or clsact
+	PodCidrs             []string               `protobuf:"bytes,11,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	PodMtu               uint32                 `protobuf:"varint,12,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
+	Keyspace             *KeyspaceStatus        `protobuf:"bytes,13,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
+	Tables               []*TableStatus         `protobuf:"bytes,14,rep,name=tables,proto3" json:"tables,omitempty"`
+	Endpoints            uint32                 `protobuf:"varint,15,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
+	EndpointsNotReady    uint32                 `protobuf:"varint,16,opt,name=endpoints_not_ready,json=endpointsNotReady,proto3" json:"endpoints_not_ready,omitempty"`
+	Problems             []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
+	CertificateExpiresAt int64                  `protobuf:"varint,18,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns; 0 when it cannot be read
+	Enrolled             bool                   `protobuf:"varint,19,opt,name=enrolled,proto3" json:"enrolled,omitempty"`                                                       // by token: the certificate renews itself
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *NodeStatusReport) Reset() {
@@ -231,6 +233,20 @@ func (x *NodeStatusReport) GetProblems() []*Problem {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *NodeStatusReport) GetCertificateExpiresAt() int64 {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return 0
+}
+
+func (x *NodeStatusReport) GetEnrolled() bool {
+	if x != nil {
+		return x.Enrolled
+	}
+	return false
 }
 
 type KeyspaceStatus struct {
@@ -462,8 +478,10 @@ type AddEndpointRequest struct {
 	Namespace   string                 `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name        string                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	// "source:key=value" or "key=value".
-	Labels        []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
-	Cgroup        string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
+	Labels []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
+	Cgroup string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
+	// What the pod calls its ports: "http=8080/tcp".
+	NamedPorts    []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -545,6 +563,13 @@ func (x *AddEndpointRequest) GetCgroup() string {
 		return x.Cgroup
 	}
 	return ""
+}
+
+func (x *AddEndpointRequest) GetNamedPorts() []string {
+	if x != nil {
+		return x.NamedPorts
+	}
+	return nil
 }
 
 type AddEndpointResponse struct {
@@ -1848,10 +1873,11 @@ type RuleEntry struct {
 	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"`
 	Identity      uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"` // 0 is any
 	Labels        []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
-	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"` // "any" or a name
-	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`        // 0 is any
-	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`   // allow or deny
-	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`     // namespace/name of the policy object, rule index
+	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`               // "any" or a name
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`                      // 0 is any; for icmp 256 and the type
+	EndPort       uint32                 `protobuf:"varint,9,opt,name=end_port,json=endPort,proto3" json:"end_port,omitempty"` // of a range, else 0
+	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`                 // allow or deny
+	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`                   // namespace/name of the policy object, rule index
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1924,6 +1950,13 @@ func (x *RuleEntry) GetProtocol() string {
 func (x *RuleEntry) GetPort() uint32 {
 	if x != nil {
 		return x.Port
+	}
+	return 0
+}
+
+func (x *RuleEntry) GetEndPort() uint32 {
+	if x != nil {
+		return x.EndPort
 	}
 	return 0
 }
@@ -2239,7 +2272,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xed\x04\n" +
+	"\rStatusRequest\"\xbf\x05\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2261,7 +2294,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06tables\x18\x0e \x03(\v2\x16.hawser.v1.TableStatusR\x06tables\x12\x1c\n" +
 	"\tendpoints\x18\x0f \x01(\rR\tendpoints\x12.\n" +
 	"\x13endpoints_not_ready\x18\x10 \x01(\rR\x11endpointsNotReady\x12.\n" +
-	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\"\xbd\x01\n" +
+	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\x124\n" +
+	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
+	"\benrolled\x18\x13 \x01(\bR\benrolled\"\xbd\x01\n" +
 	"\x0eKeyspaceStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
@@ -2282,7 +2317,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\aProblem\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xc7\x01\n" +
+	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xe8\x01\n" +
 	"\x12AddEndpointRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x16\n" +
@@ -2290,7 +2325,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x16\n" +
 	"\x06labels\x18\x06 \x03(\tR\x06labels\x12\x16\n" +
-	"\x06cgroup\x18\a \x01(\tR\x06cgroup\"F\n" +
+	"\x06cgroup\x18\a \x01(\tR\x06cgroup\x12\x1f\n" +
+	"\vnamed_ports\x18\b \x03(\tR\n" +
+	"namedPorts\"F\n" +
 	"\x13AddEndpointResponse\x12/\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"R\n" +
 	"\x15DeleteEndpointRequest\x12!\n" +
@@ -2386,14 +2423,15 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xda\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xf5\x01\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
 	"\bidentity\x18\x03 \x01(\rR\bidentity\x12\x16\n" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x06 \x01(\rR\x04port\x12\x18\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x19\n" +
+	"\bend_port\x18\t \x01(\rR\aendPort\x12\x18\n" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
 	"\x06origin\x18\b \x01(\tR\x06origin\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +

@@ -2278,9 +2278,10 @@ type Token struct {
 	ExpiresAt int64                  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	Failures  uint32                 `protobuf:"varint,5,opt,name=failures,proto3" json:"failures,omitempty"`
 	Revoked   bool                   `protobuf:"varint,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	// Set when consumed: SHA-256 of the joiner's CA.
+	// Set when consumed: SHA-256 of the joiner's CA, or of a node's public key.
 	UsedBy        []byte `protobuf:"bytes,7,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	UsedByCluster string `protobuf:"bytes,8,opt,name=used_by_cluster,json=usedByCluster,proto3" json:"used_by_cluster,omitempty"`
+	Node          string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"` // the node that may use it; empty: the token is for a cluster
 	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2372,6 +2373,13 @@ func (x *Token) GetUsedByCluster() string {
 	return ""
 }
 
+func (x *Token) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 func (x *Token) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
@@ -2442,6 +2450,101 @@ func (x *VIPOwner) GetName() string {
 }
 
 func (x *VIPOwner) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
+// Enrolment is private/<c>/enrolments/<node>: the node that joined by token,
+// and the key that its certificates are issued to.
+type Enrolment struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Node       string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	KeyHash    []byte                 `protobuf:"bytes,2,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`           // SHA-256 of the public key (SubjectPublicKeyInfo)
+	EnrolledAt int64                  `protobuf:"varint,3,opt,name=enrolled_at,json=enrolledAt,proto3" json:"enrolled_at,omitempty"` // Unix ns
+	ExpiresAt  int64                  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`    // of the newest certificate
+	// Serial numbers of the certificates that have not expired, newest last.
+	Serials       [][]byte `protobuf:"bytes,5,rep,name=serials,proto3" json:"serials,omitempty"`
+	TokenId       string   `protobuf:"bytes,6,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Enrolment) Reset() {
+	*x = Enrolment{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Enrolment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Enrolment) ProtoMessage() {}
+
+func (x *Enrolment) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
+func (*Enrolment) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Enrolment) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Enrolment) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Enrolment) GetEnrolledAt() int64 {
+	if x != nil {
+		return x.EnrolledAt
+	}
+	return 0
+}
+
+func (x *Enrolment) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+func (x *Enrolment) GetSerials() [][]byte {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *Enrolment) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *Enrolment) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
 	}
@@ -2685,7 +2788,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\n" +
 	" \x03(\tR\n" +
-	"namespaces\"\xf4\x01\n" +
+	"namespaces\"\x88\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x0e\n" +
@@ -2695,13 +2798,25 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\bfailures\x18\x05 \x01(\rR\bfailures\x12\x18\n" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12\x17\n" +
 	"\aused_by\x18\a \x01(\fR\x06usedBy\x12&\n" +
-	"\x0fused_by_cluster\x18\b \x01(\tR\rusedByCluster\x12\x1d\n" +
+	"\x0fused_by_cluster\x18\b \x01(\tR\rusedByCluster\x12\x12\n" +
+	"\x04node\x18\t \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"k\n" +
 	"\bVIPOwner\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xce\x01\n" +
+	"\tEnrolment\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
+	"\bkey_hash\x18\x02 \x01(\fR\akeyHash\x12\x1f\n" +
+	"\venrolled_at\x18\x03 \x01(\x03R\n" +
+	"enrolledAt\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\x03R\texpiresAt\x12\x18\n" +
+	"\aserials\x18\x05 \x03(\fR\aserials\x12\x19\n" +
+	"\btoken_id\x18\x06 \x01(\tR\atokenId\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt*\\\n" +
 	"\bProtocol\x12\x18\n" +
@@ -2723,7 +2838,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -2755,31 +2870,32 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(*Grant)(nil),          // 27: hawser.keyspace.v1.Grant
 	(*Token)(nil),          // 28: hawser.keyspace.v1.Token
 	(*VIPOwner)(nil),       // 29: hawser.keyspace.v1.VIPOwner
-	nil,                    // 30: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 31: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 32: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 33: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 34: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 35: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(*Enrolment)(nil),      // 30: hawser.keyspace.v1.Enrolment
+	nil,                    // 31: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 32: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 33: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 34: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 35: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 36: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	6,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	8,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	30, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	31, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	12, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	15, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	31, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	32, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	33, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	32, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	33, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	34, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	18, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	19, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	34, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	35, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	35, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	36, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	24, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
 	24, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
 	3,  // 19: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
@@ -2803,7 +2919,7 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peering
+package invitation
 
 import (
 	"encoding/base64"
@@ -11,7 +11,7 @@ import (
 
 func testToken(t testing.TB) Token {
 	t.Helper()
-	tok, err := NewToken("east", []string{"10.0.0.1:4243", "[fd00::1]:4243"}, [32]byte{1, 2}, time.Now().Add(time.Hour))
+	tok, err := New("east", "", []string{"10.0.0.1:4243", "[fd00::1]:4243"}, [32]byte{1, 2}, time.Now().Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -20,7 +20,7 @@ func testToken(t testing.TB) Token {
 
 func TestTokenSurvivesItsText(t *testing.T) {
 	tok := testToken(t)
-	got, err := ParseToken(" \n" + tok.String() + "\n")
+	got, err := Parse(" \n" + tok.String() + "\n")
 	if err != nil || got.String() != tok.String() || got.Inviter != "east" || got.CAHash != tok.CAHash || string(got.Secret) != string(tok.Secret) || !got.Expires.Equal(tok.Expires) {
 		t.Errorf("got %v %v", got, err)
 	}
@@ -48,7 +48,7 @@ func TestDamagedTokensAreRefused(t *testing.T) {
 		"no port":       {far.String(), "want host:port"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := ParseToken(tc.text)
+			_, err := Parse(tc.text)
 			if err == nil || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("error %v, want %q in it", err, tc.says)
 			}
@@ -68,16 +68,16 @@ func flip(s string, at int) string {
 	return s[:at] + string(c) + s[at+1:]
 }
 
-func FuzzParseToken(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add(testToken(f).String())
 	f.Add("hw1.")
 	f.Add("hw1.AAAA")
 	f.Fuzz(func(t *testing.T, s string) {
-		tok, err := ParseToken(s)
+		tok, err := Parse(s)
 		if err != nil {
 			return
 		}
-		again, err := ParseToken(tok.String())
+		again, err := Parse(tok.String())
 		if err != nil || again.String() != tok.String() {
 			t.Errorf("%q parses, but not its own text %q: %v", s, tok, err)
 		}

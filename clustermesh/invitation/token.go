@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peering
+package invitation
 
 import (
 	"crypto/rand"
@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -28,11 +29,12 @@ const (
 	checksumSize = 4
 )
 
-// Token is what an inviting cluster hands to the one that shall join it. The
-// text form is secret: whoever has it may join once.
+// Token is what an inviting cluster hands to the cluster or node that shall join
+// it. The text form is secret: whoever has it may join once.
 type Token struct {
 	Inviter   string    // cluster name
-	Endpoints []string  // host:port of its federation listeners
+	Node      string    // the node that may join it; empty: the token is for a cluster
+	Endpoints []string  // host:port of its federation listeners, or of its API for a node
 	CAHash    [32]byte  // SHA-256 of its CA certificate's DER
 	ID        string    // names the token in the inviter's store
 	Secret    []byte    // at least 16 random bytes; never sent
@@ -42,6 +44,7 @@ type Token struct {
 // tokenBody is the JSON inside a token; short names keep the text short.
 type tokenBody struct {
 	Inviter   string   `json:"c"`
+	Node      string   `json:"n,omitempty"`
 	Endpoints []string `json:"e"`
 	CAHash    []byte   `json:"h"`
 	ID        string   `json:"i"`
@@ -49,9 +52,9 @@ type tokenBody struct {
 	Expires   int64    `json:"x"` // Unix seconds
 }
 
-// NewToken makes a token with a fresh id and secret.
-func NewToken(inviter string, endpoints []string, caHash [32]byte, expires time.Time) (Token, error) {
-	t := Token{Inviter: inviter, Endpoints: endpoints, CAHash: caHash, Secret: make([]byte, secretBytes), Expires: expires.Truncate(time.Second)}
+// New makes a token with a fresh id and secret; node is empty for a cluster's.
+func New(inviter, node string, endpoints []string, caHash [32]byte, expires time.Time) (Token, error) {
+	t := Token{Inviter: inviter, Node: node, Endpoints: endpoints, CAHash: caHash, Secret: make([]byte, secretBytes), Expires: expires.Truncate(time.Second)}
 	id := make([]byte, tokenIDBytes)
 	if _, err := rand.Read(t.Secret); err != nil {
 		return Token{}, fmt.Errorf("draw token secret: %w", err)
@@ -65,7 +68,7 @@ func NewToken(inviter string, endpoints []string, caHash [32]byte, expires time.
 
 // String is the text to hand over: hw1.<base64url>. It contains the secret.
 func (t Token) String() string {
-	body, err := json.Marshal(tokenBody{t.Inviter, t.Endpoints, t.CAHash[:], t.ID, t.Secret, t.Expires.Unix()})
+	body, err := json.Marshal(tokenBody{t.Inviter, t.Node, t.Endpoints, t.CAHash[:], t.ID, t.Secret, t.Expires.Unix()})
 	if err != nil {
 		panic(err) // strings, bytes and a number always marshal
 	}
@@ -73,10 +76,10 @@ func (t Token) String() string {
 	return tokenPrefix + base64.RawURLEncoding.EncodeToString(body)
 }
 
-// ParseToken reads a token's text, ignoring surrounding space. It says whether
+// Parse reads a token's text, ignoring surrounding space. It says whether
 // the text is no token, one of another version, cut off or altered; it does not
 // look at the clock.
-func ParseToken(text string) (Token, error) {
+func Parse(text string) (Token, error) {
 	text = strings.TrimSpace(text)
 	rest, ok := strings.CutPrefix(text, tokenPrefix)
 	switch {
@@ -86,7 +89,7 @@ func ParseToken(text string) (Token, error) {
 		version, _, _ := strings.Cut(text, ".")
 		return Token{}, fmt.Errorf("read token: version %.8q is not known here; this version reads hw1", version)
 	case !ok:
-		return Token{}, errors.New("read token: it does not start with hw1.; a token is printed by: hawser mesh invite")
+		return Token{}, errors.New("read token: it does not start with hw1.; a token is printed by hawser mesh invite and hawser node invite")
 	case len(text) > maxTokenText:
 		return Token{}, fmt.Errorf("read token: longer than %d characters", maxTokenText)
 	}
@@ -102,7 +105,7 @@ func ParseToken(text string) (Token, error) {
 	if err := json.Unmarshal(body, &b); err != nil {
 		return Token{}, fmt.Errorf("read token: %w", err)
 	}
-	t := Token{Inviter: b.Inviter, Endpoints: b.Endpoints, ID: b.ID, Secret: b.Secret, Expires: time.Unix(b.Expires, 0)}
+	t := Token{Inviter: b.Inviter, Node: b.Node, Endpoints: b.Endpoints, ID: b.ID, Secret: b.Secret, Expires: time.Unix(b.Expires, 0)}
 	if len(b.CAHash) != sha256.Size {
 		return Token{}, errors.New("read token: CA hash is not 32 bytes")
 	}
@@ -118,6 +121,11 @@ func (t Token) validate() error {
 	add := func(format string, a ...any) { errs = append(errs, fmt.Errorf("read token: "+format, a...)) }
 	if err := kvstore.ValidateClusterName(t.Inviter); err != nil {
 		add("%w", err)
+	}
+	if t.Node != "" {
+		if err := (pki.ID{Cluster: "x", Role: pki.RoleAgent, Name: t.Node}).Validate(); err != nil {
+			add("%w", err)
+		}
 	}
 	if n := len(t.Endpoints); n == 0 || n > maxEndpoints {
 		add("%d endpoints; 1 to %d are allowed", n, maxEndpoints)

@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peering
+// Package tlsgrpc runs gRPC over TLS connections whose handshake was done before
+// gRPC sees them: the connection's state is needed first, to choose the service
+// or to make a proof. Start with Dial and ClientOver; servers use Handshaken.
+package tlsgrpc
 
 import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 )
 
-// Handshaken is a gRPC transport security for connections whose TLS handshake
-// was done before gRPC sees them: the connection's state is needed first, to
-// choose the service or to make a proof. It accepts *tls.Conn and connections
-// that carry one (TLSCarrier), on both sides.
+const dialTimeout = 5 * time.Second
+
+// Handshaken is a gRPC transport security for connections with a finished TLS
+// handshake. It accepts *tls.Conn and connections that carry one (TLSCarrier),
+// on both sides.
 type Handshaken struct{}
 
 // TLSCarrier is a wrapped TLS connection.
@@ -62,3 +69,35 @@ func (h Handshaken) Clone() credentials.TransportCredentials { return h }
 
 // OverrideServerName implements credentials.TransportCredentials.
 func (Handshaken) OverrideServerName(string) error { return nil }
+
+// Dial connects and finishes the handshake, within 5 s.
+func Dial(ctx context.Context, endpoint string, cfg *tls.Config) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	c, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", endpoint, err)
+	}
+	t := c.(*tls.Conn)
+	if t.ConnectionState().NegotiatedProtocol != "h2" {
+		t.Close()
+		return nil, fmt.Errorf("dial %s: it does not speak HTTP/2", endpoint)
+	}
+	return t, nil
+}
+
+// ClientOver is a gRPC client on exactly this connection; it never dials again.
+func ClientOver(c net.Conn, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	once := make(chan net.Conn, 1)
+	once <- c
+	dial := func(ctx context.Context, _ string) (net.Conn, error) {
+		select {
+		case c := <-once:
+			return c, nil
+		default:
+			return nil, errors.New("the connection is gone")
+		}
+	}
+	opts = append([]grpc.DialOption{grpc.WithContextDialer(dial), grpc.WithTransportCredentials(Handshaken{}), grpc.WithDisableServiceConfig()}, opts...)
+	return grpc.NewClient("passthrough:///hawser", opts...)
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/observe/metrics"
+	"github.com/hawser-mesh/hawser/observe/metrics/metricstest"
+)
+
+func TestEveryDocumentedMetricExists(t *testing.T) {
+	s := nodeState{
+		status: &hawserv1.NodeStatusReport{
+			Version: "v1", StartedAt: int64(3 * time.Second), Keyspace: &hawserv1.KeyspaceStatus{Connected: true, Revision: 77},
+			Tables: []*hawserv1.TableStatus{{Name: "ipcache", Entries: 4, Revision: 9, Reconciled: 7}, {Name: "nodes", LastError: "full"}},
+		},
+		drops: &hawserv1.ListDropsResponse{Drops: []*hawserv1.DropCounter{
+			{Reason: "forwarded", Direction: "ingress", Program: "from_pod", Packets: 10, Bytes: 1000},
+			{Reason: "policy denied", Direction: "egress", Program: "from_pod", Packets: 3, Bytes: 300},
+		}},
+		maps:      &hawserv1.ListMapsResponse{Maps: []*hawserv1.Map{{Name: "ct", Entries: 25, MaxEntries: 100}, {Name: "nodes", Type: "Array", Entries: 4, MaxEntries: 4}}},
+		endpoints: &hawserv1.ListEndpointsResponse{Endpoints: []*hawserv1.Endpoint{{State: stateReady}, {State: stateReady}}},
+		ipcache:   &hawserv1.ListIPCacheResponse{Entries: []*hawserv1.IPCacheEntry{{Cluster: "west"}, {}}},
+		complete:  true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
+	}
+	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
+	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler)))
+	if _, there := got[`hawser_map_pressure_ratio{map="nodes"}`]; there {
+		t.Error("an array has a pressure")
+	}
+	for sample, want := range map[string]float64{
+		`hawser_build_info{version="v1"}`: 1, `hawser_start_timestamp_seconds`: 3, `hawser_keyspace_connected`: 1, `hawser_keyspace_revision`: 77,
+		`hawser_table_lag_revisions{table="ipcache"}`: 2, `hawser_table_failing{table="nodes"}`: 1, `hawser_table_failing{table="ipcache"}`: 0,
+		`hawser_forward_packets_total{direction="ingress",program="from_pod"}`:                    10,
+		`hawser_drop_packets_total{direction="egress",program="from_pod",reason="policy denied"}`: 3,
+		`hawser_map_pressure_ratio{map="ct"}`:                                                     0.25, `hawser_endpoints{state="ready"}`: 2, `hawser_ipcache_entries{target_cluster="west"}`: 1,
+		`hawser_mesh_complete`: 1, `hawser_certificate_expiry_timestamp_seconds{certificate="node"}`: 5,
+	} {
+		if got[sample] != want {
+			t.Errorf("%s is %v, want %v", sample, got[sample], want)
+		}
+	}
+}

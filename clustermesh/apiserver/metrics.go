@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/observe/metrics"
+)
+
+// healthTimeout bounds a question to etcd about its health.
+const healthTimeout = 3 * time.Second
+
+// Metrics documents what an API server serves on --metrics-listen.
+func Metrics() []metrics.Def {
+	peer := []string{"target_cluster"}
+	way := []string{"target_cluster", "direction"}
+	g, c := metrics.Gauge, metrics.Counter
+	return []metrics.Def{
+		{Name: "hawser_build_info", Help: "Always 1; the label says which version runs.", Kind: g, Labels: []string{"version"}},
+		{Name: "hawser_start_timestamp_seconds", Help: "When the API server started.", Kind: g},
+		{Name: "hawser_etcd_keys", Help: "Keys of the keyspace.", Kind: g},
+		{Name: "hawser_etcd_database_bytes", Help: "Size of etcd's database on disk.", Kind: g},
+		{Name: "hawser_etcd_quota_bytes", Help: "Size of the database at which etcd stops taking writes.", Kind: g},
+		{Name: "hawser_etcd_revision", Help: "Revision of etcd.", Kind: g},
+		{Name: "hawser_nodes", Help: "Nodes by cluster and state: present, absent, remote.", Kind: g, Labels: []string{"target_cluster", "state"}},
+		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this cluster.", Kind: g},
+		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
+		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_since_timestamp_seconds", Help: "When the peer's state last changed.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_stale", Help: "1 while the peer's data is not fresh.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_keys", Help: "Keys of the peer held here, by kind.", Kind: g, Labels: []string{"target_cluster", "kind"}},
+		{Name: "hawser_federation_lag_events", Help: "Changes of the peer that are not applied here yet.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_lag_seconds", Help: "How far the copy of the peer is behind now.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_apply_seconds", Help: "From a change at the peer to its being applied here, over the last five minutes, by quantile.", Kind: g, Labels: []string{"target_cluster", "quantile"}},
+		{Name: "hawser_federation_changes_total", Help: "Changes received from or sent to the peer.", Kind: c, Labels: way},
+		{Name: "hawser_federation_snapshots_total", Help: "Full copies received from or sent to the peer.", Kind: c, Labels: way},
+		{Name: "hawser_federation_resumes_total", Help: "Streams that went on where an earlier one ended, received or sent.", Kind: c, Labels: way},
+		{Name: "hawser_federation_refused_total", Help: "Records of the peer that were refused, by reason.", Kind: c, Labels: []string{"target_cluster", "reason"}},
+		{Name: "hawser_federation_certificate_expiry_timestamp_seconds", Help: "When the certificate that the peer shows ends.", Kind: g, Labels: peer},
+		{Name: "hawser_api_refused_total", Help: "Calls on the API port that were refused for the caller's certificate.", Kind: c},
+	}
+}
+
+// clusterState is all that the metrics are made of.
+type clusterState struct {
+	status  *hawserv1.ClusterStatusReport
+	mesh    *hawserv1.MeshStatusResponse
+	nodes   *hawserv1.ListNodesResponse
+	certs   map[string]time.Time
+	refused uint64
+}
+
+// metricsSource reads the cluster's state as its API shows it.
+func (s *Server) metricsSource() metrics.Source {
+	return func(ctx context.Context, emit metrics.Emit) error {
+		c := clusterState{
+			refused: s.refused.Load(),
+			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.ca.Certificate().NotAfter},
+		}
+		var errs [3]error
+		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
+		c.mesh, errs[1] = s.MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
+		c.nodes, errs[2] = s.ListNodes(ctx, &hawserv1.ListNodesRequest{})
+		c.emit(emit)
+		return errors.Join(errs[:]...)
+	}
+}
+
+func (c *clusterState) emit(emit metrics.Emit) {
+	if r := c.status; r != nil {
+		emit("hawser_build_info", 1, r.GetVersion())
+		emit("hawser_start_timestamp_seconds", metrics.Timestamp(r.GetStartedAt()))
+		emit("hawser_etcd_keys", float64(r.GetKeys()))
+		emit("hawser_etcd_database_bytes", float64(r.GetDatabaseBytes()))
+		emit("hawser_etcd_revision", float64(r.GetRevision()))
+		emit("hawser_etcd_quota_bytes", float64(r.GetQuotaBytes()))
+		emit("hawser_problems", float64(len(r.GetProblems())))
+	}
+	emit("hawser_api_refused_total", float64(c.refused))
+	for name, end := range c.certs {
+		emit("hawser_certificate_expiry_timestamp_seconds", float64(end.Unix()), name)
+	}
+	nodes := map[[2]string]int{}
+	for _, n := range c.nodes.GetNodes() {
+		nodes[[2]string{n.GetCluster(), n.GetState()}]++
+	}
+	for k, n := range nodes {
+		emit("hawser_nodes", float64(n), k[0], k[1])
+	}
+	for _, p := range c.mesh.GetPeers() {
+		emitPeer(emit, p)
+	}
+}
+
+func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
+	name := p.GetName()
+	emit("hawser_federation_connected", metrics.Bool(p.GetState() == peerConnected), name)
+	emit("hawser_federation_since_timestamp_seconds", metrics.Timestamp(p.GetSince()), name)
+	emit("hawser_federation_stale", metrics.Bool(p.GetData() != dataFresh), name)
+	for kind, n := range p.GetKeysByKind() {
+		emit("hawser_federation_keys", float64(n), name, kind)
+	}
+	emit("hawser_federation_lag_events", float64(p.GetLagEvents()), name)
+	emit("hawser_federation_lag_seconds", p.GetLagSeconds(), name)
+	emit("hawser_federation_apply_seconds", p.GetLagP50Seconds(), name, "0.5")
+	emit("hawser_federation_apply_seconds", p.GetLagP99Seconds(), name, "0.99")
+	for _, w := range []struct {
+		direction                   string
+		changes, snapshots, resumes uint64
+	}{
+		{"received", p.GetChangesReceived(), p.GetSnapshotsReceived(), p.GetResumesReceived()},
+		{"sent", p.GetChangesSent(), p.GetSnapshotsSent(), p.GetResumesSent()},
+	} {
+		emit("hawser_federation_changes_total", float64(w.changes), name, w.direction)
+		emit("hawser_federation_snapshots_total", float64(w.snapshots), name, w.direction)
+		emit("hawser_federation_resumes_total", float64(w.resumes), name, w.direction)
+	}
+	for reason, n := range p.GetRefused() {
+		emit("hawser_federation_refused_total", float64(n), name, reason)
+	}
+	if end := p.GetCertificateExpiresAt(); end != 0 {
+		emit("hawser_federation_certificate_expiry_timestamp_seconds", metrics.Timestamp(end), name)
+	}
+}
+
+// healthy asks etcd.
+func (s *Server) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	if _, err := s.stats(ctx); err != nil {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"cmp"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/internal/manifest"
+)
+
+func sortPorts(ports []Port) []Port {
+	slices.SortFunc(ports, func(a, b Port) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port),
+			cmp.Compare(a.End, b.End), cmp.Compare(a.Name, b.Name))
+	})
+	return slices.Compact(ports)
+}
+
+func parsePortRule(n manifest.Node) []Port {
+	if !n.Only([]string{"ports"}, []string{"rules", "listener", "terminatingTLS", "originatingTLS", "serverNames"}) {
+		return nil
+	}
+	list, ok := n.Field("ports")
+	if !ok {
+		if !n.Has("ports") {
+			n.At(n.Path + ".ports").Problem("required")
+		}
+		return nil
+	}
+	items := list.List()
+	if len(items) == 0 {
+		list.Problem("must name at least one port")
+	}
+	var ports []Port
+	for _, item := range items {
+		ports = append(ports, parsePort(item)...)
+	}
+	return ports
+}
+
+func parsePort(n manifest.Node) []Port {
+	if !n.Only([]string{"port", "protocol", "endPort"}, nil) {
+		return nil
+	}
+	port, ok := parsePortOrName(n)
+	port.End = parseEndPort(n, port, ok)
+	protocols := []uint8{TCP, UDP, SCTP}
+	if f, has := n.Field("protocol"); has {
+		text, _ := f.Text()
+		switch strings.ToUpper(text) {
+		case "ANY":
+		case "TCP":
+			protocols = []uint8{TCP}
+		case "UDP":
+			protocols = []uint8{UDP}
+		case "SCTP":
+			protocols = []uint8{SCTP}
+		case "ICMP", "ICMPV6":
+			f.Problem("protocol %s has no ports: write icmps", text)
+		case "VRRP", "IGMP":
+			f.Problem("protocol %s is not supported yet", text)
+		default:
+			f.Problem("%q is not a protocol: want TCP, UDP, SCTP or ANY", text)
+		}
+	}
+	if !ok {
+		return nil
+	}
+	var ports []Port
+	for _, port.Protocol = range protocols {
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// parsePortOrName accepts the number as text, as the schema has it, and as a
+// number, as people write it.
+func parsePortOrName(n manifest.Node) (Port, bool) {
+	f, ok := n.Field("port")
+	if !ok {
+		if !n.Has("port") {
+			n.At(n.Path + ".port").Problem("required")
+		}
+		return Port{}, false
+	}
+	text, isText := f.Value.(string)
+	if !isText {
+		v, ok := f.Uint(65535)
+		return Port{Port: uint16(v)}, ok
+	}
+	v, err := strconv.ParseUint(text, 10, 64)
+	switch {
+	case err != nil && isPortName(text):
+		return Port{Name: text}, true
+	case err != nil || v > 65535:
+		f.Problem("%q is not a port: want 1 to 65535, 0 for all, or a port's name", text)
+		return Port{}, false
+	}
+	return Port{Port: uint16(v)}, true
+}
+
+// isPortName reports whether Kubernetes would take s as a port's name.
+func isPortName(s string) bool {
+	return len(s) <= 15 && regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`).MatchString(s) &&
+		strings.ContainsFunc(s, func(r rune) bool { return r >= 'a' && r <= 'z' })
+}
+
+// checkNames refuses to ask prefixes for the number of a port's name.
+func checkNames(n manifest.Node, p Part) {
+	if p.Direction != datapath.Egress || len(p.Peers.CIDRs) == 0 {
+		return
+	}
+	for _, port := range p.Ports {
+		if port.Name != "" {
+			n.Problem("port name %q: what is in a prefix has no names for its ports; write the number", port.Name)
+		}
+	}
+}
+
+// parseEndPort is the last port of a range, 0 without one.
+func parseEndPort(n manifest.Node, port Port, known bool) uint16 {
+	f, ok := n.Field("endPort")
+	if !ok {
+		return 0
+	}
+	v, ok := f.Uint(65535)
+	switch {
+	case !ok || !known:
+	case port.Name != "":
+		f.Problem("a range cannot begin with a port's name (%q)", port.Name)
+	case port.Port == 0:
+		f.Problem("a range cannot begin with 0, which is all ports")
+	case v < uint64(port.Port):
+		f.Problem("%d is before the first port %d", v, port.Port)
+	case v > uint64(port.Port):
+		return uint16(v)
+	}
+	return 0
+}
+
+func parseICMPRule(n manifest.Node) []Port {
+	if !n.Only([]string{"fields"}, nil) {
+		return nil
+	}
+	list, ok := n.Field("fields")
+	if !ok {
+		if !n.Has("fields") {
+			n.At(n.Path + ".fields").Problem("required")
+		}
+		return nil
+	}
+	items := list.List()
+	if len(items) == 0 {
+		list.Problem("must name at least one type")
+	}
+	var ports []Port
+	for _, item := range items {
+		if p, ok := parseICMPField(item); ok {
+			ports = append(ports, p)
+		}
+	}
+	return ports
+}
+
+func parseICMPField(n manifest.Node) (Port, bool) {
+	if !n.Only([]string{"type", "family"}, nil) {
+		return Port{}, false
+	}
+	protocol := ICMP
+	if f, ok := n.Field("family"); ok {
+		switch text, _ := f.Text(); text {
+		case "IPv4":
+		case "IPv6":
+			protocol = ICMPv6
+		default:
+			f.Problem("%q is not a family: want IPv4 or IPv6", text)
+		}
+	}
+	f, ok := n.Field("type")
+	if !ok {
+		if !n.Has("type") {
+			n.At(n.Path + ".type").Problem("required")
+		}
+		return Port{}, false
+	}
+	text, isText := f.Value.(string)
+	if !isText {
+		v, ok := f.Uint(255)
+		return Port{Protocol: protocol, Port: ICMPPort(uint8(v))}, ok
+	}
+	if v, ok := icmpTypes(protocol)[text]; ok {
+		return Port{Protocol: protocol, Port: ICMPPort(v)}, true
+	}
+	v, err := strconv.ParseUint(text, 10, 8)
+	if err != nil {
+		f.Problem("%q is not an ICMP type of this family", text)
+		return Port{}, false
+	}
+	return Port{Protocol: protocol, Port: ICMPPort(uint8(v))}, true
+}
+
+// icmpTypes are the types that have names.
+func icmpTypes(protocol uint8) map[string]uint8 {
+	if protocol == ICMPv6 {
+		return map[string]uint8{
+			"DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4,
+			"EchoRequest": 128, "EchoReply": 129, "MulticastListenerQuery": 130,
+			"MulticastListenerReport": 131, "MulticastListenerDone": 132, "RouterSolicitation": 133,
+			"RouterAdvertisement": 134, "NeighborSolicitation": 135, "NeighborAdvertisement": 136,
+			"RedirectMessage": 137,
+		}
+	}
+	return map[string]uint8{
+		"EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
+		"RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11, "ParameterProblem": 12,
+		"Timestamp": 13, "TimestampReply": 14, "Photuris": 40, "ExtendedEchoRequest": 42, "ExtendedEchoReply": 43,
+	}
+}
