@@ -77,6 +77,12 @@ test-unit: ## Unit and component tests (loopback only)
 test-conformance: ## NetworkPolicy beside other readings of it (a module of its own)
 	@$(GO) -C test/conformance test ./...
 
+# What stands on etcd, on the other ways to run one: three members, a process of its own.
+.PHONY: test-etcd
+test-etcd: ## Stores, identities and federation on three members and on an external etcd
+	@for k in embedded-3 external; do echo "on $$k:"; HAWSER_TEST_ETCD=$$k $(GO) test -count=1 -timeout 30m \
+	  ./kvstore/store ./kvstore/inspect ./identity/... ./clustermesh/federation ./clustermesh/election; done
+
 .PHONY: test-bpf
 test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
 	@$(call root_or_skip,the eBPF tests load programs into the kernel,$(GO) test ./test/bpf/...)

@@ -27,7 +27,6 @@ import (
 	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
-	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/ipam"
@@ -139,9 +138,9 @@ func (a *Agent) openKernel() error {
 
 // openKeyspace makes everything that reads or writes keys, and the endpoints.
 func (a *Agent) openKeyspace() error {
-	tls, err := pki.FilesIn(a.cfg.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: a.cfg.Cluster, Role: pki.RoleAPIServer})
+	tls, err := a.cfg.etcdTLS()
 	if err != nil {
-		return fmt.Errorf("--tls-dir: %w", err)
+		return err
 	}
 	if a.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: a.cfg.EtcdEndpoints, TLS: tls, Log: a.log}); err != nil {
 		return err
@@ -239,9 +238,17 @@ func (a *Agent) makeStores() error {
 	var err error
 	a.index = allocator.NewIndex(a.cfg.Cluster)
 	a.ids = newNumbers(&a.cfg, a.space, a.kv, a.index, a.log)
-	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
+	use := func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+	}
+	judged, told := use, func(store.Batch) {}
+	if a.cfg.SharedEtcd {
+		g := newGrants(a.cfg.Cluster, a.space, a.log, use)
+		judged, told = g.state, g.local
+	}
+	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
+		judged(b)
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}
@@ -255,6 +262,7 @@ func (a *Agent) makeStores() error {
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		told(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 // parameters are what a node must know of this cluster.
 func (s *Server) parameters() *hawserv1.ClusterParameters {
 	p := &hawserv1.ClusterParameters{
-		Name: s.cfg.Cluster, EtcdEndpoints: []string{"https://" + s.etcd.Endpoint()},
+		Name: s.cfg.Cluster, EtcdEndpoints: s.etcdEndpoints(),
 		ClusterBits: s.cfg.ClusterBits, TunnelPort: uint32(s.cfg.TunnelPort),
 	}
 	if api := s.cfg.advertisedAPI(); api != "" {

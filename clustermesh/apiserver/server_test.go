@@ -38,7 +38,7 @@ func testConfig(t *testing.T) Config {
 // start opens a server on a real etcd; its API is called directly.
 func start(t *testing.T, cfg Config) *Server {
 	t.Helper()
-	s := &Server{cfg: cfg, log: cfg.Log, started: time.Now()}
+	s := newServer(cfg)
 	if err := s.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestBadPolicyStoresNothing(t *testing.T) {
 
 func TestRestartKeepsIncarnationAndCA(t *testing.T) {
 	cfg := testConfig(t)
-	first := &Server{cfg: cfg, log: cfg.Log, started: time.Now()}
+	first := newServer(cfg)
 	if err := first.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -266,9 +266,7 @@ func TestDiff(t *testing.T) {
 // compact drops the history up to rev.
 func compact(t *testing.T, c *testCluster, rev int64) {
 	t.Helper()
-	if err := c.etcd.Server.Compact(t.Context(), rev); err != nil {
-		t.Fatal(err)
-	}
+	c.etcd.Compact(t, rev)
 }
 
 // The position acknowledged tells when a deletion has reached a peer's store: not
