@@ -230,6 +230,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 	if end, ok := a.cfg.certificates()["node"]; ok {
 		r.CertificateExpiresAt = end.UnixNano()
 	}
+	r.Policies, r.PoliciesSettled = a.enforced()
 	for _, e := range a.endpoints.snapshot() {
 		r.Endpoints++
 		if e.State != stateReady {

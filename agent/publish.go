@@ -39,6 +39,7 @@ type publisher struct {
 	endpoints map[netip.Addr]loadbalancer.LocalEndpoint
 	slices    map[serviceName][]kvstore.Key // stored for each service
 	changed   chan struct{}
+	enforced  func() map[string]int64 // NodeStatus.enforced
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -226,7 +227,7 @@ func (p *publisher) publishStatus(at history) {
 		delete(seen, string(kvstore.KindIdentity))
 	}
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
-		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen,
+		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

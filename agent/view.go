@@ -44,6 +44,7 @@ type view struct {
 	clusters   map[string]uint32
 	identities map[identity.Number]knownIdentity
 	ports      *namedPorts
+	rollout    *rollout
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
 	policies   map[string]string                    // key → problem of an object that cannot be enforced
 	seen       map[string]int64                     // kind → newest revision
@@ -65,6 +66,7 @@ func newView(own string, space identity.Space, log *slog.Logger, tables *datapat
 		clusters:     map[string]uint32{},
 		identities:   map[identity.Number]knownIdentity{},
 		ports:        newNamedPorts(),
+		rollout:      newRollout(),
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
@@ -110,6 +112,7 @@ func (v *view) publish() {
 		}
 	}
 	v.ips.Publish(v.tables.IPCache, v.tables.Nodes)
+	v.rollout.note(v.tables.RuleSets.Revision(), v.tables.IPCache.Revision())
 	v.lb.Publish(v.tables.Frontends)
 }
 
@@ -280,8 +283,10 @@ func source(k kvstore.Key) loadbalancer.Source {
 func (v *view) policy(c store.Change) error {
 	namespace, name := c.Key.Names[0], c.Key.Names[1]
 	id := namespace + "/" + name
+	v.rollout.changed = true
 	if c.Deleted {
 		delete(v.policies, id)
+		delete(v.rollout.objects, id)
 		v.engine.DeleteObject(namespace, name)
 		return nil
 	}
@@ -294,6 +299,7 @@ func (v *view) policy(c store.Change) error {
 		return err
 	}
 	delete(v.policies, id)
+	v.rollout.objects[id] = c.Record.(*keyspacev1.PolicyObject).GetRevision()
 	v.engine.UpsertObject(objects[0])
 	return nil
 }

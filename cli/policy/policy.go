@@ -25,7 +25,7 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "policy",
 		Short: "Say who may talk to whom",
 	}
-	cmd.AddCommand(newApply(s), newDelete(s), newList(s), newGet(s), newTrace(s), newLint(s))
+	cmd.AddCommand(newApply(s), newDelete(s), newList(s), newGet(s), newTrace(s), newLint(s), newStatus(s))
 	return cmd
 }
 

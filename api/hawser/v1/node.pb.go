@@ -82,8 +82,12 @@ type NodeStatusReport struct {
 	Problems             []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
 	CertificateExpiresAt int64                  `protobuf:"varint,18,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns; 0 when it cannot be read
 	Enrolled             bool                   `protobuf:"varint,19,opt,name=enrolled,proto3" json:"enrolled,omitempty"`                                                       // by token: the certificate renews itself
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// namespace/name -> revision of the policy objects that this node has resolved.
+	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The kernel has them all.
+	PoliciesSettled bool `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeStatusReport) Reset() {
@@ -245,6 +249,20 @@ func (x *NodeStatusReport) GetCertificateExpiresAt() int64 {
 func (x *NodeStatusReport) GetEnrolled() bool {
 	if x != nil {
 		return x.Enrolled
+	}
+	return false
+}
+
+func (x *NodeStatusReport) GetPolicies() map[string]uint64 {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *NodeStatusReport) GetPoliciesSettled() bool {
+	if x != nil {
+		return x.PoliciesSettled
 	}
 	return false
 }
@@ -2272,7 +2290,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xbf\x05\n" +
+	"\rStatusRequest\"\xee\x06\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2296,7 +2314,12 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x13endpoints_not_ready\x18\x10 \x01(\rR\x11endpointsNotReady\x12.\n" +
 	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\x124\n" +
 	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
-	"\benrolled\x18\x13 \x01(\bR\benrolled\"\xbd\x01\n" +
+	"\benrolled\x18\x13 \x01(\bR\benrolled\x12E\n" +
+	"\bpolicies\x18\x14 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
+	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x1a;\n" +
+	"\rPoliciesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbd\x01\n" +
 	"\x0eKeyspaceStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
@@ -2487,7 +2510,7 @@ func file_api_hawser_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_node_proto_rawDescData
 }
 
-var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: hawser.v1.StatusRequest
 	(*NodeStatusReport)(nil),       // 1: hawser.v1.NodeStatusReport
@@ -2520,46 +2543,48 @@ var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*MonitorRequest)(nil),         // 28: hawser.v1.MonitorRequest
 	(*Event)(nil),                  // 29: hawser.v1.Event
 	(*EventPeer)(nil),              // 30: hawser.v1.EventPeer
+	nil,                            // 31: hawser.v1.NodeStatusReport.PoliciesEntry
 }
 var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	2,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
 	3,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
 	4,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
-	11, // 3: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
-	11, // 4: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
-	14, // 5: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
-	17, // 6: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
-	20, // 7: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
-	23, // 8: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
-	24, // 9: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
-	27, // 10: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
-	30, // 11: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
-	30, // 12: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
-	0,  // 13: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
-	5,  // 14: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
-	7,  // 15: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
-	9,  // 16: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
-	12, // 17: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
-	15, // 18: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
-	18, // 19: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
-	21, // 20: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
-	25, // 21: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
-	28, // 22: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
-	1,  // 23: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
-	6,  // 24: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
-	8,  // 25: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
-	10, // 26: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
-	13, // 27: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
-	16, // 28: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
-	19, // 29: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
-	22, // 30: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
-	26, // 31: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
-	29, // 32: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
-	23, // [23:33] is the sub-list for method output_type
-	13, // [13:23] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	31, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
+	11, // 4: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
+	11, // 5: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
+	14, // 6: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
+	17, // 7: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
+	20, // 8: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
+	23, // 9: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
+	24, // 10: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
+	27, // 11: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
+	30, // 12: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
+	30, // 13: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
+	0,  // 14: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
+	5,  // 15: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
+	7,  // 16: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
+	9,  // 17: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
+	12, // 18: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
+	15, // 19: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
+	18, // 20: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
+	21, // 21: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
+	25, // 22: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
+	28, // 23: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
+	1,  // 24: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
+	6,  // 25: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
+	8,  // 26: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
+	10, // 27: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
+	13, // 28: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
+	16, // 29: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
+	19, // 30: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
+	22, // 31: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
+	26, // 32: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
+	29, // 33: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
+	24, // [24:34] is the sub-list for method output_type
+	14, // [14:24] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_node_proto_init() }
@@ -2573,7 +2598,7 @@ func file_api_hawser_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_node_proto_rawDesc), len(file_api_hawser_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
