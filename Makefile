@@ -25,11 +25,11 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: lab
-lab: deps-run build ## Start a lab of two clusters, peer them, show a service of both (root)
+lab: deps-run build ## Start a lab of two clusters, peer them, show a service of both (root; LAB=name)
 	@$(BIN)/hawser lab up --name $(LAB) --demo
 
 .PHONY: lab-down
-lab-down: build ## Remove the lab and prove that nothing is left
+lab-down: build ## Remove the lab (LAB=name) and prove that nothing is left
 	@$(BIN)/hawser lab down --name $(LAB)
 
 ##@ Build

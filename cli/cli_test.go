@@ -20,6 +20,10 @@ func TestWrongUse(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	labFile := filepath.Join(t.TempDir(), "lab.yaml")
+	if err := os.WriteFile(labFile, []byte("clusters: [{serviceCIDR: 172.31.9.0/32}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for line, says := range map[string]string{
 		"status --timeout 0":        "must be above zero",
 		"status --timeout=-1s":      "must be above zero",
@@ -27,6 +31,12 @@ func TestWrongUse(t *testing.T) {
 		"identity get abc":          "give its number",
 		"mesh join garbage":         "hawser mesh invite",
 		"mesh preflight garbage":    "hawser mesh invite",
+		"lab up --nodes 0":          "between 1 and 200",
+		"lab up --clusters 0":       "between 1 and 255",
+		"lab up --clusters 256":     "between 1 and 255",
+		"lab up --name no-good":     "lab name",
+		"lab up --file " + labFile:  "serviceCIDR",
+		"lab status":                "not a lab's",
 		"endpoint list --node nope": "there are: n1",
 	} {
 		cmd := New("hawser")

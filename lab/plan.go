@@ -43,6 +43,12 @@ func (n names) log(proc string) string { return n.dir("log", proc+".log") }
 // ContextName is the name of a lab's CLI context.
 func ContextName(lab string) string { return "lab-" + lab }
 
+// OfContext is the lab of a CLI context; not ok when the context is no lab's.
+func OfContext(context string) (lab string, ok bool) {
+	lab, ok = strings.CutPrefix(context, ContextName(""))
+	return lab, ok && CheckName(lab) == nil
+}
+
 // Node is one node of the plan.
 type Node struct {
 	Cluster string       `json:"cluster"`

@@ -58,10 +58,14 @@ type PodSpec struct {
 	Command []string `json:"command,omitempty"`
 }
 
+// What the plan of addresses has room for: the id of a cluster is a byte of its
+// ranges, that of a node one of its address.
 const (
-	maxNodes     = 200
-	defaultNodes = 2
+	MaxClusters = 255
+	MaxNodes    = 200 // of a cluster
 )
+
+const defaultNodes = 2
 
 // NewSpec is a lab of equal clusters.
 func NewSpec(name string, clusters, nodes int) Spec {
@@ -249,14 +253,25 @@ func (c ClusterSpec) validate() []error {
 	if !clusterRule.MatchString(c.Name) {
 		problem("a name is a letter, then at most 10 letters and digits, all lower case")
 	}
-	if c.Nodes < 1 || c.Nodes > maxNodes {
-		problem("%d nodes: 1 to %d are possible", c.Nodes, maxNodes)
+	if c.Nodes < 1 || c.Nodes > MaxNodes {
+		problem("%d nodes: 1 to %d are possible", c.Nodes, MaxNodes)
 	}
-	if !c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 16 {
-		problem("podCIDR %s: an IPv4 range of at least a /16 is needed, for a /24 per node", c.PodCIDR)
-	}
-	if !c.NodeCIDR.Addr().Is4() || c.NodeCIDR.Bits() > 24 {
-		problem("nodeCIDR %s: an IPv4 range of at least a /24 is needed", c.NodeCIDR)
+	for _, r := range []struct {
+		what   string
+		prefix netip.Prefix
+		bits   int // at most
+		why    string
+	}{
+		{"podCIDR", c.PodCIDR, 16, ", for a /24 per node"},
+		{"serviceCIDR", c.ServiceCIDR, 29, ""},
+		{"nodeCIDR", c.NodeCIDR, 24, ""},
+	} {
+		switch {
+		case !r.prefix.Addr().Is4() || r.prefix.Bits() > r.bits:
+			problem("%s %s: an IPv4 range of at least a /%d is needed%s", r.what, r.prefix, r.bits, r.why)
+		case r.prefix != r.prefix.Masked():
+			problem("%s %s: it has bits behind its length; %s has none", r.what, r.prefix, r.prefix.Masked())
+		}
 	}
 	seen := map[string]bool{"ctl": true}
 	for _, p := range c.Pods {

@@ -3,7 +3,6 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -35,6 +34,12 @@ func newUp(o *options) *cobra.Command {
 			"  hawser lab up --file lab.yaml",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if clusters < 1 || clusters > lab.MaxClusters {
+				return session.Usage("--clusters %d: must be between 1 and %d", clusters, lab.MaxClusters)
+			}
+			if nodes < 1 || nodes > lab.MaxNodes {
+				return session.Usage("--nodes %d: must be between 1 and %d", nodes, lab.MaxNodes)
+			}
 			spec := lab.NewSpec(o.name, clusters, nodes)
 			if file != "" {
 				if cmd.Flags().Changed("clusters") || cmd.Flags().Changed("nodes") {
@@ -48,7 +53,14 @@ func newUp(o *options) *cobra.Command {
 					spec.Name = o.name
 				}
 			}
+<<<<<<< HEAD
 			spec.SharedEtcd = spec.SharedEtcd || shared
+=======
+			spec, err := spec.Complete()
+			if err != nil {
+				return &session.Error{Code: session.WrongUse, Err: err}
+			}
+>>>>>>> fixcli
 			bin, err := binaries(binDir)
 			if err != nil {
 				return err
@@ -77,14 +89,12 @@ func (o *options) up(cmd *cobra.Command, spec lab.Spec, opts lab.Options, switch
 	start := time.Now()
 	l, err := lab.Up(ctx, spec, opts)
 	show.end()
-	if errors.Is(err, lab.ErrExists) {
-		return &session.Error{Code: session.No, Err: err}
-	}
-	if err != nil && l == nil {
-		return &session.Error{Code: session.WrongUse, Err: err}
-	}
 	if err != nil {
-		return fmt.Errorf("%w\nlogs: %s   clean up: hawser lab down --name %s", err, filepath.Join(lab.RunDir, l.Name(), "log"), l.Name())
+		if l != nil {
+			err = fmt.Errorf("%w\nlogs: %s   clean up: hawser lab down --name %s", err, filepath.Join(lab.RunDir, l.Name(), "log"), l.Name())
+		}
+		// Also when a program of the lab did not answer, or it was interrupted.
+		return &session.Error{Code: session.No, Err: err}
 	}
 	if opts.NetworkOnly {
 		return nil

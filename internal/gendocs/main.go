@@ -62,6 +62,10 @@ func walk(b *strings.Builder, cmd *cobra.Command) {
 		}
 		if c.HasSubCommands() {
 			fmt.Fprintf(b, "## %s\n\n%s.\n\n", c.CommandPath(), c.Short)
+			if c.HasAvailablePersistentFlags() {
+				b.WriteString("Flags of all its commands:\n\n")
+				flagTable(b, c.PersistentFlags())
+			}
 			walk(b, c)
 			continue
 		}
