@@ -53,14 +53,11 @@ func newUp(o *options) *cobra.Command {
 					spec.Name = o.name
 				}
 			}
-<<<<<<< HEAD
 			spec.SharedEtcd = spec.SharedEtcd || shared
-=======
 			spec, err := spec.Complete()
 			if err != nil {
 				return &session.Error{Code: session.WrongUse, Err: err}
 			}
->>>>>>> fixcli
 			bin, err := binaries(binDir)
 			if err != nil {
 				return err
