@@ -225,7 +225,10 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
 		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
 		PodCidrs: []string{a.cfg.PodCIDR.String()}, PodMtu: uint32(a.endpoints.podMTU()),
-		Keyspace: a.keyspaceStatus(),
+		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled,
+	}
+	if end, ok := a.cfg.certificates()["node"]; ok {
+		r.CertificateExpiresAt = end.UnixNano()
 	}
 	r.Policies, r.PoliciesSettled = a.enforced()
 	for _, e := range a.endpoints.snapshot() {
@@ -249,9 +252,9 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
-	if err := a.ids.problem(); err != nil {
+	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
-			Object: "identities", Problem: "a workload cannot start: " + err.Error(),
+			Object: "identities", Problem: p,
 			Fix: "see what the numbers are and what retired ones wait for: hawser identity list",
 		})
 	}

@@ -11,6 +11,7 @@
 package agent
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +33,12 @@ type Config struct {
 	EtcdEndpoints []string
 	// TLSDir holds ca.crt, tls.crt and tls.key of this node, and its enrolment.
 	TLSDir string
+	// EtcdTLSDir holds the same for an external etcd, from its own CA; empty
+	// means that etcd is the API server's.
+	EtcdTLSDir string
+	// SharedEtcd says that other clusters write their records to the same etcd
+	// themselves: they are judged here by what they are granted.
+	SharedEtcd bool
 	// Join is a token by which the node enrols, or @ and the path of a file
 	// with it; what the enrolment says need not be told again. A node that has
 	// enrolled by it before ignores it.
@@ -112,6 +119,12 @@ func (c *Config) Validate() error {
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
 	}
+	if c.EtcdTLSDir != "" && !filepath.IsAbs(c.EtcdTLSDir) {
+		errs = append(errs, fmt.Errorf("--etcd-tls-dir %q: must be an absolute path", c.EtcdTLSDir))
+	}
+	if c.SharedEtcd && c.EtcdTLSDir == "" {
+		errs = append(errs, errors.New("--shared-etcd: an etcd that clusters share has its own CA: give --etcd-tls-dir"))
+	}
 	for flag, value := range map[string]string{
 		"--state-dir": c.StateDir, "--socket": c.Socket, "--pin-path": c.PinPath, "--tls-dir": c.TLSDir,
 	} {
@@ -120,4 +133,21 @@ func (c *Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// etcdTLS is how etcd is reached. The API server's own shows who it is; an
+// external one is known by its address and its CA.
+func (c *Config) etcdTLS() (*tls.Config, error) {
+	if c.EtcdTLSDir != "" {
+		cfg, err := pki.FilesIn(c.EtcdTLSDir, "tls").ClientTLS(nil)
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-tls-dir: %w", err)
+		}
+		return cfg, nil
+	}
+	cfg, err := pki.FilesIn(c.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: c.Cluster, Role: pki.RoleAPIServer})
+	if err != nil {
+		return nil, fmt.Errorf("--tls-dir: %w", err)
+	}
+	return cfg, nil
 }

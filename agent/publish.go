@@ -126,7 +126,7 @@ func (p *publisher) Announce(ctx context.Context, e *record) error {
 	}); err != nil {
 		return err
 	}
-	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls})
+	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls, NamedPorts: e.servicePorts()})
 	return p.writer.Flush(ctx)
 }
 
@@ -231,4 +231,13 @@ func (p *publisher) publishStatus(at history) {
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}
+}
+
+// servicePorts are the endpoint's port names as services refer to them.
+func (r *record) servicePorts() []loadbalancer.NamedPort {
+	out := make([]loadbalancer.NamedPort, len(r.Ports))
+	for i, p := range r.Ports {
+		out[i] = loadbalancer.NamedPort{Name: p.Name, Port: p.Port, Protocol: keyspacev1.Protocol(p.Protocol)}
+	}
+	return out
 }

@@ -333,6 +333,14 @@ func (v *view) Workload(a netip.Addr) (workload, cluster, node string) {
 	return e.Workload, e.Cluster, e.Node
 }
 
+// whois is the workload that the keyspace has for an address, and the labels of
+// an identity.
+func (v *view) whois(a netip.Addr, n identity.Number) (namespace, name string, ls []string) {
+	workload, _, _ := v.Workload(a)
+	namespace, name, _ = strings.Cut(workload, "/")
+	return namespace, name, v.Labels(n)
+}
+
 // Origin implements observe.Resolver.
 func (v *view) Origin(ruleSet uint32, d datapath.Direction, origin uint32) string {
 	if ruleSet == datapath.InitRuleSet {

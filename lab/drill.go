@@ -70,35 +70,55 @@ func (p Process) end(ctx context.Context, sig syscall.Signal) error {
 }
 
 // Restart starts a program as it was started first, ending it with SIGTERM
-// before if it runs, and waits until it is ready. It holds the lab's lock.
+// before if it runs, and waits until it answers; whether it reaches others is
+// not its matter. It holds the lab's lock only while it starts the program.
 func (l *Lab) Restart(ctx context.Context, kind Program, who string) error {
-	unlock, err := lockLab(withTimeout(ctx, lockWait), l.names)
+	ready, err := l.answers(kind, who)
 	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := l.load(); err != nil {
 		return err
 	}
 	if err := l.Stop(ctx, kind, who); err != nil {
 		return err
 	}
+	p, err := l.startAgain(ctx, kind, who)
+	if err != nil {
+		return err
+	}
+	return waitReady(ctx, p, ready)
+}
+
+func (l *Lab) startAgain(ctx context.Context, kind Program, who string) (Process, error) {
+	unlock, err := lockLab(withTimeout(ctx, lockWait), l.names)
+	if err != nil {
+		return Process{}, err
+	}
+	defer unlock()
+	if err := l.load(); err != nil {
+		return Process{}, err
+	}
+	// Another command may have started it meanwhile.
+	if err := l.Stop(ctx, kind, who); err != nil {
+		return Process{}, err
+	}
 	p, err := l.process(kind, who)
 	if err != nil {
-		return err
+		return Process{}, err
 	}
-	if p, err = l.start(p); err != nil {
-		return err
+	return l.start(p)
+}
+
+// answers asks a program once.
+func (l *Lab) answers(kind Program, who string) (func(context.Context) error, error) {
+	if _, err := l.process(kind, who); err != nil {
+		return nil, err
 	}
+	clusters := l.Clusters()
 	if kind == AgentProgram {
-		_, n, _ := findNode(l.state.Clusters, who) // it has a process, so it is there
-		return waitReady(ctx, p, agentReady(n.Socket))
+		_, n, _ := findNode(clusters, who) // it has a process, so it is there
+		return agentAnswers(n.Socket), nil
 	}
-	c, err := findCluster(l.state.Clusters, who)
-	if err != nil {
-		return err
-	}
-	return waitReady(ctx, p, apiServerReady(c.Socket))
+	c, err := findCluster(clusters, who)
+	return apiServerReady(c.Socket), err
 }
 
 // Network is which part of the network between two clusters a drill cuts.

@@ -44,6 +44,13 @@ func (l *Lab) target(name string) (place, error) {
 	return p.Place, nil
 }
 
+// Find says whether there is such a target (see Exec); the error names those
+// that there are.
+func (l *Lab) Find(target string) error {
+	_, err := l.target(target)
+	return err
+}
+
 func (l *Lab) noSuchPod(cluster, name string) error {
 	var have []string
 	for _, p := range l.Pods() {

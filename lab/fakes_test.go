@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -102,9 +103,12 @@ func serveUnix(socket string, register func(*grpc.Server)) error {
 
 type node struct {
 	hawserv1.UnimplementedNodeServer
-	pool *ipam.Pool
-	mu   sync.Mutex
-	eps  map[string]*hawserv1.Endpoint
+	pool    *ipam.Pool
+	refused atomic.Bool
+	// keyspace is connected while somebody answers on this socket.
+	keyspace string
+	mu       sync.Mutex
+	eps      map[string]*hawserv1.Endpoint
 }
 
 func fakeAgent(args []string) error {
@@ -120,15 +124,35 @@ func fakeAgent(args []string) error {
 	if err != nil {
 		return err
 	}
-	n := &node{pool: pool, eps: map[string]*hawserv1.Endpoint{}}
+	if os.Getenv("LAB_TEST_MUTE_AGENT") != "" {
+		waitForSignal()
+	}
+	cluster, _, _ := strings.Cut(filepath.Base(filepath.Dir(*socket)), "-")
+	n := &node{
+		pool: pool, eps: map[string]*hawserv1.Endpoint{},
+		keyspace: filepath.Join(filepath.Dir(filepath.Dir(*socket)), cluster, "apiserver.sock"),
+	}
 	return serveUnix(*socket, func(s *grpc.Server) { hawserv1.RegisterNodeServer(s, n) })
 }
 
 func (n *node) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
-	return &hawserv1.NodeStatusReport{Keyspace: &hawserv1.KeyspaceStatus{Connected: true}}, nil
+	c, err := net.Dial("unix", n.keyspace)
+	if err == nil {
+		c.Close()
+	}
+	return &hawserv1.NodeStatusReport{Keyspace: &hawserv1.KeyspaceStatus{Connected: err == nil}}, nil
 }
 
 func (n *node) AddEndpoint(_ context.Context, r *hawserv1.AddEndpointRequest) (*hawserv1.AddEndpointResponse, error) {
+	switch r.Name {
+	case "killer":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	case "picky":
+		// Refused the first time, when the lab is to have made all else.
+		if !n.refused.Swap(true) {
+			return nil, status.Error(codes.InvalidArgument, "these labels will not do")
+		}
+	}
 	addr, err := n.pool.Allocate(r.ContainerId)
 	if err != nil {
 		return nil, err

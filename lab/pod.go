@@ -26,7 +26,8 @@ import (
 )
 
 // AddPod makes a pod in a running lab: a namespace, the CNI plugin's ADD, and
-// its process. It holds the lab's lock until it returns.
+// its process. On an error nothing of it stays. It holds the lab's lock until it
+// returns.
 func AddPod(ctx context.Context, name, cluster string, spec PodSpec) (Pod, error) {
 	n := names{name}
 	unlock, err := lockLab(withTimeout(ctx, lockWait), n)
@@ -50,7 +51,39 @@ func AddPod(ctx context.Context, name, cluster string, spec PodSpec) (Pod, error
 		return Pod{}, fmt.Errorf("pod %s/%s: the name is taken", cluster, spec.Name)
 	}
 	b := &builder{Lab: l}
-	return b.addPod(ctx, l.newPod(c, spec))
+	p, err := b.addPod(ctx, l.newPod(c, spec))
+	if err != nil {
+		return Pod{}, errors.Join(err, l.undoPod(context.WithoutCancel(ctx), p))
+	}
+	return p, nil
+}
+
+// undoPod takes away what there is of a pod that could not be added. The
+// plugin's DEL is a courtesy: the agent may be what failed, and forgets the pod
+// when it finds its device gone.
+func (l *Lab) undoPod(ctx context.Context, p Pod) error {
+	_ = killCgroup(withTimeout(ctx, killWait), p.Place.Cgroup) // else its removal says so
+	_ = l.cniDel(withTimeout(ctx, leaveFor), p)
+	if err := errors.Join(p.remove(), l.forget(p)); err != nil {
+		return fmt.Errorf("undo it: %w", err)
+	}
+	return nil
+}
+
+// remove takes away the pod's namespace, cgroup and files; nothing may run in
+// it any more.
+func (p Pod) remove() error {
+	err := netns.Delete(p.Place.Netns)
+	_, cerr := removeCgroup(p.Place.Cgroup)
+	return errors.Join(err, cerr, ignore(os.Remove(p.Place.Hosts), os.ErrNotExist))
+}
+
+// forget takes the pod out of the record.
+func (l *Lab) forget(p Pod) error {
+	return l.update(func(s *State) {
+		s.Pods = slices.DeleteFunc(s.Pods, func(o Pod) bool { return o.ContainerID == p.ContainerID })
+		s.Processes = slices.DeleteFunc(s.Processes, func(o Process) bool { return o.Name == p.process() })
+	})
 }
 
 // DeletePod removes a pod as a container runtime would: process, the plugin's
@@ -70,21 +103,15 @@ func DeletePod(ctx context.Context, name, cluster, pod string) error {
 	if !ok {
 		return l.noSuchPod(cluster, pod)
 	}
-	errs := []error{
+	err = errors.Join(
 		killCgroup(withTimeout(ctx, killWait), p.Place.Cgroup),
 		l.cniDel(ctx, p),
-		netns.Delete(p.Place.Netns),
-	}
-	_, err = removeCgroup(p.Place.Cgroup)
-	errs = append(errs, err,
-		ignore(os.Remove(p.Place.Hosts), os.ErrNotExist))
-	if err := errors.Join(errs...); err != nil {
+		p.remove(),
+	)
+	if err != nil {
 		return fmt.Errorf("delete pod %s/%s: %w", cluster, pod, err)
 	}
-	return l.update(func(s *State) {
-		s.Pods = slices.DeleteFunc(s.Pods, func(o Pod) bool { return o.ContainerID == p.ContainerID })
-		s.Processes = slices.DeleteFunc(s.Processes, func(o Process) bool { return o.Name == p.process() })
-	})
+	return l.forget(p)
 }
 
 func (l *Lab) pod(cluster, name string) (Pod, bool) {

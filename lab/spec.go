@@ -24,6 +24,9 @@ const DefaultName = "lab"
 type Spec struct {
 	Name     string        `json:"name,omitempty"`
 	Clusters []ClusterSpec `json:"clusters"`
+	// SharedEtcd has all clusters keep their keys in one etcd, each with its own
+	// credentials, instead of one each with mirrors of the others.
+	SharedEtcd bool `json:"sharedEtcd,omitempty"`
 	// ClusterBits is how many bits of an identity name the cluster; 0 means 8.
 	ClusterBits uint32 `json:"clusterBits,omitempty"`
 	// APIServer and Agent are further settings of these programs, as flag and
@@ -55,10 +58,14 @@ type PodSpec struct {
 	Command []string `json:"command,omitempty"`
 }
 
+// What the plan of addresses has room for: the id of a cluster is a byte of its
+// ranges, that of a node one of its address.
 const (
-	maxNodes     = 200
-	defaultNodes = 2
+	MaxClusters = 255
+	MaxNodes    = 200 // of a cluster
 )
+
+const defaultNodes = 2
 
 // NewSpec is a lab of equal clusters.
 func NewSpec(name string, clusters, nodes int) Spec {
@@ -174,6 +181,9 @@ func (s Spec) validate() error {
 	names, ids := map[string]bool{}, map[uint32]bool{}
 	var ranges []ownedPrefix
 	for _, c := range s.Clusters {
+		if s.SharedEtcd && c.Name == sharedEtcdName {
+			errs = append(errs, fmt.Errorf("cluster %s: that is the name of the shared etcd", c.Name))
+		}
 		if names[c.Name] {
 			errs = append(errs, fmt.Errorf("cluster %s: the name is taken", c.Name))
 		}
@@ -243,14 +253,25 @@ func (c ClusterSpec) validate() []error {
 	if !clusterRule.MatchString(c.Name) {
 		problem("a name is a letter, then at most 10 letters and digits, all lower case")
 	}
-	if c.Nodes < 1 || c.Nodes > maxNodes {
-		problem("%d nodes: 1 to %d are possible", c.Nodes, maxNodes)
+	if c.Nodes < 1 || c.Nodes > MaxNodes {
+		problem("%d nodes: 1 to %d are possible", c.Nodes, MaxNodes)
 	}
-	if !c.PodCIDR.Addr().Is4() || c.PodCIDR.Bits() > 16 {
-		problem("podCIDR %s: an IPv4 range of at least a /16 is needed, for a /24 per node", c.PodCIDR)
-	}
-	if !c.NodeCIDR.Addr().Is4() || c.NodeCIDR.Bits() > 24 {
-		problem("nodeCIDR %s: an IPv4 range of at least a /24 is needed", c.NodeCIDR)
+	for _, r := range []struct {
+		what   string
+		prefix netip.Prefix
+		bits   int // at most
+		why    string
+	}{
+		{"podCIDR", c.PodCIDR, 16, ", for a /24 per node"},
+		{"serviceCIDR", c.ServiceCIDR, 29, ""},
+		{"nodeCIDR", c.NodeCIDR, 24, ""},
+	} {
+		switch {
+		case !r.prefix.Addr().Is4() || r.prefix.Bits() > r.bits:
+			problem("%s %s: an IPv4 range of at least a /%d is needed%s", r.what, r.prefix, r.bits, r.why)
+		case r.prefix != r.prefix.Masked():
+			problem("%s %s: it has bits behind its length; %s has none", r.what, r.prefix, r.prefix.Masked())
+		}
 	}
 	seen := map[string]bool{"ctl": true}
 	for _, p := range c.Pods {

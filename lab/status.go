@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/status"
 )
 
 // Status is a lab as it is now.
@@ -78,7 +80,7 @@ func (l *Lab) ask(ctx context.Context, row StatusRow, process string, ready func
 		default:
 			row.State = "running"
 			if err := ready(ctx); err != nil {
-				row.State, row.Detail = "not ready", err.Error()
+				row.State, row.Detail = "not ready", status.Convert(err).Message()
 			}
 		}
 	}

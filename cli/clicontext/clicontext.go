@@ -9,6 +9,7 @@ package clicontext
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -185,7 +186,7 @@ func find(name string) (string, error) {
 			return "", fmt.Errorf("context %q: %w", name, err)
 		}
 	}
-	return "", fmt.Errorf("context %q: there is no %s.yaml in %s; see: hawser config show", name, name, strings.Join(dirs(), ", "))
+	return "", fmt.Errorf("context %q: there is no %s.yaml in %s; there are: %s", name, name, strings.Join(dirs(), ", "), strings.Join(known(), ", "))
 }
 
 // Current is the name of the context in use, empty for none: the last choice
@@ -223,6 +224,17 @@ type Found struct {
 	File    string `json:"file,omitempty"`
 	Current bool   `json:"current"`
 	Problem string `json:"problem,omitempty"` // why it cannot be used
+}
+
+// known are the names of all contexts, with this host last.
+func known() []string {
+	found := map[string]bool{}
+	for _, d := range dirs() {
+		for _, name := range namesIn(d) {
+			found[name] = true
+		}
+	}
+	return append(slices.Sorted(maps.Keys(found)), hostName)
 }
 
 // All lists the contexts by name, with this host last.
@@ -315,9 +327,9 @@ func writeIn(dir string, c *Context) error {
 	return nil
 }
 
-// names are all contexts, sorted.
-func names() []string {
-	files, _ := filepath.Glob(filepath.Join(Dir, "*.yaml"))
+// namesIn are the contexts of a directory, sorted.
+func namesIn(dir string) []string {
+	files, _ := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	for i, f := range files {
 		files[i] = strings.TrimSuffix(filepath.Base(f), ".yaml")
 	}
@@ -334,7 +346,7 @@ func Remove(name string) error {
 		if err := os.Remove(filepath.Join(Dir, currentFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove context %q: %w", name, err)
 		}
-		if rest := names(); len(rest) > 0 {
+		if rest := namesIn(Dir); len(rest) > 0 {
 			return Use(rest[0])
 		}
 	}

@@ -39,6 +39,9 @@ func TestUsersContexts(t *testing.T) {
 	if err != nil || c.Clusters[0].Endpoint() != "192.0.2.1:4244" || c.Clusters[0].TLSDir != "/tls" {
 		t.Errorf("loaded %+v, %v", c, err)
 	}
+	if _, err := Load("nope"); err == nil || !strings.Contains(err.Error(), name) || !strings.HasSuffix(err.Error(), ", host") {
+		t.Errorf("unknown context: %v; should name those there are", err)
+	}
 	all, err := All()
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -83,12 +84,16 @@ func newGet(s *session.Session) *cobra.Command {
 		Short: "Show the labels of an identity",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			number, err := strconv.ParseUint(args[0], 0, 32)
+			if err != nil {
+				return session.Usage("identity %q: give its number, such as 65537 or 0x010001", args[0])
+			}
 			rows, err := list(cmd.Context(), s)
 			if err != nil {
 				return err
 			}
 			for _, r := range rows {
-				if fmt.Sprint(r.GetNumber()) == args[0] {
+				if uint64(r.GetNumber()) == number {
 					return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
 						return printer.Fields(w,
 							"Identity", fmt.Sprintf("%d (0x%06x)", r.GetNumber(), r.GetNumber()),

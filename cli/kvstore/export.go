@@ -47,12 +47,12 @@ func newExport(s *session.Session) *cobra.Command {
 			}
 			if file == "" {
 				if err := write(cmd.OutOrStdout()); err != nil {
-					return explain(err)
+					return explain(cl.Name, err)
 				}
 				return nil
 			}
 			if err := replaceFile(file, write); err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			return report(cmd, s, map[string]any{"file": file, "keys": n}, fmt.Sprintf("Wrote %s keys to %s.", printer.Count(n), file))
 		},
@@ -148,7 +148,7 @@ func newImport(s *session.Session) *cobra.Command {
 			}
 			res, err := inspect.Import(cmd.Context(), client, cl.Name, kvs, o)
 			if err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			return report(cmd, s, res, imported(res, o.DryRun))
 		},

@@ -39,7 +39,7 @@ func New(s *session.Session) *cobra.Command {
 			"given with or without the leading " + kvstore.Root + ".",
 	}
 	cmd.AddCommand(newLs(s), newGet(s), newTree(s), newDiff(s), newWatch(s), newStats(s), newOrphans(s),
-		newExport(s), newImport(s), newPut(s), newDel(s))
+		newExport(s), newImport(s), newPut(s), newDel(s), newBackup(s), newRestore(s))
 	return cmd
 }
 
@@ -115,28 +115,35 @@ func short(k string) string { return strings.TrimPrefix(k, kvstore.Root) }
 
 func newLs(s *session.Session) *cobra.Command {
 	return &cobra.Command{
-		Use:     "ls [PREFIX]",
-		Short:   "List keys with size, revision and content",
+		Use:   "ls [PREFIX]",
+		Short: "List keys with size, revision and content",
+		Long: "List keys with size, revision and content. Without a prefix these are state/ and the\n" +
+			"cluster's own part of local/.",
 		Example: "  hawser kvstore ls state/east/ips",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := connect(s)
+			client, cl, err := connect(s)
 			if err != nil {
 				return err
 			}
 			defer func() { _ = client.Close() }()
 			ctx, cancel := s.Deadline(cmd.Context())
 			defer cancel()
-			entries, err := inspect.List(ctx, client, directory(args), kvstore.Limits{})
-			if err != nil {
-				return explain(err)
+			var entries []inspect.Entry
+			var where []string
+			for _, p := range prefixes(cl.Name, args) {
+				below, err := inspect.List(ctx, client, p, kvstore.Limits{})
+				if err != nil {
+					return explain(cl.Name, err)
+				}
+				entries, where = append(entries, below...), append(where, short(p))
 			}
 			return printer.Rows(cmd.OutOrStdout(), s.Output, entries, printer.Columns[inspect.Entry]{
 				{Header: "KEY", Cell: func(e inspect.Entry) string { return short(e.Key) }},
 				{Header: "REVISION", Cell: func(e inspect.Entry) string { return printer.Count(e.ModRevision) }},
 				{Header: "SIZE", Cell: func(e inspect.Entry) string { return printer.Bytes(uint64(e.Size)) }},
 				{Header: "CONTENT", Cell: content},
-			}, "No keys below "+short(directory(args))+".")
+			}, "No keys below "+strings.Join(where, ", ")+".")
 		},
 	}
 }
@@ -161,7 +168,7 @@ func newGet(s *session.Session) *cobra.Command {
 		Short: "Show one key, decoded",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := connect(s)
+			client, cl, err := connect(s)
 			if err != nil {
 				return err
 			}
@@ -170,7 +177,7 @@ func newGet(s *session.Session) *cobra.Command {
 			defer cancel()
 			e, err := inspect.Get(ctx, client, absolute(args[0]), kvstore.Limits{})
 			if err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			if e == nil {
 				return session.Answer("there is no key %s; see: hawser kvstore ls %s", short(absolute(args[0])), filepath.Dir(short(absolute(args[0]))))
@@ -200,23 +207,46 @@ func newDiff(s *session.Session) *cobra.Command {
 		Use:   "diff PEER [PREFIX]",
 		Short: "Compare the mirror of a peer with its origin, key by key",
 		Long: "Compare the mirror of a peer with its origin, key by key, asked over the federation\n" +
-			"stream. Exit code 1 when they differ. Changes on their way show as differences.",
+			"stream. Exit code 1 when they differ. Changes on their way show as differences. PREFIX\n" +
+			"is below state/PEER/ and begins with a kind of record.",
 		Example: "  hawser kvstore diff west ips/",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			prefix := ""
 			if len(args) == 2 {
-				prefix = args[1]
+				var err error
+				if prefix, err = belowPeer(args[0], args[1]); err != nil {
+					return err
+				}
 			}
 			return diff(cmd, s, args[0], prefix)
 		},
 	}
 }
 
-// explain makes a sentence of what etcd answered.
-func explain(err error) error {
+// belowPeer is a prefix given by a user, relative to state/<peer>/.
+func belowPeer(peer, prefix string) (string, error) {
+	prefix = strings.TrimPrefix(absolute(prefix), kvstore.Root)
+	prefix = strings.TrimPrefix(prefix, string(kvstore.State)+"/"+peer+"/")
+	var kinds []string
+	for _, k := range kvstore.PublicKinds {
+		dir := string(k) + "/"
+		if strings.HasPrefix(prefix+"/", dir) || strings.HasPrefix(dir, strings.TrimSuffix(prefix, "/")+"/") || prefix == "" {
+			return prefix, nil
+		}
+		kinds = append(kinds, dir)
+	}
+	return "", session.Usage("prefix %q: begin with a kind of record: %s", prefix, strings.Join(kinds, ", "))
+}
+
+// explain makes a sentence of what the etcd of a cluster answered.
+func explain(own string, err error) error {
 	if errors.Is(err, kvstore.ErrDenied) {
-		return &session.Error{Code: session.No, Err: fmt.Errorf("%w; private/ is for API servers only", err)}
+		var readable []string
+		for _, p := range inspect.Prefixes(own) {
+			readable = append(readable, short(p))
+		}
+		return &session.Error{Code: session.No, Err: fmt.Errorf("%w; an administrator of %s may read: %s", err, own, strings.Join(readable, ", "))}
 	}
 	return &session.Error{Code: session.CouldNotAsk, Err: err}
 }

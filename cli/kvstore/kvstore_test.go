@@ -217,6 +217,39 @@ func TestWatchShowsChanges(t *testing.T) {
 	}
 }
 
+func TestLsShowsWhatMayBeRead(t *testing.T) {
+	r := newRig(t)
+	r.fill(t)
+	out, errs, code := r.run(t, "", "ls")
+	for _, want := range []string{"state/" + r.Cluster + "/", "local/" + r.Cluster + "/"} {
+		if code != 0 || !strings.Contains(out, want) {
+			t.Errorf("ls: %d, want %s in:\n%s%s", code, want, out, errs)
+		}
+	}
+	for _, prefix := range []string{"private/other", "local"} {
+		_, errs, code = r.run(t, "", "ls", prefix)
+		for _, want := range []string{"permission denied", "state/, local/" + r.Cluster + "/, private/" + r.Cluster + "/"} {
+			if code != session.No || !strings.Contains(errs, want) {
+				t.Errorf("ls %s: %d %s, want %q", prefix, code, errs, want)
+			}
+		}
+	}
+}
+
+func TestDiffTakesKinds(t *testing.T) {
+	r := newRig(t)
+	for prefix, want := range map[string]int{
+		"nope": session.WrongUse, "ip": session.WrongUse, "identities/nope": session.WrongUse, "state/east/ips": session.WrongUse,
+		// Those that are good are asked of an API server that is not there.
+		"": session.CouldNotAsk, "ips": session.CouldNotAsk, "ips/10.2": session.CouldNotAsk, "identities/": session.CouldNotAsk,
+		"identities/id/65": session.CouldNotAsk, "cluster": session.CouldNotAsk, "state/west/ips": session.CouldNotAsk,
+	} {
+		if _, errs, code := r.run(t, "", "diff", "west", prefix); code != want {
+			t.Errorf("diff west %q: exit code %d, want %d: %s", prefix, code, want, errs)
+		}
+	}
+}
+
 func itoa(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
 func TestWatchEndsWithWhereToGoOn(t *testing.T) {

@@ -33,7 +33,7 @@ func newStats(s *session.Session) *cobra.Command {
 			defer func() { _ = client.Close() }()
 			stats, err := inspect.Stats(cmd.Context(), client, prefixes(cl.Name, args), during, kvstore.Limits{})
 			if err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			return printer.Rows(cmd.OutOrStdout(), s.Output, stats, printer.Columns[inspect.Stat]{
 				{Header: "SUBTREE", Cell: func(r inspect.Stat) string { return r.Subtree }},
@@ -67,7 +67,7 @@ func newOrphans(s *session.Session) *cobra.Command {
 			defer func() { _ = client.Close() }()
 			orphans, err := inspect.Orphans(cmd.Context(), client, cl.Name)
 			if err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			if err := printer.Rows(cmd.OutOrStdout(), s.Output, orphans, printer.Columns[inspect.Orphan]{
 				{Header: "KEY", Cell: func(o inspect.Orphan) string { return short(o.Key) }},

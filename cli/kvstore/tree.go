@@ -37,7 +37,7 @@ func newTree(s *session.Session) *cobra.Command {
 			for _, p := range prefixes(cl.Name, args) {
 				b, err := inspect.Tree(ctx, client, p, kvstore.Limits{})
 				if err != nil {
-					return explain(err)
+					return explain(cl.Name, err)
 				}
 				branches = append(branches, b...)
 			}

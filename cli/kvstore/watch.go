@@ -48,14 +48,14 @@ func newWatch(s *session.Session) *cobra.Command {
 			if len(args) > 0 {
 				prefix = directory(args)
 			}
-			client, _, err := connect(s)
+			client, cl, err := connect(s)
 			if err != nil {
 				return err
 			}
 			defer func() { _ = client.Close() }()
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			return watch(ctx, client, cmd.OutOrStdout(), s.Output, prefix, from, count)
+			return watch(ctx, client, cl.Name, cmd.OutOrStdout(), s.Output, prefix, from, count)
 		},
 	}
 	cmd.Flags().Int64Var(&from, "from", 0, "revision to begin with; 0 is the next change")
@@ -63,11 +63,11 @@ func newWatch(s *session.Session) *cobra.Command {
 	return cmd
 }
 
-func watch(ctx context.Context, c kvstore.Client, w io.Writer, f printer.Format, prefix string, from int64, count int) error {
+func watch(ctx context.Context, c kvstore.Client, own string, w io.Writer, f printer.Format, prefix string, from int64, count int) error {
 	if from == 0 {
 		_, rev, err := c.Get(ctx, prefix)
 		if err != nil {
-			return explain(err)
+			return explain(own, err)
 		}
 		from = rev + 1
 	}
@@ -92,7 +92,7 @@ func watch(ctx context.Context, c kvstore.Client, w io.Writer, f printer.Format,
 	case errors.Is(err, kvstore.ErrFutureRevision):
 		return session.Answer("%w: was it restored from a backup? Watch without --from", err)
 	case errors.Is(err, kvstore.ErrDenied):
-		return explain(err)
+		return explain(own, err)
 	}
 	return &session.Error{Code: session.CouldNotAsk, Err: fmt.Errorf("%w\nnothing before revision %d is missing above; go on with: hawser kvstore watch %s --from %d", err, next, short(prefix), next)}
 }

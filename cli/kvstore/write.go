@@ -42,7 +42,7 @@ func newPut(s *session.Session) *cobra.Command {
 			if err != nil {
 				return session.Usage("%v", err)
 			}
-			client, _, err := connect(s)
+			client, cl, err := connect(s)
 			if err != nil {
 				return err
 			}
@@ -51,7 +51,7 @@ func newPut(s *session.Session) *cobra.Command {
 			defer cancel()
 			res, err := client.Txn(ctx, nil, []kvstore.Op{kvstore.Put(key, value)}, nil)
 			if err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			return report(cmd, s, map[string]any{"key": key, "revision": res.Revision}, fmt.Sprintf("Stored %s at revision %d.", short(key), res.Revision))
 		},
@@ -109,7 +109,7 @@ func newDel(s *session.Session) *cobra.Command {
 					return session.Usage("--prefix %s: name at least a subtree and a cluster, such as state/west/", short(key))
 				}
 			}
-			client, _, err := connect(s)
+			client, cl, err := connect(s)
 			if err != nil {
 				return err
 			}
@@ -120,7 +120,7 @@ func newDel(s *session.Session) *cobra.Command {
 			op.Prefix, read.Prefix = below, below
 			res, err := client.Txn(ctx, nil, []kvstore.Op{read, op}, nil)
 			if err != nil {
-				return explain(err)
+				return explain(cl.Name, err)
 			}
 			n := len(res.Gets[0])
 			if n == 0 {

@@ -23,15 +23,18 @@ func newDown(o *options) *cobra.Command {
 			"them and fails.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			names := []string{o.name}
 			if all {
-				names = lab.Names()
+				var errs []error
+				for _, name := range lab.Names() {
+					errs = append(errs, o.down(cmd, name))
+				}
+				return errors.Join(errs...)
 			}
-			var errs []error
-			for _, name := range names {
-				errs = append(errs, o.down(cmd, name))
+			name, err := o.lab()
+			if err != nil {
+				return err
 			}
-			return errors.Join(errs...)
+			return o.down(cmd, name)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "remove every lab of this machine")

@@ -27,6 +27,9 @@ func newExec(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := l.Find(args[0]); err != nil {
+				return err // as `lab rm` does
+			}
 			argv := args[1:]
 			if argv[0] == "--" {
 				argv = argv[1:]
@@ -56,7 +59,11 @@ func newRun(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p, err := lab.AddPod(cmd.Context(), o.name, cluster, lab.PodSpec{
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			p, err := lab.AddPod(cmd.Context(), l.Name(), cluster, lab.PodSpec{
 				Name: pod, Namespace: namespace, Node: o.Node, Labels: labels, Command: args[1:],
 			})
 			if err != nil {
@@ -81,7 +88,11 @@ func newRemove(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return lab.DeletePod(cmd.Context(), o.name, cluster, pod)
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			return lab.DeletePod(cmd.Context(), l.Name(), cluster, pod)
 		},
 	}
 }
@@ -92,7 +103,11 @@ func newHosts(o *options) *cobra.Command {
 		Short: "Give all pods the names of the services that there are now",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return lab.WriteHosts(cmd.Context(), o.name)
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			return lab.WriteHosts(cmd.Context(), l.Name())
 		},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +22,11 @@ func newStatus(o *options) *cobra.Command {
 		Short: "What runs in a lab, and what does not",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			st, broken := lab.Broken(o.name)
+			name, err := o.lab()
+			if err != nil {
+				return err
+			}
+			st, broken := lab.Broken(name)
 			if !broken {
 				l, err := o.open()
 				if err != nil {
@@ -47,6 +52,11 @@ func newStatus(o *options) *cobra.Command {
 }
 
 func printStatus(cmd *cobra.Command, st lab.Status) {
+	up := ""
+	if !st.Started.IsZero() {
+		up = ", started " + printer.Duration(time.Since(st.Started)) + " ago"
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "Lab %s: %s%s\n\n", st.Name, st.State, up)
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, strings.Join([]string{"KIND", "NAME", "STATE", "ADDRESS", "PID", "DETAIL"}, "\t"))
 	for _, r := range st.Rows {

@@ -3,7 +3,6 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -26,7 +25,7 @@ const killAfter = "HAWSER_LAB_KILL_BEFORE"
 func newUp(o *options) *cobra.Command {
 	var clusters, nodes int
 	var file, binDir string
-	var demo, networkOnly, switchContext bool
+	var demo, networkOnly, switchContext, shared bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab: clusters that are already meshed",
@@ -35,6 +34,12 @@ func newUp(o *options) *cobra.Command {
 			"  hawser lab up --file lab.yaml",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if clusters < 1 || clusters > lab.MaxClusters {
+				return session.Usage("--clusters %d: must be between 1 and %d", clusters, lab.MaxClusters)
+			}
+			if nodes < 1 || nodes > lab.MaxNodes {
+				return session.Usage("--nodes %d: must be between 1 and %d", nodes, lab.MaxNodes)
+			}
 			spec := lab.NewSpec(o.name, clusters, nodes)
 			if file != "" {
 				if cmd.Flags().Changed("clusters") || cmd.Flags().Changed("nodes") {
@@ -48,6 +53,11 @@ func newUp(o *options) *cobra.Command {
 					spec.Name = o.name
 				}
 			}
+			spec.SharedEtcd = spec.SharedEtcd || shared
+			spec, err := spec.Complete()
+			if err != nil {
+				return &session.Error{Code: session.WrongUse, Err: err}
+			}
 			bin, err := binaries(binDir)
 			if err != nil {
 				return err
@@ -60,6 +70,7 @@ func newUp(o *options) *cobra.Command {
 	f.IntVar(&clusters, "clusters", 2, "number of clusters")
 	f.IntVar(&nodes, "nodes", 2, "number of nodes in each")
 	f.StringVarP(&file, "file", "f", "", "YAML file that describes the lab, instead of numbers")
+	f.BoolVar(&shared, "shared-etcd", false, "all clusters keep their keys in one etcd, instead of federating")
 	f.BoolVar(&demo, "demo", false, "deploy a service in all clusters and show it working")
 	f.StringVar(&binDir, "bin-dir", "", "directory of the programs (default: where this one is)")
 	f.BoolVar(&switchContext, "switch-context", true, "make the lab the CLI's current context")
@@ -75,14 +86,12 @@ func (o *options) up(cmd *cobra.Command, spec lab.Spec, opts lab.Options, switch
 	start := time.Now()
 	l, err := lab.Up(ctx, spec, opts)
 	show.end()
-	if errors.Is(err, lab.ErrExists) {
-		return &session.Error{Code: session.No, Err: err}
-	}
-	if err != nil && l == nil {
-		return &session.Error{Code: session.WrongUse, Err: err}
-	}
 	if err != nil {
-		return fmt.Errorf("%w\nlogs: %s   clean up: hawser lab down --name %s", err, filepath.Join(lab.RunDir, l.Name(), "log"), l.Name())
+		if l != nil {
+			err = fmt.Errorf("%w\nlogs: %s   clean up: hawser lab down --name %s", err, filepath.Join(lab.RunDir, l.Name(), "log"), l.Name())
+		}
+		// Also when a program of the lab did not answer, or it was interrupted.
+		return &session.Error{Code: session.No, Err: err}
 	}
 	if opts.NetworkOnly {
 		return nil

@@ -45,7 +45,7 @@ func Each(cmd *cobra.Command, s *session.Session, files []string,
 			objects, err := send(ctx, client, text)
 			all = append(all, objects...)
 			if err != nil {
-				return all, fmt.Errorf("%s: %s: %w", name(files[i]), session.Message(err), &session.Error{Code: session.ExitCode(err), Err: err})
+				return all, fmt.Errorf("%s: %w", name(files[i]), err)
 			}
 		}
 		return all, nil

@@ -15,8 +15,10 @@ import (
 	"github.com/spf13/cobra"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/doctor"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 )
 
 // New returns the command.
@@ -25,7 +27,7 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "mesh",
 		Short: "Join clusters and see how they are connected",
 	}
-	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newStatus(s), newList(s))
+	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newStatus(s), newList(s), doctor.New(s))
 	return cmd
 }
 
@@ -128,6 +130,9 @@ func readToken(stdin io.Reader, args []string, file string) (string, error) {
 }
 
 func join(cmd *cobra.Command, s *session.Session, token string, preflight bool) error {
+	if _, err := invitation.Parse(token); err != nil {
+		return session.Usage("%v", err)
+	}
 	client, conn, err := s.Mesh()
 	if err != nil {
 		return err

@@ -166,7 +166,7 @@ func peer(p *hawserv1.EventPeer) string {
 		}
 	}
 	if len(labels) > 0 {
-		name += " (" + strings.Join(labels, ",") + ")"
+		name += " (" + printer.Labels(labels) + ")"
 	} else if p.GetIdentity() != 0 {
 		name += fmt.Sprintf(" (identity %d)", p.GetIdentity())
 	}

@@ -121,7 +121,7 @@ func newGet(s *session.Session) *cobra.Command {
 	var namespace string
 	var endpoint uint32
 	cmd := &cobra.Command{
-		Use:   "get NAME | --endpoint ID",
+		Use:   "get [NAMESPACE/]NAME | --endpoint ID",
 		Short: "Show a policy object, or what an endpoint's policy has become",
 		Long: "Show a policy object as it was applied, or, with --endpoint, the entries that the\n" +
 			"endpoint's policy has become on its node, with the rule behind each.",
@@ -146,22 +146,14 @@ func object(cmd *cobra.Command, s *session.Session, namespace, name string) erro
 	if err != nil {
 		return err
 	}
-	for _, p := range rows {
-		if p.GetName() == name && (namespace == "" || p.GetNamespace() == namespace) {
-			return printer.One(cmd.OutOrStdout(), s.Output, p, func(w io.Writer) error {
-				_, err := fmt.Fprintln(w, p.GetSource())
-				return err
-			})
-		}
+	p, err := session.Pick("policy", rows, namespace, name)
+	if err != nil {
+		return err
 	}
-	return session.Answer("no policy %q%s", name, in(namespace))
-}
-
-func in(namespace string) string {
-	if namespace == "" {
-		return ""
-	}
-	return fmt.Sprintf(" in namespace %q", namespace)
+	return printer.One(cmd.OutOrStdout(), s.Output, p, func(w io.Writer) error {
+		_, err := fmt.Fprintln(w, p.GetSource())
+		return err
+	})
 }
 
 func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {

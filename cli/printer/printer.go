@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -254,5 +255,20 @@ func Count[N ~int | ~int64 | ~uint32 | ~uint64](n N) string {
 	return s
 }
 
-// Labels are labels as one cell.
-func Labels(ls []string) string { return strings.Join(ls, ",") }
+// Labels are labels as one cell. A value that could be taken for more than one
+// is quoted.
+func Labels(ls []string) string {
+	out := make([]string, len(ls))
+	for i, l := range ls {
+		key, value, _ := strings.Cut(l, "=")
+		switch {
+		case strings.ContainsAny(key, `," `): // a key has no '='
+			out[i] = strconv.Quote(l)
+		case strings.ContainsAny(value, `,=" `):
+			out[i] = key + "=" + strconv.Quote(value)
+		default:
+			out[i] = l
+		}
+	}
+	return strings.Join(out, ",")
+}

@@ -59,3 +59,11 @@ func TestCount(t *testing.T) {
 		}
 	}
 }
+
+func TestLabelsAreUnambiguous(t *testing.T) {
+	ls := []string{"cni:app=web", "cni:flag", "cni:empty=", "cni:list=a,cni:b=c", "cni:sum=a=b", `cni:said="x"`, "cni:odd,key=v"}
+	want := `cni:app=web,cni:flag,cni:empty=,cni:list="a,cni:b=c",cni:sum="a=b",cni:said="\"x\"","cni:odd,key=v"`
+	if got := Labels(ls); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}

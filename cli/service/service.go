@@ -135,7 +135,7 @@ func ports(r *hawserv1.ServiceInfo) string {
 func newGet(s *session.Session) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
-		Use:   "get NAME",
+		Use:   "get [NAMESPACE/]NAME",
 		Short: "Show a service with its backends in all clusters",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -143,12 +143,11 @@ func newGet(s *session.Session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, r := range rows {
-				if r.GetName() == args[0] && (namespace == "" || r.GetNamespace() == namespace) {
-					return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error { return show(w, r) })
-				}
+			r, err := session.Pick("service", rows, namespace, args[0])
+			if err != nil {
+				return err
 			}
-			return session.Answer("no service %q; see: hawser service list", args[0])
+			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error { return show(w, r) })
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace (default: any)")
@@ -174,5 +173,5 @@ func show(w io.Writer, r *hawserv1.ServiceInfo) error {
 		{Header: "NODE", Cell: row.GetNode},
 		{Header: "WORKLOAD", Cell: row.GetWorkload},
 		{Header: "STATE", Cell: row.GetState},
-	}, "No backends: connections are refused.")
+	}, "No backends: new connections time out.")
 }

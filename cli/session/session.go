@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -76,7 +77,8 @@ func (s *Session) Bind(root *cobra.Command) {
 	f.StringVar(&s.Node, "node", "", "node to ask (default: all nodes of the cluster)")
 	f.VarP(&s.Output, "output", "o", "output format")
 	f.BoolVarP(&s.Quiet, "quiet", "q", false, "print results only")
-	f.DurationVar(&s.Timeout, "timeout", 10*time.Second, "longest time to wait for an answer")
+	s.Timeout = 10 * time.Second
+	f.Var((*positive)(&s.Timeout), "timeout", "longest time to wait for an answer")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("cluster", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return s.clusterNames(), cobra.ShellCompDirectiveNoFileComp
@@ -85,6 +87,28 @@ func (s *Session) Bind(root *cobra.Command) {
 		return s.nodeNames(), cobra.ShellCompDirectiveNoFileComp
 	})
 }
+
+// positive is a duration flag above zero.
+type positive time.Duration
+
+// Set implements pflag.Value.
+func (p *positive) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return err
+	}
+	if d <= 0 {
+		return errors.New("must be above zero")
+	}
+	*p = positive(d)
+	return nil
+}
+
+// String implements pflag.Value.
+func (p *positive) String() string { return time.Duration(*p).String() }
+
+// Type implements pflag.Value.
+func (p *positive) Type() string { return "duration" }
 
 func (s *Session) clusterNames() []string {
 	c, err := clicontext.Load(s.Context)
@@ -185,7 +209,7 @@ func (s *Session) Nodes() ([]NodeConn, error) {
 		if len(problems) > 0 {
 			return nil, &Error{Code: CouldNotAsk, Err: errors.Join(problems...)}
 		}
-		return nil, Usage("cluster %q has no node %q", cl.Name, s.Node)
+		return nil, Usage("cluster %q has no node %q, there are: %s", cl.Name, s.Node, strings.Join(s.nodeNames(), ", "))
 	}
 	for _, p := range problems {
 		s.Warn("%v", p)
@@ -195,11 +219,12 @@ func (s *Session) Nodes() ([]NodeConn, error) {
 
 // Warn prints a warning on stderr.
 func (s *Session) Warn(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "warning: "+format+"\n", args...)
+	fmt.Fprintf(os.Stderr, "warning: %s\n", plain(fmt.Sprintf(format, args...)))
 }
 
 // Gather asks all nodes at once and joins their rows in node order. A node that
-// fails is a warning as long as another answers.
+// fails is a warning as long as another answers. When all fail the exit code is
+// the highest of theirs.
 func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, NodeConn) ([]T, error)) ([]T, error) {
 	nodes, err := s.Nodes()
 	if err != nil {
@@ -219,14 +244,16 @@ func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, No
 	wg.Wait()
 	var all []T
 	var failed []error
+	code := Done
 	for i := range nodes {
 		all = append(all, rows[i]...)
 		if errs[i] != nil {
 			failed = append(failed, fmt.Errorf("node %q: %w", nodes[i].Name, errs[i]))
+			code = max(code, ExitCode(errs[i]))
 		}
 	}
 	if len(failed) == len(nodes) {
-		return nil, &Error{Code: CouldNotAsk, Err: errors.Join(failed...)}
+		return nil, &Error{Code: code, Err: errors.Join(failed...)}
 	}
 	for _, f := range failed {
 		s.Warn("%v", f)
@@ -291,18 +318,19 @@ func ExitCode(err error) int {
 	return No
 }
 
-// Message is an error as it is shown: gRPC's wrapping is taken off.
-func Message(err error) string {
-	var e *Error
-	if errors.As(err, &e) {
-		err = e.Err
+// Message is an error as it is shown: gRPC's wrapping is taken off, wherever it
+// is.
+func Message(err error) string { return plain(err.Error()) }
+
+// plain takes gRPC's prefixes out of a text: also out of those that another
+// program, or a log line, has quoted.
+func plain(text string) string {
+	code := regexp.MustCompile(`rpc error: code = (\S+) desc = ?`)
+	if out := strings.TrimSpace(code.ReplaceAllString(text, "")); out != "" {
+		return out
 	}
-	if st, ok := status.FromError(err); ok && st.Code() != codes.OK {
-		if msg := st.Message(); msg != "" {
-			return strings.TrimSpace(msg)
-		}
-	}
-	return err.Error()
+	// Without a message the code is all there is.
+	return strings.TrimSpace(code.ReplaceAllString(text, "$1 "))
 }
 
 // OneNode connects to the agent that --node names, or to the first that answers.

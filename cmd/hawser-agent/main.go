@@ -63,6 +63,8 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.Node, "node", "", "name of this node, unique in its cluster (default: as enrolled)")
 	f.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoint", nil, "https://ADDRESS:PORT of the cluster's etcd (default: as enrolled)")
 	f.StringVar(&cfg.TLSDir, "tls-dir", "/etc/hawser/tls", "directory of ca.crt, tls.crt and tls.key of this node and of its enrolment")
+	f.StringVar(&cfg.EtcdTLSDir, "etcd-tls-dir", "", "the same for an external etcd, of its own CA, common name CLUSTER-agent (default: etcd is the API server's)")
+	f.BoolVar(&cfg.SharedEtcd, "shared-etcd", false, "other clusters keep their keys in the same external etcd")
 	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
 	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
 	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's")

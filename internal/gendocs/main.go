@@ -62,6 +62,10 @@ func walk(b *strings.Builder, cmd *cobra.Command) {
 		}
 		if c.HasSubCommands() {
 			fmt.Fprintf(b, "## %s\n\n%s.\n\n", c.CommandPath(), c.Short)
+			if c.HasAvailablePersistentFlags() {
+				b.WriteString("Flags of all its commands:\n\n")
+				flagTable(b, c.PersistentFlags())
+			}
 			walk(b, c)
 			continue
 		}
@@ -103,7 +107,8 @@ func daemons() string {
 	var b strings.Builder
 	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, in capitals with _ for -) or\n" +
 		"in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
-	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"}} {
+	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"},
+		{"hawser-apiserver", "ca"}, {"hawser-apiserver", "etcd-access"}, {"hawser-apiserver", "member", "replace"}, {"hawser-apiserver", "restore"}} {
 		out, err := exec.CommandContext(context.Background(), "go", append([]string{"run", "./cmd/" + args[0]}, append(args[1:], "--help")...)...).Output()
 		if err != nil {
 			log.Fatalf("%v: %v", args, err)

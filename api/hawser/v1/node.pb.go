@@ -62,28 +62,30 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type NodeStatusReport struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Cluster           string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node              string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Version           string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt         int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
-	Adopted           bool                   `protobuf:"varint,5,opt,name=adopted,proto3" json:"adopted,omitempty"`                      // pinned programs and maps were taken over at start
-	UnderlayDevice    string                 `protobuf:"bytes,6,opt,name=underlay_device,json=underlayDevice,proto3" json:"underlay_device,omitempty"`
-	UnderlayAddress   string                 `protobuf:"bytes,7,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
-	TunnelProtocol    string                 `protobuf:"bytes,8,opt,name=tunnel_protocol,json=tunnelProtocol,proto3" json:"tunnel_protocol,omitempty"`
-	TunnelPort        uint32                 `protobuf:"varint,9,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
-	AttachMode        string                 `protobuf:"bytes,10,opt,name=attach_mode,json=attachMode,proto3" json:"attach_mode,omitempty"` // tcx or clsact
-	PodCidrs          []string               `protobuf:"bytes,11,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
-	PodMtu            uint32                 `protobuf:"varint,12,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
-	Keyspace          *KeyspaceStatus        `protobuf:"bytes,13,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
-	Tables            []*TableStatus         `protobuf:"bytes,14,rep,name=tables,proto3" json:"tables,omitempty"`
-	Endpoints         uint32                 `protobuf:"varint,15,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
-	EndpointsNotReady uint32                 `protobuf:"varint,16,opt,name=endpoints_not_ready,json=endpointsNotReady,proto3" json:"endpoints_not_ready,omitempty"`
-	Problems          []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Cluster              string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node                 string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Version              string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt            int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
+	Adopted              bool                   `protobuf:"varint,5,opt,name=adopted,proto3" json:"adopted,omitempty"`                      // pinned programs and maps were taken over at start
+	UnderlayDevice       string                 `protobuf:"bytes,6,opt,name=underlay_device,json=underlayDevice,proto3" json:"underlay_device,omitempty"`
+	UnderlayAddress      string                 `protobuf:"bytes,7,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
+	TunnelProtocol       string                 `protobuf:"bytes,8,opt,name=tunnel_protocol,json=tunnelProtocol,proto3" json:"tunnel_protocol,omitempty"`
+	TunnelPort           uint32                 `protobuf:"varint,9,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
+	AttachMode           string                 `protobuf:"bytes,10,opt,name=attach_mode,json=attachMode,proto3" json:"attach_mode,omitempty"` // tcx or clsact
+	PodCidrs             []string               `protobuf:"bytes,11,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	PodMtu               uint32                 `protobuf:"varint,12,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
+	Keyspace             *KeyspaceStatus        `protobuf:"bytes,13,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
+	Tables               []*TableStatus         `protobuf:"bytes,14,rep,name=tables,proto3" json:"tables,omitempty"`
+	Endpoints            uint32                 `protobuf:"varint,15,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
+	EndpointsNotReady    uint32                 `protobuf:"varint,16,opt,name=endpoints_not_ready,json=endpointsNotReady,proto3" json:"endpoints_not_ready,omitempty"`
+	Problems             []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
+	CertificateExpiresAt int64                  `protobuf:"varint,18,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns; 0 when it cannot be read
+	Enrolled             bool                   `protobuf:"varint,19,opt,name=enrolled,proto3" json:"enrolled,omitempty"`                                                       // by token: the certificate renews itself
 	// namespace/name -> revision of the policy objects that this node has resolved.
-	Policies map[string]uint64 `protobuf:"bytes,18,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The kernel has them all.
-	PoliciesSettled bool `protobuf:"varint,19,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	PoliciesSettled bool `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -235,6 +237,20 @@ func (x *NodeStatusReport) GetProblems() []*Problem {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *NodeStatusReport) GetCertificateExpiresAt() int64 {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return 0
+}
+
+func (x *NodeStatusReport) GetEnrolled() bool {
+	if x != nil {
+		return x.Enrolled
+	}
+	return false
 }
 
 func (x *NodeStatusReport) GetPolicies() map[string]uint64 {
@@ -2274,7 +2290,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\x9c\x06\n" +
+	"\rStatusRequest\"\xee\x06\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2296,9 +2312,11 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06tables\x18\x0e \x03(\v2\x16.hawser.v1.TableStatusR\x06tables\x12\x1c\n" +
 	"\tendpoints\x18\x0f \x01(\rR\tendpoints\x12.\n" +
 	"\x13endpoints_not_ready\x18\x10 \x01(\rR\x11endpointsNotReady\x12.\n" +
-	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\x12E\n" +
-	"\bpolicies\x18\x12 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
-	"\x10policies_settled\x18\x13 \x01(\bR\x0fpoliciesSettled\x1a;\n" +
+	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\x124\n" +
+	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
+	"\benrolled\x18\x13 \x01(\bR\benrolled\x12E\n" +
+	"\bpolicies\x18\x14 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
+	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x1a;\n" +
 	"\rPoliciesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbd\x01\n" +

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// TestWrongUse are command lines that are refused before anybody is asked: the
+// context's clusters do not exist.
+func TestWrongUse(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	text := "name: x\nclusters: [{name: east, socket: /nowhere.sock, nodes: [{name: n1, socket: /nowhere.sock}]}]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	labFile := filepath.Join(t.TempDir(), "lab.yaml")
+	if err := os.WriteFile(labFile, []byte("clusters: [{serviceCIDR: 172.31.9.0/32}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for line, says := range map[string]string{
+		"status --timeout 0":        "must be above zero",
+		"status --timeout=-1s":      "must be above zero",
+		"status --timeout soon":     "invalid duration",
+		"identity get abc":          "give its number",
+		"mesh join garbage":         "hawser mesh invite",
+		"mesh preflight garbage":    "hawser mesh invite",
+		"lab up --nodes 0":          "between 1 and 200",
+		"lab up --clusters 0":       "between 1 and 255",
+		"lab up --clusters 256":     "between 1 and 255",
+		"lab up --name no-good":     "lab name",
+		"lab up --file " + labFile:  "serviceCIDR",
+		"lab status":                "not a lab's",
+		"endpoint list --node nope": "there are: n1",
+	} {
+		cmd := New("hawser")
+		cmd.SetArgs(append([]string{"--context", file}, strings.Fields(line)...))
+		var out, errs bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetErr(&errs)
+		code := Report(&errs, cmd.ExecuteContext(t.Context()))
+		if code != session.WrongUse || !strings.Contains(errs.String(), says) {
+			t.Errorf("hawser %s: exit code %d, want %d, and %q in: %s", line, code, session.WrongUse, says, errs.String())
+		}
+	}
+}
