@@ -13,6 +13,8 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 LDFLAGS  := -s -w -X github.com/hawser-mesh/hawser/internal/version.Version=$(VERSION)
 PROGRAMS := hawser hawser-agent hawser-apiserver hawser-cni
 PROTOS   := $(wildcard api/*/v1/*.proto)
+GATEWAY  := github.com/grpc-ecosystem/grpc-gateway/v2
+GATEWAY_VERSION = $(shell $(GO) list -m -f "{{.Version}}" $(GATEWAY))
 CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
 LAB      ?= lab
 
@@ -46,6 +48,12 @@ generate-proto:
 	@$(GO) build -o $(TOOLS)/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	@PATH=$(TOOLS):$$PATH protoc --go_out=. --go-grpc_out=. \
 	  --go_opt=module=github.com/hawser-mesh/hawser --go-grpc_opt=module=github.com/hawser-mesh/hawser $(PROTOS)
+	@GOBIN=$(TOOLS) $(GO) install $(GATEWAY)/protoc-gen-grpc-gateway@$(GATEWAY_VERSION) $(GATEWAY)/protoc-gen-openapiv2@$(GATEWAY_VERSION)
+	@PATH=$(TOOLS):$$PATH protoc --grpc-gateway_out=. --openapiv2_out=api/openapi \
+	  --grpc-gateway_opt=module=github.com/hawser-mesh/hawser,grpc_api_configuration=api/openapi/rest.yaml \
+	  --openapiv2_opt=grpc_api_configuration=api/openapi/rest.yaml,openapi_configuration=api/openapi/info.yaml \
+	  --openapiv2_opt=allow_merge=true,merge_file_name=hawser \
+	  api/hawser/v1/mesh.proto api/hawser/v1/node.proto
 
 .PHONY: generate-bpf
 generate-bpf:
@@ -68,6 +76,12 @@ test-unit: ## Unit and component tests (loopback only)
 .PHONY: test-conformance
 test-conformance: ## NetworkPolicy beside other readings of it (a module of its own)
 	@$(GO) -C test/conformance test ./...
+
+# What stands on etcd, on the other ways to run one: three members, a process of its own.
+.PHONY: test-etcd
+test-etcd: ## Stores, identities and federation on three members and on an external etcd
+	@for k in embedded-3 external; do echo "on $$k:"; HAWSER_TEST_ETCD=$$k $(GO) test -count=1 -timeout 30m \
+	  ./kvstore/store ./kvstore/inspect ./identity/... ./clustermesh/federation ./clustermesh/election; done
 
 .PHONY: test-bpf
 test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)

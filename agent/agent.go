@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -26,7 +27,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
-	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -65,6 +66,7 @@ type Agent struct {
 	marks     *markers
 	publisher *publisher
 	endpoints *endpoints
+	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
 	hub       observe.Hub
 
@@ -136,9 +138,9 @@ func (a *Agent) openKernel() error {
 
 // openKeyspace makes everything that reads or writes keys, and the endpoints.
 func (a *Agent) openKeyspace() error {
-	tls, err := pki.FilesIn(a.cfg.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: a.cfg.Cluster, Role: pki.RoleAPIServer})
+	tls, err := a.cfg.etcdTLS()
 	if err != nil {
-		return fmt.Errorf("--tls-dir: %w", err)
+		return err
 	}
 	if a.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: a.cfg.EtcdEndpoints, TLS: tls, Log: a.log}); err != nil {
 		return err
@@ -160,11 +162,12 @@ func (a *Agent) openKeyspace() error {
 	a.publisher = &publisher{
 		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
+		enforced: a.enforcedRevisions,
 	}
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
-		flush: a.view.flush, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
+		flush: a.view.flush, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
 }
@@ -189,7 +192,19 @@ func (a *Agent) makeView(records *recordStore) error {
 			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
 		}
 	}
-	engine, err := policy.New(policy.Config{Cluster: a.cfg.Cluster, RuleSetIDs: numbers})
+	if a.pinned, err = maps.Dump[maps.IPKey, maps.Endpoint](a.dp.Maps().Endpoints); err != nil {
+		return fmt.Errorf("read the adopted endpoints: %w", err)
+	}
+	taken := slices.Collect(gomaps.Values(numbers))
+	for _, row := range a.pinned {
+		if row.RuleSet >= datapath.FirstRuleSet && !slices.Contains(taken, row.RuleSet) {
+			taken = append(taken, row.RuleSet)
+			numbers[fmt.Sprintf("%s%d", lostPrefix, row.RuleSet)] = row.RuleSet
+		}
+	}
+	engine, err := policy.New(policy.Config{
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+	})
 	if err != nil {
 		return err
 	}
@@ -224,9 +239,17 @@ func (a *Agent) makeStores() error {
 	var err error
 	a.index = allocator.NewIndex(a.cfg.Cluster)
 	a.ids = newNumbers(&a.cfg, a.space, a.kv, a.index, a.log)
-	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
+	use := func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+	}
+	judged, told := use, func(store.Batch) {}
+	if a.cfg.SharedEtcd {
+		g := newGrants(a.cfg.Cluster, a.space, a.log, use)
+		judged, told = g.state, g.local
+	}
+	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
+		judged(b)
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}
@@ -240,6 +263,7 @@ func (a *Agent) makeStores() error {
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		told(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err
@@ -261,12 +285,14 @@ func (a *Agent) makeStores() error {
 
 // run brings the node up and keeps it until the context ends.
 func (a *Agent) run(ctx context.Context) error {
-	unfinished := a.endpoints.restore()
+	a.endpoints.restore(a.pinned)
 	if err := a.publisher.announceNode(); err != nil {
 		return err
 	}
 	for _, r := range a.endpoints.snapshot() {
-		a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+		if r.State == stateRestoring && len(r.Labels) > 0 {
+			a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+		}
 	}
 	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {
 		a.tables.Identities.Set(n, datapath.Identity{Number: n})
@@ -290,6 +316,10 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	api := grpc.NewServer()
 	hawserv1.RegisterNodeServer(api, &service{a: a})
+	web, err := rest.Gateway(ctx, a.cfg.Socket, hawserv1.RegisterNodeHandler)
+	if err != nil {
+		return err
+	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.reconciler.Run(ctx) })
@@ -313,8 +343,8 @@ func (a *Agent) run(ctx context.Context) error {
 	if a.enrolled {
 		g.Go(func() error { return (&enrol.Renewer{Node: *a.cfg.node()}).Run(ctx) })
 	}
-	g.Go(func() error { a.settle(ctx, unfinished); return nil })
-	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error { a.settle(ctx); return nil })
+	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
 		<-ctx.Done()
 		close(a.stopping)
@@ -335,13 +365,16 @@ func (a *Agent) run(ctx context.Context) error {
 // settle finishes the restore and then lets what is stale be removed: own keys
 // once the own endpoints are back, kernel state once everything of every cluster
 // is known.
-func (a *Agent) settle(ctx context.Context, unfinished []*record) {
-	a.endpoints.resume(ctx, unfinished)
+func (a *Agent) settle(ctx context.Context) {
+	a.endpoints.resume(ctx)
 	if ctx.Err() != nil {
 		return
 	}
 	a.writer.Prune()
 	a.view.wakeIdentities()
+	if _, err := a.dp.PruneLinks(); err != nil {
+		a.log.Warn("remove links of devices that are gone", "error", err)
+	}
 	if err := a.ids.pruneRefs(ctx); err != nil {
 		a.log.Warn("remove stale references to identities", "error", err)
 	}

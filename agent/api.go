@@ -178,6 +178,9 @@ func (s *service) rule(set uint32, k datapath.PolicyKey, e datapath.PolicyEntry)
 		RuleSet: set, Direction: k.Direction.String(), Identity: uint32(k.Identity), Protocol: "any",
 		Port: uint32(k.Port), Verdict: "allow", Origin: s.a.view.Origin(set, k.Direction, e.Origin),
 	}
+	if k.PortWild != 0 {
+		row.EndPort = uint32(k.Port) | (1<<k.PortWild - 1)
+	}
 	if k.Protocol != 0 {
 		row.Protocol = observe.ProtocolName(k.Protocol)
 	}
@@ -222,8 +225,12 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
 		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
 		PodCidrs: []string{a.cfg.PodCIDR.String()}, PodMtu: uint32(a.endpoints.podMTU()),
-		Keyspace: a.keyspaceStatus(),
+		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled,
 	}
+	if end, ok := a.cfg.certificates()["node"]; ok {
+		r.CertificateExpiresAt = end.UnixNano()
+	}
+	r.Policies, r.PoliciesSettled = a.enforced()
 	for _, e := range a.endpoints.snapshot() {
 		r.Endpoints++
 		if e.State != stateReady {
@@ -245,9 +252,9 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
-	if err := a.ids.problem(); err != nil {
+	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
-			Object: "identities", Problem: "a workload cannot start: " + err.Error(),
+			Object: "identities", Problem: p,
 			Fix: "see what the numbers are and what retired ones wait for: hawser identity list",
 		})
 	}

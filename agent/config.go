@@ -11,6 +11,7 @@
 package agent
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // Config is what an agent is told. See Validate for the rules.
@@ -31,6 +33,12 @@ type Config struct {
 	EtcdEndpoints []string
 	// TLSDir holds ca.crt, tls.crt and tls.key of this node, and its enrolment.
 	TLSDir string
+	// EtcdTLSDir holds the same for an external etcd, from its own CA; empty
+	// means that etcd is the API server's.
+	EtcdTLSDir string
+	// SharedEtcd says that other clusters write their records to the same etcd
+	// themselves: they are judged here by what they are granted.
+	SharedEtcd bool
 	// Join is a token by which the node enrols, or @ and the path of a file
 	// with it; what the enrolment says need not be told again. A node that has
 	// enrolled by it before ignores it.
@@ -53,6 +61,10 @@ type Config struct {
 
 	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
 	MetricsListen string
+
+	// PolicyScope and PolicyMode are ScopeLocal and ModeDefault when empty.
+	PolicyScope policy.Scope
+	PolicyMode  policy.Mode
 
 	Zone, Region string
 
@@ -96,6 +108,9 @@ func (c *Config) Validate() error {
 	if _, err := labels.ParseFilter(c.Labels); err != nil {
 		errs = append(errs, fmt.Errorf("--labels: %w", err))
 	}
+	if _, err := policy.New(policy.Config{Cluster: "x", Scope: c.PolicyScope, Mode: c.PolicyMode}); err != nil {
+		errs = append(errs, fmt.Errorf("--policy-default-scope, --policy-enforcement: %w", err))
+	}
 	if c.MetricsListen != "" {
 		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
 			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
@@ -103,6 +118,12 @@ func (c *Config) Validate() error {
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
+	}
+	if c.EtcdTLSDir != "" && !filepath.IsAbs(c.EtcdTLSDir) {
+		errs = append(errs, fmt.Errorf("--etcd-tls-dir %q: must be an absolute path", c.EtcdTLSDir))
+	}
+	if c.SharedEtcd && c.EtcdTLSDir == "" {
+		errs = append(errs, errors.New("--shared-etcd: an etcd that clusters share has its own CA: give --etcd-tls-dir"))
 	}
 	for flag, value := range map[string]string{
 		"--state-dir": c.StateDir, "--socket": c.Socket, "--pin-path": c.PinPath, "--tls-dir": c.TLSDir,
@@ -112,4 +133,21 @@ func (c *Config) Validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// etcdTLS is how etcd is reached. The API server's own shows who it is; an
+// external one is known by its address and its CA.
+func (c *Config) etcdTLS() (*tls.Config, error) {
+	if c.EtcdTLSDir != "" {
+		cfg, err := pki.FilesIn(c.EtcdTLSDir, "tls").ClientTLS(nil)
+		if err != nil {
+			return nil, fmt.Errorf("--etcd-tls-dir: %w", err)
+		}
+		return cfg, nil
+	}
+	cfg, err := pki.FilesIn(c.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: c.Cluster, Role: pki.RoleAPIServer})
+	if err != nil {
+		return nil, fmt.Errorf("--tls-dir: %w", err)
+	}
+	return cfg, nil
 }

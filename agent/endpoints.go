@@ -74,88 +74,14 @@ type endpoints struct {
 	mtu    int             // of the underlay, bytes
 	space  identity.Space
 	flush  func() // publishes what the engine changed
+	// whois is what the keyspace says of an address and an identity.
+	whois func(netip.Addr, identity.Number) (namespace, name string, labels []string)
 
 	mu    sync.Mutex
 	byKey map[string]*record
 	holds map[string]bool          // the key's endpoint holds an identity and a rule set
 	locks map[string]chan struct{} // an add or delete of the key is running
 	next  uint16
-}
-
-// restore takes over the endpoints of an earlier process. Those that were not
-// finished, or whose device is gone, are undone. The others keep their pinned
-// datapath; resume brings them back under control.
-func (m *endpoints) restore() (unfinished []*record) {
-	records, err := m.store.load()
-	if err != nil {
-		m.log.Error("some endpoint records cannot be read; they are left alone", "error", err)
-	}
-	for _, r := range records {
-		if err := m.pool.Claim(r.Addr, r.key()); err != nil {
-			m.log.Error("restore endpoint", "endpoint", r.ID, "workload", r.workload(), "error", err)
-			unfinished = append(unfinished, r)
-			continue
-		}
-		dev, err := netdev.Lookup(r.HostDevice)
-		if r.State == stateCreating || r.State == stateDeleting || err != nil || uint32(dev.IfIndex) != r.IfIndex {
-			unfinished = append(unfinished, r)
-			continue
-		}
-		r.State = stateRestoring
-		m.byKey[r.key()] = r
-		m.log.Info("adopt endpoint", "endpoint", r.ID, "workload", r.workload(), "address", r.Addr)
-	}
-	return unfinished
-}
-
-// resume finishes the restore once the keyspace is read: identity, address and
-// rules of each adopted endpoint. It tries each until it succeeds or the context
-// ends.
-func (m *endpoints) resume(ctx context.Context, unfinished []*record) {
-	for _, r := range unfinished {
-		m.log.Info("undo unfinished endpoint", "endpoint", r.ID, "workload", r.workload())
-		if err := m.destroy(ctx, r); err != nil {
-			m.log.Error("undo unfinished endpoint", "endpoint", r.ID, "error", err)
-		}
-	}
-	select {
-	case <-m.ready:
-	case <-ctx.Done():
-		return
-	}
-	for _, r := range m.snapshot() {
-		if r.State != stateRestoring {
-			continue
-		}
-		for ctx.Err() == nil {
-			err := m.readopt(ctx, r.key())
-			if err == nil {
-				break
-			}
-			m.log.Warn("restore endpoint, trying again", "endpoint", r.ID, "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
-	}
-}
-
-func (m *endpoints) readopt(ctx context.Context, key string) error {
-	unlock, err := m.lock(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r := m.get(key)
-	if r == nil || r.State != stateRestoring {
-		return nil
-	}
-	if err := m.enlist(ctx, r); err != nil {
-		return err
-	}
-	r.State = stateReady
-	return m.keep(r)
 }
 
 // Add makes an endpoint. It is idempotent by container id and interface.
@@ -271,6 +197,11 @@ func (m *endpoints) freeID() (uint16, error) {
 
 // build makes all of an endpoint; on error the caller undoes it.
 func (m *endpoints) build(ctx context.Context, r *record) error {
+	// Before the device is there: nobody judges what it sends until the programs
+	// are on it.
+	if err := m.awaitReady(ctx); err != nil {
+		return err
+	}
 	dev, err := netdev.EnsurePod(netdev.PodConfig{
 		ContainerID: r.ContainerID, Netns: r.Netns, IfName: r.IfName,
 		Addrs: []netip.Addr{r.Addr}, MTU: m.mtu, RouteMTU: m.podMTU(),
@@ -279,9 +210,6 @@ func (m *endpoints) build(ctx context.Context, r *record) error {
 		return status.Error(codes.Internal, err.Error())
 	}
 	r.IfIndex, r.HostMAC, r.PodMAC = uint32(dev.IfIndex), dev.HostMAC, dev.PodMAC
-	if err := m.awaitReady(ctx); err != nil {
-		return err
-	}
 	if err := m.enlist(ctx, r); err != nil {
 		code := codes.Unavailable
 		if errors.Is(err, allocator.ErrExhausted) {
@@ -361,6 +289,9 @@ func (m *endpoints) Delete(ctx context.Context, containerID, ifName string) erro
 	defer unlock()
 	r := m.get(key)
 	if r == nil {
+		r = m.lost(netdev.HostDeviceName(containerID, ifName))
+	}
+	if r == nil {
 		return nil
 	}
 	if err := m.destroy(ctx, r); err != nil {
@@ -379,8 +310,10 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 		return err
 	}
 	var errs []error
-	if err := m.mesh.Withdraw(ctx, r); err != nil {
-		errs = append(errs, err)
+	owner, _ := m.pool.Owner(r.Addr)
+	owned := owner == r.key() // else the address is another endpoint's by now
+	if owned {
+		errs = append(errs, m.mesh.Withdraw(ctx, r))
 	}
 	m.tables.Endpoints.Delete(r.ID)
 	errs = append(errs, netdev.DeletePod(r.HostDevice), m.kernel.DetachEndpoint(r.HostDevice))
@@ -394,7 +327,9 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	m.mu.Lock()
 	delete(m.byKey, r.key())
 	m.mu.Unlock()
-	m.pool.Release(r.Addr)
+	if owned {
+		m.pool.Release(r.Addr)
+	}
 	return m.store.remove(r.ID)
 }
 

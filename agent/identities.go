@@ -32,8 +32,10 @@ type numbers struct {
 	alloc *allocator.Allocator // set before known is closed
 	err   error
 
-	mu        sync.Mutex
-	exhausted error // of the newest allocation, if it found no free number
+	mu sync.Mutex
+	// Why there was no number for a new endpoint, and for one whose number
+	// became another's; nil when there was.
+	noneNew, noneMoved error
 }
 
 func newNumbers(cfg *Config, space identity.Space, kv kvstore.Client, cache allocator.Cache, log *slog.Logger) *numbers {
@@ -68,12 +70,7 @@ func (n *numbers) Allocate(ctx context.Context, ls labels.Set) (identity.Number,
 		return 0, err
 	}
 	number, err := a.Allocate(ctx, ls)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.exhausted = nil
-	if errors.Is(err, allocator.ErrExhausted) {
-		n.exhausted = err
-	}
+	n.note(&n.noneNew, err)
 	return number, err
 }
 
@@ -87,11 +84,28 @@ func (n *numbers) Adopt(ctx context.Context, ls labels.Set, number identity.Numb
 	return nil
 }
 
-// problem is why the newest allocation found no number, nil if it found one.
-func (n *numbers) problem() error {
+// note keeps an error if it says that no number is free.
+func (n *numbers) note(in *error, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.exhausted
+	*in = nil
+	if errors.Is(err, allocator.ErrExhausted) {
+		*in = err
+	}
+}
+
+// problems say that numbers are missing, and for what.
+func (n *numbers) problems() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []string
+	if n.noneNew != nil {
+		out = append(out, "a workload cannot start: "+n.noneNew.Error())
+	}
+	if n.noneMoved != nil {
+		out = append(out, "a workload has a number that is of other labels now: "+n.noneMoved.Error())
+	}
+	return out
 }
 
 // Release implements identities.
@@ -110,7 +124,9 @@ func (n *numbers) confirm(ctx context.Context) ([]allocator.Move, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.Confirm(ctx)
+	moves, err := a.Confirm(ctx)
+	n.note(&n.noneMoved, err)
+	return moves, err
 }
 
 // pruneRefs removes this node's references to numbers that it does not use.

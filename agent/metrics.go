@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +33,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_drop_bytes_total", Help: "Bytes of packets that the datapath dropped.", Kind: metrics.Counter, Labels: drop},
 		{Name: "hawser_map_entries", Help: "Entries of an eBPF map, counted once a minute.", Kind: metrics.Gauge, Labels: []string{"map"}},
 		{Name: "hawser_map_max_entries", Help: "Entries that an eBPF map has room for.", Kind: metrics.Gauge, Labels: []string{"map"}},
-		{Name: "hawser_map_pressure_ratio", Help: "How full an eBPF map is, 0 to 1.", Kind: metrics.Gauge, Labels: []string{"map"}},
+		{Name: "hawser_map_pressure_ratio", Help: "How full an eBPF map is, 0 to 1; not of arrays, which always are.", Kind: metrics.Gauge, Labels: []string{"map"}},
 		{Name: "hawser_map_memory_bytes", Help: "Memory of an eBPF map.", Kind: metrics.Gauge, Labels: []string{"map"}},
 		{Name: "hawser_table_entries", Help: "Rows of a table of desired state.", Kind: metrics.Gauge, Labels: []string{"table"}},
 		{Name: "hawser_table_lag_revisions", Help: "Changes of a table that the kernel does not show yet.", Kind: metrics.Gauge, Labels: []string{"table"}},
@@ -143,10 +144,16 @@ func (s *nodeState) emitTraffic(emit metrics.Emit) {
 		emit("hawser_map_entries", float64(m.GetEntries()), m.GetName())
 		emit("hawser_map_max_entries", float64(m.GetMaxEntries()), m.GetName())
 		emit("hawser_map_memory_bytes", float64(m.GetMemoryBytes()), m.GetName())
-		if m.GetMaxEntries() > 0 {
+		if fills(m) {
 			emit("hawser_map_pressure_ratio", float64(m.GetEntries())/float64(m.GetMaxEntries()), m.GetName())
 		}
 	}
+}
+
+// fills reports whether a map can run full: arrays always are, and a ring buffer
+// has no entries.
+func fills(m *hawserv1.Map) bool {
+	return m.GetMaxEntries() > 0 && !strings.HasSuffix(m.GetType(), "Array") && m.GetType() != "RingBuf"
 }
 
 func (s *nodeState) emitRows(emit metrics.Emit) {

@@ -23,13 +23,16 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 			{Reason: "forwarded", Direction: "ingress", Program: "from_pod", Packets: 10, Bytes: 1000},
 			{Reason: "policy denied", Direction: "egress", Program: "from_pod", Packets: 3, Bytes: 300},
 		}},
-		maps:      &hawserv1.ListMapsResponse{Maps: []*hawserv1.Map{{Name: "ct", Entries: 25, MaxEntries: 100}, {Name: "ring"}}},
+		maps:      &hawserv1.ListMapsResponse{Maps: []*hawserv1.Map{{Name: "ct", Entries: 25, MaxEntries: 100}, {Name: "nodes", Type: "Array", Entries: 4, MaxEntries: 4}}},
 		endpoints: &hawserv1.ListEndpointsResponse{Endpoints: []*hawserv1.Endpoint{{State: stateReady}, {State: stateReady}}},
 		ipcache:   &hawserv1.ListIPCacheResponse{Entries: []*hawserv1.IPCacheEntry{{Cluster: "west"}, {}}},
 		complete:  true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
 	}
 	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler)))
+	if _, there := got[`hawser_map_pressure_ratio{map="nodes"}`]; there {
+		t.Error("an array has a pressure")
+	}
 	for sample, want := range map[string]float64{
 		`hawser_build_info{version="v1"}`: 1, `hawser_start_timestamp_seconds`: 3, `hawser_keyspace_connected`: 1, `hawser_keyspace_revision`: 77,
 		`hawser_table_lag_revisions{table="ipcache"}`: 2, `hawser_table_failing{table="nodes"}`: 1, `hawser_table_failing{table="ipcache"}`: 0,

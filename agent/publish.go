@@ -39,6 +39,7 @@ type publisher struct {
 	endpoints map[netip.Addr]loadbalancer.LocalEndpoint
 	slices    map[serviceName][]kvstore.Key // stored for each service
 	changed   chan struct{}
+	enforced  func() map[string]int64 // NodeStatus.enforced
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -125,7 +126,7 @@ func (p *publisher) Announce(ctx context.Context, e *record) error {
 	}); err != nil {
 		return err
 	}
-	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls})
+	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls, NamedPorts: e.servicePorts()})
 	return p.writer.Flush(ctx)
 }
 
@@ -226,8 +227,17 @@ func (p *publisher) publishStatus(at history) {
 		delete(seen, string(kvstore.KindIdentity))
 	}
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
-		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen,
+		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}
+}
+
+// servicePorts are the endpoint's port names as services refer to them.
+func (r *record) servicePorts() []loadbalancer.NamedPort {
+	out := make([]loadbalancer.NamedPort, len(r.Ports))
+	for i, p := range r.Ports {
+		out[i] = loadbalancer.NamedPort{Name: p.Name, Port: p.Port, Protocol: keyspacev1.Protocol(p.Protocol)}
+	}
+	return out
 }

@@ -108,8 +108,8 @@ func (s *recordStore) remove(id uint16) error {
 	return nil
 }
 
-// load reads all records. Unreadable ones are returned as an error beside those
-// that could be read, and stay on disk.
+// load reads all records. Unreadable ones are set aside and returned as an error
+// beside those that could be read.
 func (s *recordStore) load() ([]*record, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -119,13 +119,16 @@ func (s *recordStore) load() ([]*record, error) {
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(s.dir, e.Name())
-		if strings.HasSuffix(e.Name(), ".new") {
+		switch {
+		case strings.HasSuffix(e.Name(), ".bad"):
+			continue
+		case strings.HasSuffix(e.Name(), ".new"):
 			errs = append(errs, os.Remove(path))
 			continue
 		}
 		r, err := readRecord(path)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("endpoint record %s: %w", path, err))
+			errs = append(errs, fmt.Errorf("endpoint record %s (set aside as .bad): %w", path, err), os.Rename(path, path+".bad"))
 			continue
 		}
 		out = append(out, r)

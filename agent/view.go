@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -43,6 +44,7 @@ type view struct {
 	clusters   map[string]uint32
 	identities map[identity.Number]knownIdentity
 	ports      *namedPorts
+	rollout    *rollout
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
 	policies   map[string]string                    // key → problem of an object that cannot be enforced
 	seen       map[string]int64                     // kind → newest revision
@@ -64,6 +66,7 @@ func newView(own string, space identity.Space, log *slog.Logger, tables *datapat
 		clusters:     map[string]uint32{},
 		identities:   map[identity.Number]knownIdentity{},
 		ports:        newNamedPorts(),
+		rollout:      newRollout(),
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
@@ -109,6 +112,7 @@ func (v *view) publish() {
 		}
 	}
 	v.ips.Publish(v.tables.IPCache, v.tables.Nodes)
+	v.rollout.note(v.tables.RuleSets.Revision(), v.tables.IPCache.Revision())
 	v.lb.Publish(v.tables.Frontends)
 }
 
@@ -149,10 +153,19 @@ func (v *view) cluster(c store.Change) error {
 		v.ips.DeleteCluster(c.Key.Cluster)
 		return nil
 	}
-	id := c.Record.(*keyspacev1.Cluster).GetId()
-	v.clusters[c.Key.Cluster] = id
-	v.ips.SetCluster(c.Key.Cluster, id)
-	v.lb.SetCluster(c.Key.Cluster, id)
+	r := c.Record.(*keyspacev1.Cluster)
+	v.clusters[c.Key.Cluster] = r.GetId()
+	v.ips.SetCluster(c.Key.Cluster, r.GetId())
+	v.lb.SetCluster(c.Key.Cluster, r.GetId())
+	var ranges []netip.Prefix
+	for _, text := range slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return err // validation has accepted it
+		}
+		ranges = append(ranges, p.Masked())
+	}
+	v.ips.SetRanges(c.Key.Cluster, ranges)
 	return nil
 }
 
@@ -270,8 +283,10 @@ func source(k kvstore.Key) loadbalancer.Source {
 func (v *view) policy(c store.Change) error {
 	namespace, name := c.Key.Names[0], c.Key.Names[1]
 	id := namespace + "/" + name
+	v.rollout.changed = true
 	if c.Deleted {
 		delete(v.policies, id)
+		delete(v.rollout.objects, id)
 		v.engine.DeleteObject(namespace, name)
 		return nil
 	}
@@ -284,6 +299,7 @@ func (v *view) policy(c store.Change) error {
 		return err
 	}
 	delete(v.policies, id)
+	v.rollout.objects[id] = c.Record.(*keyspacev1.PolicyObject).GetRevision()
 	v.engine.UpsertObject(objects[0])
 	return nil
 }
@@ -315,6 +331,14 @@ func (v *view) Workload(a netip.Addr) (workload, cluster, node string) {
 		return "node/" + e.Node, e.Cluster, e.Node
 	}
 	return e.Workload, e.Cluster, e.Node
+}
+
+// whois is the workload that the keyspace has for an address, and the labels of
+// an identity.
+func (v *view) whois(a netip.Addr, n identity.Number) (namespace, name string, ls []string) {
+	workload, _, _ := v.Workload(a)
+	namespace, name, _ = strings.Cut(workload, "/")
+	return namespace, name, v.Labels(n)
 }
 
 // Origin implements observe.Resolver.

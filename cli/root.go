@@ -27,6 +27,7 @@ import (
 	"github.com/hawser-mesh/hawser/cli/service"
 	"github.com/hawser-mesh/hawser/cli/session"
 	"github.com/hawser-mesh/hawser/cli/status"
+	"github.com/hawser-mesh/hawser/cli/sysdump"
 	"github.com/hawser-mesh/hawser/cli/vtep"
 	"github.com/hawser-mesh/hawser/internal/version"
 )
@@ -58,7 +59,7 @@ func New(name string) *cobra.Command {
 	group(root, "look", status.New(s), monitor.New(s), endpoint.New(s), identity.New(s), node.New(s),
 		vtep.New(s), ipcache.New(s), bpfmap.New(s), kvstore.New(s))
 	group(root, "try", lab.New(s))
-	group(root, "other", config.New(s), newVersion(s))
+	group(root, "other", config.New(s), sysdump.New(s), newVersion(s))
 	root.SetHelpCommandGroupID("other")
 	root.SetCompletionCommandGroupID("other")
 	checkArguments(root)

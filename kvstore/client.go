@@ -56,6 +56,9 @@ var ErrFutureRevision = errors.New("revision is ahead of the store")
 // ErrDenied says that the store's access rules forbid the call.
 var ErrDenied = errors.New("permission denied by the keyspace's access rules")
 
+// ErrNoSpace says that the store is full and takes no writes.
+var ErrNoSpace = errors.New("the store is full and takes no writes; hawser status says what to do")
+
 // Cmp is one condition of a transaction. Exactly one of its tests applies,
 // chosen by Target.
 type Cmp struct {

@@ -268,6 +268,8 @@ func TestLimitsByClusterBits(t *testing.T) {
 			{ident(last), true},
 			{ident(first - 1), false},
 			{ident(last + 1), false},
+			{record{key(KindService, "demo", "echo"), &keyspacev1.Service{Namespace: "demo", Name: "echo", Id: id<<ServiceIDBits + 1}}, true},
+			{record{key(KindService, "demo", "echo"), &keyspacev1.Service{Namespace: "demo", Name: "echo", Id: (id-1)<<ServiceIDBits + 1}}, false},
 			{svc(id<<ServiceIDBits + 1), true},
 			{svc(id<<ServiceIDBits + 65535), true},
 			{svc(id << ServiceIDBits), false},

@@ -39,10 +39,17 @@ func (e *ProcessError) Error() string {
 func (e *ProcessError) Unwrap() error { return e.Err }
 
 func (b *builder) startCluster(ctx context.Context, c Cluster) (string, error) {
+	if err := b.issueShared(ctx, c, b.sharedTLS(c.Name), "--apiserver"); err != nil {
+		return "", err
+	}
 	if err := b.launch(ctx, b.apiServer(c), apiServerReady(c.Socket)); err != nil {
 		return "", err
 	}
-	if err := b.issue(ctx, c, "--admin", "lab", c.AdminTLS); err != nil {
+	if c.Etcd.IsValid() {
+		if err := b.issueShared(ctx, c, c.AdminTLS, "--admin", "lab"); err != nil {
+			return "", err
+		}
+	} else if err := b.issue(ctx, c, "--admin", "lab", c.AdminTLS); err != nil {
 		return "", err
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -51,13 +58,20 @@ func (b *builder) startCluster(ctx context.Context, c Cluster) (string, error) {
 			if err := b.invite(gctx, c, n); err != nil {
 				return err
 			}
+			if err := b.issueShared(gctx, c, b.sharedTLS(n.Name), "--agent", n.Name); err != nil {
+				return err
+			}
 			return b.launch(gctx, b.agent(c, n), agentReady(n.Socket))
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%-31s %s", "api server, etcd, "+count(len(c.Members), "agent"), identities(ctx, c)), nil
+	what := "api server, etcd, "
+	if c.Etcd.IsValid() {
+		what = "api server, "
+	}
+	return fmt.Sprintf("%-31s %s", what+count(len(c.Members), "agent"), identities(ctx, c)), nil
 }
 
 // identities says which numbers a cluster gives; "" when it does not say.
@@ -97,31 +111,40 @@ func (b *builder) invite(ctx context.Context, c Cluster, n Node) error {
 
 func (b *builder) apiServer(c Cluster) Process {
 	mesh := netip.AddrPortFrom(c.Control, meshPort).String()
+	argv := []string{
+		b.state.Binaries.APIServer, "run", "--cluster", c.Name, "--cluster-id", strconv.Itoa(int(c.ID)),
+		"--data-dir", c.DataDir, "--listen-federation", mesh, "--advertise-federation", mesh, "--socket", c.Socket,
+		"--listen-api", netip.AddrPortFrom(c.Control, apiPort).String(),
+		"--pod-cidr", c.PodCIDR.String(), "--node-cidr", c.NodeCIDR.String(), "--service-cidr", c.ServiceCIDR.String(),
+		"--cluster-bits", b.clusterBits(), "--unsafe-no-fsync", "--log-format", "text",
+	}
+	if c.Etcd.IsValid() {
+		argv = append(argv, "--etcd-endpoint", c.EtcdEndpoint(), "--etcd-tls-dir", b.sharedTLS(c.Name), "--shared-etcd")
+	} else {
+		argv = append(argv, "--listen-etcd", netip.AddrPortFrom(c.Control, etcdPort).String())
+	}
 	return Process{
 		Name:  c.Name + "-apiserver",
 		Place: place{Netns: c.Netns, Cgroup: b.controlCgroup(c)},
 		Log:   b.log(c.Name + "-apiserver"),
-		Argv: append([]string{
-			b.state.Binaries.APIServer, "run", "--cluster", c.Name, "--cluster-id", strconv.Itoa(int(c.ID)),
-			"--data-dir", c.DataDir, "--listen-etcd", netip.AddrPortFrom(c.Control, etcdPort).String(),
-			"--listen-federation", mesh, "--advertise-federation", mesh, "--socket", c.Socket,
-			"--listen-api", netip.AddrPortFrom(c.Control, apiPort).String(),
-			"--pod-cidr", c.PodCIDR.String(), "--node-cidr", c.NodeCIDR.String(), "--service-cidr", c.ServiceCIDR.String(),
-			"--cluster-bits", b.clusterBits(), "--unsafe-no-fsync", "--log-format", "text",
-		}, flags(b.state.Spec.APIServer)...),
+		Argv:  append(argv, flags(b.state.Spec.APIServer)...),
 	}
 }
 
 func (b *builder) agent(c Cluster, n Node) Process {
+	argv := []string{
+		b.state.Binaries.Agent, "--join", "@" + b.tokenFile(n), "--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
+		"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
+		"--pin-path", n.PinPath, "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
+	}
+	if c.Etcd.IsValid() {
+		argv = append(argv, "--etcd-tls-dir", b.sharedTLS(n.Name), "--shared-etcd")
+	}
 	return Process{
 		Name:  n.Name + "-agent",
 		Place: place{Netns: n.Netns, Cgroup: b.agentCgroup(n)},
 		Log:   b.log(n.Name + "-agent"),
-		Argv: append([]string{
-			b.state.Binaries.Agent, "--join", "@" + b.tokenFile(n), "--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
-			"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
-			"--pin-path", n.PinPath, "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
-		}, flags(b.state.Spec.Agent)...),
+		Argv:  append(argv, flags(b.state.Spec.Agent)...),
 	}
 }
 

@@ -20,7 +20,10 @@ const (
 	meshPort    = 4243
 	apiPort     = 4244
 	firstNodeIP = 10 // node n has this plus n
-	underlayMTU = 1500
+
+	sharedEtcdIP   = 3
+	sharedEtcdName = "etcd"
+	underlayMTU    = 1500
 )
 
 // names derives every name and path of a lab from its own name.
@@ -67,11 +70,18 @@ type Cluster struct {
 	DataDir  string     `json:"dataDir"`
 	AdminTLS string     `json:"adminTLS"`
 	Members  []Node     `json:"members"`
+	// Etcd is the address of the etcd that all clusters share; not valid when
+	// each has its own.
+	Etcd netip.Addr `json:"etcd,omitzero"`
 }
 
 // EtcdEndpoint is the URL of the cluster's etcd.
 func (c Cluster) EtcdEndpoint() string {
-	return fmt.Sprintf("https://%s", netip.AddrPortFrom(c.Control, etcdPort))
+	at := c.Control
+	if c.Etcd.IsValid() {
+		at = c.Etcd
+	}
+	return fmt.Sprintf("https://%s", netip.AddrPortFrom(at, etcdPort))
 }
 
 // plan derives addresses and paths of all clusters of a completed spec.
@@ -87,6 +97,9 @@ func plan(s Spec) []Cluster {
 			Socket:      n.dir(cs.Name, "apiserver.sock"),
 			DataDir:     n.dir(cs.Name, "data"),
 			AdminTLS:    n.dir(cs.Name, "admin-tls"),
+		}
+		if s.SharedEtcd { // it is a neighbour of the first cluster's API server
+			c.Etcd = nth(s.Clusters[0].NodeCIDR, sharedEtcdIP)
 		}
 		for i := 1; i <= cs.Nodes; i++ {
 			name := cs.NodeName(i)

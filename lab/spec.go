@@ -24,6 +24,9 @@ const DefaultName = "lab"
 type Spec struct {
 	Name     string        `json:"name,omitempty"`
 	Clusters []ClusterSpec `json:"clusters"`
+	// SharedEtcd has all clusters keep their keys in one etcd, each with its own
+	// credentials, instead of one each with mirrors of the others.
+	SharedEtcd bool `json:"sharedEtcd,omitempty"`
 	// ClusterBits is how many bits of an identity name the cluster; 0 means 8.
 	ClusterBits uint32 `json:"clusterBits,omitempty"`
 	// APIServer and Agent are further settings of these programs, as flag and
@@ -178,6 +181,9 @@ func (s Spec) validate() error {
 	names, ids := map[string]bool{}, map[uint32]bool{}
 	var ranges []ownedPrefix
 	for _, c := range s.Clusters {
+		if s.SharedEtcd && c.Name == sharedEtcdName {
+			errs = append(errs, fmt.Errorf("cluster %s: that is the name of the shared etcd", c.Name))
+		}
 		if names[c.Name] {
 			errs = append(errs, fmt.Errorf("cluster %s: the name is taken", c.Name))
 		}

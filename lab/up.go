@@ -101,6 +101,11 @@ func (b *builder) build(ctx context.Context) error {
 	if b.opts.NetworkOnly {
 		return nil
 	}
+	if spec.SharedEtcd {
+		if err := b.step(sharedEtcdName, func() (string, error) { return b.startSharedEtcd(ctx) }); err != nil {
+			return err
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, c := range b.state.Clusters {
 		g.Go(func() error {
@@ -190,6 +195,12 @@ func (b *builder) ground() error {
 }
 
 func (b *builder) makeDirs() error {
+	if b.state.Spec.SharedEtcd {
+		b.trap("cgroup " + sharedEtcdName)
+		if err := makeCgroup(b.sharedEtcdCgroup()); err != nil {
+			return err
+		}
+	}
 	for _, c := range b.state.Clusters {
 		b.trap("cgroup " + c.Name)
 		if err := makeCgroup(b.controlCgroup(c)); err != nil {
@@ -231,6 +242,12 @@ func (b *builder) network() error {
 	b.trap("namespace fabric")
 	if err := netns.CreateFabric(b.fabric(), bridges, controls, etcdPort); err != nil {
 		return err
+	}
+	if b.state.Spec.SharedEtcd {
+		first := b.state.Clusters[0]
+		if err := b.attach(first, sharedEtcdName, b.netns(sharedEtcdName), first.Etcd); err != nil {
+			return err
+		}
 	}
 	for _, c := range b.state.Clusters {
 		if err := b.attach(c, c.Name+"-ctl", c.Netns, c.Control); err != nil {

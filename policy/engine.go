@@ -38,10 +38,21 @@ const (
 	ScopeMesh  Scope = "mesh"  // every cluster
 )
 
+// Mode is which endpoints have their policies enforced.
+type Mode string
+
+// Modes.
+const (
+	ModeDefault Mode = "default" // in the directions in which a policy selects them
+	ModeAlways  Mode = "always"  // all, in both directions
+	ModeNever   Mode = "never"   // none
+)
+
 // Config of an Engine.
 type Config struct {
 	Cluster string // own name
 	Scope   Scope  // empty is ScopeLocal
+	Mode    Mode   // empty is ModeDefault
 	// RuleSetIDs are numbers given before a restart, by RuleSetName; see
 	// Engine.RuleSetIDs. They stay reserved for their labels until
 	// Engine.DropUnclaimed.
@@ -53,6 +64,7 @@ type Config struct {
 type Engine struct {
 	cluster string
 	scope   Scope
+	mode    Mode
 
 	mu         sync.Mutex
 	identities map[identity.Number]*ident
@@ -82,8 +94,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Scope != ScopeLocal && cfg.Scope != ScopeMesh {
 		return nil, fmt.Errorf("policy engine: scope %q: want %s or %s", cfg.Scope, ScopeLocal, ScopeMesh)
 	}
+	switch cfg.Mode {
+	case "", ModeDefault, ModeAlways, ModeNever:
+	default:
+		return nil, fmt.Errorf("policy engine: mode %q: want %s, %s or %s", cfg.Mode, ModeDefault, ModeAlways, ModeNever)
+	}
 	e := &Engine{
-		cluster: cfg.Cluster, scope: cfg.Scope,
+		cluster: cfg.Cluster, scope: cfg.Scope, mode: cfg.Mode,
 		identities: map[identity.Number]*ident{},
 		byLabel:    map[term]map[*ident]struct{}{},
 		selectors:  map[string]*selector{},
@@ -344,10 +361,13 @@ func (e *Engine) DenyOrigin(id uint32, d datapath.Direction) string {
 		return "identity init: waiting for policies"
 	}
 	names := e.selecting(id, func(r *rule) bool { return r.spec.DefaultDeny[d] })
-	if len(names) == 0 {
-		return ""
+	switch {
+	case len(names) > 0:
+		return strings.Join(names, ", ") + " default deny"
+	case e.mode == ModeAlways:
+		return "policy is always enforced on this node, and no rule allows it"
 	}
-	return strings.Join(names, ", ") + " default deny"
+	return ""
 }
 
 // Selecting are the objects with a rule that selects the endpoints of a rule

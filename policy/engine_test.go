@@ -339,3 +339,28 @@ func TestInitRuleSet(t *testing.T) {
 		}
 	}
 }
+
+func TestModes(t *testing.T) {
+	for mode, want := range map[Mode][2]bool{ModeDefault: {true, false}, "": {true, false}, ModeAlways: {true, true}, ModeNever: {false, false}} {
+		e := demo(t, Config{Mode: mode})
+		id, err := e.AcquireRuleSet(app1(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, e, ruleOf(`"ingress":[{"fromEndpoints":[{"matchLabels":{"id":"app2"}}]}]`))
+		e.Changes()
+		rs, _ := e.RuleSet(id)
+		for d, closed := range want {
+			dir := datapath.Direction(d)
+			if got := !Decide(rs, dir, Peer{Identity: eastOther + 100}, api.TCP, 80).Allow; got != closed {
+				t.Errorf("mode %q, %s of a stranger: denied=%v", mode, dir, got)
+			}
+		}
+		if !Decide(rs, datapath.Ingress, Peer{Identity: eastApp2}, api.TCP, 80).Allow || !Decide(rs, datapath.Ingress, Peer{Identity: identity.Host}, api.TCP, 80).Allow {
+			t.Errorf("mode %q: what a rule allows is denied", mode)
+		}
+	}
+	if _, err := New(Config{Cluster: "east", Mode: "x"}); err == nil {
+		t.Error("any mode is accepted")
+	}
+}

@@ -187,8 +187,11 @@ func (e *Engine) Changes() []Change {
 // settleDirection brings the dirty rows of one direction up to date.
 func (e *Engine) settleDirection(rs *ruleSet, dir int, c *Change) {
 	d := &rs.dirs[dir]
-	closed := d.closes > 0
+	closed := d.closes > 0 || e.mode == ModeAlways
 	enforced := closed || d.denies > 0
+	if e.mode == ModeNever {
+		closed, enforced = false, false
+	}
 	if enforced != d.enforced || closed != d.closed {
 		d.enforced, d.closed, d.all = enforced, closed, true
 	}

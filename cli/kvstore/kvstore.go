@@ -39,7 +39,7 @@ func New(s *session.Session) *cobra.Command {
 			"given with or without the leading " + kvstore.Root + ".",
 	}
 	cmd.AddCommand(newLs(s), newGet(s), newTree(s), newDiff(s), newWatch(s), newStats(s), newOrphans(s),
-		newExport(s), newImport(s), newPut(s), newDel(s))
+		newExport(s), newImport(s), newPut(s), newDel(s), newBackup(s), newRestore(s))
 	return cmd
 }
 

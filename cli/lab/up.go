@@ -25,7 +25,7 @@ const killAfter = "HAWSER_LAB_KILL_BEFORE"
 func newUp(o *options) *cobra.Command {
 	var clusters, nodes int
 	var file, binDir string
-	var demo, networkOnly, switchContext bool
+	var demo, networkOnly, switchContext, shared bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab: clusters that are already meshed",
@@ -53,6 +53,7 @@ func newUp(o *options) *cobra.Command {
 					spec.Name = o.name
 				}
 			}
+			spec.SharedEtcd = spec.SharedEtcd || shared
 			spec, err := spec.Complete()
 			if err != nil {
 				return &session.Error{Code: session.WrongUse, Err: err}
@@ -69,6 +70,7 @@ func newUp(o *options) *cobra.Command {
 	f.IntVar(&clusters, "clusters", 2, "number of clusters")
 	f.IntVar(&nodes, "nodes", 2, "number of nodes in each")
 	f.StringVarP(&file, "file", "f", "", "YAML file that describes the lab, instead of numbers")
+	f.BoolVar(&shared, "shared-etcd", false, "all clusters keep their keys in one etcd, instead of federating")
 	f.BoolVar(&demo, "demo", false, "deploy a service in all clusters and show it working")
 	f.StringVar(&binDir, "bin-dir", "", "directory of the programs (default: where this one is)")
 	f.BoolVar(&switchContext, "switch-context", true, "make the lab the CLI's current context")

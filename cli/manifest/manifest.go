@@ -33,7 +33,7 @@ func Each(cmd *cobra.Command, s *session.Session, files []string,
 	}
 	sources := make([]string, len(files))
 	for i, f := range files {
-		text, err := read(cmd.InOrStdin(), f)
+		text, err := Read(cmd.InOrStdin(), f)
 		if err != nil {
 			return session.Usage("%v", err)
 		}
@@ -94,7 +94,8 @@ func name(file string) string {
 	return file
 }
 
-func read(stdin io.Reader, file string) (string, error) {
+// Read is the text of a file, or of standard input for "-".
+func Read(stdin io.Reader, file string) (string, error) {
 	r := stdin
 	if file != "-" {
 		f, err := os.Open(file)

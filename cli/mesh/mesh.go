@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/doctor"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
@@ -26,7 +27,7 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "mesh",
 		Short: "Join clusters and see how they are connected",
 	}
-	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newStatus(s), newList(s))
+	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newStatus(s), newList(s), doctor.New(s))
 	return cmd
 }
 

@@ -25,7 +25,7 @@ func New(s *session.Session) *cobra.Command {
 		Short: "List the nodes of all clusters",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return list(cmd, s) },
-	}, newInvite(s))
+	}, newInvite(s), newForget(s))
 	return cmd
 }
 
@@ -65,6 +65,45 @@ func newInvite(s *session.Session) *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&ttl, "ttl", 15*time.Minute, "how long the token is valid")
+	return cmd
+}
+
+func newForget(s *session.Session) *cobra.Command {
+	var yes, force bool
+	cmd := &cobra.Command{
+		Use:   "forget <node> --yes",
+		Short: "Remove a node that will not come back, and all that it published",
+		Long: "Remove a node that will not come back, and all that it published: its addresses,\n" +
+			"its backends, its enrolment. Open tokens for it are revoked and its certificate is\n" +
+			"not renewed any more; until the certificate expires, etcd still admits who holds it.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return session.Usage("this removes node %q and its workloads from the mesh; confirm with --yes", args[0])
+			}
+			client, conn, err := s.Mesh()
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			ctx, cancel := s.Deadline(cmd.Context())
+			defer cancel()
+			r, err := client.ForgetNode(ctx, &hawserv1.ForgetNodeRequest{Node: args[0], Force: force})
+			if err != nil {
+				return err
+			}
+			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+				fmt.Fprintf(w, "Forgot %s; %s keys removed.\n", args[0], printer.Count(r.GetKeysRemoved()))
+				if r.GetWasEnrolled() {
+					fmt.Fprintf(w, "Its certificate is not renewed and ends %s; until then etcd admits who holds its key.\n",
+						time.Unix(0, r.GetCertificateExpiresAt()).UTC().Format(time.DateOnly))
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	cmd.Flags().BoolVar(&force, "force", false, "also while the node's agent is there")
 	return cmd
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -24,29 +25,32 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "policy",
 		Short: "Say who may talk to whom",
 	}
-	cmd.AddCommand(newApply(s), newDelete(s), newList(s), newGet(s))
+	cmd.AddCommand(newApply(s), newDelete(s), newList(s), newGet(s), newTrace(s), newLint(s), newStatus(s))
 	return cmd
 }
 
 func newApply(s *session.Session) *cobra.Command {
 	var files []string
-	var dryRun bool
+	var preview bool
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE",
 		Short: "Store policy objects and enforce them on every node of the cluster",
 		Long: "Store policy objects and enforce them on every node of the cluster.\n" +
-			"Accepted: CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and MeshPolicy as\n" +
-			"YAML (one or many documents), and the JSON array of rules.",
+			"Accepted: NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and\n" +
+			"MeshPolicy as YAML (one or many documents), and the JSON array of rules.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if preview {
+				return dryRun(cmd, s, files)
+			}
 			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
-				r, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: source, DryRun: dryRun})
+				r, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: source})
 				return r.GetObjects(), err
 			})
 		},
 	}
 	manifest.Bind(cmd, &files)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the objects and store nothing")
+	cmd.Flags().BoolVar(&preview, "dry-run", false, "store nothing; list the pairs of identities that the objects would open and close")
 	return cmd
 }
 
@@ -179,8 +183,13 @@ func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 		}},
 		{Header: "PROTOCOL", Cell: row.GetProtocol},
 		{Header: "PORT", Cell: func(r row) string {
-			if r.GetPort() == 0 {
+			switch {
+			case r.GetEndPort() != 0:
+				return fmt.Sprintf("%d-%d", r.GetPort(), r.GetEndPort())
+			case r.GetPort() == 0:
 				return "any"
+			case strings.HasPrefix(strings.ToLower(r.GetProtocol()), "icmp"):
+				return fmt.Sprintf("type %d", r.GetPort()&0xFF)
 			}
 			return fmt.Sprint(r.GetPort())
 		}},

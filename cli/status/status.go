@@ -131,8 +131,8 @@ func showCluster(w io.Writer, c *hawserv1.ClusterStatusReport) error {
 	if err := printer.Fields(w,
 		"Cluster", fmt.Sprintf("%s (id %d), identities %d to %d", c.GetCluster(), c.GetClusterId(), c.GetIdentityMin(), c.GetIdentityMax()),
 		"API server", fmt.Sprintf("✓ up %s, version %s", printer.Age(c.GetStartedAt()), c.GetVersion()),
-		"etcd", fmt.Sprintf("✓ %s, revision %s, %s keys, %s", c.GetEtcdEndpoint(), printer.Count(c.GetRevision()),
-			printer.Count(c.GetKeys()), printer.Bytes(c.GetDatabaseBytes())),
+		"etcd", etcd(c),
+		"Snapshot", snapshot(c),
 		"Federation", strings.Join(c.GetFederationEndpoints(), ", "),
 		"Peers", fmt.Sprintf("%d of %d connected", c.GetPeersConnected(), c.GetPeers()),
 		"Addresses", fmt.Sprintf("pods %s, services %s", strings.Join(c.GetPodCidrs(), ","), strings.Join(c.GetServiceCidrs(), ",")),
@@ -141,6 +141,45 @@ func showCluster(w io.Writer, c *hawserv1.ClusterStatusReport) error {
 	}
 	showProblems(w, c.GetCluster(), c.GetProblems())
 	return nil
+}
+
+// etcd says where the keys are, how many, and how full it is.
+func etcd(c *hawserv1.ClusterStatusReport) string {
+	mark, members := "✓", ""
+	if n := len(c.GetEtcdMembers()); n > 1 {
+		up, leader := 0, ""
+		for _, m := range c.GetEtcdMembers() {
+			if m.GetProblem() == "" {
+				up++
+			}
+			if m.GetLeader() {
+				leader = ", leader " + m.GetName()
+			}
+		}
+		members = fmt.Sprintf(", %d of %d members%s", up, n, leader)
+		if up < n {
+			mark = "✗"
+		}
+	}
+	full := ""
+	if q := c.GetQuotaBytes(); q > 0 {
+		full = fmt.Sprintf(" of %s", printer.Bytes(q))
+	}
+	mode := c.GetEtcdMode()
+	if mode == "embedded" {
+		mode = ""
+	} else if mode != "" {
+		mode += " "
+	}
+	return fmt.Sprintf("%s %s%s, revision %s, %s keys, %s%s%s", mark, mode, c.GetEtcdEndpoint(), printer.Count(c.GetRevision()),
+		printer.Count(c.GetKeys()), printer.Bytes(c.GetDatabaseBytes()), full, members)
+}
+
+func snapshot(c *hawserv1.ClusterStatusReport) string {
+	if c.GetSnapshotAt() == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s ago, %s", printer.Age(c.GetSnapshotAt()), c.GetSnapshotPath())
 }
 
 func showProblems(w io.Writer, who string, ps []*hawserv1.Problem) {

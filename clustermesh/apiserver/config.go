@@ -33,7 +33,7 @@ type Config struct {
 	DataDir string // holds pki/ and etcd/
 	Socket  string // unix socket of the cluster API
 
-	ListenEtcd       netip.AddrPort
+	ListenEtcd       netip.AddrPort // of an embedded etcd
 	ListenFederation netip.AddrPort
 	// ListenAPI is where nodes enrol and administrators call; the zero value
 	// serves neither.
@@ -63,6 +63,8 @@ type Config struct {
 	// IdentityGCInterval is the time between passes of the identity collector:
 	// what is unused in two of them is deleted.
 	IdentityGCInterval time.Duration
+
+	Etcd EtcdConfig
 
 	// UnsafeNoFsync trades durability for speed: for labs and tests.
 	UnsafeNoFsync bool
@@ -102,11 +104,10 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, value))
 		}
 	}
-	for flag, a := range map[string]netip.AddrPort{"--listen-etcd": c.ListenEtcd, "--listen-federation": c.ListenFederation} {
-		if !a.IsValid() {
-			errs = append(errs, fmt.Errorf("%s: must be ADDRESS:PORT", flag))
-		}
+	if !c.ListenFederation.IsValid() {
+		errs = append(errs, errors.New("--listen-federation: must be ADDRESS:PORT"))
 	}
+	errs = append(errs, c.Etcd.validate(c.ListenEtcd)...)
 	if c.ListenAPI.IsValid() && c.ListenAPI.Addr().IsUnspecified() && c.AdvertiseAPI == "" {
 		errs = append(errs, fmt.Errorf("--advertise-api: needed, as nodes cannot dial %s", c.ListenAPI))
 	}

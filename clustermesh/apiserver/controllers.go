@@ -27,6 +27,9 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return ids.Run(ctx) })
+		if s.cfg.Etcd.Shared {
+			g.Go(func() error { return s.keepNeighbours(ctx) })
+		}
 		return g.Wait()
 	})
 }
@@ -64,6 +67,9 @@ func (s *Server) retirement(ctx context.Context) (collector.Gate, error) {
 		// Where this replica holds the stream it knows better.
 		if pos, ok := s.mesh.Acknowledged(v.msg.GetPeer()); ok {
 			v.msg.Acknowledged = pos
+		}
+		if s.cfg.Etcd.Shared {
+			v.msg.Acknowledged = s.everything()
 		}
 		g.Peers = append(g.Peers, v.msg)
 	}

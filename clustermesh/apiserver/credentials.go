@@ -23,18 +23,27 @@ type certificates struct {
 	ca     *pki.CA
 	server pki.Files // spiffe://<c>/apiserver: etcd server, federation, etcd client
 	root   pki.Files // etcd's administrator
+	peer   pki.Files // to the other members of an embedded etcd, if there are any
 	cert   tls.Certificate
 	leaf   *x509.Certificate
 }
 
 func newCredentials(cfg *Config, now time.Time) (*certificates, error) {
 	dir := PKIDir(cfg.DataDir)
-	ca, err := pki.EnsureCA(dir, cfg.Cluster, now)
+	ca, err := clusterCA(cfg, dir, now)
 	if err != nil {
 		return nil, err
 	}
 	c := &certificates{ca: ca}
-	ips := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), cfg.ListenEtcd.Addr(), cfg.ListenFederation.Addr()}
+	ips := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), cfg.ListenFederation.Addr()}
+	if cfg.ListenEtcd.IsValid() {
+		ips = append(ips, cfg.ListenEtcd.Addr())
+	}
+	for _, m := range cfg.Etcd.Members {
+		if m.Name == cfg.Replica {
+			ips = append(ips, m.Client.Addr())
+		}
+	}
 	var names []string
 	if cfg.ListenAPI.IsValid() {
 		ips = append(ips, cfg.ListenAPI.Addr())
@@ -61,6 +70,14 @@ func newCredentials(cfg *Config, now time.Time) (*certificates, error) {
 	if c.root, _, err = issue(pki.Request{Role: pki.RoleRoot}, "root"); err != nil {
 		return nil, err
 	}
+	for _, m := range cfg.Etcd.Members {
+		if m.Name != cfg.Replica {
+			continue
+		}
+		if c.peer, _, err = issue(pki.Request{Role: pki.RoleEtcdPeer, IPs: []netip.Addr{m.Peer.Addr()}}, "etcd-peer"); err != nil {
+			return nil, err
+		}
+	}
 	if c.cert, err = c.server.Certificate(); err != nil {
 		return nil, err
 	}
@@ -68,6 +85,20 @@ func newCredentials(cfg *Config, now time.Time) (*certificates, error) {
 		return nil, fmt.Errorf("read own certificate: %w", err)
 	}
 	return c, nil
+}
+
+// clusterCA is the CA in a directory. That of one replica alone is made when
+// absent; several need the same.
+func clusterCA(cfg *Config, dir string, now time.Time) (*pki.CA, error) {
+	if len(cfg.Etcd.Members) == 0 {
+		return pki.EnsureCA(dir, cfg.Cluster, now)
+	}
+	ca, err := pki.LoadCA(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w\nseveral replicas need the same CA: make it once (hawser-apiserver ca --cluster %s --data-dir DIR) "+
+			"and copy DIR/pki/ca.crt and ca.key to %s of each", err, cfg.Cluster, dir)
+	}
+	return ca, nil
 }
 
 // expires is when the server's certificate ends.

@@ -23,9 +23,7 @@ const (
 // agents write is complete when every present node has published its status
 // under this incarnation, or after a minute.
 func (s *Server) keepMarkers(ctx context.Context) error {
-	if err := s.mark(ctx, kvstore.KindCluster, kvstore.KindPolicy, kvstore.KindService, kvstore.KindServiceID); err != nil {
-		return err
-	}
+	s.markUntilDone(ctx, kvstore.KindCluster, kvstore.KindPolicy, kvstore.KindService, kvstore.KindServiceID)
 	deadline := time.Now().Add(markerPatience)
 	tick := time.NewTicker(markerPoll)
 	defer tick.Stop()
@@ -46,7 +44,24 @@ func (s *Server) keepMarkers(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-	return s.mark(ctx, kvstore.KindIdentity, kvstore.KindNode, kvstore.KindIP, kvstore.KindVTEP, kvstore.KindSlice)
+	s.markUntilDone(ctx, kvstore.KindIdentity, kvstore.KindNode, kvstore.KindIP, kvstore.KindVTEP, kvstore.KindSlice)
+	return nil
+}
+
+// markUntilDone marks, and tries again while the store fails, until the context
+// ends.
+func (s *Server) markUntilDone(ctx context.Context, kinds ...kvstore.Kind) {
+	for ctx.Err() == nil {
+		err := s.mark(ctx, kinds...)
+		if err == nil {
+			return
+		}
+		s.log.Warn("write markers, trying again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(markerPoll):
+		}
+	}
 }
 
 func (s *Server) nodesWithoutStatus(ctx context.Context) ([]string, error) {

@@ -43,6 +43,9 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 
 // Invite makes a token with which one cluster can join, once.
 func (s *Server) Invite(ctx context.Context, r *hawserv1.InviteRequest) (*hawserv1.InviteResponse, error) {
+	if err := s.refuseShared("invite"); err != nil {
+		return nil, err
+	}
 	if to := r.GetTo(); to != "" {
 		if err := kvstore.ValidateClusterName(to); err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -60,6 +63,9 @@ func (s *Server) Invite(ctx context.Context, r *hawserv1.InviteRequest) (*hawser
 
 // Join joins the cluster that made a token.
 func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {
+	if err := s.refuseShared("join"); err != nil {
+		return nil, err
+	}
 	res, err := s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
@@ -86,9 +92,21 @@ func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1
 	return &hawserv1.LeaveResponse{KeysRemoved: n}, nil
 }
 
+// peers are the clusters that this one federates or shares its etcd with.
+func (s *Server) peers(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
+	if s.cfg.Etcd.Shared {
+		return s.neighbourStatus(ctx)
+	}
+	return s.mesh.Status(), nil
+}
+
 // MeshStatus reports on all peers.
 func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
-	r := &hawserv1.MeshStatusResponse{Cluster: s.cfg.Cluster, Peers: s.mesh.Status()}
+	peers, err := s.peers(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	r := &hawserv1.MeshStatusResponse{Cluster: s.cfg.Cluster, Peers: peers}
 	for _, p := range r.GetPeers() {
 		nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, p.GetName(), kvstore.KindNode)
 		if err != nil {
@@ -107,7 +125,7 @@ func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawser
 
 // ClusterStatus reports on this cluster.
 func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
-	stats, err := s.etcd.Stats(ctx)
+	stats, err := s.stats(ctx)
 	if err != nil {
 		return nil, apiError(err)
 	}
@@ -119,16 +137,22 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	r := &hawserv1.ClusterStatusReport{
 		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), StartedAt: s.started.UnixNano(),
 		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
-		FederationEndpoints: []string{s.cfg.advertised()}, EtcdEndpoint: s.etcd.Endpoint(),
-		CaExpiresAt: s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
+		FederationEndpoints: []string{s.cfg.advertised()},
+		CaExpiresAt:         s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 	}
+	s.reportEtcd(r, stats)
+	r.Problems = append(r.Problems, s.refusedProblems()...)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)
 	}
 	r.Nodes = uint32(len(nodes))
-	for _, p := range s.mesh.Status() {
+	peers, err := s.peers(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	for _, p := range peers {
 		r.Peers++
 		if p.GetState() == peerConnected {
 			r.PeersConnected++

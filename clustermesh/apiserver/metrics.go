@@ -50,7 +50,6 @@ type clusterState struct {
 	status  *hawserv1.ClusterStatusReport
 	mesh    *hawserv1.MeshStatusResponse
 	nodes   *hawserv1.ListNodesResponse
-	quota   int64
 	certs   map[string]time.Time
 	refused uint64
 }
@@ -59,8 +58,8 @@ type clusterState struct {
 func (s *Server) metricsSource() metrics.Source {
 	return func(ctx context.Context, emit metrics.Emit) error {
 		c := clusterState{
-			quota: s.etcd.QuotaBytes(), refused: s.refused.Load(),
-			certs: map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.ca.Certificate().NotAfter},
+			refused: s.refused.Load(),
+			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.ca.Certificate().NotAfter},
 		}
 		var errs [3]error
 		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
@@ -78,9 +77,9 @@ func (c *clusterState) emit(emit metrics.Emit) {
 		emit("hawser_etcd_keys", float64(r.GetKeys()))
 		emit("hawser_etcd_database_bytes", float64(r.GetDatabaseBytes()))
 		emit("hawser_etcd_revision", float64(r.GetRevision()))
+		emit("hawser_etcd_quota_bytes", float64(r.GetQuotaBytes()))
 		emit("hawser_problems", float64(len(r.GetProblems())))
 	}
-	emit("hawser_etcd_quota_bytes", float64(c.quota))
 	emit("hawser_api_refused_total", float64(c.refused))
 	for name, end := range c.certs {
 		emit("hawser_certificate_expiry_timestamp_seconds", float64(end.Unix()), name)
@@ -132,7 +131,7 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 func (s *Server) healthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	if _, err := s.etcd.Stats(ctx); err != nil {
+	if _, err := s.stats(ctx); err != nil {
 		return err
 	}
 	return nil

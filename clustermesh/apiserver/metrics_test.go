@@ -17,7 +17,7 @@ import (
 
 func TestEveryDocumentedMetricExists(t *testing.T) {
 	c := clusterState{
-		status: &hawserv1.ClusterStatusReport{Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
+		status: &hawserv1.ClusterStatusReport{QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
 		mesh: &hawserv1.MeshStatusResponse{Peers: []*hawserv1.PeerStatus{
 			{
 				Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
@@ -27,7 +27,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 			{Name: "north", State: "lost", Data: "stale"},
 		}},
 		nodes: &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent}, {Cluster: "east", State: nodePresent}}},
-		quota: 8 << 30, certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
+		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
 	}
 	source := func(_ context.Context, emit metrics.Emit) error { c.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, testConfig(t).Log))

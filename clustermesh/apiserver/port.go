@@ -5,13 +5,15 @@ package apiserver
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"sync/atomic"
-	"time"
 
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -20,10 +22,8 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 )
-
-// handshakeTimeout bounds how long a caller may take to say who it is.
-const handshakeTimeout = 10 * time.Second
 
 // nobody stands for a method that asks for no certificate: its own proof is all.
 const nobody pki.Role = ""
@@ -71,13 +71,39 @@ func (g *gate) judge(ctx context.Context, method string) error {
 	if err != nil {
 		return err
 	}
+	return g.admit(id, want, method, changes(method))
+}
+
+// admit lets the holder of a certificate in, and notes what administrators
+// change.
+func (g *gate) admit(id pki.ID, want pki.Role, what string, changing bool) error {
 	if id.Cluster != g.cluster || id.Role != want {
 		return status.Errorf(codes.PermissionDenied, "certificate of %s: only role %s of cluster %s is admitted here", id, want, g.cluster)
 	}
-	if want == pki.RoleAdmin && changes(method) {
-		g.log.Info("administrator's call", "user", id.Name, "method", method)
+	if want == pki.RoleAdmin && changing {
+		g.log.Info("administrator's call", "user", id.Name, "call", what)
 	}
 	return nil
+}
+
+// web lets administrators through to the REST gateway.
+func (g *gate) web(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var id pki.ID
+		err := status.Error(codes.Unauthenticated, "served over TLS only")
+		if r.TLS != nil {
+			id, err = holder(r.TLS)
+		}
+		if err == nil {
+			err = g.admit(id, pki.RoleAdmin, r.Method+" "+r.URL.Path, r.Method != http.MethodGet)
+		}
+		if err != nil {
+			g.refused.Add(1)
+			http.Error(w, status.Convert(err).Message(), runtime.HTTPStatusFromCode(status.Code(err)))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // changes reports whether a method may change anything.
@@ -92,11 +118,15 @@ func caller(ctx context.Context) (pki.ID, error) {
 	if !ok {
 		return pki.ID{}, status.Error(codes.Unauthenticated, "no connection")
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.VerifiedChains) == 0 {
+	info, _ := p.AuthInfo.(credentials.TLSInfo)
+	return holder(&info.State)
+}
+
+func holder(state *tls.ConnectionState) (pki.ID, error) {
+	if len(state.VerifiedChains) == 0 {
 		return pki.ID{}, status.Error(codes.Unauthenticated, "no client certificate; an administrator's is made by: hawser-apiserver issue --admin USER --out DIR")
 	}
-	id, err := pki.CertificateID(info.State.PeerCertificates[0])
+	id, err := pki.CertificateID(state.PeerCertificates[0])
 	if err != nil {
 		return pki.ID{}, status.Error(codes.Unauthenticated, err.Error())
 	}
@@ -148,13 +178,25 @@ func (s *Server) openPort(ctx context.Context) error {
 	if s.cfg.ListenAPI.Port() == 0 { // any free one
 		s.cfg.ListenAPI = lis.Addr().(*net.TCPAddr).AddrPort()
 	}
-	g := &gate{cluster: s.cfg.Cluster, admits: admits(), refused: &s.refused, log: s.log}
-	s.port = grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(s.creds.apiTLS())), grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.UnaryInterceptor(g.unary), grpc.StreamInterceptor(g.stream),
-	)
-	hawserv1.RegisterMeshServer(s.port, s)
-	hawserv1.RegisterEnrolmentServer(s.port, s.enrol)
 	s.portListener = lis
+	return nil
+}
+
+// servePort serves gRPC and, by the gateway, REST on the API port until the
+// context ends.
+func (s *Server) servePort(ctx context.Context, gateway http.Handler) error {
+	g := &gate{cluster: s.cfg.Cluster, admits: admits(), refused: &s.refused, log: s.log}
+	api := grpc.NewServer(grpc.UnaryInterceptor(g.unary), grpc.StreamInterceptor(g.stream))
+	hawserv1.RegisterMeshServer(api, s)
+	hawserv1.RegisterEnrolmentServer(api, s.enrol)
+	server := rest.Server(rest.Either(api, g.web(gateway)))
+	server.TLSConfig = s.creds.apiTLS()
+	server.ErrorLog = slog.NewLogLogger(s.log.Handler(), slog.LevelDebug) // failed handshakes
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	defer api.Stop()
+	if err := server.ServeTLS(s.portListener, "", ""); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the API port: %w", err)
+	}
 	return nil
 }

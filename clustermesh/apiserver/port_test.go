@@ -14,7 +14,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,13 +24,17 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
+	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
@@ -42,9 +48,21 @@ func startPort(t *testing.T, edit ...func(*Config)) *Server {
 		e(&cfg)
 	}
 	s := start(t, cfg)
-	done := make(chan struct{})
-	go func() { defer close(done); _ = s.port.Serve(s.portListener) }()
-	t.Cleanup(func() { s.port.Stop(); <-done })
+	ctx, cancel := context.WithCancel(t.Context())
+	socket, err := unixsocket.Listen(ctx, s.cfg.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, err := rest.Gateway(ctx, s.cfg.Socket, hawserv1.RegisterMeshHandler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := grpc.NewServer()
+	hawserv1.RegisterMeshServer(local, s)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = rest.Serve(socket, local, web) })
+	wg.Go(func() { _ = s.servePort(ctx, web) })
+	t.Cleanup(func() { cancel(); local.Stop(); wg.Wait() })
 	return s
 }
 
@@ -437,5 +455,61 @@ func TestWhoMayCallThePort(t *testing.T) {
 				t.Error("an unlisted service answers")
 			}
 		})
+	}
+}
+
+func TestForgottenNode(t *testing.T) {
+	s := startPort(t)
+	n := newNode(t)
+	if _, err := n.Join(t.Context(), inviteNode(t, s, "n1")); err != nil {
+		t.Fatal(err)
+	}
+	open := inviteNode(t, s, "n1") // a token that nobody has used
+	east := func(sub kvstore.Subtree, kind kvstore.Kind, names ...string) kvstore.Key {
+		return kvstore.NewKey(sub, "east", kind, names...)
+	}
+	store := func(k kvstore.Key, m proto.Message) {
+		t.Helper()
+		if _, err := s.putIfChanged(t.Context(), k, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const ip, otherIP = "10.1.1.5/32", "10.1.2.5/32"
+	gone := []kvstore.Key{
+		east(kvstore.State, kvstore.KindNode, "n1"), east(kvstore.State, kvstore.KindIP, ip), east(kvstore.State, kvstore.KindVTEP, "10.1.1.0/24"),
+		east(kvstore.State, kvstore.KindSlice, "demo", "echo", "n1~1"), east(kvstore.Local, kvstore.KindRef, "65537", "n1"),
+		east(kvstore.Local, kvstore.KindStatus, "n1"), east(kvstore.Local, kvstore.KindPresence, "n1"),
+	}
+	stay := []kvstore.Key{east(kvstore.State, kvstore.KindIP, otherIP), east(kvstore.Local, kvstore.KindStatus, "n2"), east(kvstore.Local, kvstore.KindRef, "65537", "n2")}
+	for i, m := range []proto.Message{
+		&keyspacev1.Node{Cluster: "east", Name: "n1"}, &keyspacev1.IPEntry{Prefix: ip, Identity: 65537, Node: "n1", TunnelAddress: "192.168.1.5"},
+		&keyspacev1.VTEP{Prefix: "10.1.1.0/24", TunnelAddress: "192.168.1.5", Node: "n1"}, &keyspacev1.BackendSlice{Namespace: "demo", Service: "echo", Name: "n1~1"},
+		&emptypb.Empty{}, &keyspacev1.NodeStatus{Node: "n1"}, &keyspacev1.Presence{Node: "n1"},
+	} {
+		store(gone[i], m)
+	}
+	for i, m := range []proto.Message{
+		&keyspacev1.IPEntry{Prefix: otherIP, Identity: 65537, Node: "n2", TunnelAddress: "192.168.1.6"}, &keyspacev1.NodeStatus{Node: "n2"}, &emptypb.Empty{},
+	} {
+		store(stay[i], m)
+	}
+	_, err := s.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n1"})
+	wantRefusal(t, err, "is present")
+	r, err := s.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n1", Force: true})
+	if err != nil || r.GetKeysRemoved() != uint64(len(gone)) || !r.GetWasEnrolled() || r.GetCertificateExpiresAt() < time.Now().UnixNano() {
+		t.Fatalf("forget: %v, %v", r, err)
+	}
+	for _, k := range append(gone, stay...) {
+		kv, _, err := s.kv.Get(t.Context(), k.String())
+		if err != nil || (kv != nil) != slices.ContainsFunc(stay, func(s kvstore.Key) bool { return s.String() == k.String() }) {
+			t.Errorf("%s is there: %v, %v", k, kv != nil, err)
+		}
+	}
+	wantRefusal(t, (&enrol.Renewer{Node: *n}).Renew(t.Context()), "was forgotten")
+	_, err = newNode(t).Join(t.Context(), open)
+	wantRefusal(t, err, "revoked")
+	_, err = s.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n1"})
+	if status.Code(err) != codes.NotFound {
+		t.Errorf("forget it twice: %v", err)
 	}
 }

@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,7 +20,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
-	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
@@ -37,61 +36,70 @@ type Server struct {
 	started time.Time
 
 	creds       *certificates
-	etcd        *etcd.Server
-	kv          kvstore.Client
+	etcd        *etcd.Server // nil when the etcd is external
+	client      *etcd.Client
+	kv          kvstore.Client // the same
 	incarnation string
 	mesh        *federation.Manager
 	enrol       *enrol.Service
+	reopen      chan *errReopen // capacity 1
+	unwanted    refusals        // clusters of a shared etcd
 
-	port         *grpc.Server // nil without an API port
-	portListener net.Listener
+	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate
 }
 
+func newServer(cfg Config) *Server {
+	return &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now(), reopen: make(chan *errReopen, 1)}
+}
+
 // Run starts an API server and blocks until the context ends or a part of it
-// fails. Its errors name what could not be started and why.
+// fails. Its errors name what could not be started and why. When the store has
+// another history (an import, a restored backup) it begins anew.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now()}
+	for {
+		err := runOnce(ctx, cfg)
+		var again *errReopen
+		if !errors.As(err, &again) || ctx.Err() != nil {
+			return err
+		}
+		cfg.Log.Warn("API server starts anew", "cluster", cfg.Cluster, "why", again.why)
+		if again.restored == nil {
+			continue
+		}
+		former, err := again.restored.Commit(ctx)
+		if err != nil {
+			return err
+		}
+		cfg.Log.Warn("etcd's data was replaced by a snapshot", "former data", former, "snapshot revision", again.restored.Revision)
+	}
+}
+
+func runOnce(ctx context.Context, cfg Config) error {
+	s := newServer(cfg)
+	defer s.close()
 	if err := s.open(ctx); err != nil {
-		s.close()
 		return err
 	}
-	defer s.close()
 	return s.serve(ctx)
 }
 
-// open brings up etcd and what the rest stands on.
+// open brings up the keyspace and what the rest stands on.
 func (s *Server) open(ctx context.Context) error {
 	var err error
 	if s.creds, err = newCredentials(&s.cfg, s.started); err != nil {
 		return err
 	}
-	if s.etcd, err = etcd.Start(ctx, etcd.ServerConfig{
-		Cluster:       s.cfg.Cluster,
-		DataDir:       filepath.Join(s.cfg.DataDir, "etcd"),
-		Listen:        s.cfg.ListenEtcd,
-		TLS:           s.creds.server,
-		Root:          s.creds.root,
-		UnsafeNoFsync: s.cfg.UnsafeNoFsync,
-		Log:           s.log,
-	}); err != nil {
-		return err
-	}
-	tls, err := s.creds.server.ClientTLS(&pki.ID{Cluster: s.cfg.Cluster, Role: pki.RoleAPIServer})
-	if err != nil {
-		return err
-	}
-	if s.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: []string{s.etcd.Endpoint()}, TLS: tls, Log: s.log}); err != nil {
-		return err
-	}
-	if s.incarnation, err = ensureIncarnation(ctx, s.kv, s.cfg.Cluster); err != nil {
+	if err = s.openKeyspace(ctx); err != nil {
 		return err
 	}
 	own := kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindCluster)
-	if _, err := s.putIfChanged(ctx, own, s.cfg.record()); err != nil {
+	if _, err := s.putIfChanged(ctx, own, s.cfg.record()); errors.Is(err, kvstore.ErrNoSpace) {
+		s.log.Error("cluster record not published", "error", err) // status tells the cure, so it must come up
+	} else if err != nil {
 		return fmt.Errorf("publish the cluster record: %w", err)
 	}
 	if s.mesh, err = s.newFederation(); err != nil {
@@ -127,34 +135,35 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 	api := grpc.NewServer()
 	hawserv1.RegisterMeshServer(api, s)
-	servers := []*grpc.Server{api}
 	g, ctx := errgroup.WithContext(ctx)
+	web, err := rest.Gateway(ctx, s.cfg.Socket, hawserv1.RegisterMeshHandler)
+	if err != nil {
+		return err
+	}
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
 	}
-	if s.port != nil {
-		servers = append(servers, s.port)
-		g.Go(func() error { return s.port.Serve(s.portListener) })
+	if s.portListener != nil {
+		g.Go(func() error { return s.servePort(ctx, web) })
 	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
+	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
-	g.Go(func() error { return api.Serve(lis) })
+	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
-		defer func() {
-			for _, server := range servers {
-				server.Stop()
-			}
-		}()
+		defer stopAPI(api)
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-s.etcd.Err():
+		case again := <-s.reopen:
+			return again
+		case err := <-s.etcdErr():
 			return fmt.Errorf("embedded etcd: %w", err)
 		}
 	})
-	s.log.Info("API server is ready", "etcd", s.etcd.Endpoint(), "federation", s.cfg.ListenFederation, "socket", s.cfg.Socket,
+	s.log.Info("API server is ready", "etcd", s.client.Endpoint(), "federation", s.cfg.ListenFederation, "socket", s.cfg.Socket,
 		"api", s.cfg.advertisedAPI(), "incarnation", s.incarnation)
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -163,21 +172,12 @@ func (s *Server) serve(ctx context.Context) error {
 	return err
 }
 
-// ensureIncarnation reads the keyspace's incarnation, or makes it when absent.
-func ensureIncarnation(ctx context.Context, kv kvstore.Client, cluster string) (string, error) {
-	key := kvstore.NewKey(kvstore.Private, cluster, kvstore.KindIncarnation).String()
-	fresh := uuid.NewString()
-	r, err := kv.Txn(ctx,
-		[]kvstore.Cmp{kvstore.Absent(key)},
-		[]kvstore.Op{kvstore.Put(key, []byte(fresh))},
-		[]kvstore.Op{kvstore.Read(key)})
-	if err != nil {
-		return "", fmt.Errorf("read the incarnation: %w", err)
-	}
-	if r.Succeeded {
-		return fresh, nil
-	}
-	return string(r.Gets[0][0].Value), nil
+// stopAPI lets calls that are being answered end, for a moment.
+func stopAPI(api *grpc.Server) {
+	const patience = time.Second
+	t := time.AfterFunc(patience, api.Stop)
+	defer t.Stop()
+	api.GracefulStop()
 }
 
 // apiError gives an error of the keyspace the code that callers act on.
@@ -191,8 +191,14 @@ func apiError(err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
-	if _, ok := status.FromError(err); ok {
-		return err
+	var inner interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if errors.As(err, &inner) {
+		// The words around the status stay, its own wrapping goes.
+		text := strings.Replace(err.Error(), inner.Error(), inner.GRPCStatus().Message(), 1)
+		return status.Error(inner.GRPCStatus().Code(), text)
 	}
 	return status.Error(codes.Internal, err.Error())
 }

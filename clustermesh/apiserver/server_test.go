@@ -38,7 +38,7 @@ func testConfig(t *testing.T) Config {
 // start opens a server on a real etcd; its API is called directly.
 func start(t *testing.T, cfg Config) *Server {
 	t.Helper()
-	s := &Server{cfg: cfg, log: cfg.Log, started: time.Now()}
+	s := newServer(cfg)
 	if err := s.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -212,9 +212,9 @@ func TestPolicyLife(t *testing.T) {
 
 func TestBadPolicyStoresNothing(t *testing.T) {
 	s := start(t, testConfig(t))
-	both := `[` + rule[1:len(rule)-1] + `,{"labels":[{"key":"name","value":"bad"}],"endpointSelector":{},"ingress":[{"fromCIDR":["10.0.0.0/8"]}]}]`
+	both := `[` + rule[1:len(rule)-1] + `,{"labels":[{"key":"name","value":"bad"}],"endpointSelector":{},"ingress":[{"fromNowhere":["10.0.0.0/8"]}]}]`
 	_, err := s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: both})
-	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "fromCIDR") {
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "fromNowhere") {
 		t.Errorf("got %v", err)
 	}
 	r, err := s.ListPolicies(t.Context(), &hawserv1.ListPoliciesRequest{})
@@ -225,7 +225,7 @@ func TestBadPolicyStoresNothing(t *testing.T) {
 
 func TestRestartKeepsIncarnationAndCA(t *testing.T) {
 	cfg := testConfig(t)
-	first := &Server{cfg: cfg, log: cfg.Log, started: time.Now()}
+	first := newServer(cfg)
 	if err := first.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -271,5 +271,22 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}
+	}
+}
+
+func TestManifestThatFailsHalfWayTellsWhatWasDone(t *testing.T) {
+	s := start(t, testConfig(t))
+	with := func(name, ip string) string {
+		return strings.Replace(manifest(name), "spec:\n", "spec:\n  clusterIP: "+ip+"\n", 1)
+	}
+	both := with("m1", "10.101.0.2") + "---\n" + with("m2", "10.101.0.2")
+	_, err := s.ApplyService(t.Context(), &hawserv1.ApplyServiceRequest{Source: both})
+	if st := status.Convert(err); st.Code() != codes.FailedPrecondition || strings.Contains(st.Message(), "rpc error") ||
+		!strings.Contains(st.Message(), "done before it: Service demo/m1 created") {
+		t.Errorf("apply: %v", err)
+	}
+	_, err = s.DeleteService(t.Context(), &hawserv1.DeleteServiceRequest{Source: manifest("m1") + "---\n" + manifest("m2")})
+	if status.Code(err) != codes.NotFound || service(t, s, "m1") == nil {
+		t.Errorf("delete of one that is there and one that is not: %v; the first is %v", err, service(t, s, "m1"))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -72,7 +73,7 @@ func (s *Server) ApplyService(ctx context.Context, r *hawserv1.ApplyServiceReque
 	for _, o := range objects {
 		action, err := s.applyService(ctx, o, r.GetDryRun())
 		if err != nil {
-			return resp, apiError(fmt.Errorf("%s %s: %w", kindService, o.ID(), err))
+			return nil, apiError(fmt.Errorf("%s %s: %w%s", kindService, o.ID(), err, doneBefore(resp.GetObjects())))
 		}
 		resp.Objects = append(resp.Objects, &hawserv1.AppliedObject{
 			Kind: kindService, Namespace: o.Service.GetNamespace(), Name: o.Service.GetName(), Action: action,
@@ -82,6 +83,18 @@ func (s *Server) ApplyService(ctx context.Context, r *hawserv1.ApplyServiceReque
 		markDryRun(resp.GetObjects())
 	}
 	return resp, nil
+}
+
+// doneBefore tells what of a manifest is stored although a later object failed.
+func doneBefore(objects []*hawserv1.AppliedObject) string {
+	var done []string
+	for _, o := range objects {
+		done = append(done, fmt.Sprintf("%s %s/%s %s", o.GetKind(), o.GetNamespace(), o.GetName(), o.GetAction()))
+	}
+	if len(done) == 0 {
+		return "; nothing was changed"
+	}
+	return "; done before it: " + strings.Join(done, ", ")
 }
 
 func (s *Server) applyService(ctx context.Context, o loadbalancer.Object, dryRun bool) (action string, err error) {
@@ -226,26 +239,39 @@ func (s *Server) DeleteService(ctx context.Context, r *hawserv1.DeleteServiceReq
 			names = append(names, [2]string{o.Service.GetNamespace(), o.Service.GetName()})
 		}
 	}
-	resp := &hawserv1.DeleteServiceResponse{}
+	var olds []stored[*keyspacev1.Service]
 	for _, n := range names {
 		old, found, err := s.storedService(ctx, n[0], n[1])
 		if err != nil {
-			return resp, apiError(err)
+			return nil, apiError(err)
 		}
 		if !found {
-			return resp, status.Errorf(codes.NotFound, "no service %s/%s; see: hawser service list", n[0], n[1])
+			return nil, status.Errorf(codes.NotFound, "no service %s/%s; nothing was deleted; see: hawser service list", n[0], n[1])
 		}
-		ops := []kvstore.Op{
-			kvstore.Delete(old.kv.Key),
-			kvstore.Delete(kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(old.msg.GetId())).String()),
-		}
-		for _, vip := range old.msg.GetVips() {
-			ops = append(ops, kvstore.Delete(kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip).String()))
-		}
-		if err := s.commit(ctx, ops); err != nil {
-			return resp, apiError(err)
+		olds = append(olds, old)
+	}
+	resp := &hawserv1.DeleteServiceResponse{}
+	for i, n := range names {
+		if err := s.deleteService(ctx, olds[i]); err != nil {
+			return nil, apiError(fmt.Errorf("%s %s/%s: %w%s", kindService, n[0], n[1], err, doneBefore(resp.GetObjects())))
 		}
 		resp.Objects = append(resp.Objects, &hawserv1.AppliedObject{Kind: kindService, Namespace: n[0], Name: n[1], Action: actionDeleted})
 	}
 	return resp, nil
+}
+
+// deleteService deletes a service as it was read, with its number and address.
+func (s *Server) deleteService(ctx context.Context, old stored[*keyspacev1.Service]) error {
+	ops := []kvstore.Op{
+		kvstore.Delete(old.kv.Key),
+		kvstore.Delete(kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(old.msg.GetId())).String()),
+	}
+	for _, vip := range old.msg.GetVips() {
+		ops = append(ops, kvstore.Delete(kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip).String()))
+	}
+	r, err := s.kv.Txn(ctx, []kvstore.Cmp{kvstore.AtRevision(old.kv.Key, old.kv.ModRevision)}, ops, nil)
+	if err == nil && !r.Succeeded {
+		err = errRace
+	}
+	return err
 }

@@ -249,20 +249,24 @@ func (s *Service) put(r cas.Record[*keyspacev1.Enrolment]) cas.Write {
 }
 
 // Forget ends the node's enrolment: its certificate is not renewed any more. It
-// reports whether there was one. Its tokens that are still open are revoked.
-func (s *Service) Forget(ctx context.Context, node string) (was bool, err error) {
+// returns what is forgotten; nil if there was none. Tokens for the node that are
+// still open are revoked.
+func (s *Service) Forget(ctx context.Context, node string) (was *keyspacev1.Enrolment, err error) {
 	err = cas.Retry(ctx, func() error {
 		rec, err := s.enrolment(ctx, node)
 		if err != nil || rec.Rev == 0 {
 			return err
 		}
-		was = true
+		was = rec.Msg
 		return cas.Commit(ctx, s.KV, cas.Write{Key: s.key(node), Rev: rec.Rev})
 	})
-	if err != nil {
-		return false, fmt.Errorf("forget node %s: %w", node, err)
+	if err == nil {
+		err = s.tokens.RevokeNode(ctx, node)
 	}
-	return was, s.tokens.RevokeNode(ctx, node)
+	if err != nil {
+		return nil, fmt.Errorf("forget node %s: %w", node, err)
+	}
+	return was, nil
 }
 
 func retry(ctx context.Context, fn func() error) error {

@@ -266,9 +266,7 @@ func TestDiff(t *testing.T) {
 // compact drops the history up to rev.
 func compact(t *testing.T, c *testCluster, rev int64) {
 	t.Helper()
-	if err := c.etcd.Server.Compact(t.Context(), rev); err != nil {
-		t.Fatal(err)
-	}
+	c.etcd.Compact(t, rev)
 }
 
 // The position acknowledged tells when a deletion has reached a peer's store: not
@@ -308,9 +306,12 @@ func TestAcknowledgedPosition(t *testing.T) {
 	a.restart()
 	connected(t, a, b)
 	eventually(t, "known again after a restart, by where the peer resumes", func() bool { return acked() >= d })
-	eventually(t, "in the view of the peer", func() bool {
+	inView := func() bool {
 		var v keyspacev1.PeerView
 		key := kvstore.NewKey(kvstore.Local, a.name, kvstore.KindPeerView, b.name).String()
 		return proto.Unmarshal(a.get(key), &v) == nil && v.GetAcknowledged().GetRevision() >= d
-	})
+	}
+	eventually(t, "in the view of the peer", inView)
+	d = gone(a.ip(9002, "w"))
+	eventually(t, "also while nothing else of the view changes", inView)
 }

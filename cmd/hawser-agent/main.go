@@ -14,6 +14,7 @@ import (
 	"github.com/hawser-mesh/hawser/agent"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/internal/program"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 func main() { os.Exit(program.Main(newCommand())) }
@@ -62,6 +63,8 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.Node, "node", "", "name of this node, unique in its cluster (default: as enrolled)")
 	f.StringSliceVar(&cfg.EtcdEndpoints, "etcd-endpoint", nil, "https://ADDRESS:PORT of the cluster's etcd (default: as enrolled)")
 	f.StringVar(&cfg.TLSDir, "tls-dir", "/etc/hawser/tls", "directory of ca.crt, tls.crt and tls.key of this node and of its enrolment")
+	f.StringVar(&cfg.EtcdTLSDir, "etcd-tls-dir", "", "the same for an external etcd, of its own CA, common name CLUSTER-agent (default: etcd is the API server's)")
+	f.BoolVar(&cfg.SharedEtcd, "shared-etcd", false, "other clusters keep their keys in the same external etcd")
 	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
 	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
 	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's")
@@ -73,6 +76,8 @@ func newCommand() *cobra.Command {
 	f.StringVar(&attach, "attach", "auto", "how programs are put on devices: tcx, clsact, or auto for tcx where the kernel has it")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
+	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")
+	f.StringVar((*string)(&cfg.PolicyMode), "policy-enforcement", string(policy.ModeDefault), "default: for endpoints that a policy selects; always: for all; never: for none")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")

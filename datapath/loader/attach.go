@@ -186,3 +186,23 @@ func (d *Datapath) Attachments() ([]Attachment, error) {
 	}
 	return out, nil
 }
+
+// PruneLinks unpins the links of devices that are gone, and returns how many.
+func (d *Datapath) PruneLinks() (n int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	pins, err := linkPins(d.cfg.PinPath)
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, pin := range pins {
+		_, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		if _, err := netlink.LinkByName(dev); !errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		errs = append(errs, os.Remove(pin))
+		n++
+	}
+	return n, errors.Join(errs...)
+}

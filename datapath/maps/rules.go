@@ -10,10 +10,10 @@ import (
 // Rules is a rule set's word in the rule_sets map, taken apart. The layout is
 // drawn in bpf/lib/policy.h.
 type Rules struct {
-	Epoch         uint32
-	Valid         bool
-	DenyIngress   bool
-	DenyEgress    bool
+	Epoch       uint32
+	Valid       bool
+	DenyIngress bool
+	DenyEgress  bool
 	// IngressBlocks and EgressBlocks: there are entries for ipBlocks.
 	IngressBlocks bool
 	EgressBlocks  bool
@@ -62,7 +62,7 @@ func RulesFrom(w uint64) Rules {
 		Epoch: uint32(w), Valid: flags&rulesValid != 0,
 		DenyIngress: flags&rulesDenyIngress != 0, DenyEgress: flags&rulesDenyEgress != 0,
 		IngressBlocks: flags&rulesIngressBlocks != 0, EgressBlocks: flags&rulesEgressBlocks != 0,
-		Ranges: uint8(w >> rulesRangesShift),
+		Ranges:        uint8(w >> rulesRangesShift),
 		IngressLevels: uint8(w >> rulesIngressShift), EgressLevels: uint8(w >> rulesEgressShift),
 	}
 }

@@ -4,6 +4,7 @@ package allocator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/hawser-mesh/hawser/identity"
@@ -21,12 +22,14 @@ type Move struct {
 // Confirm checks every number in use against the store and puts back what
 // vanished: the number, its labels and this node's reference. Where someone else
 // has taken the labels or the number meanwhile, the labels move to the newer
-// number. Call it when an identity in use vanishes, after a restart, and when
-// the store has another history. It costs one round trip for each number that
-// is as it should be, and stops at the first error of the store; what moved
-// until then is returned with it.
+// number; where there is none for them, the others are confirmed all the same
+// and the error is an ErrExhausted. Call it when an identity in use vanishes,
+// after a restart, and when the store has another history. It costs one round
+// trip for each number that is as it should be, and stops at the first error of
+// the store; what moved until then is returned with it.
 func (a *Allocator) Confirm(ctx context.Context) ([]Move, error) {
 	var moves []Move
+	var short []error
 	for _, e := range a.sorted() {
 		if err := e.acquire(ctx); err != nil {
 			return moves, fmt.Errorf("confirm identities: %w", err)
@@ -41,14 +44,19 @@ func (a *Allocator) Confirm(ctx context.Context) ([]Move, error) {
 		}
 		e.release()
 		if err != nil {
-			return moves, fmt.Errorf("confirm identity %d of %s: %w", old, e.set, err)
+			err = fmt.Errorf("confirm identity %d of %s: %w", old, e.set, err)
+			if !errors.Is(err, ErrExhausted) {
+				return moves, errors.Join(append(short, err)...)
+			}
+			short = append(short, err)
+			continue
 		}
 		if n != old {
 			a.cfg.Log.Warn("identity moved to another number", "labels", e.set.String(), "old", old, "new", n)
 			moves = append(moves, Move{e.set, old, n})
 		}
 	}
-	return moves, nil
+	return moves, errors.Join(short...)
 }
 
 // confirm returns the number that an entry's labels have in the store after

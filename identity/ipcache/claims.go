@@ -17,6 +17,7 @@ const (
 	KindNode
 	KindIP
 	KindVTEP
+	KindRange    // a cluster's pod or service range: what nobody has in it is nowhere
 	KindCIDR     // a prefix outside the mesh that policies use
 	KindReserved // no claim: the answer for what nobody claims
 )
@@ -31,6 +32,8 @@ func (k Kind) String() string {
 		return "ip"
 	case KindVTEP:
 		return "vtep"
+	case KindRange:
+		return "range"
 	case KindCIDR:
 		return "cidr"
 	default:

@@ -63,6 +63,7 @@ type Cache struct {
 	dirtyBlock map[netip.Prefix]struct{}
 	nodes      map[nodeKey]nodeClaims
 	clusters   map[string]uint32
+	ranges     map[string][]netip.Prefix // of each cluster
 	dirtyAddrs map[netip.Prefix]struct{}
 	dirtyNodes map[netip.Addr]struct{}
 }
@@ -89,6 +90,7 @@ func New(cfg Config) (*Cache, error) {
 		dirtyBlock: map[netip.Prefix]struct{}{},
 		nodes:      map[nodeKey]nodeClaims{},
 		clusters:   map[string]uint32{},
+		ranges:     map[string][]netip.Prefix{},
 		dirtyAddrs: map[netip.Prefix]struct{}{},
 		dirtyNodes: map[netip.Addr]struct{}{},
 	}, nil

@@ -214,8 +214,29 @@ func (c *Cache) SetCluster(name string, id uint32) {
 	}
 }
 
-// DeleteCluster forgets a cluster's number.
-func (c *Cache) DeleteCluster(name string) { c.SetCluster(name, 0) }
+// SetRanges tells the ranges of a cluster's pods and services, in place of those
+// told before. An address in one that nobody has is nowhere: packets to it are
+// not for the outside.
+func (c *Cache) SetRanges(cluster string, ranges []netip.Prefix) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := source{Kind: KindRange, Cluster: cluster}
+	for _, old := range c.ranges[cluster] {
+		if !slices.Contains(ranges, old) {
+			c.unclaim(s, old)
+		}
+	}
+	c.ranges[cluster] = slices.Clone(ranges)
+	for _, p := range ranges {
+		c.claim(s, Entry{Prefix: p, IPEntry: datapath.IPEntry{Flags: datapath.IPCIDR}, Cluster: cluster, Source: KindRange})
+	}
+}
+
+// DeleteCluster forgets a cluster's number and ranges.
+func (c *Cache) DeleteCluster(name string) {
+	c.SetCluster(name, 0)
+	c.SetRanges(name, nil)
+}
 
 func (c *Cache) claimTunnel(s source, n datapath.Node) {
 	c.tunnels.set(n.Tunnel, s, n)

@@ -107,7 +107,8 @@ func daemons() string {
 	var b strings.Builder
 	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, in capitals with _ for -) or\n" +
 		"in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
-	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"}} {
+	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"},
+		{"hawser-apiserver", "ca"}, {"hawser-apiserver", "etcd-access"}, {"hawser-apiserver", "member", "replace"}, {"hawser-apiserver", "restore"}} {
 		out, err := exec.CommandContext(context.Background(), "go", append([]string{"run", "./cmd/" + args[0]}, append(args[1:], "--help")...)...).Output()
 		if err != nil {
 			log.Fatalf("%v: %v", args, err)
@@ -150,7 +151,7 @@ func meanings() map[string]string {
 		"no tunnel endpoint":   "the node that has the destination is not known",
 		"malformed packet":     "headers that contradict themselves or end early",
 		"fragment":             "a fragment of an IP packet",
-		"unknown destination":  "an address in a pod range that no endpoint has",
+		"unknown destination":  "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
 		"unknown endpoint":     "from a device that belongs to no endpoint",
 		"unrelated icmp error": "an ICMP error about a flow that is not known",
 		"ip options":           "an IPv4 header with options, such as source routing",

@@ -104,6 +104,9 @@ func CertificateID(cert *x509.Certificate) (ID, error) {
 // Request is what a certificate shall say. Servers list the names and addresses
 // by which they are dialled.
 type Request struct {
+	// Cluster is whose role it is; empty means the CA's. Only the CA of an etcd
+	// that clusters share certifies for others.
+	Cluster  string
 	Role     Role
 	Name     string
 	DNS      []string
@@ -115,6 +118,9 @@ type Request struct {
 // holder asked for enters it but the key.
 func (c *CA) Sign(pub crypto.PublicKey, r Request, now time.Time) ([]byte, error) {
 	id := ID{Cluster: c.cluster, Role: r.Role, Name: r.Name}
+	if r.Cluster != "" {
+		id.Cluster = r.Cluster
+	}
 	if err := id.Validate(); err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}

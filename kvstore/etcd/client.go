@@ -265,7 +265,7 @@ func (c *Client) mapError(err error) error {
 		errors.Is(err, rpctypes.ErrUserNotFound), errors.Is(err, rpctypes.ErrAuthFailed):
 		return kvstore.ErrDenied
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return fmt.Errorf("%w: compact, defragment and disarm the alarm, then writes are accepted again", err)
+		return fmt.Errorf("%w (%w)", kvstore.ErrNoSpace, err)
 	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.DeadlineExceeded:
 		return fmt.Errorf("no answer from %s (%s): %w", c.endpoint, c.cause, context.DeadlineExceeded)
 	}

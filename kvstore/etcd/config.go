@@ -64,6 +64,9 @@ func (m Member) peerURL() url.URL { return url.URL{Scheme: "https", Host: m.Peer
 type ServerConfig struct {
 	// Cluster is the Hawser cluster whose users and roles are set up.
 	Cluster string
+	// Shared are the clusters that keep their keys in this etcd, each with its
+	// own users and rights; Cluster then only names the etcd itself.
+	Shared []string
 	// Name is the member's name; empty means "member". It may not change
 	// once DataDir exists.
 	Name string
@@ -112,6 +115,11 @@ func (c ServerConfig) Validate() error {
 	var errs []error
 	if err := kvstore.ValidateClusterName(c.Cluster); err != nil {
 		errs = append(errs, err)
+	}
+	for _, name := range c.Shared {
+		if err := kvstore.ValidateClusterName(name); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if c.DataDir == "" {
 		errs = append(errs, errors.New("no data directory"))

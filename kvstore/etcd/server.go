@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -130,7 +131,7 @@ func (s *Server) connectRoot() (err error) {
 func (s *Server) ensureAccess(ctx context.Context) error {
 	for {
 		if s.leads() {
-			if err := bootstrapAccess(ctx, s.root.etcd, accessTable(s.cfg.Cluster, false)); err != nil {
+			if err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access()); err != nil {
 				return fmt.Errorf("set up access to etcd on %s: %w", s.Endpoint(), err)
 			}
 			return nil
@@ -142,6 +143,18 @@ func (s *Server) ensureAccess(ctx context.Context) error {
 			return fmt.Errorf("wait for the leader to set up access to etcd: %w", err)
 		}
 	}
+}
+
+// access is who may do what.
+func (c ServerConfig) access() map[string][]access {
+	if len(c.Shared) == 0 {
+		return accessTable(c.Cluster, false)
+	}
+	all := map[string][]access{}
+	for _, name := range c.Shared {
+		maps.Copy(all, accessTable(name, true))
+	}
+	return all
 }
 
 // leads reports whether this member is the leader.

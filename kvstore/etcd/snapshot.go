@@ -173,51 +173,77 @@ func checkSum(path string) error {
 	return nil
 }
 
-// Restore replaces the data of a stopped server by a snapshot's. Of several
-// members it makes the first of a new store; the others join it (ReplaceMember).
-// prepare changes the restored data before any agent sees it: it gets a client
-// with all rights of the store, served on loopback only; if it fails nothing is
-// replaced. The former data stays beside the new, at the path returned (empty if
-// there was none).
+// Restored is a snapshot made ready to replace a server's data.
+type Restored struct {
+	SnapshotInfo
+	cfg   ServerConfig
+	fresh string
+}
+
+// Restore replaces the data of a stopped server by a snapshot's; see
+// PrepareRestore and Commit, which it does one after the other.
 func Restore(ctx context.Context, cfg ServerConfig, path string, prepare func(context.Context, *Client) error) (former string, err error) {
-	if err := cfg.Validate(); err != nil {
+	r, err := PrepareRestore(ctx, cfg, path, prepare)
+	if err != nil {
 		return "", err
+	}
+	return r.Commit(ctx)
+}
+
+// PrepareRestore builds the data of a snapshot beside a server's, which may run.
+// Of several members it makes the first of a new store; the others join it
+// (ReplaceMember). prepare changes the restored data before any agent sees it: it
+// gets a client with all rights of the store, served on loopback only; if it
+// fails nothing is kept. Commit or Discard ends it.
+func PrepareRestore(ctx context.Context, cfg ServerConfig, path string, prepare func(context.Context, *Client) error) (_ *Restored, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	if _, err := CheckSnapshot(path); err != nil {
-		return "", err
+	info, err := CheckSnapshot(path)
+	if err != nil {
+		return nil, err
 	}
-	if err := checkListen(ctx, cfg.Listen); err != nil {
-		return "", fmt.Errorf("restore: the server must be stopped: %w", err)
-	}
-	fresh := cfg.DataDir + ".restoring"
-	if err := os.RemoveAll(fresh); err != nil {
-		return "", fmt.Errorf("restore %s: %w", path, err)
-	}
+	r := &Restored{SnapshotInfo: info, cfg: cfg, fresh: cfg.DataDir + ".restoring"}
+	r.Discard() // what a crash may have left
 	defer func() {
 		if err != nil {
-			_ = os.RemoveAll(fresh)
+			r.Discard()
 		}
 	}()
 	err = snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
-		SnapshotPath: path, Name: cfg.Name, OutputDataDir: fresh,
+		SnapshotPath: path, Name: cfg.Name, OutputDataDir: r.fresh,
 		PeerURLs: []string{cfg.peerURL()}, InitialCluster: cfg.Name + "=" + cfg.peerURL(), InitialClusterToken: cfg.token(),
 		RevisionBump: revisionBump, MarkCompacted: true,
 	})
 	if err != nil {
-		return "", fmt.Errorf("restore %s: %w", path, err)
+		return nil, fmt.Errorf("restore %s: %w", path, err)
 	}
-	if err := prepareRestored(ctx, cfg, fresh, prepare); err != nil {
-		return "", fmt.Errorf("restore %s: %w", path, err)
+	if err := prepareRestored(ctx, cfg, r.fresh, prepare); err != nil {
+		return nil, fmt.Errorf("restore %s: %w", path, err)
 	}
-	if former, err = setAside(cfg.DataDir, "before-restore", time.Now()); err != nil {
-		return "", fmt.Errorf("restore %s: %w", path, err)
+	return r, nil
+}
+
+// Commit puts the restored data in place of the server's, which must be stopped.
+// The former data stays beside the new, at the path returned (empty if there was
+// none).
+func (r *Restored) Commit(ctx context.Context) (former string, err error) {
+	if err := checkListen(ctx, r.cfg.Listen); err != nil {
+		r.Discard()
+		return "", fmt.Errorf("restore %s: the server must be stopped: %w", r.Path, err)
 	}
-	if err := os.Rename(fresh, cfg.DataDir); err != nil {
-		return former, fmt.Errorf("restore %s: %w", path, err)
+	if former, err = setAside(r.cfg.DataDir, "before-restore", time.Now()); err != nil {
+		return "", fmt.Errorf("restore %s: %w", r.Path, err)
+	}
+	if err := os.Rename(r.fresh, r.cfg.DataDir); err != nil {
+		return former, fmt.Errorf("restore %s: %w", r.Path, err)
 	}
 	return former, nil
 }
+
+// Discard removes what PrepareRestore built.
+func (r *Restored) Discard() { _ = os.RemoveAll(r.fresh) }
 
 // prepareRestored serves restored data on loopback while prepare works on it.
 func prepareRestored(ctx context.Context, cfg ServerConfig, dir string, prepare func(context.Context, *Client) error) error {

@@ -4,6 +4,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -91,6 +92,17 @@ func (c *Client) Stats(ctx context.Context, prefixes ...string) (Stats, error) {
 	return st, nil
 }
 
+// Count is the number of keys below a prefix.
+func (c *Client) Count(ctx context.Context, prefix string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	r, err := c.etcd.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return 0, c.wrap("count", prefix, err)
+	}
+	return r.Count, nil
+}
+
 func hasAlarm(r *clientv3.AlarmResponse, a pb.AlarmType) bool {
 	return slices.ContainsFunc(r.Alarms, func(m *pb.AlarmMember) bool { return m.Alarm == a })
 }
@@ -146,11 +158,8 @@ func (c *Client) compact(ctx context.Context, rev int64, physical bool) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	_, err := c.etcd.Compact(ctx, rev, opts...)
-	if err != nil && c.mapError(err) != kvstore.ErrCompacted { //nolint:errorlint // mapError returns it bare
+	if err != nil && !errors.Is(c.mapError(err), kvstore.ErrCompacted) {
 		return c.wrap("compact to", fmt.Sprint(rev), err)
 	}
 	return nil
 }
-
-// QuotaBytes is the size of the database at which no more is written.
-func (s *Server) QuotaBytes() int64 { return s.cfg.QuotaBytes }

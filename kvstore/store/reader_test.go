@@ -111,7 +111,7 @@ func TestReaderListsAgainAfterCompaction(t *testing.T) {
 	del(t, api, vtep(e, 3))
 	put(t, api, vtep(e, 4), vtepRecord(vtep(e, 4), "192.0.2.9"))
 	rev := put(t, api, vtep(e, 10), vtepRecord(vtep(e, 10), "192.0.2.1"))
-	if err := e.Server.Compact(t.Context(), rev); err != nil {
+	if err := e.Root(t).Compact(t.Context(), rev); err != nil {
 		t.Fatal(err)
 	}
 	before := len(v.batches)

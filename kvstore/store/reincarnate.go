@@ -15,6 +15,13 @@ import (
 // gave it, private/<own>/incarnation, and makes it when absent.
 func EnsureIncarnation(ctx context.Context, c kvstore.Client, own string) (string, error) {
 	key := kvstore.NewKey(kvstore.Private, own, kvstore.KindIncarnation).String()
+	kv, _, err := c.Get(ctx, key) // a full store takes no transaction that might write
+	if err != nil {
+		return "", fmt.Errorf("read the incarnation: %w", err)
+	}
+	if kv != nil {
+		return string(kv.Value), nil
+	}
 	fresh := uuid.NewString()
 	r, err := c.Txn(ctx,
 		[]kvstore.Cmp{kvstore.Absent(key)},

@@ -147,7 +147,7 @@ func (p ruleParser) peers(n manifest.Node, kinds []string, peers *Peers) (given 
 		if !ok {
 			continue
 		}
-		if given && !(i == 3 && first == kinds[2]) {
+		if given && (i != 3 || first != kinds[2]) {
 			n.Problem("%s and %s cannot be combined in one rule: write two", first, kind)
 		}
 		if given = true; first == "" {

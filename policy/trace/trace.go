@@ -129,7 +129,7 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 		return answer{}, err
 	}
 	e.Changes()
-	a := answer{engine: e, peer: peerOf(e, peer)}
+	a := answer{engine: e, peer: peerAmong(e.CIDRChanges(), peer)}
 	a.set, _ = e.RuleSet(id)
 	a.decision = policy.Decide(a.set, d, a.peer, q.Protocol, q.Port)
 	if d == datapath.Ingress && peer.Reserved == identity.Host {
@@ -138,11 +138,11 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 	return a, nil
 }
 
-// peerOf is who the kernel would take an end for.
-func peerOf(e *policy.Engine, end End) policy.Peer {
+// peerAmong is who the kernel would take an end for, given the prefixes in use.
+func peerAmong(cidrs []policy.CIDR, end End) policy.Peer {
 	p := policy.Peer{Identity: identity.World}
 	longest := [2]int{-1, -1}
-	for _, c := range e.CIDRChanges() {
+	for _, c := range cidrs {
 		space := map[bool]int{true: 1}[c.Block]
 		if !end.Addr.IsValid() || !c.Prefix.Contains(end.Addr) || c.Prefix.Bits() <= longest[space] {
 			continue

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -23,34 +25,35 @@ import (
 // eventually. PLACE is CLUSTER/POD, CLUSTER/ctl, a node, fabric or an address.
 func commands() map[string]command {
 	return map[string]command{
-		"lab":       cmdLab,       // the lab that the script runs in
-		"server":    cmdServer,    // a pod that answers `reach` and `load`
-		"hawser":    cmdHawser,    // the CLI
-		"json":      cmdJSON,      // a value in what the CLI prints
-		"set":       cmdSet,       // what a command prints, as a variable
-		"address":   cmdAddress,   // of a place
-		"identity":  cmdIdentity,  // of a pod
-		"reach":     cmdReach,     // a place answers another
-		"denied":    cmdDenied,    // it does not, and the drop is seen
-		"monitored": cmdMonitored, // a drop is told by `hawser monitor`
-		"spread":    cmdSpread,    // who answers for a service
-		"asking":    cmdAsking,    // requests in the background, none may fail
-		"stream":    cmdStream,    // an open TCP connection
-		"load":      cmdLoad,      // load that notices every loss
-		"forge":     cmdForge,     // packets made by hand
-		"wire":      cmdWire,      // what crosses the fabric
-		"route":     cmdRoute,     // of the fabric to a pod, past the tunnels
-		"pins":      cmdPins,      // ids of a node's pinned maps, programs and links
-		"pause":     cmdPause,     // how long a fault lasts; nothing waits for a state by it
-		"keys":      cmdKeys,      // of a cluster's etcd
-		"published": cmdPublished, // a key is in a cluster's etcd
-		"exhaust":   cmdExhaust,   // a cluster's identity numbers
-		"expired":   cmdExpired,   // a join token is
-		"publish":   cmdPublish,   // a key into a cluster's etcd
-		"token":     cmdToken,     // a join token, changed
-		"peers":     cmdPeers,     // addresses that a node has TCP connections with
-		"mtu":       cmdMTU,       // of a pod's route
-		"host":      cmdHost,      // files, routes and sysctls of this machine
+		"lab":        cmdLab,       // the lab that the script runs in
+		"lose-state": cmdLoseState, // of a node's agent
+		"server":     cmdServer,    // a pod that answers `reach` and `load`
+		"hawser":     cmdHawser,    // the CLI
+		"json":       cmdJSON,      // a value in what the CLI prints
+		"set":        cmdSet,       // what a command prints, as a variable
+		"address":    cmdAddress,   // of a place
+		"identity":   cmdIdentity,  // of a pod
+		"reach":      cmdReach,     // a place answers another
+		"denied":     cmdDenied,    // it does not, and the drop is seen
+		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
+		"spread":     cmdSpread,    // who answers for a service
+		"asking":     cmdAsking,    // requests in the background, none may fail
+		"stream":     cmdStream,    // an open TCP connection
+		"load":       cmdLoad,      // load that notices every loss
+		"forge":      cmdForge,     // packets made by hand
+		"wire":       cmdWire,      // what crosses the fabric
+		"route":      cmdRoute,     // of the fabric to a pod, past the tunnels
+		"pins":       cmdPins,      // ids of a node's pinned maps, programs and links
+		"pause":      cmdPause,     // how long a fault lasts; nothing waits for a state by it
+		"keys":       cmdKeys,      // of a cluster's etcd
+		"published":  cmdPublished, // a key is in a cluster's etcd
+		"exhaust":    cmdExhaust,   // a cluster's identity numbers
+		"expired":    cmdExpired,   // a join token is
+		"publish":    cmdPublish,   // a key into a cluster's etcd
+		"token":      cmdToken,     // a join token, changed
+		"peers":      cmdPeers,     // addresses that a node has TCP connections with
+		"mtu":        cmdMTU,       // of a pod's route
+		"host":       cmdHost,      // files, routes and sysctls of this machine
 	}
 }
 
@@ -260,4 +263,12 @@ func (s *script) cluster(name string) (lab.Cluster, error) {
 		}
 	}
 	return lab.Cluster{}, fmt.Errorf("no cluster %q", name)
+}
+
+// cmdLoseState is `lose-state NODE`: removes what the node's agent keeps on disk.
+func cmdLoseState(s *script, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", usage("lose-state NODE")
+	}
+	return "", os.RemoveAll(filepath.Join(lab.RunDir, s.world.lab.Name(), args[0], "state"))
 }

@@ -117,6 +117,12 @@ func runScripts(t *testing.T, s *suite) {
 	}
 	runs := map[string]*script{}
 	testscript.RunT(serial{t, nil, runs}, testscript.Params{
+		Condition: func(cond string) (bool, error) {
+			if cond == "shared" {
+				return os.Getenv(sharedEtcd) != "", nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Dir: "testdata", Cmds: cmds, RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
 			w := &script{suite: s, t: e.T().(serial), counts: map[string]uint64{}, loads: map[string]*loadRun{}, streams: map[string]*openStream{}}

@@ -50,9 +50,13 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 	name := labName(kind)
 	switch kind {
 	case "demo": // shared: two clusters of two nodes with the demo
-		return lab.NewSpec(name, 2, 2), lab.Options{Demo: true}, nil
+		return withEtcd(lab.NewSpec(name, 2, 2)), lab.Options{Demo: true}, nil
 	case "pair": // two clusters of one node, empty
-		return lab.NewSpec(name, 2, 1), lab.Options{}, nil
+		return withEtcd(lab.NewSpec(name, 2, 1)), lab.Options{}, nil
+	case "shared": // two clusters of two nodes on one etcd, with the demo
+		spec := lab.NewSpec(name, 2, 2)
+		spec.SharedEtcd = true
+		return spec, lab.Options{Demo: true}, nil
 	case "alone": // one cluster of one node
 		return lab.NewSpec(name, 1, 1), lab.Options{}, nil
 	case "nine", "ten": // two clusters of one node with ids above 255, the demo
@@ -69,14 +73,24 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, alone, nine, ten or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, nine, ten or brief", kind)
+}
+
+// sharedEtcd is the environment variable that puts the clusters of every lab on
+// one etcd: the mesh must be the same. Scripts about the federation's stream skip
+// themselves then ([shared]).
+const sharedEtcd = "HAWSER_E2E_SHARED_ETCD"
+
+func withEtcd(s lab.Spec) lab.Spec {
+	s.SharedEtcd = os.Getenv(sharedEtcd) != ""
+	return s
 }
 
 // cmdLab is `lab KIND`: the script runs in a lab of that kind, made when there
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|alone|nine|ten|brief|down")
+		return "", usage("lab demo|pair|shared|alone|nine|ten|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world

@@ -30,6 +30,8 @@ const (
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
 	Mesh_MeshStatus_FullMethodName     = "/hawser.v1.Mesh/MeshStatus"
 	Mesh_Diff_FullMethodName           = "/hawser.v1.Mesh/Diff"
+	Mesh_Backup_FullMethodName         = "/hawser.v1.Mesh/Backup"
+	Mesh_Restore_FullMethodName        = "/hawser.v1.Mesh/Restore"
 	Mesh_InviteNode_FullMethodName     = "/hawser.v1.Mesh/InviteNode"
 	Mesh_ForgetNode_FullMethodName     = "/hawser.v1.Mesh/ForgetNode"
 	Mesh_ListNodes_FullMethodName      = "/hawser.v1.Mesh/ListNodes"
@@ -55,10 +57,15 @@ type MeshClient interface {
 	MeshStatus(ctx context.Context, in *MeshStatusRequest, opts ...grpc.CallOption) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc.CallOption) (*MeshDiffResponse, error)
+	// Backup streams a snapshot of the whole etcd, in the format of etcdctl.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error)
+	// Restore takes such a snapshot. It is checked before anything changes; then
+	// the API server starts anew on it, with another incarnation.
+	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreChunk, RestoreResponse], error)
 	// InviteNode makes a token with which one host joins as this node, once.
 	InviteNode(ctx context.Context, in *InviteNodeRequest, opts ...grpc.CallOption) (*InviteNodeResponse, error)
-	// ForgetNode removes a node that will not come back: its keys, its enrolment,
-	// and the certificates that it holds from those that the cluster's etcd admits.
+	// ForgetNode removes a node that will not come back: its keys and its
+	// enrolment, so that its certificate is not renewed.
 	ForgetNode(ctx context.Context, in *ForgetNodeRequest, opts ...grpc.CallOption) (*ForgetNodeResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
@@ -138,6 +145,38 @@ func (c *meshClient) Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc
 	}
 	return out, nil
 }
+
+func (c *meshClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Mesh_ServiceDesc.Streams[0], Mesh_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mesh_BackupClient = grpc.ServerStreamingClient[BackupChunk]
+
+func (c *meshClient) Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreChunk, RestoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Mesh_ServiceDesc.Streams[1], Mesh_Restore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RestoreChunk, RestoreResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mesh_RestoreClient = grpc.ClientStreamingClient[RestoreChunk, RestoreResponse]
 
 func (c *meshClient) InviteNode(ctx context.Context, in *InviteNodeRequest, opts ...grpc.CallOption) (*InviteNodeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -261,10 +300,15 @@ type MeshServer interface {
 	MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error)
+	// Backup streams a snapshot of the whole etcd, in the format of etcdctl.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error
+	// Restore takes such a snapshot. It is checked before anything changes; then
+	// the API server starts anew on it, with another incarnation.
+	Restore(grpc.ClientStreamingServer[RestoreChunk, RestoreResponse]) error
 	// InviteNode makes a token with which one host joins as this node, once.
 	InviteNode(context.Context, *InviteNodeRequest) (*InviteNodeResponse, error)
-	// ForgetNode removes a node that will not come back: its keys, its enrolment,
-	// and the certificates that it holds from those that the cluster's etcd admits.
+	// ForgetNode removes a node that will not come back: its keys and its
+	// enrolment, so that its certificate is not renewed.
 	ForgetNode(context.Context, *ForgetNodeRequest) (*ForgetNodeResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
@@ -302,6 +346,12 @@ func (UnimplementedMeshServer) MeshStatus(context.Context, *MeshStatusRequest) (
 }
 func (UnimplementedMeshServer) Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Diff not implemented")
+}
+func (UnimplementedMeshServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedMeshServer) Restore(grpc.ClientStreamingServer[RestoreChunk, RestoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method Restore not implemented")
 }
 func (UnimplementedMeshServer) InviteNode(context.Context, *InviteNodeRequest) (*InviteNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method InviteNode not implemented")
@@ -464,6 +514,24 @@ func _Mesh_Diff_Handler(srv interface{}, ctx context.Context, dec func(interface
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Mesh_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(MeshServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mesh_BackupServer = grpc.ServerStreamingServer[BackupChunk]
+
+func _Mesh_Restore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(MeshServer).Restore(&grpc.GenericServerStream[RestoreChunk, RestoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Mesh_RestoreServer = grpc.ClientStreamingServer[RestoreChunk, RestoreResponse]
 
 func _Mesh_InviteNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(InviteNodeRequest)
@@ -739,6 +807,17 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Mesh_ListServices_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Backup",
+			Handler:       _Mesh_Backup_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Restore",
+			Handler:       _Mesh_Restore_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "api/hawser/v1/mesh.proto",
 }

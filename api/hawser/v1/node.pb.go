@@ -62,26 +62,32 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type NodeStatusReport struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Cluster           string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node              string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Version           string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt         int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
-	Adopted           bool                   `protobuf:"varint,5,opt,name=adopted,proto3" json:"adopted,omitempty"`                      // pinned programs and maps were taken over at start
-	UnderlayDevice    string                 `protobuf:"bytes,6,opt,name=underlay_device,json=underlayDevice,proto3" json:"underlay_device,omitempty"`
-	UnderlayAddress   string                 `protobuf:"bytes,7,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
-	TunnelProtocol    string                 `protobuf:"bytes,8,opt,name=tunnel_protocol,json=tunnelProtocol,proto3" json:"tunnel_protocol,omitempty"`
-	TunnelPort        uint32                 `protobuf:"varint,9,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
-	AttachMode        string                 `protobuf:"bytes,10,opt,name=attach_mode,json=attachMode,proto3" json:"attach_mode,omitempty"` // tcx or clsact
-	PodCidrs          []string               `protobuf:"bytes,11,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
-	PodMtu            uint32                 `protobuf:"varint,12,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
-	Keyspace          *KeyspaceStatus        `protobuf:"bytes,13,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
-	Tables            []*TableStatus         `protobuf:"bytes,14,rep,name=tables,proto3" json:"tables,omitempty"`
-	Endpoints         uint32                 `protobuf:"varint,15,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
-	EndpointsNotReady uint32                 `protobuf:"varint,16,opt,name=endpoints_not_ready,json=endpointsNotReady,proto3" json:"endpoints_not_ready,omitempty"`
-	Problems          []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Cluster              string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node                 string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Version              string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt            int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
+	Adopted              bool                   `protobuf:"varint,5,opt,name=adopted,proto3" json:"adopted,omitempty"`                      // pinned programs and maps were taken over at start
+	UnderlayDevice       string                 `protobuf:"bytes,6,opt,name=underlay_device,json=underlayDevice,proto3" json:"underlay_device,omitempty"`
+	UnderlayAddress      string                 `protobuf:"bytes,7,opt,name=underlay_address,json=underlayAddress,proto3" json:"underlay_address,omitempty"`
+	TunnelProtocol       string                 `protobuf:"bytes,8,opt,name=tunnel_protocol,json=tunnelProtocol,proto3" json:"tunnel_protocol,omitempty"`
+	TunnelPort           uint32                 `protobuf:"varint,9,opt,name=tunnel_port,json=tunnelPort,proto3" json:"tunnel_port,omitempty"`
+	AttachMode           string                 `protobuf:"bytes,10,opt,name=attach_mode,json=attachMode,proto3" json:"attach_mode,omitempty"` // tcx or clsact
+	PodCidrs             []string               `protobuf:"bytes,11,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	PodMtu               uint32                 `protobuf:"varint,12,opt,name=pod_mtu,json=podMtu,proto3" json:"pod_mtu,omitempty"`
+	Keyspace             *KeyspaceStatus        `protobuf:"bytes,13,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
+	Tables               []*TableStatus         `protobuf:"bytes,14,rep,name=tables,proto3" json:"tables,omitempty"`
+	Endpoints            uint32                 `protobuf:"varint,15,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
+	EndpointsNotReady    uint32                 `protobuf:"varint,16,opt,name=endpoints_not_ready,json=endpointsNotReady,proto3" json:"endpoints_not_ready,omitempty"`
+	Problems             []*Problem             `protobuf:"bytes,17,rep,name=problems,proto3" json:"problems,omitempty"`
+	CertificateExpiresAt int64                  `protobuf:"varint,18,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns; 0 when it cannot be read
+	Enrolled             bool                   `protobuf:"varint,19,opt,name=enrolled,proto3" json:"enrolled,omitempty"`                                                       // by token: the certificate renews itself
+	// namespace/name -> revision of the policy objects that this node has resolved.
+	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The kernel has them all.
+	PoliciesSettled bool `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeStatusReport) Reset() {
@@ -231,6 +237,34 @@ func (x *NodeStatusReport) GetProblems() []*Problem {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *NodeStatusReport) GetCertificateExpiresAt() int64 {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return 0
+}
+
+func (x *NodeStatusReport) GetEnrolled() bool {
+	if x != nil {
+		return x.Enrolled
+	}
+	return false
+}
+
+func (x *NodeStatusReport) GetPolicies() map[string]uint64 {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *NodeStatusReport) GetPoliciesSettled() bool {
+	if x != nil {
+		return x.PoliciesSettled
+	}
+	return false
 }
 
 type KeyspaceStatus struct {
@@ -1857,10 +1891,11 @@ type RuleEntry struct {
 	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"`
 	Identity      uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"` // 0 is any
 	Labels        []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
-	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"` // "any" or a name
-	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`        // 0 is any
-	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`   // allow or deny
-	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`     // namespace/name of the policy object, rule index
+	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`               // "any" or a name
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`                      // 0 is any; for icmp 256 and the type
+	EndPort       uint32                 `protobuf:"varint,9,opt,name=end_port,json=endPort,proto3" json:"end_port,omitempty"` // of a range, else 0
+	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`                 // allow or deny
+	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`                   // namespace/name of the policy object, rule index
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1933,6 +1968,13 @@ func (x *RuleEntry) GetProtocol() string {
 func (x *RuleEntry) GetPort() uint32 {
 	if x != nil {
 		return x.Port
+	}
+	return 0
+}
+
+func (x *RuleEntry) GetEndPort() uint32 {
+	if x != nil {
+		return x.EndPort
 	}
 	return 0
 }
@@ -2248,7 +2290,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xed\x04\n" +
+	"\rStatusRequest\"\xee\x06\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2270,7 +2312,14 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06tables\x18\x0e \x03(\v2\x16.hawser.v1.TableStatusR\x06tables\x12\x1c\n" +
 	"\tendpoints\x18\x0f \x01(\rR\tendpoints\x12.\n" +
 	"\x13endpoints_not_ready\x18\x10 \x01(\rR\x11endpointsNotReady\x12.\n" +
-	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\"\xbd\x01\n" +
+	"\bproblems\x18\x11 \x03(\v2\x12.hawser.v1.ProblemR\bproblems\x124\n" +
+	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
+	"\benrolled\x18\x13 \x01(\bR\benrolled\x12E\n" +
+	"\bpolicies\x18\x14 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
+	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x1a;\n" +
+	"\rPoliciesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbd\x01\n" +
 	"\x0eKeyspaceStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
@@ -2397,14 +2446,15 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xda\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xf5\x01\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
 	"\bidentity\x18\x03 \x01(\rR\bidentity\x12\x16\n" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x06 \x01(\rR\x04port\x12\x18\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\x12\x19\n" +
+	"\bend_port\x18\t \x01(\rR\aendPort\x12\x18\n" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
 	"\x06origin\x18\b \x01(\tR\x06origin\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
@@ -2460,7 +2510,7 @@ func file_api_hawser_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_node_proto_rawDescData
 }
 
-var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: hawser.v1.StatusRequest
 	(*NodeStatusReport)(nil),       // 1: hawser.v1.NodeStatusReport
@@ -2493,46 +2543,48 @@ var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*MonitorRequest)(nil),         // 28: hawser.v1.MonitorRequest
 	(*Event)(nil),                  // 29: hawser.v1.Event
 	(*EventPeer)(nil),              // 30: hawser.v1.EventPeer
+	nil,                            // 31: hawser.v1.NodeStatusReport.PoliciesEntry
 }
 var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	2,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
 	3,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
 	4,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
-	11, // 3: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
-	11, // 4: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
-	14, // 5: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
-	17, // 6: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
-	20, // 7: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
-	23, // 8: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
-	24, // 9: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
-	27, // 10: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
-	30, // 11: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
-	30, // 12: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
-	0,  // 13: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
-	5,  // 14: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
-	7,  // 15: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
-	9,  // 16: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
-	12, // 17: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
-	15, // 18: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
-	18, // 19: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
-	21, // 20: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
-	25, // 21: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
-	28, // 22: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
-	1,  // 23: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
-	6,  // 24: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
-	8,  // 25: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
-	10, // 26: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
-	13, // 27: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
-	16, // 28: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
-	19, // 29: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
-	22, // 30: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
-	26, // 31: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
-	29, // 32: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
-	23, // [23:33] is the sub-list for method output_type
-	13, // [13:23] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	31, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
+	11, // 4: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
+	11, // 5: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
+	14, // 6: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
+	17, // 7: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
+	20, // 8: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
+	23, // 9: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
+	24, // 10: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
+	27, // 11: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
+	30, // 12: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
+	30, // 13: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
+	0,  // 14: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
+	5,  // 15: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
+	7,  // 16: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
+	9,  // 17: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
+	12, // 18: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
+	15, // 19: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
+	18, // 20: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
+	21, // 21: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
+	25, // 22: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
+	28, // 23: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
+	1,  // 24: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
+	6,  // 25: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
+	8,  // 26: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
+	10, // 27: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
+	13, // 28: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
+	16, // 29: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
+	19, // 30: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
+	22, // 31: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
+	26, // 32: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
+	29, // 33: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
+	24, // [24:34] is the sub-list for method output_type
+	14, // [14:24] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_node_proto_init() }
@@ -2546,7 +2598,7 @@ func file_api_hawser_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_node_proto_rawDesc), len(file_api_hawser_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

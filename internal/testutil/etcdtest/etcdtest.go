@@ -43,8 +43,21 @@ type Etcd struct {
 	process *process
 }
 
-// Start runs an etcd until the test ends.
+// kindVar is the environment variable that makes Start start another kind of etcd
+// (`make test-etcd`), so that whole suites run on it.
+const kindVar = "HAWSER_TEST_ETCD"
+
+// Start runs an etcd until the test ends: an embedded one of one member, unless
+// the environment asks for another kind.
 func Start(tb testing.TB) *Etcd {
+	tb.Helper()
+	if k := Kind(os.Getenv(kindVar)); k == Members || k == External {
+		return StartKind(tb, k)
+	}
+	return startEmbedded(tb)
+}
+
+func startEmbedded(tb testing.TB) *Etcd {
 	tb.Helper()
 	e, err := New(tb.Context(), scratch(tb), slog.New(slog.DiscardHandler))
 	if err != nil {

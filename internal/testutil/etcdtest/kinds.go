@@ -48,7 +48,7 @@ func StartKind(tb testing.TB, k Kind) *Etcd {
 	case External:
 		return startExternal(tb)
 	}
-	return Start(tb)
+	return startEmbedded(tb)
 }
 
 // base is an Etcd with its CA and the files of one server on loopback.
@@ -179,6 +179,14 @@ func (e *Etcd) Wipe(tb testing.TB) {
 		if err := os.RemoveAll(d); err != nil {
 			tb.Fatalf("wipe etcd: %v", err)
 		}
+	}
+}
+
+// Compact forgets the history before rev.
+func (e *Etcd) Compact(tb testing.TB, rev int64) {
+	tb.Helper()
+	if err := e.Root(tb).Compact(tb.Context(), rev); err != nil {
+		tb.Fatal(err)
 	}
 }
 

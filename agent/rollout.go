@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"maps"
+
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// rollout is how far this node's policies have come: which objects became rows,
+// and which revisions of the tables have them.
+type rollout struct {
+	objects  map[string]uint64 // namespace/name → PolicyObject.revision
+	changed  bool              // since the tables' revisions were noted
+	ruleSets uint64
+	ipcache  uint64
+}
+
+func newRollout() *rollout { return &rollout{objects: map[string]uint64{}} }
+
+// note takes the tables' revisions when what changed has been published.
+func (r *rollout) note(ruleSets, ipcache uint64) {
+	if r.changed {
+		r.ruleSets, r.ipcache, r.changed = ruleSets, ipcache, false
+	}
+}
+
+// policyRollout are the objects that the engine has, and the revisions of the
+// tables that tell it to the kernel.
+func (v *view) policyRollout() rollout {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := *v.rollout
+	out.objects = maps.Clone(out.objects)
+	return out
+}
+
+// enforced are the policy objects of this node, and whether the kernel has them
+// all.
+func (a *Agent) enforced() (objects map[string]uint64, settled bool) {
+	r := a.view.policyRollout()
+	want := map[string]uint64{a.tables.RuleSets.Name(): r.ruleSets, a.tables.IPCache.Name(): r.ipcache}
+	for _, t := range a.reconciler.Status() {
+		if t.Reconciled < want[t.Table] {
+			return r.objects, false
+		}
+	}
+	return r.objects, !r.changed
+}
+
+// enforcedRevisions is NodeStatus.enforced: the newest policy seen, once it is in
+// the kernel.
+func (a *Agent) enforcedRevisions() map[string]int64 {
+	seen := a.view.seenRevisions()[string(kvstore.KindPolicy)]
+	if _, settled := a.enforced(); !settled || seen == 0 {
+		return nil
+	}
+	return map[string]int64{string(kvstore.KindPolicy): seen}
+}

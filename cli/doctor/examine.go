@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+)
+
+const (
+	expirySoon   = 14 * 24 * time.Hour
+	lagWarning   = 5.0 // seconds
+	fullWarning  = 0.8 // of a map
+	fullProblem  = 0.95
+	quotaWarning = 6 << 30 // of etcd's 8 GiB
+)
+
+// Node is what one agent says.
+type Node struct {
+	Name   string
+	Status *hawserv1.NodeStatusReport // nil: it could not be asked
+	Maps   []*hawserv1.Map
+	Drops  []*hawserv1.DropCounter
+	Err    error
+}
+
+// Snapshot is what the programs of one cluster say.
+type Snapshot struct {
+	Cluster string
+	Now     time.Time
+	Status  *hawserv1.ClusterStatusReport // nil: the API server could not be asked
+	Peers   []*hawserv1.PeerStatus
+	Members []*hawserv1.NodeInfo // of all clusters
+	Err     error
+	Nodes   []Node
+}
+
+// examination collects findings of one cluster.
+type examination struct {
+	Snapshot
+	out []Finding
+}
+
+func (e *examination) add(s Severity, check, object, next, cause string, args ...any) {
+	e.out = append(e.out, Finding{Severity: s, Cluster: e.Cluster, Check: check, Object: object, Cause: fmt.Sprintf(cause, args...), Next: next})
+}
+
+// Examine judges what the programs of a cluster said.
+func Examine(s Snapshot) []Finding {
+	e := &examination{Snapshot: s}
+	e.apiServer()
+	for _, p := range s.Peers {
+		e.peer(p)
+	}
+	e.members()
+	for _, n := range s.Nodes {
+		e.node(n)
+	}
+	return e.out
+}
+
+func (e *examination) apiServer() {
+	object := "API server of " + e.Cluster
+	if e.Status == nil {
+		e.add(Problem, "reachability", object, "see that hawser-apiserver runs there, and its log; packets flow without it, changes do not arrive", "%v", e.Err)
+		return
+	}
+	e.add(OK, "reachability", object, "", "answers, version %s", e.Status.GetVersion())
+	for _, p := range e.Status.GetProblems() {
+		if !strings.HasPrefix(p.GetObject(), "peer ") { // told in its own check
+			e.add(Problem, "health", p.GetObject(), p.GetFix(), "%s", p.GetProblem())
+		}
+	}
+	e.expiry("CA of "+e.Cluster, e.Status.GetCaExpiresAt(), "every certificate of the cluster ends with it: plan its replacement")
+	if b := e.Status.GetDatabaseBytes(); b > quotaWarning {
+		e.add(Warning, "etcd", object, "find what grows: hawser kvstore tree; at 8 GiB etcd takes no more writes", "its database has %s", printer.Bytes(b))
+	}
+}
+
+func (e *examination) expiry(object string, at int64, next string) {
+	if at == 0 {
+		return
+	}
+	end := time.Unix(0, at)
+	switch left := end.Sub(e.Now); {
+	case left <= 0:
+		e.add(Problem, "certificate", object, next, "expired %s ago", printer.Duration(-left))
+	case left < expirySoon:
+		e.add(Warning, "certificate", object, next, "expires in %s", printer.Duration(left))
+	default:
+		e.add(OK, "certificate", object, "", "valid until %s", end.UTC().Format(time.DateOnly))
+	}
+}
+
+func (e *examination) peer(p *hawserv1.PeerStatus) {
+	object := fmt.Sprintf("%s → %s", e.Cluster, p.GetName())
+	age := ""
+	if p.GetSince() != 0 {
+		age = " for " + printer.Duration(e.Now.Sub(time.Unix(0, p.GetSince())))
+	}
+	switch p.GetState() {
+	case "connected":
+		e.add(OK, "federation", object, "", "connected%s, %d keys", age, p.GetKeys())
+	case "pending":
+		e.add(Warning, "federation", object, "finish the join, or wait until its token expires", "joined half%s", age)
+	default:
+		cause := p.GetState() + age
+		if p.GetLastError() != "" {
+			cause += ": " + p.GetLastError()
+		}
+		e.add(Problem, "federation", object, "see that its API server runs and that port 4243 is open one way; the data stays meanwhile", "%s", cause)
+	}
+	if p.GetState() == "connected" && (p.GetLagSeconds() > lagWarning || p.GetLagP99Seconds() > lagWarning) {
+		e.add(Warning, "lag", object, "see the load of both API servers: hawser_federation_apply_seconds, process_cpu_seconds_total",
+			"%d changes, %.1f s behind (p99 %.1f s)", p.GetLagEvents(), p.GetLagSeconds(), p.GetLagP99Seconds())
+	}
+	var refused []string
+	for reason, n := range p.GetRefused() {
+		refused = append(refused, fmt.Sprintf("%d %s", n, reason))
+	}
+	if slices.Sort(refused); len(refused) > 0 {
+		e.add(Warning, "refused records", object, "the peer publishes what its grant does not allow; newest: "+strings.Join(p.GetLastRefused(), "; "), "%s", strings.Join(refused, ", "))
+	}
+	e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "restart its API server to renew it")
+}
+
+// members compares the nodes that the cluster knows of.
+func (e *examination) members() {
+	mtus := map[uint32][]string{}
+	for _, m := range e.Members {
+		if m.GetState() == "absent" {
+			e.add(Problem, "node", m.GetCluster()+"/"+m.GetName(), "start its agent; if it will not come back: hawser node forget "+m.GetName()+" --yes", "its agent is down")
+		}
+		mtus[m.GetMtu()] = append(mtus[m.GetMtu()], m.GetName())
+	}
+	if len(mtus) > 1 {
+		var sizes []string
+		for mtu, nodes := range mtus {
+			sizes = append(sizes, fmt.Sprintf("%d on %s", mtu, strings.Join(nodes, ", ")))
+		}
+		slices.Sort(sizes)
+		e.add(Warning, "MTU", "underlays", "give all nodes the smallest one, else large packets between them are lost", "they differ: %s", strings.Join(sizes, "; "))
+	}
+}
+
+func (e *examination) node(n Node) {
+	object := "node " + n.Name
+	if n.Status == nil {
+		e.add(Problem, "reachability", object, "see that hawser-agent runs there, and its log; its pods' traffic goes on", "%v", n.Err)
+		return
+	}
+	st := n.Status
+	e.add(OK, "reachability", object, "", "answers, version %s", st.GetVersion())
+	for _, p := range st.GetProblems() {
+		e.add(Problem, "health", object+", "+p.GetObject(), p.GetFix(), "%s", p.GetProblem())
+	}
+	if v := e.Status.GetVersion(); v != "" && v != st.GetVersion() {
+		e.add(Warning, "version", object, "run one version in a cluster once an upgrade is over", "runs %s, the API server %s", st.GetVersion(), v)
+	}
+	renew := "see its log for why the renewal fails; port 4244 of the API server must be reachable"
+	if !st.GetEnrolled() {
+		renew = "it was issued by hand and does not renew itself: enrol the node: hawser node invite " + n.Name
+	}
+	e.expiry("certificate of "+object, st.GetCertificateExpiresAt(), renew)
+	e.maps(object, n.Maps)
+	e.drops(object, n.Drops)
+}
+
+func (e *examination) maps(object string, maps []*hawserv1.Map) {
+	for _, m := range maps {
+		if m.GetMaxEntries() == 0 || m.GetType() != "Hash" && m.GetType() != "LPMTrie" {
+			continue // arrays are always full, LRU maps make room themselves
+		}
+		full := float64(m.GetEntries()) / float64(m.GetMaxEntries())
+		if full < fullWarning {
+			continue
+		}
+		severity := Warning
+		if full >= fullProblem {
+			severity = Problem
+		}
+		e.add(severity, "map pressure", object+", map "+m.GetName(), "what does not fit is not enforced or not forwarded: larger maps, or fewer objects",
+			"%d of %d entries", m.GetEntries(), m.GetMaxEntries())
+	}
+}
+
+// telling are the drops that hint at how the mesh is set up.
+func telling() map[string]string {
+	return map[string]string{
+		"unknown sender":       "a host that is no node of the mesh tunnels to this one, or the node's own record has not arrived",
+		"spoofed identity":     "a node sends identities of another cluster: find out which by hawser monitor --type drop",
+		"no tunnel endpoint":   "a pod's node is not known here: hawser ipcache list, hawser node list",
+		"packet too big":       "an MTU on the path is smaller than the pods assume",
+		"conntrack full":       "no room for new flows: larger maps",
+		"identity unknown yet": "labels arrive later than packets: see the lag of the sender's cluster",
+	}
+}
+
+func (e *examination) drops(object string, drops []*hawserv1.DropCounter) {
+	hints, seen := telling(), map[string]uint64{}
+	for _, d := range drops {
+		if hints[d.GetReason()] != "" && d.GetPackets() > 0 {
+			seen[d.GetReason()] += d.GetPackets()
+		}
+	}
+	for reason, n := range seen {
+		e.add(Warning, "drops", object, hints[reason], "%d packets since its datapath was made: %s", n, reason)
+	}
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package doctor
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+)
+
+// healthy is a cluster in which nothing is wrong.
+func healthy() Snapshot {
+	now := time.Unix(1_800_000_000, 0)
+	year := now.Add(365 * 24 * time.Hour).UnixNano()
+	return Snapshot{
+		Cluster: "east", Now: now,
+		Status: &hawserv1.ClusterStatusReport{Version: "v1", CaExpiresAt: year, FederationEndpoints: []string{"192.0.2.1:4243"}, EtcdEndpoint: "192.0.2.1:2379"},
+		Peers:  []*hawserv1.PeerStatus{{Name: "west", State: "connected", Since: now.Add(-time.Minute).UnixNano(), Data: "fresh", CertificateExpiresAt: year}},
+		Members: []*hawserv1.NodeInfo{
+			{Cluster: "east", Name: "n1", State: "present", Mtu: 1500}, {Cluster: "west", Name: "w1", State: "remote", Mtu: 1500},
+		},
+		Nodes: []Node{{
+			Name: "n1", Status: &hawserv1.NodeStatusReport{Version: "v1", TunnelPort: 8472, Enrolled: true, CertificateExpiresAt: year},
+			Maps:  []*hawserv1.Map{{Name: "ct4", Type: "Hash", Entries: 7, MaxEntries: 10}, {Name: "nodes", Type: "Array", Entries: 9, MaxEntries: 9}},
+			Drops: []*hawserv1.DropCounter{{Reason: "policy denied", Packets: 4}, {Reason: "unknown sender"}},
+		}},
+	}
+}
+
+func TestNothingIsWrong(t *testing.T) {
+	for _, f := range Examine(healthy()) {
+		if f.Severity != OK {
+			t.Errorf("finding %+v", f)
+		}
+	}
+	want := []string{"4243/tcp", "2379/tcp", "4244/tcp", "8472/udp"}
+	for i, p := range ports(healthy()) {
+		if p.Port != want[i] {
+			t.Errorf("port %+v, want %s", p, want[i])
+		}
+	}
+}
+
+func TestEachFault(t *testing.T) {
+	day := 24 * time.Hour
+	for name, c := range map[string]struct {
+		fault    func(*Snapshot)
+		severity Severity
+		check    string
+		says     string
+	}{
+		"API server down":    {func(s *Snapshot) { s.Status, s.Err = nil, errors.New("no socket") }, Problem, "reachability", "no socket"},
+		"own problem":        {func(s *Snapshot) { s.Status.Problems = []*hawserv1.Problem{{Object: "disk", Problem: "full"}} }, Problem, "health", "full"},
+		"CA ends":            {func(s *Snapshot) { s.Status.CaExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
+		"peer lost":          {func(s *Snapshot) { s.Peers[0].State, s.Peers[0].LastError = "lost", "refused" }, Problem, "federation", "lost for 1m"},
+		"peer pending":       {func(s *Snapshot) { s.Peers[0].State = "pending" }, Warning, "federation", "half"},
+		"lag":                {func(s *Snapshot) { s.Peers[0].LagSeconds = 9 }, Warning, "lag", "9.0 s"},
+		"refused":            {func(s *Snapshot) { s.Peers[0].Refused = map[string]uint64{"range": 3} }, Warning, "refused records", "3 range"},
+		"peer's certificate": {func(s *Snapshot) { s.Peers[0].CertificateExpiresAt = s.Now.Add(-day).UnixNano() }, Problem, "certificate", "expired"},
+		"node absent":        {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "agent is down"},
+		"MTU":                {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
+		"agent down":         {func(s *Snapshot) { s.Nodes[0].Status, s.Nodes[0].Err = nil, errors.New("nothing answers") }, Problem, "reachability", "nothing answers"},
+		"agent's problem": {func(s *Snapshot) {
+			s.Nodes[0].Status.Problems = []*hawserv1.Problem{{Object: "table x", Problem: "no room"}}
+		}, Problem, "health", "no room"},
+		"version":             {func(s *Snapshot) { s.Nodes[0].Status.Version = "v0" }, Warning, "version", "runs v0"},
+		"node's certificate":  {func(s *Snapshot) { s.Nodes[0].Status.CertificateExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
+		"map nearly full":     {func(s *Snapshot) { s.Nodes[0].Maps[0].Entries = 9 }, Warning, "map pressure", "9 of 10"},
+		"map full":            {func(s *Snapshot) { s.Nodes[0].Maps[0].Entries = 10 }, Problem, "map pressure", "10 of 10"},
+		"tunnelled by no one": {func(s *Snapshot) { s.Nodes[0].Drops[1].Packets = 2 }, Warning, "drops", "2 packets"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := healthy()
+			c.fault(&s)
+			n := 0
+			for _, f := range Examine(s) {
+				if f.Severity == OK {
+					continue
+				}
+				n++
+				if f.Severity != c.severity || f.Check != c.check || !strings.Contains(f.Cause, c.says) || f.Object == "" {
+					t.Errorf("finding %+v", f)
+				}
+				if f.Next == "" && f.Check != "health" { // the program's own word there
+					t.Errorf("no next step: %+v", f)
+				}
+			}
+			if n != 1 {
+				t.Errorf("%d findings, want 1", n)
+			}
+		})
+	}
+}

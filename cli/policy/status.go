@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// statusRow is how far a node's policies have come.
+type statusRow struct {
+	Node     string   `json:"node"`
+	Enforced int      `json:"enforced"` // objects
+	Stored   int      `json:"stored"`
+	Missing  []string `json:"missing,omitempty"` // not enforced as stored, or still enforced and gone
+}
+
+func (r statusRow) done() bool { return len(r.Missing) == 0 }
+
+// waitPoll is how often nodes are asked with --wait.
+const waitPoll = 100 * time.Millisecond
+
+func newStatus(s *session.Session) *cobra.Command {
+	var wait bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show on which nodes the stored policies are enforced",
+		Long: "Show for each node of the cluster whether its kernel enforces every policy object as\n" +
+			"it is stored now. With --wait it returns when all do, at most after --timeout. The\n" +
+			"exit code is 1 when a node is behind.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, err := rollout(cmd.Context(), s)
+			for deadline := time.Now().Add(s.Timeout); wait && err == nil && slices.ContainsFunc(rows, behind) && time.Now().Before(deadline); {
+				time.Sleep(waitPoll)
+				rows, err = rollout(cmd.Context(), s)
+			}
+			if err != nil {
+				return err
+			}
+			err = printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[statusRow]{
+				{Header: "NODE", Cell: func(r statusRow) string { return r.Node }},
+				{Header: "ENFORCED", Cell: func(r statusRow) string { return fmt.Sprintf("%d of %d", r.Enforced, r.Stored) }},
+				{Header: "MISSING", Cell: func(r statusRow) string { return printer.Labels(r.Missing) }},
+			}, "No nodes.")
+			if err == nil && slices.ContainsFunc(rows, behind) {
+				return session.Answer("not enforced everywhere")
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until all nodes enforce what is stored")
+	return cmd
+}
+
+func behind(r statusRow) bool { return !r.done() }
+
+func rollout(ctx context.Context, s *session.Session) ([]statusRow, error) {
+	stored, err := list(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := session.Gather(ctx, s, func(ctx context.Context, n session.NodeConn) ([]statusRow, error) {
+		r, err := n.Status(ctx, &hawserv1.StatusRequest{})
+		if err != nil {
+			return nil, err
+		}
+		return []statusRow{compare(r, stored)}, nil
+	})
+	slices.SortFunc(rows, func(a, b statusRow) int { return cmp.Compare(a.Node, b.Node) })
+	return rows, err
+}
+
+// compare finds what a node does not enforce as it is stored.
+func compare(r *hawserv1.NodeStatusReport, stored []*hawserv1.PolicyInfo) statusRow {
+	row := statusRow{Node: r.GetNode(), Stored: len(stored)}
+	has := r.GetPolicies()
+	wanted := map[string]bool{}
+	for _, p := range stored {
+		id := p.GetNamespace() + "/" + p.GetName()
+		wanted[id] = true
+		if has[id] == p.GetRevision() {
+			row.Enforced++
+		} else {
+			row.Missing = append(row.Missing, id)
+		}
+	}
+	for id := range has {
+		if !wanted[id] {
+			row.Missing = append(row.Missing, id+" (deleted)")
+		}
+	}
+	slices.SortFunc(row.Missing, strings.Compare)
+	if row.done() && !r.GetPoliciesSettled() {
+		row.Missing = []string{"being written to the kernel"}
+	}
+	return row
+}

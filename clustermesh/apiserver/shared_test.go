@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+)
+
+// on is a cluster on a shared etcd, with ranges of its id.
+func on(t *testing.T, e *etcdtest.Etcd, name string, id byte) Config {
+	t.Helper()
+	cfg := external(t, e, name)
+	cfg.ClusterID, cfg.Etcd.Shared = uint32(id), true
+	cfg.PodCIDRs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, id, 0, 0}), 16)}
+	cfg.NodeCIDRs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, id, 0}), 24)}
+	cfg.ServiceCIDRs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 101, id, 0}), 24)}
+	if err := etcd.SetupAccess(t.Context(), e.Root(t), name, true); err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// Clusters on one etcd find each other; one whose ranges or id are taken is not
+// believed, and said to be. Nothing is mirrored.
+func TestSharedEtcd(t *testing.T) {
+	e := etcdtest.StartKind(t, etcdtest.External)
+	east, west := on(t, e, "east", 1), on(t, e, "west", 2)
+	thief := on(t, e, "thief", 3)
+	thief.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.128.0/17")}
+	double := on(t, e, "twin", 4)
+	double.ClusterID = 2
+	api, _ := serve(t, east)
+	answers(t, api)
+	other, stopWest := serve(t, west)
+	answers(t, other)
+	peers := func(api hawserv1.MeshClient) string {
+		r, err := api.MeshStatus(t.Context(), &hawserv1.MeshStatusRequest{})
+		if err != nil {
+			return err.Error()
+		}
+		var names []string
+		for _, p := range r.GetPeers() {
+			names = append(names, p.GetName()+" "+p.GetState())
+		}
+		return strings.Join(names, ",")
+	}
+	etcdtest.Eventually(t, patience, "they see each other", func() bool {
+		return peers(api) == "west connected" && peers(other) == "east connected"
+	})
+	stops := map[string]func(){}
+	for _, c := range []Config{thief, double} {
+		x, stop := serve(t, c)
+		answers(t, x)
+		stops[c.Cluster] = stop
+	}
+	problems := func() string {
+		var out []string
+		for _, p := range answers(t, api).GetProblems() {
+			out = append(out, p.GetProblem())
+		}
+		return strings.Join(out, "\n")
+	}
+	etcdtest.Eventually(t, patience, "the others are refused", func() bool {
+		p := problems()
+		return strings.Contains(p, "10.1.128.0/17 overlaps 10.1.0.0/16") && strings.Contains(p, "its id 2 is that of west")
+	})
+	if p := peers(api); p != "west connected" {
+		t.Errorf("peers are %s", p)
+	}
+	root := e.Root(t)
+	m := store.SyncedMarkers{Client: root, Own: "east"}
+	etcdtest.Eventually(t, patience, "west's kinds are marked for east's agents", func() bool {
+		_, ok, err := m.Complete(t.Context(), "west", kvstore.KindIP)
+		return err == nil && ok
+	})
+	if _, ok, err := m.Complete(t.Context(), "thief", kvstore.KindIP); err != nil || ok {
+		t.Errorf("a refused cluster is marked: %v, %v", ok, err)
+	}
+	if _, err := api.Invite(t.Context(), &hawserv1.InviteRequest{}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "shares its etcd") {
+		t.Errorf("invite: %v", err)
+	}
+
+	// What west declares later changes nothing of what it was granted.
+	stopWest()
+	wider := west
+	wider.Socket += "2"
+	wider.PodCIDRs = append(wider.PodCIDRs, netip.MustParsePrefix("10.77.0.0/16"))
+	wide, stopWider := serve(t, wider)
+	answers(t, wide)
+	key := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPeerView, "west")
+	view := func() *keyspacev1.PeerView {
+		kv, _, err := root.Get(t.Context(), key.String())
+		if err != nil || kv == nil {
+			t.Fatalf("%v, %v", kv, err)
+		}
+		r, err := kvstore.Decode(key, kv.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.(*keyspacev1.PeerView)
+	}
+	for end := time.Now().Add(3 * sharedPoll); time.Now().Before(end); time.Sleep(sharedPoll / 10) {
+		if v := view(); len(v.GetPodCidrs()) != 1 {
+			t.Fatalf("west granted itself more: %v", v)
+		}
+	}
+
+	// An operator has it admitted anew. (Its twin would come first.)
+	for _, name := range []string{"thief", "twin"} {
+		stops[name]()
+		gone := kvstore.Delete(kvstore.Prefix(kvstore.State, name))
+		gone.Prefix = true
+		if _, err := root.Txn(t.Context(), nil, []kvstore.Op{gone}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := root.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(key.String())}, nil); err != nil {
+		t.Fatal(err)
+	}
+	etcdtest.Eventually(t, patience, "west is admitted anew, as it declares itself now", func() bool {
+		kv, _, err := root.Get(t.Context(), key.String())
+		return err == nil && kv != nil && len(view().GetPodCidrs()) == 2
+	})
+	// One that is gone from the etcd is forgotten.
+	stopWider()
+	gone := kvstore.Delete(kvstore.Prefix(kvstore.State, "west"))
+	gone.Prefix = true
+	if _, err := root.Txn(t.Context(), nil, []kvstore.Op{gone}, nil); err != nil {
+		t.Fatal(err)
+	}
+	etcdtest.Eventually(t, patience, "west is forgotten", func() bool {
+		_, ok, err := m.Complete(t.Context(), "west", kvstore.KindIP)
+		return err == nil && !ok && peers(api) == ""
+	})
+}

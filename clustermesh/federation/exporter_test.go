@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"testing"
+	"time"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+)
+
+// An acknowledgement says that its batch is stored, not those behind it, and of a
+// snapshot only the last page says anything.
+func TestAcknowledgementMeansItsBatch(t *testing.T) {
+	c, err := newCodec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	st := newPeerState(time.Now)
+	e := newExporter(nil, "east", "i", &Config{Window: 8}, st, c, func(*federationv1.Frame) error { return nil })
+	for i, b := range []struct {
+		low           int64
+		snapshot, end bool
+	}{
+		{100, true, false}, {100, true, false}, {100, true, true}, {110, false, false}, {120, false, false}, {130, false, false},
+	} {
+		if err := e.sendBatch(t.Context(), taken{low: b.low}, b.snapshot, b.end); err != nil {
+			t.Fatalf("batch %d: %v", i+1, err)
+		}
+	}
+	for _, s := range []struct {
+		ack  uint64
+		want int64
+	}{{1, 0}, {2, 0}, {3, 100}, {5, 120}, {4, 120}, {7, 120}, {6, 130}} {
+		e.acknowledged(s.ack)
+		if got := st.acked.GetRevision(); got != s.want {
+			t.Errorf("after acknowledgement %d: stored up to %d, want %d", s.ack, got, s.want)
+		}
+	}
+	if len(e.unacked) != 0 {
+		t.Errorf("%d marks are left", len(e.unacked))
+	}
+}

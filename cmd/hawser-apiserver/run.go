@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/collector"
+	"github.com/hawser-mesh/hawser/internal/program"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
+)
+
+// settings are the flags of an API server, which the commands on a stopped one
+// share with run.
+type settings struct {
+	opts                  program.Options
+	cfg                   apiserver.Config
+	etcd, federation, api string
+	pods, nodes, services []string
+	members               []string
+	quota, snapshots      string
+}
+
+func (s *settings) bind(cmd *cobra.Command) {
+	f, cfg := cmd.Flags(), &s.cfg
+	f.StringVar(&cfg.Cluster, "cluster", "", "name of this cluster")
+	f.Uint32Var(&cfg.ClusterID, "cluster-id", 0, "number of this cluster, unique in the mesh, from 1")
+	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", identity.DefaultClusterBits, "bits of an identity that name the cluster (8, 9 or 10), the same in the whole mesh")
+	f.StringVar(&cfg.DataDir, "data-dir", "/var/lib/hawser", "directory of the CA and etcd's data")
+	f.StringVar(&cfg.Socket, "socket", "/run/hawser/apiserver.sock", "unix socket of the cluster API")
+	f.StringVar(&s.etcd, "listen-etcd", "", "ADDRESS:PORT on which agents reach the embedded etcd")
+	f.StringVar(&s.federation, "listen-federation", "", "ADDRESS:PORT on which peers reach this cluster")
+	f.StringVar(&cfg.AdvertiseFederation, "advertise-federation", "", "HOST:PORT by which peers dial this cluster (default: --listen-federation)")
+	f.StringVar(&s.api, "listen-api", "", "ADDRESS:PORT on which nodes enrol and administrators call; by custom port 4244 (default: no such port)")
+	f.StringVar(&cfg.AdvertiseAPI, "advertise-api", "", "HOST:PORT by which nodes dial it (default: --listen-api)")
+	f.DurationVar(&cfg.NodeCertificates, "node-certificates", enrol.DefaultLifetime, "lifetime of nodes' certificates; they renew themselves at two thirds of it")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", apiserver.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
+	f.StringSliceVar(&s.pods, "pod-cidr", nil, "pod ranges of the cluster")
+	f.StringSliceVar(&s.nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
+	f.StringSliceVar(&s.services, "service-cidr", nil, "ranges of which services get their addresses")
+	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", apiserver.DefaultTunnelPort, "UDP port of VXLAN, the same in the whole mesh")
+	f.StringVar(&cfg.Replica, "replica", apiserver.DefaultReplica, "name of this API server among those of its cluster; the same after a restart")
+	f.DurationVar(&cfg.ExpireAfter, "expire-after", apiserver.DefaultExpireAfter, "how long the data of an unreachable peer is believed, and a freed identity number stays retired (0: for ever)")
+	f.DurationVar(&cfg.IdentityGCInterval, "identity-gc-interval", collector.DefaultInterval, "time between passes of the identity collector; a number unused in two of them is retired")
+	f.BoolVar(&cfg.UnsafeNoFsync, "unsafe-no-fsync", false, "do not wait for the disk; a power loss loses data (labs and tests)")
+	s.bindEtcd(cmd)
+	s.opts.Bind(cmd, "HAWSER_APISERVER")
+}
+
+func (s *settings) bindEtcd(cmd *cobra.Command) {
+	f, e := cmd.Flags(), &s.cfg.Etcd
+	f.StringSliceVar(&e.Endpoints, "etcd-endpoint", nil, "https://ADDRESS:PORT of an external etcd, instead of the embedded one")
+	f.StringVar(&e.TLSDir, "etcd-tls-dir", "", "directory with ca.crt, tls.crt and tls.key for the external etcd, common name CLUSTER-apiserver")
+	f.BoolVar(&e.Shared, "shared-etcd", false, "other clusters keep their keys in the same external etcd: nothing is mirrored")
+	f.StringSliceVar(&s.members, "etcd-member", nil, "NAME=CLIENT_ADDRESS:PORT/PEER_ADDRESS:PORT of each member of an embedded etcd of three; --replica names this one")
+	f.StringVar(&s.quota, "etcd-quota", "8Gi", "size of the embedded etcd's database at which writes are refused (bytes, Mi or Gi)")
+	f.DurationVar(&e.History, "etcd-history", etcd.DefaultHistory, "how long a cut-off agent or peer can resume instead of listing all again")
+	f.StringVar(&s.snapshots, "snapshot-dir", "", "directory of the embedded etcd's snapshots, or none (default: DATA_DIR/snapshots)")
+	f.DurationVar(&e.SnapshotEvery, "snapshot-interval", etcd.DefaultSnapshotEvery, "time between snapshots")
+	f.IntVar(&e.SnapshotKeep, "snapshot-keep", etcd.DefaultSnapshotKeep, "number of snapshots kept")
+}
+
+// config is what the flags say, not validated.
+func (s *settings) config() (apiserver.Config, error) {
+	log, err := s.opts.Logger(os.Stderr)
+	if err != nil {
+		return s.cfg, err
+	}
+	cfg := s.cfg
+	cfg.Log = log
+	for _, p := range []struct {
+		flag string
+		text []string
+		to   *[]netip.Prefix
+	}{{"pod-cidr", s.pods, &cfg.PodCIDRs}, {"node-cidr", s.nodes, &cfg.NodeCIDRs}, {"service-cidr", s.services, &cfg.ServiceCIDRs}} {
+		for _, t := range p.text {
+			prefix, err := netip.ParsePrefix(t)
+			if err != nil {
+				return cfg, fmt.Errorf("--%s %q: must be a prefix like 10.1.0.0/16", p.flag, t)
+			}
+			*p.to = append(*p.to, prefix)
+		}
+	}
+	for _, m := range s.members {
+		member, err := etcd.ParseMember(m)
+		if err != nil {
+			return cfg, fmt.Errorf("--etcd-member: %w", err)
+		}
+		cfg.Etcd.Members = append(cfg.Etcd.Members, member)
+		if member.Name == cfg.Replica && s.etcd == "" {
+			s.etcd = member.Client.String()
+		}
+	}
+	if cfg.Etcd.Quota, err = size(s.quota); err != nil {
+		return cfg, fmt.Errorf("--etcd-quota %w", err)
+	}
+	switch s.snapshots {
+	case "":
+		cfg.Etcd.SnapshotDir = filepath.Join(cfg.DataDir, "snapshots")
+	case "none":
+	default:
+		cfg.Etcd.SnapshotDir = s.snapshots
+	}
+	// What does not parse stays invalid, and Validate names the flag.
+	cfg.ListenEtcd, _ = netip.ParseAddrPort(s.etcd)
+	cfg.ListenFederation, _ = netip.ParseAddrPort(s.federation)
+	if s.api != "" {
+		if cfg.ListenAPI, err = netip.ParseAddrPort(s.api); err != nil {
+			return cfg, fmt.Errorf("--listen-api %q: must be ADDRESS:PORT", s.api)
+		}
+	}
+	return cfg, nil
+}
+
+// size reads bytes, or mebibytes or gibibytes with a suffix.
+func size(text string) (int64, error) {
+	number, factor := text, int64(1)
+	for suffix, f := range map[string]int64{"Mi": 1 << 20, "Gi": 1 << 30} {
+		if n, ok := strings.CutSuffix(text, suffix); ok {
+			number, factor = n, f
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 40)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("%q: must be a number of bytes, or one with Mi or Gi", text)
+	}
+	return n * factor, nil
+}
+
+func newRun() *cobra.Command {
+	s := &settings{}
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the API server: etcd, federation, cluster API",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := s.config()
+			if err != nil {
+				return err
+			}
+			return apiserver.Run(cmd.Context(), cfg)
+		},
+	}
+	s.bind(cmd)
+	return cmd
+}

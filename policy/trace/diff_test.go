@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package trace
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/policy/api"
+)
+
+func parse(t *testing.T, source string) []api.Object {
+	t.Helper()
+	objects, err := api.Parse([]byte(source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+func mesh(t *testing.T) []Identity {
+	t.Helper()
+	var out []Identity
+	for i, e := range []End{workload(t, "east", "web", ""), workload(t, "east", "client", ""), workload(t, "west", "probe", "")} {
+		out = append(out, Identity{Number: identity.Number(70000 + i), Cluster: e.cluster(), Labels: e.Labels})
+	}
+	return out
+}
+
+func TestPairs(t *testing.T) {
+	head := "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\nspec:\n  endpointSelector: {matchLabels: {app: web}}\n"
+	before := parse(t, head+`  ingress: [{fromEndpoints: [{matchLabels: {app: client}}], toPorts: [{ports: [{port: "80", protocol: TCP}]}]}]`)
+	after := parse(t, head+`  ingress: [{fromEndpoints: [{matchLabels: {app: client}}], toPorts: [{ports: [{port: "81", protocol: TCP}]}]}, {fromCIDR: [192.0.2.0/24], toPorts: [{ports: [{port: "80", protocol: TCP}]}]}]`)
+	pairs, err := Change{Cluster: "east", Before: before, After: after, Identities: mesh(t)}.Pairs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range pairs {
+		app, _ := p.Self.Get("cni", "app")
+		got = append(got, fmt.Sprintf("%s %s %s +%v -%v", p.Direction, app, p.Peer, p.Opened, p.Closed))
+	}
+	want := []string{
+		"ingress web cni:app=client,mesh:cluster=east,mesh:namespace=demo +[81/tcp] -[80/tcp]",
+		"ingress web 192.0.2.0/24 +[80/tcp] -[]",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	pairs, err = Change{Cluster: "east", After: parse(t, head+"  ingress: [{}]"), Identities: mesh(t)}.Pairs()
+	if err != nil || len(pairs) != 5 { // world, remote-node and three identities; the host stays
+		t.Errorf("a default deny closes %d pairs, error %v: %+v", len(pairs), err, pairs)
+	}
+	block := parse(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: b, namespace: demo}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]}\n")
+	ids := mesh(t)
+	ids[1].Addrs, ids[2].Addrs = []netip.Addr{netip.MustParseAddr("10.1.0.2")}, []netip.Addr{netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("10.1.9.9")}
+	pairs, err = Change{Cluster: "east", After: block, Identities: ids}.Pairs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = nil
+	for _, p := range pairs {
+		got = append(got, fmt.Sprint(p.Peer, p.Closed))
+	}
+	want = []string{"world[everything]", "remote-node[everything]", ids[0].Labels.String() + "[everything]", ids[2].Labels.String() + "[everything]"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if pairs, err = (Change{Cluster: "east", Before: before, After: before, Identities: mesh(t)}).Pairs(); err != nil || len(pairs) != 0 {
+		t.Errorf("no change: %+v, error %v", pairs, err)
+	}
+}
+
+func TestLint(t *testing.T) {
+	objects := parse(t, `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: demo}
+specs:
+- endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: client}}]
+  - fromEndpoints: [{matchLabels: {app: probe}}]
+  - fromEndpoints: [{matchLabels: {app: nobody}}]
+  - fromCIDR: [0.0.0.0/0]
+- endpointSelector: {matchLabels: {app: wbe}}
+  egressDeny: [{toEntities: [all]}]
+`)
+	var got []string
+	for _, f := range Lint("east", objects, mesh(t)) {
+		got = append(got, f.Path+": "+f.Text)
+	}
+	want := []string{
+		"specs[0].ingress[1]: selects no workload of cluster east, but some of west",
+		"specs[0].ingress[2]: selects no workload now: app=nobody",
+		"specs[0].ingress[3]: 0.0.0.0/0 is the world outside",
+		"specs[1]: selects no workload of cluster east now: app=wbe",
+		"specs[1].egressDeny[0]: denies everything",
+	}
+	for i := range max(len(got), len(want)) {
+		if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
+			t.Fatalf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
