@@ -326,6 +326,8 @@ func Message(err error) string { return plain(err.Error()) }
 // program, or a log line, has quoted.
 func plain(text string) string {
 	code := regexp.MustCompile(`rpc error: code = (\S+) desc = ?`)
+	dialling := regexp.MustCompile(`connection error: desc = "(?:transport: )?([^"\\]*)"`)
+	text = dialling.ReplaceAllString(text, "$1")
 	if out := strings.TrimSpace(code.ReplaceAllString(text, "")); out != "" {
 		return out
 	}

@@ -51,6 +51,7 @@ func TestMessageHasNoWrapping(t *testing.T) {
 		{fmt.Errorf("API server: %w", Answer("x: %v", inner)), "API server: x: no such endpoint"},
 		{status.Error(codes.Unavailable, inner.Error()), "no such endpoint"},
 		{status.Error(codes.Canceled, ""), "Canceled"},
+		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x: refused"`), "Error while dialing: dial unix /x: refused"},
 	} {
 		if got := Message(c.err); got != c.want {
 			t.Errorf("%v is shown as %q, want %q", c.err, got, c.want)

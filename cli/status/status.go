@@ -39,6 +39,9 @@ func run(cmd *cobra.Command, s *session.Session) error {
 		return []*hawserv1.NodeStatusReport{r}, nil
 	})
 	if clusterErr != nil && nodesErr != nil {
+		if clusterErr.Error() == nodesErr.Error() { // it is the context's
+			return clusterErr
+		}
 		return fmt.Errorf("%w\n%w", clusterErr, nodesErr)
 	}
 	w := cmd.OutOrStdout()
