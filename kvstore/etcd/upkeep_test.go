@@ -235,12 +235,18 @@ func TestRestoreRefuses(t *testing.T) {
 	}
 	bent := append([]byte(nil), whole...)
 	bent[len(bent)/2] ^= 1
+	other := append([]byte(nil), whole...)
+	other[len(other)-1] ^= 1
 	for what, data := range map[string][]byte{
-		"cut short": whole[:len(whole)-1000], "damaged": bent, "not a snapshot": []byte("hello"), "empty": nil,
+		"not what its checksum is of": other,
+		"cut short":                   whole[:len(whole)-1000], "damaged": bent, "not a snapshot": []byte("hello"), "empty": nil,
 	} {
 		f := filepath.Join(t.TempDir(), "x")
 		if err := os.WriteFile(f, data, 0o600); err != nil {
 			t.Fatal(err)
+		}
+		if _, err := etcd.CheckSnapshot(f); err == nil {
+			t.Errorf("%s: the check finds nothing wrong", what)
 		}
 		if _, err := etcd.Restore(t.Context(), e.Config, f, nothing); err == nil || !strings.Contains(err.Error(), f) {
 			t.Errorf("%s: %v", what, err)
