@@ -213,7 +213,7 @@ func openPinnedMaps(pinPath string, spec *ebpf.CollectionSpec) (map[string]*ebpf
 				_ = m.Close()
 			}
 			return nil, fmt.Errorf("adopt map %s: %w; it was made by another build or with other sizes: "+
-				"restore those, or remove all state (and connections) with the clean-up command", path, err)
+				"restore those, or give up all state and open connections: stop the agent, remove %s, start it again", path, err, pinPath)
 		}
 	}
 	return out, nil
