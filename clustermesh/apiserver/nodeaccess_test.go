@@ -99,7 +99,9 @@ func TestForgottenNodeIsCutOff(t *testing.T) {
 		t.Error("its open watch goes on")
 	}
 	// Its connection is of no use to it, either.
-	err := gone.Watch(t.Context(), kvstore.SubtreePrefix(kvstore.State), 1, func(kvstore.WatchBatch) error { return nil })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	err := gone.Watch(ctx, kvstore.SubtreePrefix(kvstore.State), 1, func(kvstore.WatchBatch) error { return nil })
 	if !errors.Is(err, kvstore.ErrDenied) {
 		t.Errorf("it watches again: %v", err)
 	}
