@@ -134,7 +134,11 @@ func (s *Server) connectRoot() (err error) {
 func (s *Server) ensureAccess(ctx context.Context) error {
 	for {
 		if s.leads() {
-			if err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access()); err != nil {
+			err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access())
+			if err == nil && len(s.cfg.Shared) == 0 {
+				err = ensureNodesRole(ctx, s.root.etcd, s.cfg.Cluster)
+			}
+			if err != nil {
 				return fmt.Errorf("set up access to etcd on %s: %w", s.Endpoint(), err)
 			}
 			return nil
