@@ -59,6 +59,9 @@ func (s *Server) upkeep(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
+	if st.Disk = s.diskInfo(); st.Disk.Low {
+		return errors.Join(errs...) // defragmenting takes room; watchDisk ends the alarm
+	}
 	if st.NoSpace {
 		return errors.Join(append(errs, s.Heal(ctx))...)
 	}
