@@ -91,8 +91,10 @@ type ServerConfig struct {
 
 	// QuotaBytes bounds the database; at it etcd refuses writes. 0 means 8 GiB.
 	QuotaBytes int64
-	// History is how long watches can be resumed; 0 means 30 minutes.
-	History time.Duration
+	// History is how long watches can be resumed; 0 means 30 minutes. Of more
+	// than HistoryRevisions (0: 5 million) the older are forgotten sooner.
+	History          time.Duration
+	HistoryRevisions int64
 	// SnapshotDir gets a snapshot every SnapshotEvery (0: 6 hours), of which
 	// SnapshotKeep (0: 8) stay. Empty takes none.
 	SnapshotDir   string
@@ -148,7 +150,7 @@ func (c ServerConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("%s certificate: CA, certificate and key files are all needed", name))
 		}
 	}
-	if c.QuotaBytes < 0 || c.History < 0 || c.SnapshotEvery < 0 || c.SnapshotKeep < 0 || c.MinDefragment < 0 || c.Heartbeat < 0 || c.DiskReserve < 0 || c.DiskEvery < 0 {
+	if c.QuotaBytes < 0 || c.History < 0 || c.HistoryRevisions < 0 || c.SnapshotEvery < 0 || c.SnapshotKeep < 0 || c.MinDefragment < 0 || c.Heartbeat < 0 || c.DiskReserve < 0 || c.DiskEvery < 0 {
 		errs = append(errs, errors.New("quota, history, heartbeat, disk and snapshot settings must not be negative"))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -197,6 +199,9 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	}
 	if c.SnapshotKeep == 0 {
 		c.SnapshotKeep = DefaultSnapshotKeep
+	}
+	if c.HistoryRevisions == 0 {
+		c.HistoryRevisions = historyRevisions
 	}
 	if c.DiskReserve == 0 {
 		c.DiskReserve = DefaultDiskReserve

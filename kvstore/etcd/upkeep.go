@@ -52,7 +52,7 @@ func (s *Server) keepUp(ctx context.Context) {
 
 func (s *Server) upkeep(ctx context.Context) error {
 	var errs []error
-	if rev := s.etcd.Server.KV().Rev() - historyRevisions; rev > s.etcd.Server.KV().FirstRev() {
+	if rev := s.etcd.Server.KV().Rev() - s.cfg.HistoryRevisions; rev > s.etcd.Server.KV().FirstRev() {
 		errs = append(errs, s.Compact(ctx, rev))
 	}
 	st, err := s.all.Stats(ctx)
