@@ -82,7 +82,7 @@ test-conformance: ## NetworkPolicy beside other readings of it, the keyspace wit
 # elections: more of them at a time than there are CPUs.
 .PHONY: test-etcd
 test-etcd: ## Stores, identities and federation on three members and on an external etcd
-	@for k in embedded-1 embedded-3 external; do echo "on $$k:"; HAWSER_TEST_ETCD=$$k $(GO) test -count=1 -p 2 -parallel 8 -timeout 10m \
+	@for k in embedded-1 embedded-3 external; do echo "on $$k:"; HAWSER_TEST_ETCD=$$k $(GO) test -count=1 -p 2 -parallel 6 -timeout 10m \
 	  ./kvstore/store ./kvstore/inspect ./identity/... ./clustermesh/federation ./clustermesh/election; done
 
 .PHONY: test-bpf

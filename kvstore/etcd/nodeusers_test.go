@@ -16,6 +16,7 @@ import (
 // A user that is removed at one member loses its open watch at another, and its
 // lease is renewed no more.
 func TestExpelledEverywhere(t *testing.T) {
+	t.Parallel()
 	for _, k := range []etcdtest.Kind{etcdtest.Embedded, etcdtest.Members} {
 		t.Run(string(k), func(t *testing.T) {
 			e := etcdtest.StartKind(t, k)

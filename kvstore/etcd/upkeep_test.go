@@ -63,6 +63,7 @@ func writable(t *testing.T, c kvstore.Client, prefix string) bool {
 
 // A database full of history heals by itself; it is told meanwhile.
 func TestFullOfHistoryHeals(t *testing.T) {
+	t.Parallel()
 	for _, k := range []etcdtest.Kind{etcdtest.Embedded, etcdtest.Members} {
 		t.Run(string(k), func(t *testing.T) {
 			e := etcdtest.StartKind(t, k)
@@ -125,6 +126,7 @@ func TestFullOfKeysStaysReadOnly(t *testing.T) {
 }
 
 func TestDefragmentsWhatIsMostlyFree(t *testing.T) {
+	t.Parallel()
 	for _, k := range []etcdtest.Kind{etcdtest.Embedded, etcdtest.Members} {
 		t.Run(string(k), func(t *testing.T) {
 			e := etcdtest.StartKind(t, k)
@@ -287,6 +289,7 @@ func TestRestoreRefuses(t *testing.T) {
 // The history is bounded by age, and by its length: who asks for what is older
 // is told to list again.
 func TestHistoryIsBounded(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*etcd.ServerConfig){
 		"by age":    func(c *etcd.ServerConfig) { c.History = 500 * time.Millisecond },
 		"by length": func(c *etcd.ServerConfig) { c.HistoryRevisions, c.UpkeepEvery = 10, 50*time.Millisecond },
@@ -314,6 +317,7 @@ func TestHistoryIsBounded(t *testing.T) {
 
 // A backup of one member is restored into three, and one of three into one.
 func TestOneAndThreeByBackup(t *testing.T) {
+	t.Parallel()
 	for from, to := range map[etcdtest.Kind]etcdtest.Kind{etcdtest.Embedded: etcdtest.Members, etcdtest.Members: etcdtest.Embedded} {
 		t.Run(string(from)+" to "+string(to), func(t *testing.T) {
 			a, b := etcdtest.StartKind(t, from), etcdtest.StartKind(t, to)

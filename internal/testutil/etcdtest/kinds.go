@@ -36,6 +36,7 @@ const (
 // for.
 func Each(t *testing.T, test func(*testing.T, *Etcd)) {
 	t.Helper()
+	beside(t)
 	kinds := []Kind{Embedded, Members, External}
 	if k := Kind(os.Getenv(kindVar)); slices.Contains(kinds, k) {
 		kinds = []Kind{k}
@@ -86,6 +87,7 @@ func (e *Etcd) files(tb testing.TB, r pki.Request) pki.Files {
 
 func startMembers(tb testing.TB) *Etcd {
 	tb.Helper()
+	beside(tb)
 	e := base(tb, Members)
 	loopback := e.Config.Listen.Addr()
 	peer := e.files(tb, pki.Request{Role: pki.RoleEtcdPeer, IPs: []netip.Addr{loopback}})
