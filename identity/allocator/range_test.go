@@ -43,7 +43,6 @@ func TestExhaustion(t *testing.T) {
 // The numbers given are the cluster's own, all of them but the first, with each
 // division of the wire's bits.
 func TestWholeRangeByClusterBits(t *testing.T) {
-	t.Parallel()
 	for bits, id := range map[uint32]uint32{8: 255, 9: 300, 10: 1023} {
 		space, err := identity.NewSpace(bits)
 		if err != nil {
