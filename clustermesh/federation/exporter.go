@@ -13,6 +13,7 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -288,10 +289,10 @@ func (e *exporter) follow(ctx context.Context, rev int64) error {
 }
 
 func (e *exporter) watch(ctx context.Context, q *queue) error {
-	b := backoff{low: e.cfg.BackoffMin, high: e.cfg.BackoffMax}
+	b := backoff.New(e.cfg.BackoffMin, e.cfg.BackoffMax)
 	for {
 		err := e.kv.Watch(ctx, e.prefix(), q.position()+1, func(w kvstore.WatchBatch) error {
-			b.reset()
+			b.Reset()
 			q.add(w, e.prefix(), e.wanted, e.st.now().UnixNano())
 			return nil
 		})
@@ -303,7 +304,7 @@ func (e *exporter) watch(ctx context.Context, q *queue) error {
 		case err != nil:
 			e.st.failed(fmt.Errorf("watch our own store: %w", err))
 		}
-		if err := b.wait(ctx, nil); err != nil {
+		if err := b.Wait(ctx); err != nil {
 			return err
 		}
 		if err := sameIncarnation(ctx, e.kv, e.own, e.incarnation); errors.Is(err, errIncarnation) {

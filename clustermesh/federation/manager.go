@@ -21,6 +21,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -137,13 +138,13 @@ func (m *Manager) poke() {
 
 // watchPeers pokes the reconciler at every change below private/<own>/peers/.
 func (m *Manager) watchPeers(ctx context.Context) error {
-	b := backoff{low: m.cfg.BackoffMin, high: m.cfg.BackoffMax}
+	b := backoff.New(m.cfg.BackoffMin, m.cfg.BackoffMax)
 	for {
 		_, rev, err := m.kv.Get(ctx, m.store.PeersPrefix())
 		if err == nil {
 			m.poke()
 			err = m.kv.Watch(ctx, m.store.PeersPrefix(), rev+1, func(w kvstore.WatchBatch) error {
-				b.reset()
+				b.Reset()
 				if len(w.Events) > 0 {
 					m.poke()
 				}
@@ -154,7 +155,7 @@ func (m *Manager) watchPeers(ctx context.Context) error {
 			return ctx.Err()
 		}
 		m.log.Debug("watch of peers ended", "err", err)
-		if err := b.wait(ctx, nil); err != nil {
+		if err := b.Wait(ctx); err != nil {
 			return err
 		}
 	}
@@ -163,7 +164,7 @@ func (m *Manager) watchPeers(ctx context.Context) error {
 func (m *Manager) reconcileLoop(ctx context.Context) error {
 	t := time.NewTicker(reconcileEvery)
 	defer t.Stop()
-	b := backoff{low: m.cfg.BackoffMin, high: m.cfg.BackoffMax}
+	b := backoff.New(m.cfg.BackoffMin, m.cfg.BackoffMax)
 	for {
 		select {
 		case <-m.kick:
@@ -173,13 +174,13 @@ func (m *Manager) reconcileLoop(ctx context.Context) error {
 		}
 		if err := m.reconcile(ctx); err != nil && ctx.Err() == nil {
 			m.log.Warn("peers not read", "err", err)
-			if err := b.wait(ctx, nil); err != nil {
+			if err := b.Wait(ctx); err != nil {
 				return err
 			}
 			m.poke()
 			continue
 		}
-		b.reset()
+		b.Reset()
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -187,7 +188,7 @@ func (r *runner) carry(ctx context.Context, s *session, incarnation string) erro
 
 // dial keeps one stream up from our side whenever the other side does not.
 func (r *runner) dial(ctx context.Context) error {
-	b := backoff{low: r.cfg.BackoffMin, high: r.cfg.BackoffMax}
+	b := backoff.New(r.cfg.BackoffMin, r.cfg.BackoffMax)
 	for ctx.Err() == nil {
 		cur, change := r.current()
 		if cur != nil || len(r.peer.GetEndpoints()) == 0 {
@@ -200,12 +201,12 @@ func (r *runner) dial(ctx context.Context) error {
 		began := time.Now()
 		err := r.dialOnce(ctx)
 		if time.Since(began) >= provedAfter {
-			b.reset()
+			b.Reset()
 		}
 		if err != nil && !errors.Is(err, errDuplicate) && ctx.Err() == nil {
 			r.st.failed(err)
 		}
-		_ = b.wait(ctx, nil)
+		_ = b.Wait(ctx)
 	}
 	return ctx.Err()
 }
