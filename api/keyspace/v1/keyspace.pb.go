@@ -1794,6 +1794,7 @@ type PeerView struct {
 	// How long we believe the peer's, ns; 0 is for ever, absent: the cluster's
 	// default.
 	ExpireAfter   *int64 `protobuf:"varint,16,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	FreshAt       int64  `protobuf:"varint,17,opt,name=fresh_at,json=freshAt,proto3" json:"fresh_at,omitempty"` // when its data was last known to be complete, Unix ns
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1936,6 +1937,13 @@ func (x *PeerView) GetUpdatedAt() int64 {
 func (x *PeerView) GetExpireAfter() int64 {
 	if x != nil && x.ExpireAfter != nil {
 		return *x.ExpireAfter
+	}
+	return 0
+}
+
+func (x *PeerView) GetFreshAt() int64 {
+	if x != nil {
+		return x.FreshAt
 	}
 	return 0
 }
@@ -2768,7 +2776,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc0\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdb\x04\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -2791,7 +2799,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fbelieved_for\x18\x0e \x01(\x03H\x00R\vbelievedFor\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x12&\n" +
-	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01B\x0f\n" +
+	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
+	"\bfresh_at\x18\x11 \x01(\x03R\afreshAtB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
 	"\r_expire_after\"H\n" +
 	"\bPosition\x12 \n" +
