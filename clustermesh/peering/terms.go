@@ -51,19 +51,10 @@ type Ages struct {
 	Expire *time.Duration // past it it is not believed; 0: never
 }
 
-// Validate says what is wrong, all problems joined.
+// Validate says what is wrong.
 func (a Ages) Validate() error {
-	var errs []error
 	if a.Stale != nil && *a.Stale == 0 {
-		errs = append(errs, errors.New("stale after 0: it must be more; to withdraw a peer's services use its expiry"))
-	}
-	return errors.Join(append(errs, a.check())...)
-}
-
-// check compares the two.
-func (a Ages) check() error {
-	if a.Stale != nil && a.Expire != nil && *a.Stale > 0 && *a.Expire > 0 && *a.Expire < *a.Stale {
-		return fmt.Errorf("expire after %s: must not be before stale after %s", *a.Expire, *a.Stale)
+		return errors.New("stale after 0: it must be more; to withdraw a peer's services use its expiry")
 	}
 	return nil
 }
@@ -72,7 +63,7 @@ func (a Ages) check() error {
 func (s *Store) SetAges(ctx context.Context, name string, a Ages) error {
 	err := a.Validate()
 	if err == nil {
-		err = s.change(ctx, name, func(p *keyspacev1.Peer) (bool, error) {
+		err = s.change(ctx, name, func(p *keyspacev1.Peer) bool {
 			set := func(field **int64, d *time.Duration) {
 				switch {
 				case d == nil:
@@ -84,8 +75,7 @@ func (s *Store) SetAges(ctx context.Context, name string, a Ages) error {
 			}
 			set(&p.StaleAfter, a.Stale)
 			set(&p.ExpireAfter, a.Expire)
-			stale, expire := time.Duration(p.GetStaleAfter()), time.Duration(p.GetExpireAfter())
-			return true, Ages{Stale: &stale, Expire: &expire}.check()
+			return true
 		})
 	}
 	if err != nil {
@@ -98,10 +88,10 @@ func (s *Store) SetAges(ctx context.Context, name string, a Ages) error {
 func (s *Store) SetEndpoints(ctx context.Context, name string, endpoints []string) error {
 	err := CheckEndpoints(endpoints)
 	if err == nil {
-		err = s.change(ctx, name, func(p *keyspacev1.Peer) (bool, error) {
+		err = s.change(ctx, name, func(p *keyspacev1.Peer) bool {
 			same := slices.Equal(p.GetEndpoints(), endpoints)
 			p.Endpoints = endpoints
-			return !same, nil
+			return !same
 		})
 	}
 	if err != nil {
@@ -111,7 +101,7 @@ func (s *Store) SetEndpoints(ctx context.Context, name string, endpoints []strin
 }
 
 // change rewrites the record of a confirmed or pending peer if edit says so.
-func (s *Store) change(ctx context.Context, name string, edit func(*keyspacev1.Peer) (bool, error)) error {
+func (s *Store) change(ctx context.Context, name string, edit func(*keyspacev1.Peer) bool) error {
 	return cas.Retry(ctx, func() error {
 		p, err := s.peer(ctx, name)
 		if err != nil {
@@ -120,8 +110,8 @@ func (s *Store) change(ctx context.Context, name string, edit func(*keyspacev1.P
 		if p.Rev == 0 || p.Msg.GetState() == keyspacev1.Peer_STATE_LEAVING {
 			return fmt.Errorf("%w; peers are listed by: hawser mesh list", ErrNoPeer)
 		}
-		if changed, err := edit(p.Msg); err != nil || !changed {
-			return err
+		if !edit(p.Msg) {
+			return nil
 		}
 		return s.commit(ctx, s.putPeer(p.Msg, p.Rev))
 	})
