@@ -132,8 +132,8 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--replica %q: must be a name without '/'", c.Replica))
 	}
 	errs = append(errs, c.validateAges()...)
-	if eps := c.advertised(); len(eps) > 0 {
-		if err := peering.CheckEndpoints(eps); err != nil {
+	if len(c.AdvertiseFederation) > 0 {
+		if err := peering.CheckEndpoints(c.advertised()); err != nil {
 			errs = append(errs, fmt.Errorf("--advertise-federation: %w", err))
 		}
 	}
