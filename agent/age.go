@@ -51,8 +51,8 @@ func (v *view) verdictsRead() {
 		return
 	}
 	v.verdicts.read = true
-	for cluster := range v.clusters {
-		v.rejudge(cluster)
+	for n, k := range v.identities {
+		v.judge(n, k)
 	}
 	v.publish()
 }
