@@ -263,6 +263,9 @@ func (a *Agent) makeStores() error {
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.verdictsRead()
+		}
 		told(b)
 		a.marks.local(b)
 	}); err != nil {

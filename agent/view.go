@@ -42,6 +42,7 @@ type view struct {
 
 	mu         sync.Mutex
 	clusters   map[string]uint32
+	verdicts   verdicts
 	identities map[identity.Number]knownIdentity
 	ports      *namedPorts
 	rollout    *rollout
@@ -64,6 +65,7 @@ func newView(own string, space identity.Space, log *slog.Logger, tables *datapat
 		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
 		identityLost: make(chan struct{}, 1),
 		clusters:     map[string]uint32{},
+		verdicts:     verdicts{expired: map[string]bool{}},
 		identities:   map[identity.Number]knownIdentity{},
 		ports:        newNamedPorts(),
 		rollout:      newRollout(),
@@ -143,6 +145,8 @@ func (v *view) change(c store.Change) error {
 		v.lb.UpsertSlice(source(c.Key), c.Record.(*keyspacev1.BackendSlice))
 	case kvstore.KindPolicy:
 		return v.policy(c)
+	case kvstore.KindPeerView:
+		v.peer(c)
 	}
 	return nil
 }
@@ -189,13 +193,8 @@ func (v *view) identity(c store.Change) error {
 	if err != nil {
 		return err
 	}
-	if err := v.engine.UpsertIdentity(n, c.Key.Cluster, ls); err != nil {
-		return err
-	}
 	v.identities[n] = knownIdentity{c.Key.Cluster, ls}
-	v.engine.SetNamedPorts(n, v.ports.of(n))
-	id, _ := v.space.Cluster(n)
-	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
+	v.judge(n, v.identities[n])
 	return nil
 }
 
