@@ -208,7 +208,13 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			for _, b := range ofPort(all, p, keyspacev1.Backend_STATE_TERMINATING) {
+				if !slices.Contains(row.Backends, b) {
+					row.Keeping = append(row.Keeping, b)
+				}
+			}
+			rows[key] = row
 		}
 	}
 	return rows
@@ -218,17 +224,22 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 // or the terminating ones when nothing active is left.
 func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
 	for _, state := range []keyspacev1.Backend_State{keyspacev1.Backend_STATE_ACTIVE, keyspacev1.Backend_STATE_TERMINATING} {
-		var out []datapath.Backend
-		for _, b := range all {
-			if b.State == state && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
-				out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
-			}
-		}
-		if len(out) > 0 {
+		if out := ofPort(all, p, state); len(out) > 0 {
 			return out
 		}
 	}
 	return nil
+}
+
+// ofPort are the backends of a port that are in a state.
+func ofPort(all []BackendView, p *keyspacev1.ServicePort, state keyspacev1.Backend_State) []datapath.Backend {
+	var out []datapath.Backend
+	for _, b := range all {
+		if b.State == state && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
+			out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
+		}
+	}
+	return out
 }
 
 // names are the keys of all entries with an object of ours, sorted.

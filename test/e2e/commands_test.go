@@ -40,6 +40,7 @@ func commands() map[string]command {
 		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
 		"spread":     cmdSpread,    // who answers for a service
 		"asking":     cmdAsking,    // requests in the background, none may fail
+		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
 		"stream":     cmdStream,    // an open TCP connection
 		"load":       cmdLoad,      // load that notices every loss
 		"forge":      cmdForge,     // packets made by hand
