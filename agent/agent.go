@@ -314,7 +314,7 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
+	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost(), a.attachSockets()); err != nil {
 		return err
 	}
 	api := grpc.NewServer()
@@ -340,6 +340,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	g.Go(func() error { return a.endSockets(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
