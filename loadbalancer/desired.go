@@ -215,7 +215,7 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
 			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
-			for _, b := range ofPort(all, p, terminating) {
+			for _, b := range ofPort(all, p, isTerminating) {
 				if !slices.Contains(row.Backends, b) {
 					row.Keeping = append(row.Keeping, b)
 				}
@@ -245,7 +245,7 @@ func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
 	return nil
 }
 
-func terminating(b *BackendView) bool { return b.State == keyspacev1.Backend_STATE_TERMINATING }
+func isTerminating(b *BackendView) bool { return b.State == keyspacev1.Backend_STATE_TERMINATING }
 
 // ofPort are the backends of a port that are wanted.
 func ofPort(all []BackendView, p *keyspacev1.ServicePort, wanted func(*BackendView) bool) []datapath.Backend {
