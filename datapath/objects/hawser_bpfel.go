@@ -127,6 +127,7 @@ type HawserPolicyEntry struct {
 	Origin uint32
 	Deny   uint8
 	Pad    [3]uint8
+	Hits   uint64
 }
 
 type HawserPolicyKey struct {
@@ -155,6 +156,14 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserWouldDeny struct {
+	_        structs.HostLayout
+	RuleSet  uint32
+	Origin   uint32
+	Endpoint uint16
+	Pad      uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -179,6 +188,7 @@ const (
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
+	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
 	HawserProgFromOverlay    = "from_overlay"
@@ -265,6 +275,7 @@ type HawserMapSpecs struct {
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
 
 // HawserVariableSpecs contains global variables before they are loaded into the kernel.
@@ -321,6 +332,7 @@ type HawserMaps struct {
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
+	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
 
 func (m *HawserMaps) Close() error {
@@ -345,6 +357,7 @@ func (m *HawserMaps) Close() error {
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
+		m.WouldDeny,
 	)
 }
 
