@@ -2254,8 +2254,10 @@ func (x *ApplyPolicyRequest) GetDryRun() bool {
 }
 
 type ApplyPolicyResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// What the objects may not be meant to say.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2293,6 +2295,13 @@ func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
 	if x != nil {
 		return x.Objects
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -2649,6 +2658,226 @@ func (x *PolicyInfo) GetSelects() string {
 	return ""
 }
 
+type ExplainPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`     // whose policies; that of self
+	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"` // ingress or egress, of self
+	Self          *ExplainPolicyEnd      `protobuf:"bytes,3,opt,name=self,proto3" json:"self,omitempty"`
+	Peer          *ExplainPolicyEnd      `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // for ICMP 256 and the type
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyRequest) Reset() {
+	*x = ExplainPolicyRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyRequest) ProtoMessage() {}
+
+func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ExplainPolicyRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetSelf() *ExplainPolicyEnd {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *ExplainPolicyRequest) GetPeer() *ExplainPolicyEnd {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *ExplainPolicyRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ExplainPolicyRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type ExplainPolicyEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`    // empty: not known
+	Reserved      uint32                 `protobuf:"varint,3,opt,name=reserved,proto3" json:"reserved,omitempty"` // a reserved identity instead of labels
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyEnd) Reset() {
+	*x = ExplainPolicyEnd{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyEnd) ProtoMessage() {}
+
+func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ExplainPolicyEnd) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ExplainPolicyEnd) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ExplainPolicyEnd) GetReserved() uint32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+type ExplainPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answered      bool                   `protobuf:"varint,1,opt,name=answered,proto3" json:"answered,omitempty"` // else reason says why not
+	Allowed       bool                   `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`    // of a peer: names of rules and nothing of what they say
+	Hints         []string               `protobuf:"bytes,4,rep,name=hints,proto3" json:"hints,omitempty"`      // of the own cluster
+	Audited       bool                   `protobuf:"varint,5,opt,name=audited,proto3" json:"audited,omitempty"` // denied in audit mode only: it passes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyResponse) Reset() {
+	*x = ExplainPolicyResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyResponse) ProtoMessage() {}
+
+func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ExplainPolicyResponse) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainPolicyResponse) GetHints() []string {
+	if x != nil {
+		return x.Hints
+	}
+	return nil
+}
+
+func (x *ExplainPolicyResponse) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type ApplyServiceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -2659,7 +2888,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +2900,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +2913,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -2710,7 +2939,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2951,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +2964,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -2756,7 +2985,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2997,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3010,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -2814,7 +3043,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +3055,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +3068,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -2857,7 +3086,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +3098,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +3111,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 type ListServicesResponse struct {
@@ -2894,7 +3123,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3135,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3148,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -2948,7 +3177,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3189,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3202,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -3065,7 +3294,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3306,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3319,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -3315,9 +3544,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\tR\acluster\"E\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"I\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"e\n" +
 	"\x13ApplyPolicyResponse\x122\n" +
-	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\"m\n" +
+	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"m\n" +
 	"\rAppliedObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3342,7 +3572,24 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x06source\x18\x06 \x01(\tR\x06source\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\a \x01(\x03R\tupdatedAt\x12\x18\n" +
-	"\aselects\x18\b \x01(\tR\aselects\"F\n" +
+	"\aselects\x18\b \x01(\tR\aselects\"\xe0\x01\n" +
+	"\x14ExplainPolicyRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
+	"\tdirection\x18\x02 \x01(\tR\tdirection\x12/\n" +
+	"\x04self\x18\x03 \x01(\v2\x1b.hawser.v1.ExplainPolicyEndR\x04self\x12/\n" +
+	"\x04peer\x18\x04 \x01(\v2\x1b.hawser.v1.ExplainPolicyEndR\x04peer\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\"`\n" +
+	"\x10ExplainPolicyEnd\x12\x16\n" +
+	"\x06labels\x18\x01 \x03(\tR\x06labels\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
+	"\breserved\x18\x03 \x01(\rR\breserved\"\x95\x01\n" +
+	"\x15ExplainPolicyResponse\x12\x1a\n" +
+	"\banswered\x18\x01 \x01(\bR\banswered\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05hints\x18\x04 \x03(\tR\x05hints\x12\x18\n" +
+	"\aaudited\x18\x05 \x01(\bR\aaudited\"F\n" +
 	"\x13ApplyServiceRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"J\n" +
@@ -3380,8 +3627,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xfb\n" +
-	"\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\xcf\v\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -3401,7 +3647,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
 	"\vApplyPolicy\x12\x1d.hawser.v1.ApplyPolicyRequest\x1a\x1e.hawser.v1.ApplyPolicyResponse\x12O\n" +
 	"\fDeletePolicy\x12\x1e.hawser.v1.DeletePolicyRequest\x1a\x1f.hawser.v1.DeletePolicyResponse\x12O\n" +
-	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12O\n" +
+	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12R\n" +
+	"\rExplainPolicy\x12\x1f.hawser.v1.ExplainPolicyRequest\x1a .hawser.v1.ExplainPolicyResponse\x12O\n" +
 	"\fApplyService\x12\x1e.hawser.v1.ApplyServiceRequest\x1a\x1f.hawser.v1.ApplyServiceResponse\x12R\n" +
 	"\rDeleteService\x12\x1f.hawser.v1.DeleteServiceRequest\x1a .hawser.v1.DeleteServiceResponse\x12O\n" +
 	"\fListServices\x12\x1e.hawser.v1.ListServicesRequest\x1a\x1f.hawser.v1.ListServicesResponseB6Z4github.com/hawser-mesh/hawser/api/hawser/v1;hawserv1b\x06proto3"
@@ -3418,7 +3665,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -3461,28 +3708,31 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ListPoliciesRequest)(nil),    // 38: hawser.v1.ListPoliciesRequest
 	(*ListPoliciesResponse)(nil),   // 39: hawser.v1.ListPoliciesResponse
 	(*PolicyInfo)(nil),             // 40: hawser.v1.PolicyInfo
-	(*ApplyServiceRequest)(nil),    // 41: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 42: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 43: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 44: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 45: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 46: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 47: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 48: hawser.v1.ServicePortInfo
-	nil,                            // 49: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 50: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 51: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 52: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 53: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 54: hawser.v1.FrontendBackend
+	(*ExplainPolicyRequest)(nil),   // 41: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),       // 42: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),  // 43: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),    // 44: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 45: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 46: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 47: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 48: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 49: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 50: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 51: hawser.v1.ServicePortInfo
+	nil,                            // 52: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 53: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 54: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 55: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 56: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 57: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	53, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	56, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
 	16, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	49, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	50, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	52, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	53, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
 	19, // 6: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
 	26, // 7: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
 	29, // 8: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
@@ -3490,56 +3740,60 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	35, // 10: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
 	35, // 11: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
 	40, // 12: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	35, // 13: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	35, // 14: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	47, // 15: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	48, // 16: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	54, // 17: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	51, // 18: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	52, // 19: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 20: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 21: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 22: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	12, // 23: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	14, // 24: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	17, // 25: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 26: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 27: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	20, // 28: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	22, // 29: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	24, // 30: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	27, // 31: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	30, // 32: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	33, // 33: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	36, // 34: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	38, // 35: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	41, // 36: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	43, // 37: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	45, // 38: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 39: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 40: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 41: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	13, // 42: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	15, // 43: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	18, // 44: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 45: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 46: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	21, // 47: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	23, // 48: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	25, // 49: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	28, // 50: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	31, // 51: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	34, // 52: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	37, // 53: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	39, // 54: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	42, // 55: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	44, // 56: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	46, // 57: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	39, // [39:58] is the sub-list for method output_type
-	20, // [20:39] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	42, // 13: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	42, // 14: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	35, // 15: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	35, // 16: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	50, // 17: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	51, // 18: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	57, // 19: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	54, // 20: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	55, // 21: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 22: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 23: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 24: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	12, // 25: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	14, // 26: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	17, // 27: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 28: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 29: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	20, // 30: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	22, // 31: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	24, // 32: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	27, // 33: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	30, // 34: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	33, // 35: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	36, // 36: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	38, // 37: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	41, // 38: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	44, // 39: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	46, // 40: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	48, // 41: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 42: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 43: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 44: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	13, // 45: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	15, // 46: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	18, // 47: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 48: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 49: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	21, // 50: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	23, // 51: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	25, // 52: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	28, // 53: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	31, // 54: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	34, // 55: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	37, // 56: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	39, // 57: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	43, // 58: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	45, // 59: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	47, // 60: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	49, // 61: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	42, // [42:62] is the sub-list for method output_type
+	22, // [22:42] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -3554,7 +3808,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
