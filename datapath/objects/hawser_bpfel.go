@@ -127,6 +127,7 @@ type HawserPolicyEntry struct {
 	Origin uint32
 	Deny   uint8
 	Pad    [3]uint8
+	Hits   uint64
 }
 
 type HawserPolicyKey struct {
@@ -172,6 +173,14 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserWouldDeny struct {
+	_        structs.HostLayout
+	RuleSet  uint32
+	Origin   uint32
+	Endpoint uint16
+	Pad      uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -197,6 +206,7 @@ const (
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
 	HawserMapSockPeers       = "sock_peers"
+	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
 	HawserProgFromOverlay    = "from_overlay"
@@ -292,6 +302,7 @@ type HawserMapSpecs struct {
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
 
 // HawserVariableSpecs contains global variables before they are loaded into the kernel.
@@ -349,6 +360,7 @@ type HawserMaps struct {
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
 
 func (m *HawserMaps) Close() error {
@@ -374,6 +386,7 @@ func (m *HawserMaps) Close() error {
 		m.ServiceSlots,
 		m.Services,
 		m.SockPeers,
+		m.WouldDeny,
 	)
 }
 
