@@ -27,6 +27,7 @@ const (
 	DefaultSnapshotKeep  = 8
 
 	progressInterval = 5 * time.Second
+	progressFirst    = 100 * time.Millisecond
 	historyRevisions = 5_000_000
 	startTimeout     = 30 * time.Second
 	quorumTimeout    = 5 * time.Minute
