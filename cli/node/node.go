@@ -95,8 +95,12 @@ func newForget(s *session.Session) *cobra.Command {
 			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
 				fmt.Fprintf(w, "Forgot %s; %s keys removed.\n", args[0], printer.Count(r.GetKeysRemoved()))
 				if r.GetWasEnrolled() {
-					fmt.Fprintf(w, "Its certificate is not renewed and ends %s; the cluster's own etcd refuses it from now on.\n",
-						time.Unix(0, r.GetCertificateExpiresAt()).UTC().Format(time.DateOnly))
+					etcd := "the cluster's etcd refuses it from now on"
+					if !r.GetCutOff() {
+						etcd = "what opens your etcd to it was not issued here: revoke that there"
+					}
+					fmt.Fprintf(w, "Its certificate is not renewed and ends %s; %s.\n",
+						time.Unix(0, r.GetCertificateExpiresAt()).UTC().Format(time.DateOnly), etcd)
 				}
 				return nil
 			})

@@ -83,6 +83,7 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 	s.log.Info("node forgotten", "node", node, "keys", len(keys), "enrolled", was != nil)
 	return &hawserv1.ForgetNodeResponse{
 		KeysRemoved: uint64(len(keys)), WasEnrolled: was != nil, CertificateExpiresAt: was.GetExpiresAt(),
+		CutOff: was != nil && s.enrol.Access != nil,
 	}, nil
 }
 

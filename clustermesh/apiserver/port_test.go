@@ -516,7 +516,7 @@ func TestForgottenNode(t *testing.T) {
 	_, err := s.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n1"})
 	wantRefusal(t, err, "is present")
 	r, err := s.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n1", Force: true})
-	if err != nil || r.GetKeysRemoved() != uint64(len(gone)) || !r.GetWasEnrolled() || r.GetCertificateExpiresAt() < time.Now().UnixNano() {
+	if err != nil || r.GetKeysRemoved() != uint64(len(gone)) || !r.GetWasEnrolled() || !r.GetCutOff() || r.GetCertificateExpiresAt() < time.Now().UnixNano() {
 		t.Fatalf("forget: %v, %v", r, err)
 	}
 	for _, k := range append(gone, stay...) {

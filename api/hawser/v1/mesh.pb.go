@@ -1864,9 +1864,11 @@ type ForgetNodeResponse struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	KeysRemoved          uint64                 `protobuf:"varint,1,opt,name=keys_removed,json=keysRemoved,proto3" json:"keys_removed,omitempty"`
 	WasEnrolled          bool                   `protobuf:"varint,2,opt,name=was_enrolled,json=wasEnrolled,proto3" json:"was_enrolled,omitempty"`                              // by token; a certificate issued by hand lives on
-	CertificateExpiresAt int64                  `protobuf:"varint,3,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns; etcd admits it until then
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	CertificateExpiresAt int64                  `protobuf:"varint,3,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns
+	// The cluster's own etcd refuses the certificate from now on.
+	CutOff        bool `protobuf:"varint,4,opt,name=cut_off,json=cutOff,proto3" json:"cut_off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ForgetNodeResponse) Reset() {
@@ -1918,6 +1920,13 @@ func (x *ForgetNodeResponse) GetCertificateExpiresAt() int64 {
 		return x.CertificateExpiresAt
 	}
 	return 0
+}
+
+func (x *ForgetNodeResponse) GetCutOff() bool {
+	if x != nil {
+		return x.CutOff
+	}
+	return false
 }
 
 type ListNodesRequest struct {
@@ -3761,11 +3770,12 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"=\n" +
 	"\x11ForgetNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x90\x01\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\xa9\x01\n" +
 	"\x12ForgetNodeResponse\x12!\n" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\x12!\n" +
 	"\fwas_enrolled\x18\x02 \x01(\bR\vwasEnrolled\x124\n" +
-	"\x16certificate_expires_at\x18\x03 \x01(\x03R\x14certificateExpiresAt\"\x12\n" +
+	"\x16certificate_expires_at\x18\x03 \x01(\x03R\x14certificateExpiresAt\x12\x17\n" +
+	"\acut_off\x18\x04 \x01(\bR\x06cutOff\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\xfa\x01\n" +
