@@ -397,37 +397,44 @@ func TestDataOutlivesItsWriter(t *testing.T) {
 func TestWrongClocksChangeNothing(t *testing.T) {
 	e := etcdtest.Start(t)
 	api := e.APIServer(t)
-	for name, off := range map[string]time.Duration{"ahead": time.Hour, "behind": -time.Hour} {
+	const ttl = 3 // seconds
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 2)
+	made := map[string]int64{} // when each presence was, by node
+	key := func(node string) kvstore.Key { return kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindPresence, node) }
+	for node, off := range map[string]time.Duration{"ahead": time.Hour, "behind": -time.Hour} {
 		clock := func() time.Time { return time.Now().Add(off) }
-		p, err := store.NewPresence(store.PresenceConfig{Client: e.Agent(t, name), Cluster: e.Cluster, Node: name, TTL: 1, Now: clock})
+		p, err := store.NewPresence(store.PresenceConfig{Client: e.Agent(t, node), Cluster: e.Cluster, Node: node, TTL: ttl, Now: clock})
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
 		go func() { done <- p.Run(ctx) }()
-		k := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindPresence, name)
-		etcdtest.Eventually(t, patience, "present", func() bool { return stored(t, api, k) != nil })
-		first := stored(t, api, k)
-		for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-			if kv := stored(t, api, k); kv == nil || kv.CreateRevision != first.CreateRevision {
-				t.Fatalf("%s: the presence was lost while its agent runs", name)
+		etcdtest.Eventually(t, patience, "present", func() bool { return stored(t, api, key(node)) != nil })
+		made[node] = stored(t, api, key(node)).CreateRevision
+
+		put(t, api, kvstore.SyncedKey(e.Cluster, e.Cluster, kvstore.KindIP),
+			&keyspacev1.Synced{Incarnation: node, State: keyspacev1.Synced_STATE_COMPLETE, UpdatedAt: clock().UnixNano()})
+		m := store.SyncedMarkers{Client: api, Own: e.Cluster}
+		if inc, err := m.Incarnation(t.Context()); err != nil || inc != node {
+			t.Errorf("%s: incarnation %q, %v: not the newest", node, inc, err)
+		}
+		if _, ok, err := m.Complete(t.Context(), e.Cluster, kvstore.KindIP); err != nil || !ok {
+			t.Errorf("%s: complete %v, %v", node, ok, err)
+		}
+	}
+	for end := time.Now().Add((ttl + 1) * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for node, rev := range made {
+			if kv := stored(t, api, key(node)); kv == nil || kv.CreateRevision != rev {
+				t.Fatalf("%s: the presence was lost while its agent runs", node)
 			}
 		}
-		cancel()
+	}
+	cancel()
+	for node := range made {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		etcdtest.Eventually(t, patience, "absent after the lease", func() bool { return stored(t, api, k) == nil })
-
-		marker := kvstore.SyncedKey(e.Cluster, e.Cluster, kvstore.KindIP)
-		put(t, api, marker, &keyspacev1.Synced{Incarnation: name, State: keyspacev1.Synced_STATE_COMPLETE, UpdatedAt: clock().UnixNano()})
-		m := store.SyncedMarkers{Client: api, Own: e.Cluster}
-		if inc, err := m.Incarnation(t.Context()); err != nil || inc != name {
-			t.Errorf("%s: incarnation %q, %v: not the newest", name, inc, err)
-		}
-		if _, ok, err := m.Complete(t.Context(), e.Cluster, kvstore.KindIP); err != nil || !ok {
-			t.Errorf("%s: complete %v, %v", name, ok, err)
-		}
+		etcdtest.Eventually(t, patience, "absent after the lease", func() bool { return stored(t, api, key(node)) == nil })
 	}
 }
