@@ -21,6 +21,15 @@ func config(t *testing.T, e *etcdtest.Etcd, replica string) election.Config {
 	return election.Config{Client: e.APIServer(t), Cluster: e.Cluster, Office: []string{"test"}, Replica: replica, TTL: 1}
 }
 
+// patient is config for tests in which no lease is to end by itself, however busy
+// the machine is.
+func patient(t *testing.T, e *etcdtest.Etcd, replica string) election.Config {
+	t.Helper()
+	c := config(t, e, replica)
+	c.TTL = 30
+	return c
+}
+
 func acquire(t *testing.T, cfg election.Config) *election.Term {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -35,14 +44,14 @@ func acquire(t *testing.T, cfg election.Config) *election.Term {
 
 func TestOneAtATime(t *testing.T) {
 	e := etcdtest.Start(t)
-	first := acquire(t, config(t, e, "a"))
+	first := acquire(t, patient(t, e, "a"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if _, err := election.Acquire(ctx, config(t, e, "b")); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := election.Acquire(ctx, patient(t, e, "b")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("second candidate while the first is in office: %v", err)
 	}
 	first.Release(t.Context())
-	second := acquire(t, config(t, e, "b"))
+	second := acquire(t, patient(t, e, "b"))
 	for term, want := range map[*election.Term]bool{first: false, second: true} {
 		if held, err := term.Held(t.Context()); err != nil || held != want {
 			t.Errorf("held %v, %v; want %v", held, err, want)
@@ -52,8 +61,8 @@ func TestOneAtATime(t *testing.T) {
 
 func TestRestartedReplicaTakesOverAndFences(t *testing.T) {
 	e := etcdtest.Start(t)
-	first := acquire(t, config(t, e, "a"))
-	second := acquire(t, config(t, e, "a")) // as after kill -9
+	first := acquire(t, patient(t, e, "a"))
+	second := acquire(t, patient(t, e, "a")) // as after kill -9
 	probe := kvstore.NewKey(kvstore.Private, e.Cluster, kvstore.KindToken, "probe").String()
 	for term, want := range map[*election.Term]bool{first: false, second: true} {
 		res, err := e.APIServer(t).Txn(t.Context(), term.Fence(), []kvstore.Op{kvstore.Put(probe, nil)}, nil)
