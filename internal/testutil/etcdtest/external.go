@@ -29,6 +29,7 @@ type process struct {
 
 func startExternal(tb testing.TB) *Etcd {
 	tb.Helper()
+	beside(tb)
 	e := base(tb, External)
 	url := "https://" + e.Config.Listen.String()
 	e.process = &process{e: e, argv: []string{
