@@ -36,16 +36,16 @@ type player struct {
 	mute bool
 	now  func() time.Time
 
-	mu     sync.Mutex
-	stream federationv1.Federation_StreamClient
-	hello  *federationv1.Hello // of the hub
-	sub    *federationv1.Subscribe
-	got    map[string]string // keys of the hub
-	seq    uint64
-	acked  uint64
-	err    error         // why the stream ended
-	ended  chan struct{} // closed then
-	sendMu sync.Mutex
+	mu      sync.Mutex
+	stream  federationv1.Federation_StreamClient
+	hello   *federationv1.Hello // of the hub
+	sub     *federationv1.Subscribe
+	got     map[string]string // keys of the hub
+	seq     uint64
+	goodbye *federationv1.Goodbye // of the hub
+	err     error                 // why the stream ended
+	ended   chan struct{}         // closed then
+	sendMu  sync.Mutex
 }
 
 // rangesOf divides private space for ids up to 4,095.
@@ -140,16 +140,16 @@ func (p *player) open() error {
 		return err
 	}
 	p.mu.Lock()
-	p.stream, p.hello, p.got, p.seq, p.acked, p.err, p.sub, p.ended = stream, f.GetHello(), map[string]string{}, 0, 0, nil, nil, make(chan struct{})
+	p.stream, p.hello, p.got, p.seq, p.goodbye, p.err, p.sub, p.ended = stream, f.GetHello(), map[string]string{}, 0, nil, nil, nil, make(chan struct{})
 	p.mu.Unlock()
 	p.t.Cleanup(end)
-	go p.read(stream, p.ended)
+	go p.read(stream, p.ended, end)
 	go p.beat(ctx)
 	return nil
 }
 
 // read plays the receiving side until the stream ends.
-func (p *player) read(stream federationv1.Federation_StreamClient, ended chan struct{}) {
+func (p *player) read(stream federationv1.Federation_StreamClient, ended chan struct{}, hangUp func()) {
 	c, err := newCodec()
 	defer close(ended)
 	if err != nil {
@@ -169,6 +169,12 @@ func (p *player) read(stream federationv1.Federation_StreamClient, ended chan st
 			p.mu.Lock()
 			p.sub = b.Subscribe
 			p.mu.Unlock()
+		case *federationv1.Frame_Goodbye:
+			p.mu.Lock()
+			p.goodbye, p.err = b.Goodbye, errors.New("goodbye")
+			p.mu.Unlock()
+			hangUp()
+			return
 		case *federationv1.Frame_Batch:
 			changes, err := c.unpack(b.Batch.GetChangesZstd())
 			if err != nil {

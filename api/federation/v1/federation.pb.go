@@ -73,7 +73,7 @@ func (x Resync_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Resync_Mode.Descriptor instead.
 func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4, 0}
 }
 
 type Frame struct {
@@ -86,6 +86,7 @@ type Frame struct {
 	//	*Frame_Ack
 	//	*Frame_Heartbeat
 	//	*Frame_Resync
+	//	*Frame_Goodbye
 	Body          isFrame_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -182,6 +183,15 @@ func (x *Frame) GetResync() *Resync {
 	return nil
 }
 
+func (x *Frame) GetGoodbye() *Goodbye {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Goodbye); ok {
+			return x.Goodbye
+		}
+	}
+	return nil
+}
+
 type isFrame_Body interface {
 	isFrame_Body()
 }
@@ -210,6 +220,10 @@ type Frame_Resync struct {
 	Resync *Resync `protobuf:"bytes,6,opt,name=resync,proto3,oneof"`
 }
 
+type Frame_Goodbye struct {
+	Goodbye *Goodbye `protobuf:"bytes,7,opt,name=goodbye,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Body() {}
 
 func (*Frame_Subscribe) isFrame_Body() {}
@@ -221,6 +235,8 @@ func (*Frame_Ack) isFrame_Body() {}
 func (*Frame_Heartbeat) isFrame_Body() {}
 
 func (*Frame_Resync) isFrame_Body() {}
+
+func (*Frame_Goodbye) isFrame_Body() {}
 
 // Hello opens each direction.
 type Hello struct {
@@ -333,6 +349,60 @@ func (x *Hello) GetExpireAfter() int64 {
 	return 0
 }
 
+// Goodbye is the last frame of a stream that its sender gives up because of
+// what it was sent.
+type Goodbye struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a word, as it is counted
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"` // for the operator of the other cluster
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Goodbye) Reset() {
+	*x = Goodbye{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Goodbye) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Goodbye) ProtoMessage() {}
+
+func (x *Goodbye) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
+func (*Goodbye) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Goodbye) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Goodbye) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // Subscribe is the receiver's wish and its position.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -344,7 +414,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +426,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +439,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Subscribe) GetKinds() []string {
@@ -402,7 +472,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +484,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +497,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Resync) GetMode() Resync_Mode {
@@ -486,7 +556,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +568,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +581,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Batch) GetSequence() uint64 {
@@ -572,7 +642,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +654,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +667,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Changes) GetChanges() []*Change {
@@ -619,7 +689,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +701,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +714,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Change) GetKey() string {
@@ -685,7 +755,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +767,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +780,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetSequence() uint64 {
@@ -743,7 +813,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +825,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +838,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Heartbeat) GetTime() int64 {
@@ -816,7 +886,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +898,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +911,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DiffRequest) GetPrefix() string {
@@ -868,7 +938,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +950,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +963,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -921,7 +991,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1003,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1016,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -986,7 +1056,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1068,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1081,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1069,7 +1139,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1151,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1164,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1143,7 +1213,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1225,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1238,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1200,7 +1270,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1282,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1295,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 // Finding is one result of a preflight.
@@ -1242,7 +1312,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1324,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1337,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1309,14 +1379,15 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xe2\x02\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\x9d\x03\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
 	"\x05batch\x18\x03 \x01(\v2\x1b.hawser.federation.v1.BatchH\x00R\x05batch\x12-\n" +
 	"\x03ack\x18\x04 \x01(\v2\x19.hawser.federation.v1.AckH\x00R\x03ack\x12?\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1f.hawser.federation.v1.HeartbeatH\x00R\theartbeat\x126\n" +
-	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resyncB\x06\n" +
+	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x129\n" +
+	"\agoodbye\x18\a \x01(\v2\x1d.hawser.federation.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
 	"\x04body\"\xc8\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
@@ -1328,7 +1399,10 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\vincarnation\x18\x06 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12=\n" +
 	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\x12!\n" +
-	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"[\n" +
+	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"9\n" +
+	"\aGoodbye\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"[\n" +
 	"\tSubscribe\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\x128\n" +
 	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xef\x01\n" +
@@ -1421,59 +1495,61 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 }
 
 var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(Resync_Mode)(0),        // 0: hawser.federation.v1.Resync.Mode
 	(*Frame)(nil),           // 1: hawser.federation.v1.Frame
 	(*Hello)(nil),           // 2: hawser.federation.v1.Hello
-	(*Subscribe)(nil),       // 3: hawser.federation.v1.Subscribe
-	(*Resync)(nil),          // 4: hawser.federation.v1.Resync
-	(*Batch)(nil),           // 5: hawser.federation.v1.Batch
-	(*Changes)(nil),         // 6: hawser.federation.v1.Changes
-	(*Change)(nil),          // 7: hawser.federation.v1.Change
-	(*Ack)(nil),             // 8: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),       // 9: hawser.federation.v1.Heartbeat
-	(*DiffRequest)(nil),     // 10: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),        // 11: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),       // 12: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),  // 13: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil), // 14: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),  // 15: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil), // 16: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),         // 17: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),      // 18: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),     // 19: hawser.keyspace.v1.Position
+	(*Goodbye)(nil),         // 3: hawser.federation.v1.Goodbye
+	(*Subscribe)(nil),       // 4: hawser.federation.v1.Subscribe
+	(*Resync)(nil),          // 5: hawser.federation.v1.Resync
+	(*Batch)(nil),           // 6: hawser.federation.v1.Batch
+	(*Changes)(nil),         // 7: hawser.federation.v1.Changes
+	(*Change)(nil),          // 8: hawser.federation.v1.Change
+	(*Ack)(nil),             // 9: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),       // 10: hawser.federation.v1.Heartbeat
+	(*DiffRequest)(nil),     // 11: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),        // 12: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),       // 13: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),  // 14: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil), // 15: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),  // 16: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil), // 17: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),         // 18: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),      // 19: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),     // 20: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	2,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	3,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	5,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	8,  // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	9,  // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	4,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
-	18, // 6: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	19, // 7: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 8: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	7,  // 9: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	19, // 10: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	19, // 11: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	12, // 12: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	18, // 13: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	18, // 14: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	17, // 15: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	1,  // 16: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	10, // 17: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	13, // 18: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	15, // 19: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	1,  // 20: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	11, // 21: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	14, // 22: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	16, // 23: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	6,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	9,  // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	10, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	5,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	3,  // 6: hawser.federation.v1.Frame.goodbye:type_name -> hawser.federation.v1.Goodbye
+	19, // 7: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	20, // 8: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 9: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	8,  // 10: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	20, // 11: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	20, // 12: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	13, // 13: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	19, // 14: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	19, // 15: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	18, // 16: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	1,  // 17: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	11, // 18: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	14, // 19: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	16, // 20: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	1,  // 21: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	12, // 22: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	15, // 23: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	17, // 24: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	21, // [21:25] is the sub-list for method output_type
+	17, // [17:21] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1488,6 +1564,7 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Ack)(nil),
 		(*Frame_Heartbeat)(nil),
 		(*Frame_Resync)(nil),
+		(*Frame_Goodbye)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1495,7 +1572,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
