@@ -79,6 +79,7 @@ type Engine struct {
 	reserved   map[uint32]struct{}
 	origins    *origins
 	prefixes   *prefixes
+	services   *services
 	dirty      map[*ruleSet]struct{}
 	gone       []uint32
 }
@@ -113,6 +114,7 @@ func New(cfg Config) (*Engine, error) {
 		reserved:   map[uint32]struct{}{},
 		origins:    newOrigins(),
 		prefixes:   newPrefixes(),
+		services:   newServices(),
 		dirty:      map[*ruleSet]struct{}{},
 	}
 	for hash, id := range cfg.RuleSetIDs {
@@ -154,16 +156,17 @@ func (e *Engine) UpsertIdentity(n identity.Number, cluster string, ls labels.Set
 	return nil
 }
 
-func (e *Engine) setIdentity(n identity.Number, ls labels.Set) {
+func (e *Engine) setIdentity(n identity.Number, own labels.Set) {
+	ls := e.services.with(n, own)
 	if old, ok := e.identities[n]; ok {
 		if old.labels.Equal(ls) {
 			return
 		}
 		e.dropIdentity(old)
-		e.addIdentity(&ident{number: n, labels: ls, ports: old.ports})
+		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: old.ports})
 		return
 	}
-	e.addIdentity(&ident{number: n, labels: ls})
+	e.addIdentity(&ident{number: n, own: own, labels: ls})
 }
 
 // DeleteIdentity forgets a workload identity.
@@ -223,6 +226,9 @@ func (e *Engine) removeObject(o *object) {
 			}
 			for _, k := range p.prefixes {
 				e.unusePrefix(k)
+			}
+			for _, name := range p.services {
+				e.unuseService(name)
 			}
 			e.origins.release(p.origin)
 		}
