@@ -42,7 +42,7 @@ const localPeer = 1
 // the reconciler, and compares the programs' verdict on every packet with the
 // model's, which knows neither.
 func TestProgramsAgreeWithModel(t *testing.T) {
-	const seeds, steps = 8, 18
+	const seeds, steps = 40, 18
 	cases, denied := 0, 0
 	h := newHarness(t)
 	for _, p := range []string{"10.1.0.0/16", "10.2.0.0/16", podB.ip + "/32"} {
