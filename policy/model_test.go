@@ -139,7 +139,7 @@ func change(t *testing.T, w policymodel.World, e *Engine, m *policymodel.Model, 
 		delete(m.Objects, o.ID())
 	case 7:
 		ep := policymodel.Endpoint{Labels: w.Labels(), Ports: w.Names()}
-		name := RuleSetName(ep.Labels, named(ep.Ports))
+		name := Subject{Labels: ep.Labels, Ports: named(ep.Ports)}.Name()
 		if _, ok := endpoints[name]; ok {
 			e.ReleaseRuleSet(ep.Labels, named(ep.Ports)...)
 			delete(endpoints, name)
