@@ -25,6 +25,7 @@ type knowledge struct {
 	objects    []api.Object
 	identities []trace.Identity
 	addresses  []*hawserv1.IPCacheEntry
+	audited    map[netip.Addr]bool // addresses of endpoints told to audit
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.
@@ -73,7 +74,22 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	}
 	defer func() { _ = node.Close() }()
 	r, err := node.ListIPCache(ctx, &hawserv1.ListIPCacheRequest{})
+	if err != nil {
+		return nil, err
+	}
 	k.addresses = r.GetEntries()
+	endpoints, err := session.Gather(ctx, s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.Endpoint, error) {
+		r, err := n.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
+		return r.GetEndpoints(), err
+	})
+	k.audited = map[netip.Addr]bool{}
+	for _, e := range endpoints {
+		for _, text := range e.GetAddresses() {
+			if a, err := netip.ParseAddr(text); err == nil && e.GetPolicyAudit() {
+				k.audited[a] = true
+			}
+		}
+	}
 	return k, err
 }
 

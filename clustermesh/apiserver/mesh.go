@@ -38,7 +38,7 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Listen:      s.cfg.ListenFederation.String(),
 		Replica:     s.cfg.Replica,
 		ExpireAfter: expire,
-	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo})
 }
 
 // Invite makes a token with which one cluster can join, once.

@@ -46,6 +46,7 @@ type Manager struct {
 	port    *port         // nil: dial only
 	kick    chan struct{} // look at the peers again
 	deps    peering.Deps
+	explain Explainer
 	workers sync.WaitGroup // runners and leaves
 
 	mu      sync.Mutex
@@ -77,6 +78,7 @@ func New(cfg Config, d Deps) (*Manager, error) {
 		states: map[string]*peerState{}, leaves: map[string]*leave{}, withdrawing: map[string]bool{}}
 	m.deps = peering.Deps{Own: m.description, Store: m.store, Trust: trust, Creds: d.Creds, Now: d.Now, Log: d.Log}
 	m.join = peering.NewService(m.deps)
+	m.explain = d.Explain
 	if d.Listener == nil && cfg.Listen != "" {
 		if d.Listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("listen for federation on %s: %w", cfg.Listen, err)
@@ -264,7 +266,7 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 		m.log.Warn("grant narrowed", "peer", p.GetName(), "err", err)
 	}
 	rctx, cancel := context.WithCancel(ctx)
-	r := &runner{kv: m.kv, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
+	r := &runner{kv: m.kv, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain,
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()
 	m.runners[p.GetName()] = r

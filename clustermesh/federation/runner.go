@@ -44,6 +44,7 @@ type runner struct {
 	guard   *peering.Guard
 	st      *peerState
 	log     *slog.Logger
+	explain Explainer
 	stopped chan struct{}
 	finish  context.CancelFunc // ends run
 	ended   chan struct{}      // closed when run has returned
@@ -137,6 +138,7 @@ func (r *runner) current() (*session, <-chan struct{}) {
 // only once they are attached, so that the dialler knows that it may stay.
 func (r *runner) serve(ctx context.Context, s *session) error {
 	defer close(s.done)
+	s.explain, s.granted = r.explain, r.peer.GetGrant().GetExplain()
 	incarnation, err := ensureIncarnation(ctx, r.kv, r.own())
 	if err != nil {
 		return err
