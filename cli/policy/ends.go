@@ -26,6 +26,7 @@ type knowledge struct {
 	identities []trace.Identity
 	addresses  []*hawserv1.IPCacheEntry
 	audited    map[netip.Addr]bool // addresses of endpoints told to audit
+	services   []trace.Service
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.
@@ -65,6 +66,19 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 		}
 	}
 	slices.SortFunc(k.identities, func(a, b trace.Identity) int { return cmp.Compare(a.Number, b.Number) })
+	services, err := client.ListServices(ctx, &hawserv1.ListServicesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range services.GetServices() {
+		service := trace.Service{Name: s.GetNamespace() + "/" + s.GetName()}
+		for _, b := range s.GetBackends() {
+			if a, err := netip.ParseAddr(b.GetIp()); err == nil {
+				service.Addrs = append(service.Addrs, a)
+			}
+		}
+		k.services = append(k.services, service)
+	}
 	if !addresses {
 		return k, nil
 	}
@@ -91,6 +105,15 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 		}
 	}
 	return k, err
+}
+
+// served says of each service whether it has backends.
+func (k *knowledge) served() map[string]bool {
+	out := map[string]bool{}
+	for _, s := range k.services {
+		out[s.Name] = len(s.Addrs) > 0
+	}
+	return out
 }
 
 // addAddresses tells the identities' addresses.

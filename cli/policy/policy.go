@@ -45,6 +45,9 @@ func newApply(s *session.Session) *cobra.Command {
 			}
 			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
 				r, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: source})
+				for _, w := range r.GetWarnings() {
+					s.Warn("%s", w)
+				}
 				return r.GetObjects(), err
 			})
 		},

@@ -21,8 +21,8 @@ func newLint(s *session.Session) *cobra.Command {
 		Use:   "lint [-f FILE]",
 		Short: "Point out what policy objects may not be meant to say",
 		Long: "Point out what policy objects may not be meant to say: selectors that select nothing\n" +
-			"in the mesh as it is now, peers of other clusters that are not named, denies of\n" +
-			"everything. Without -f it looks at the objects in force. The exit code is 1 when there\n" +
+			"in the mesh as it is now, peers of other clusters that are not named, services that are\n" +
+			"not there, allows that a deny takes back, denies of everything. Without -f it looks at the objects in force. The exit code is 1 when there\n" +
 			"is something to point out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -36,7 +36,7 @@ func newLint(s *session.Session) *cobra.Command {
 					return err
 				}
 			}
-			found := trace.Lint(k.cluster, objects, k.identities)
+			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Identities: k.identities, Services: k.served()}, objects)
 			type row = trace.Finding
 			err = printer.Rows(cmd.OutOrStdout(), s.Output, found, printer.Columns[row]{
 				{Header: "OBJECT", Cell: func(f row) string { return f.Object }},
@@ -96,7 +96,7 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 		return err
 	}
 	k.addAddresses()
-	change := trace.Change{Cluster: k.cluster, Before: k.objects, Identities: k.identities, After: objects}
+	change := trace.Change{Cluster: k.cluster, Before: k.objects, Identities: k.identities, After: objects, Services: k.services}
 	for _, old := range k.objects {
 		if !contains(objects, old.ID()) {
 			change.After = append(change.After, old)

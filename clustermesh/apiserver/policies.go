@@ -37,7 +37,7 @@ func (s *Server) ApplyPolicy(ctx context.Context, r *hawserv1.ApplyPolicyRequest
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	resp := &hawserv1.ApplyPolicyResponse{}
+	resp := &hawserv1.ApplyPolicyResponse{Warnings: s.policyWarnings(ctx, objects)}
 	var ops []kvstore.Op
 	for _, o := range objects {
 		key := s.policyKey(o.Namespace, o.Name)
