@@ -34,11 +34,13 @@ const (
 )
 
 // cluster is a real one: a hawser-apiserver process and, unless it is embedded,
-// an etcd process, with default settings. Both sync what they write.
+// an etcd process, with default settings. Both sync what they write. An API
+// server in another namespace reaches its etcd, which is in the test's, through
+// the test.
 type cluster struct {
 	world  // what it could have; only its ranges are real
 	host   netip.Addr
-	netns  string // path; empty: the test's
+	netns  string // of the API server, path; empty: the test's
 	dir    string
 	store  storage
 	etcd   *etcdtest.Etcd // nil if embedded
@@ -62,8 +64,11 @@ func startCluster(t *testing.T, id uint32, store storage, host netip.Addr, netns
 		c.Name = etcdtest.RandomCluster()
 		c.listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	} else {
-		c.etcd = etcdtest.StartProcess(t, etcdtest.Process{DataDir: filepath.Join(c.dir, "etcd"), Fsync: true, Command: c.inside(c.data)})
+		c.etcd = etcdtest.StartProcess(t, etcdtest.Process{DataDir: filepath.Join(c.dir, "etcd"), Fsync: true, Command: c.data.command})
 		c.Name, c.listen = c.etcd.Cluster, c.etcd.Endpoints()[0]
+		if netns != "" {
+			forwardFrom(t, netns, c.listen)
+		}
 		c.kv = c.etcd.APIServer(t)
 	}
 	t.Cleanup(c.kill)
@@ -99,14 +104,12 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// inside makes commands of a group, in the cluster's namespace.
-func (c *cluster) inside(g *group) func(string, ...string) *exec.Cmd {
-	return func(name string, args ...string) *exec.Cmd {
-		if c.netns == "" {
-			return g.command(name, args...)
-		}
-		return g.command("nsenter", append([]string{"--net=" + c.netns, name}, args...)...)
+// inside makes the command of the API server, in the cluster's namespace.
+func (c *cluster) inside(name string, args ...string) *exec.Cmd {
+	if c.netns == "" {
+		return c.server.command(name, args...)
 	}
+	return c.server.command("nsenter", append([]string{"--net=" + c.netns, name}, args...)...)
 }
 
 func program(name string) string {
@@ -138,7 +141,7 @@ func (c *cluster) start(t *testing.T) {
 		argv = append(argv, "--etcd-endpoint", "https://"+c.listen, "--etcd-tls-dir", asTLS(t, files))
 	}
 	c.out.Reset()
-	c.cmd = c.inside(c.server)(program("hawser-apiserver"), argv...)
+	c.cmd = c.inside(program("hawser-apiserver"), argv...)
 	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.out
 	if dir := os.Getenv("HAWSER_PERF_LOGS"); dir != "" {
 		f, err := os.OpenFile(filepath.Join(dir, c.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -3,6 +3,7 @@
 package perf
 
 import (
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -31,6 +32,9 @@ func far() world  { return bigWorld("far", farID) }
 // hostOf is where a real cluster's API server is: outside of what nodes have of
 // it by the made-up records.
 func hostOf(w world) netip.Addr { return w.node(1010) }
+
+// secondHost is for a second real cluster in the same namespace.
+func secondHost() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 2}) }
 
 // inside runs the test once more within a network namespace of its own, near,
 // that a router connects with another one, far; it returns true there. What is
@@ -67,7 +71,11 @@ func inside(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return strings.HasPrefix(a, "-test.testlogfile") })
-	cmd := exec.CommandContext(t.Context(), self, append(args, "-test.run=^"+t.Name()+"$")...)
+	run := "^" + t.Name() + "$"
+	if _, parts, ok := strings.Cut(flag.Lookup("test.run").Value.String(), "/"); ok {
+		run += "/" + parts
+	}
+	cmd := exec.CommandContext(t.Context(), self, append(args, "-test.run="+run)...)
 	cmd.Env = append(os.Environ(), insideEnv+"="+prefix)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	stdin, err := cmd.StdinPipe()

@@ -182,7 +182,7 @@ func sameAddress(t *testing.T, c *cluster) (float64, error) {
 // in the etcd of the other one.
 func steadyReal(t *testing.T, r *report, store storage) {
 	c := startCluster(t, nearID, store, hostOf(near()), "")
-	o := startCluster(t, farID, store, c.host.Next(), "")
+	o := startCluster(t, farID, store, secondHost(), "")
 	c.peerWith(t, o)
 	l := c.watchLag(t, o.Name)
 	writeSteadily(t, o, steadyRate, steadySeconds)
