@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
@@ -126,19 +127,15 @@ func TestGivingUpInTheQueue(t *testing.T) {
 		busy.Go(func() { allocate(t, n, setOf(e, app)) })
 		<-b.entered
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	gaveUp := make(chan error, 1)
-	go func() {
-		_, err := n.Allocate(ctx, setOf(e, "c"))
-		gaveUp <- err
-	}()
-	cancel()
-	if err := <-gaveUp; !errors.Is(err, context.Canceled) {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := n.Allocate(ctx, setOf(e, "c")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v, want that of the context", err)
 	}
+	busy.Go(func() { allocate(t, n, setOf(e, "d")) }) // would share what is left of c's
 	close(b.release)
 	busy.Wait()
-	if got := keys(t, b.Client, kvstore.KindPrefix(kvstore.State, e.Cluster, kvstore.KindIdentityLabels)); len(got) != 2 {
-		t.Errorf("%d label sets are stored, not those of the two who waited", len(got))
+	if got := keys(t, b.Client, kvstore.KindPrefix(kvstore.State, e.Cluster, kvstore.KindIdentityLabels)); len(got) != 3 {
+		t.Errorf("%d label sets are stored, not those of the three who waited", len(got))
 	}
 }
