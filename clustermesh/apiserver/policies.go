@@ -42,7 +42,7 @@ func (s *Server) ApplyPolicy(ctx context.Context, r *hawserv1.ApplyPolicyRequest
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	resp := &hawserv1.ApplyPolicyResponse{}
+	resp := &hawserv1.ApplyPolicyResponse{Warnings: s.policyWarnings(ctx, objects)}
 	err = cas.Retry(ctx, func() error {
 		var ws []cas.Write
 		before := resp.GetObjects()
