@@ -19,6 +19,7 @@ import (
 // TestFullMesh: one cluster federates with as many as its cluster bits allow:
 // each gets its keys, and it gets those of each.
 func TestFullMesh(t *testing.T) {
+	t.Parallel()
 	const bits = 8
 	hub := newCluster(t, 1, small(bits))
 	identityKey := kvstore.NewKey(kvstore.State, hub.name, kvstore.KindIdentity, kvstore.NumberName(1<<16+9))
@@ -62,6 +63,7 @@ func TestFullMesh(t *testing.T) {
 // TestNumbersByClusterBits: with each division every cluster has a range of its
 // own, the last one too, and the number after the last is no cluster's.
 func TestNumbersByClusterBits(t *testing.T) {
+	t.Parallel()
 	for bits, most := range map[uint32]uint32{8: 255, 9: 511, 10: 1023} {
 		var end uint32
 		var peers []*keyspacev1.Peer

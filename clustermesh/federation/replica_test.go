@@ -3,11 +3,16 @@
 package federation
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -65,6 +70,7 @@ func without(all []*testCluster, one *testCluster) []*testCluster {
 // stream. When it ends another goes on where it stopped: a resume in both
 // directions, no key lost, none written again.
 func TestReplicaTakesOver(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t)
 	all := []*testCluster{a, a.replica("b"), a.replica("c")}
 	reachable(all...)
@@ -81,7 +87,7 @@ func TestReplicaTakesOver(t *testing.T) {
 
 	first := holder(t, b, all...)
 	// It stays where it is: nobody takes the stream from who has it.
-	since := first.status(b).GetSince()
+	since, theirs := first.status(b).GetSince(), b.status(a).GetSince()
 	b.ip(700, "while three live")
 	mirrored(t, a, b)
 	for _, r := range without(all, first) {
@@ -93,8 +99,8 @@ func TestReplicaTakesOver(t *testing.T) {
 			t.Errorf("replica %s: %v", r.cfg.Replica, err)
 		}
 	}
-	if now := first.status(b).GetSince(); now != since {
-		t.Error("the stream was taken from the one that had it")
+	if now := first.status(b).GetSince(); now != since || b.status(a).GetSince() != theirs {
+		t.Errorf("the stream was taken from the one that had it: %v", b.status(a))
 	}
 
 	first.stop() // it ends
@@ -142,6 +148,7 @@ func TestReplicaTakesOver(t *testing.T) {
 // TestUnreachableReplicaGivesWay: a replica that can neither dial the peer nor be
 // dialled loses the peer to one with whom that speaks.
 func TestUnreachableReplicaGivesWay(t *testing.T) {
+	t.Parallel()
 	// The peer cannot be dialled: its side must find the replica that it reaches.
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
@@ -167,9 +174,33 @@ func TestUnreachableReplicaGivesWay(t *testing.T) {
 	}
 }
 
+// TestStreamIsNotTaken: what calls another replica while one has the stream is
+// sent away.
+func TestStreamIsNotTaken(t *testing.T) {
+	t.Parallel()
+	hub := newCluster(t, 1, small(8))
+	other := hub.replica("b")
+	for _, id := range []uint32{2, 3} { // one with a lower name than ours, or not
+		p := hub.admit(id, 8)
+		p.connect()
+		p.first()
+		eventually(t, "its view", func() bool { return hub.viewOf(p.name).GetConnected() })
+		again := &player{t: t, hub: other, name: p.name, id: p.id, bits: p.bits, creds: p.creds, trust: p.trust, now: time.Now}
+		var err error
+		eventually(t, "the other replica knows it", func() bool {
+			err = again.open()
+			return err == nil || strings.Contains(err.Error(), "try the other endpoints")
+		})
+		if err == nil || p.status().GetState() != stateConnected {
+			t.Errorf("%s: taken by the other replica: %v, %v", p.name, err, p.status())
+		}
+	}
+}
+
 // TestOldImporterIsFenced: a replica that lost the office without noticing writes
 // nothing more.
 func TestOldImporterIsFenced(t *testing.T) {
+	t.Parallel()
 	a, b := pair(t)
 	b.ip(1, "w")
 	mirrored(t, a, b)
@@ -193,6 +224,7 @@ func TestOldImporterIsFenced(t *testing.T) {
 // then instead of it. Its peer, which alone dials, goes on there: nothing is
 // withdrawn, and what changed meanwhile comes by a resume.
 func TestAddressChange(t *testing.T) {
+	t.Parallel()
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)
@@ -247,14 +279,23 @@ func TestAddressChange(t *testing.T) {
 // TestDiallerTriesAllEndpoints: of several endpoints those that do not answer
 // are passed over.
 func TestDiallerTriesAllEndpoints(t *testing.T) {
+	t.Parallel()
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)
 	deaf := newProxy(t) // accepts and closes
 	rec := describe(a.name, a.id, "")
-	rec.Endpoints = []string{"127.0.0.1:1", deaf.addr(), a.proxy.addr()}
+	// Shows the right certificate, and serves nothing.
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	idle := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{a.creds.leaf}})))
+	go func() { _ = idle.Serve(lis) }()
+	t.Cleanup(idle.Stop)
+	rec.Endpoints = []string{"127.0.0.1:1", deaf.addr(), lis.Addr().String(), a.proxy.addr()}
 	a.put(kvstore.NewKey(kvstore.State, a.name, kvstore.KindCluster), rec)
-	eventually(t, "learned", func() bool { return len(b.status(a).GetEndpoints()) == 3 })
+	eventually(t, "learned", func() bool { return len(b.status(a).GetEndpoints()) == 4 })
 	a.proxy.cut(false)
 	a.ip(1, "w")
 	eventually(t, "connected again", func() bool { return b.status(a).GetResumesReceived() > 0 })
@@ -264,6 +305,7 @@ func TestDiallerTriesAllEndpoints(t *testing.T) {
 // TestReconnectBacksOff: a peer that closes every connection is dialled less and
 // less often, however long that lasts.
 func TestReconnectBacksOff(t *testing.T) {
+	t.Parallel()
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)

@@ -16,6 +16,7 @@ import (
 // each told to the agents with its time, and nothing of it is withdrawn. A new
 // stream changes that only when it has brought all that was missed.
 func TestDataAges(t *testing.T) {
+	t.Parallel()
 	later := &clock{}
 	hub := newCluster(t, 1, small(8), func(c *testCluster) { c.now = later.now })
 	p := hub.admit(2, 8)
@@ -63,6 +64,11 @@ func TestDataAges(t *testing.T) {
 	p.batch(20, false, p.ip(1))
 	eventually(t, "half of it", func() bool { return p.status().GetPositionRevision() == 20 })
 	is(dataExpired) // there is more to come
+	eventually(t, "the view says connected", func() bool { return hub.viewOf(p.name).GetConnected() })
+	hub.restart() // now that it is connected
+	is(dataExpired)
+	p.connect()
+	p.resync(federationv1.Resync_MODE_RESUME, 20)
 	p.batch(30, false, p.ip(1))
 	is(dataFresh)
 	if f := p.status().GetFindings(); len(f) != 0 {
@@ -80,6 +86,7 @@ func (c *testCluster) hangUp(p *player) {
 // TestAgesByPeer: a peer may be believed for another time than the others, or
 // for ever, and that can be changed while it is away.
 func TestAgesByPeer(t *testing.T) {
+	t.Parallel()
 	later := &clock{}
 	hub := newCluster(t, 1, small(8), func(c *testCluster) { c.now = later.now; c.cfg.ExpireAfter = time.Hour })
 	p, q := hub.admit(2, 8), hub.admit(3, 8)
