@@ -88,6 +88,7 @@ func TestReplicaTakesOver(t *testing.T) {
 	first := holder(t, b, all...)
 	// It stays where it is: nobody takes the stream from who has it.
 	since, theirs := first.status(b).GetSince(), b.status(a).GetSince()
+	calls := b.proxy.callers()
 	b.ip(700, "while three live")
 	mirrored(t, a, b)
 	for _, r := range without(all, first) {
@@ -101,6 +102,11 @@ func TestReplicaTakesOver(t *testing.T) {
 	}
 	if now := first.status(b).GetSince(); now != since || b.status(a).GetSince() != theirs {
 		t.Errorf("the stream was taken from the one that had it: %v", b.status(a))
+	}
+
+	time.Sleep(3 * a.cfg.BackoffMax) // in which a dialler would try again
+	if n := b.proxy.callers() - calls; n != 0 {
+		t.Errorf("the others dialled the peer %d times", n)
 	}
 
 	first.stop() // it ends
