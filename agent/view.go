@@ -33,7 +33,8 @@ type view struct {
 	engine *policy.Engine
 	ips    *ipcache.Cache
 	lb     *loadbalancer.Desired
-	// podRoutes are the prefixes that the host reaches through the datapath.
+	// podRoutes are the prefixes, of pods and of the own services, that the host
+	// reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
 	// identityLost wakes when an identity of the own cluster is deleted.
 	identityLost chan struct{}
@@ -47,8 +48,10 @@ type view struct {
 	ports      *namedPorts
 	rollout    *rollout
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
-	policies   map[string]string                    // key → problem of an object that cannot be enforced
-	seen       map[string]int64                     // kind → newest revision
+	// serviceRoutes are those of podRoutes that are for services.
+	serviceRoutes []netip.Prefix
+	policies      map[string]string // key → problem of an object that cannot be enforced
+	seen          map[string]int64  // kind → newest revision
 }
 
 type knownIdentity struct {
@@ -170,7 +173,30 @@ func (v *view) cluster(c store.Change) error {
 		ranges = append(ranges, p.Masked())
 	}
 	v.ips.SetRanges(c.Key.Cluster, ranges)
+	if c.Key.Cluster == v.own {
+		v.routeServices(r.GetServiceCidrs())
+	}
 	return nil
+}
+
+// routeServices lets the host reach its cluster's service addresses. Validation
+// has accepted the prefixes.
+func (v *view) routeServices(cidrs []string) {
+	var want []netip.Prefix
+	for _, text := range cidrs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			want = append(want, p.Masked())
+		}
+	}
+	for _, p := range v.serviceRoutes {
+		if !slices.Contains(want, p) {
+			v.podRoutes.Delete(p)
+		}
+	}
+	for _, p := range want {
+		v.podRoutes.Set(p, struct{}{})
+	}
+	v.serviceRoutes = want
 }
 
 func (v *view) identity(c store.Change) error {

@@ -214,7 +214,13 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			for _, b := range ofPort(all, p, isTerminating) {
+				if !slices.Contains(row.Backends, b) {
+					row.Keeping = append(row.Keeping, b)
+				}
+			}
+			rows[key] = row
 		}
 	}
 	return rows
@@ -231,17 +237,25 @@ func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
 		{Fresh, keyspacev1.Backend_STATE_ACTIVE}, {Fresh, keyspacev1.Backend_STATE_TERMINATING},
 		{Stale, keyspacev1.Backend_STATE_ACTIVE}, {Stale, keyspacev1.Backend_STATE_TERMINATING},
 	} {
-		var out []datapath.Backend
-		for _, b := range all {
-			if b.Age == c.age && b.State == c.state && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
-				out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
-			}
-		}
-		if len(out) > 0 {
+		rank := func(b *BackendView) bool { return b.Age == c.age && b.State == c.state }
+		if out := ofPort(all, p, rank); len(out) > 0 {
 			return out
 		}
 	}
 	return nil
+}
+
+func isTerminating(b *BackendView) bool { return b.State == keyspacev1.Backend_STATE_TERMINATING }
+
+// ofPort are the backends of a port that are wanted.
+func ofPort(all []BackendView, p *keyspacev1.ServicePort, wanted func(*BackendView) bool) []datapath.Backend {
+	var out []datapath.Backend
+	for _, b := range all {
+		if wanted(&b) && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
+			out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
+		}
+	}
+	return out
 }
 
 // names are the keys of all entries with an object of ours, sorted.

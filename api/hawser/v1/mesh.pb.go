@@ -2483,8 +2483,10 @@ func (x *ApplyPolicyRequest) GetDryRun() bool {
 }
 
 type ApplyPolicyResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// What the objects may not be meant to say.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2522,6 +2524,13 @@ func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
 	if x != nil {
 		return x.Objects
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -2878,6 +2887,226 @@ func (x *PolicyInfo) GetSelects() string {
 	return ""
 }
 
+type ExplainPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`     // whose policies; that of self
+	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"` // ingress or egress, of self
+	Self          *ExplainPolicyEnd      `protobuf:"bytes,3,opt,name=self,proto3" json:"self,omitempty"`
+	Peer          *ExplainPolicyEnd      `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // for ICMP 256 and the type
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyRequest) Reset() {
+	*x = ExplainPolicyRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyRequest) ProtoMessage() {}
+
+func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ExplainPolicyRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetSelf() *ExplainPolicyEnd {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *ExplainPolicyRequest) GetPeer() *ExplainPolicyEnd {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *ExplainPolicyRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ExplainPolicyRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type ExplainPolicyEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`    // empty: not known
+	Reserved      uint32                 `protobuf:"varint,3,opt,name=reserved,proto3" json:"reserved,omitempty"` // a reserved identity instead of labels
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyEnd) Reset() {
+	*x = ExplainPolicyEnd{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyEnd) ProtoMessage() {}
+
+func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ExplainPolicyEnd) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ExplainPolicyEnd) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ExplainPolicyEnd) GetReserved() uint32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+type ExplainPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answered      bool                   `protobuf:"varint,1,opt,name=answered,proto3" json:"answered,omitempty"` // else reason says why not
+	Allowed       bool                   `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`    // of a peer: names of rules and nothing of what they say
+	Hints         []string               `protobuf:"bytes,4,rep,name=hints,proto3" json:"hints,omitempty"`      // of the own cluster
+	Audited       bool                   `protobuf:"varint,5,opt,name=audited,proto3" json:"audited,omitempty"` // denied in audit mode only: it passes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyResponse) Reset() {
+	*x = ExplainPolicyResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyResponse) ProtoMessage() {}
+
+func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ExplainPolicyResponse) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainPolicyResponse) GetHints() []string {
+	if x != nil {
+		return x.Hints
+	}
+	return nil
+}
+
+func (x *ExplainPolicyResponse) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type ApplyServiceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -2888,7 +3117,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3129,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3142,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -2939,7 +3168,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2951,7 +3180,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2964,7 +3193,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -2985,7 +3214,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2997,7 +3226,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3010,7 +3239,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -3043,7 +3272,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3284,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3297,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -3086,7 +3315,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3327,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3340,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 type ListServicesResponse struct {
@@ -3123,7 +3352,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3364,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3377,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -3177,7 +3406,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3418,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3431,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -3294,7 +3523,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3535,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3548,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -3573,9 +3802,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\tR\acluster\"E\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"I\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"e\n" +
 	"\x13ApplyPolicyResponse\x122\n" +
-	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\"m\n" +
+	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"m\n" +
 	"\rAppliedObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3600,7 +3830,24 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x06source\x18\x06 \x01(\tR\x06source\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\a \x01(\x03R\tupdatedAt\x12\x18\n" +
-	"\aselects\x18\b \x01(\tR\aselects\"F\n" +
+	"\aselects\x18\b \x01(\tR\aselects\"\xe0\x01\n" +
+	"\x14ExplainPolicyRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
+	"\tdirection\x18\x02 \x01(\tR\tdirection\x12/\n" +
+	"\x04self\x18\x03 \x01(\v2\x1b.hawser.v1.ExplainPolicyEndR\x04self\x12/\n" +
+	"\x04peer\x18\x04 \x01(\v2\x1b.hawser.v1.ExplainPolicyEndR\x04peer\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\"`\n" +
+	"\x10ExplainPolicyEnd\x12\x16\n" +
+	"\x06labels\x18\x01 \x03(\tR\x06labels\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
+	"\breserved\x18\x03 \x01(\rR\breserved\"\x95\x01\n" +
+	"\x15ExplainPolicyResponse\x12\x1a\n" +
+	"\banswered\x18\x01 \x01(\bR\banswered\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05hints\x18\x04 \x03(\tR\x05hints\x12\x18\n" +
+	"\aaudited\x18\x05 \x01(\bR\aaudited\"F\n" +
 	"\x13ApplyServiceRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"J\n" +
@@ -3638,7 +3885,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xbd\v\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\x91\f\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -3659,7 +3906,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
 	"\vApplyPolicy\x12\x1d.hawser.v1.ApplyPolicyRequest\x1a\x1e.hawser.v1.ApplyPolicyResponse\x12O\n" +
 	"\fDeletePolicy\x12\x1e.hawser.v1.DeletePolicyRequest\x1a\x1f.hawser.v1.DeletePolicyResponse\x12O\n" +
-	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12O\n" +
+	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12R\n" +
+	"\rExplainPolicy\x12\x1f.hawser.v1.ExplainPolicyRequest\x1a .hawser.v1.ExplainPolicyResponse\x12O\n" +
 	"\fApplyService\x12\x1e.hawser.v1.ApplyServiceRequest\x1a\x1f.hawser.v1.ApplyServiceResponse\x12R\n" +
 	"\rDeleteService\x12\x1f.hawser.v1.DeleteServiceRequest\x1a .hawser.v1.DeleteServiceResponse\x12O\n" +
 	"\fListServices\x12\x1e.hawser.v1.ListServicesRequest\x1a\x1f.hawser.v1.ListServicesResponseB6Z4github.com/hawser-mesh/hawser/api/hawser/v1;hawserv1b\x06proto3"
@@ -3676,7 +3924,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -3721,28 +3969,31 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ListPoliciesRequest)(nil),    // 40: hawser.v1.ListPoliciesRequest
 	(*ListPoliciesResponse)(nil),   // 41: hawser.v1.ListPoliciesResponse
 	(*PolicyInfo)(nil),             // 42: hawser.v1.PolicyInfo
-	(*ApplyServiceRequest)(nil),    // 43: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 44: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 45: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 46: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 47: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 48: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 49: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 50: hawser.v1.ServicePortInfo
-	nil,                            // 51: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 52: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 53: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 54: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 55: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 56: hawser.v1.FrontendBackend
+	(*ExplainPolicyRequest)(nil),   // 43: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),       // 44: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),  // 45: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),    // 46: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 47: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 48: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 49: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 50: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 51: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 52: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 53: hawser.v1.ServicePortInfo
+	nil,                            // 54: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 55: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 56: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 57: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 58: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 59: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	55, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	58, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
 	18, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	51, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	52, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	54, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	55, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
 	11, // 6: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
 	21, // 7: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
 	28, // 8: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
@@ -3751,58 +4002,62 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	37, // 11: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
 	37, // 12: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
 	42, // 13: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	37, // 14: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	37, // 15: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	49, // 16: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	50, // 17: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	56, // 18: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	53, // 19: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	54, // 20: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 21: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 22: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 23: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	14, // 24: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	12, // 25: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	16, // 26: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	19, // 27: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 28: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 29: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	22, // 30: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	24, // 31: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	26, // 32: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	29, // 33: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	32, // 34: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	35, // 35: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	38, // 36: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	40, // 37: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	43, // 38: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	45, // 39: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	47, // 40: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 41: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 42: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 43: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 44: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	13, // 45: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	17, // 46: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	20, // 47: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 48: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 49: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	23, // 50: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	25, // 51: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	27, // 52: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	30, // 53: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	33, // 54: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	36, // 55: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	39, // 56: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	41, // 57: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	44, // 58: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	46, // 59: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	48, // 60: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	41, // [41:61] is the sub-list for method output_type
-	21, // [21:41] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	44, // 14: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	44, // 15: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	37, // 16: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	37, // 17: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 18: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	53, // 19: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	59, // 20: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	56, // 21: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	57, // 22: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 23: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 24: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 25: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	14, // 26: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	12, // 27: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	16, // 28: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	19, // 29: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 30: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 31: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	22, // 32: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	24, // 33: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	26, // 34: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	29, // 35: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	32, // 36: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	35, // 37: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	38, // 38: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	40, // 39: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	43, // 40: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	46, // 41: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	48, // 42: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	50, // 43: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 44: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 45: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 46: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 47: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	13, // 48: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	17, // 49: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	20, // 50: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 51: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 52: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	23, // 53: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	25, // 54: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	27, // 55: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	30, // 56: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	33, // 57: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	36, // 58: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	39, // 59: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	41, // 60: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	45, // 61: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	47, // 62: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	49, // 63: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	51, // 64: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	44, // [44:65] is the sub-list for method output_type
+	23, // [23:44] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -3819,7 +4074,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,7 @@ const (
 	Mesh_ApplyPolicy_FullMethodName    = "/hawser.v1.Mesh/ApplyPolicy"
 	Mesh_DeletePolicy_FullMethodName   = "/hawser.v1.Mesh/DeletePolicy"
 	Mesh_ListPolicies_FullMethodName   = "/hawser.v1.Mesh/ListPolicies"
+	Mesh_ExplainPolicy_FullMethodName  = "/hawser.v1.Mesh/ExplainPolicy"
 	Mesh_ApplyService_FullMethodName   = "/hawser.v1.Mesh/ApplyService"
 	Mesh_DeleteService_FullMethodName  = "/hawser.v1.Mesh/DeleteService"
 	Mesh_ListServices_FullMethodName   = "/hawser.v1.Mesh/ListServices"
@@ -76,6 +77,9 @@ type MeshClient interface {
 	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error)
 	DeletePolicy(ctx context.Context, in *DeletePolicyRequest, opts ...grpc.CallOption) (*DeletePolicyResponse, error)
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
+	// ExplainPolicy says what a cluster's policies say of one packet of one of its
+	// workloads; a peer is asked over the stream.
+	ExplainPolicy(ctx context.Context, in *ExplainPolicyRequest, opts ...grpc.CallOption) (*ExplainPolicyResponse, error)
 	ApplyService(ctx context.Context, in *ApplyServiceRequest, opts ...grpc.CallOption) (*ApplyServiceResponse, error)
 	DeleteService(ctx context.Context, in *DeleteServiceRequest, opts ...grpc.CallOption) (*DeleteServiceResponse, error)
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
@@ -271,6 +275,16 @@ func (c *meshClient) ListPolicies(ctx context.Context, in *ListPoliciesRequest, 
 	return out, nil
 }
 
+func (c *meshClient) ExplainPolicy(ctx context.Context, in *ExplainPolicyRequest, opts ...grpc.CallOption) (*ExplainPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainPolicyResponse)
+	err := c.cc.Invoke(ctx, Mesh_ExplainPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ApplyService(ctx context.Context, in *ApplyServiceRequest, opts ...grpc.CallOption) (*ApplyServiceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyServiceResponse)
@@ -331,6 +345,9 @@ type MeshServer interface {
 	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error)
 	DeletePolicy(context.Context, *DeletePolicyRequest) (*DeletePolicyResponse, error)
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
+	// ExplainPolicy says what a cluster's policies say of one packet of one of its
+	// workloads; a peer is asked over the stream.
+	ExplainPolicy(context.Context, *ExplainPolicyRequest) (*ExplainPolicyResponse, error)
 	ApplyService(context.Context, *ApplyServiceRequest) (*ApplyServiceResponse, error)
 	DeleteService(context.Context, *DeleteServiceRequest) (*DeleteServiceResponse, error)
 	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
@@ -394,6 +411,9 @@ func (UnimplementedMeshServer) DeletePolicy(context.Context, *DeletePolicyReques
 }
 func (UnimplementedMeshServer) ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
+}
+func (UnimplementedMeshServer) ExplainPolicy(context.Context, *ExplainPolicyRequest) (*ExplainPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainPolicy not implemented")
 }
 func (UnimplementedMeshServer) ApplyService(context.Context, *ApplyServiceRequest) (*ApplyServiceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyService not implemented")
@@ -713,6 +733,24 @@ func _Mesh_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_ExplainPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ExplainPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ExplainPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ExplainPolicy(ctx, req.(*ExplainPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ApplyService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ApplyServiceRequest)
 	if err := dec(in); err != nil {
@@ -833,6 +871,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListPolicies",
 			Handler:    _Mesh_ListPolicies_Handler,
+		},
+		{
+			MethodName: "ExplainPolicy",
+			Handler:    _Mesh_ExplainPolicy_Handler,
 		},
 		{
 			MethodName: "ApplyService",

@@ -1630,8 +1630,12 @@ type NodeStatus struct {
 	// Kind -> revision of the newest key seen of it.
 	Seen map[string]int64 `protobuf:"bytes,4,rep,name=seen,proto3" json:"seen,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Kind -> revision whose effect is in the kernel.
-	Enforced      map[string]int64 `protobuf:"bytes,5,rep,name=enforced,proto3" json:"enforced,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	UpdatedAt     int64            `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Enforced map[string]int64 `protobuf:"bytes,5,rep,name=enforced,proto3" json:"enforced,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// How the node was told to enforce policy; empty: not known.
+	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
+	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
+	PolicyAudit   bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1699,6 +1703,27 @@ func (x *NodeStatus) GetEnforced() map[string]int64 {
 		return x.Enforced
 	}
 	return nil
+}
+
+func (x *NodeStatus) GetPolicyScope() string {
+	if x != nil {
+		return x.PolicyScope
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetPolicyMode() string {
+	if x != nil {
+		return x.PolicyMode
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetPolicyAudit() bool {
+	if x != nil {
+		return x.PolicyAudit
+	}
+	return false
 }
 
 func (x *NodeStatus) GetUpdatedAt() int64 {
@@ -2219,6 +2244,8 @@ type Grant struct {
 	MaxServices   uint64                 `protobuf:"varint,8,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
 	MaxBackends   uint64                 `protobuf:"varint,9,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,10,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // empty means all
+	// It may ask what our policies say of its workloads' packets.
+	Explain       bool `protobuf:"varint,16,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2321,6 +2348,13 @@ func (x *Grant) GetNamespaces() []string {
 		return x.Namespaces
 	}
 	return nil
+}
+
+func (x *Grant) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
 }
 
 // Token is private/<c>/tokens/<id>.
@@ -2756,14 +2790,18 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xf9\x02\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xe0\x03\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\tR\vincarnation\x12<\n" +
 	"\x04seen\x18\x04 \x03(\v2(.hawser.keyspace.v1.NodeStatus.SeenEntryR\x04seen\x12H\n" +
-	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12\x1d\n" +
+	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12!\n" +
+	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
+	"\vpolicy_mode\x18\r \x01(\tR\n" +
+	"policyMode\x12!\n" +
+	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
@@ -2839,7 +2877,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
 	"\rSTATE_LEAVING\x10\x03B\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\xcc\x02\n" +
+	"\r_expire_after\"\xe6\x02\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
@@ -2854,7 +2892,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\n" +
 	" \x03(\tR\n" +
-	"namespaces\"\x88\x02\n" +
+	"namespaces\x12\x18\n" +
+	"\aexplain\x18\x10 \x01(\bR\aexplain\"\x88\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x0e\n" +
