@@ -42,7 +42,7 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Replica:     s.cfg.Replica,
 		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
-	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo})
 }
 
 // Invite makes a token with which one cluster can join, once.

@@ -64,6 +64,8 @@ type testCluster struct {
 	cfg   Config
 	now   func() time.Time
 	wrap  func(kvstore.Client) kvstore.Client // what the Manager works on
+	// explain answers peers.
+	explain Explainer
 
 	m    *Manager
 	stop func()
@@ -107,7 +109,7 @@ func (c *testCluster) start() {
 	if c.wrap != nil {
 		kv = c.wrap(kv)
 	}
-	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis})
+	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis, Explain: c.explain})
 	if err != nil {
 		c.t.Fatal(err)
 	}

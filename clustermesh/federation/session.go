@@ -41,6 +41,10 @@ type session struct {
 	done chan struct{} // closed when run has returned
 	stop chan error    // has the reason when somebody wants it to end
 
+	questions *questions
+	granted   bool      // the peer may ask us
+	explain   Explainer // nil: nobody answers
+
 	sendMu sync.Mutex
 
 	mu       sync.Mutex
@@ -51,7 +55,7 @@ type session struct {
 
 func newSession(peer string, byUs bool, address string, f frames, sever func()) *session {
 	return &session{peer: peer, byUs: byUs, address: address, frames: f, sever: sever,
-		done: make(chan struct{}), stop: make(chan error, 1)}
+		done: make(chan struct{}), stop: make(chan error, 1), questions: newQuestions()}
 }
 
 // end asks the session to end; it does not wait.
@@ -110,6 +114,7 @@ func (s *session) run(ctx context.Context, cfg *Config, st *peerState, ex *expor
 	g.Go(func() error { return s.heartbeats(ctx, cfg, st, ex) })
 	g.Go(func() error { return ex.run(ctx) })
 	g.Go(func() error { return s.farewell(ctx, im.run(ctx), func(ctx context.Context) { <-ctx.Done() }) })
+	g.Go(func() error { return s.questions.answer(ctx, s, s.granted, s.explain) })
 	g.Go(func() error {
 		select {
 		case err := <-s.stop:
@@ -181,6 +186,10 @@ func (s *session) receive(ctx context.Context, st *peerState, ex *exporter, im *
 		case *federationv1.Frame_Batch:
 			st.received(uint64(b.Batch.GetCount()), b.Batch.GetOldestAt())
 			err = im.receive(ctx, inbound{batch: b.Batch})
+		case *federationv1.Frame_Explain:
+			s.questions.asked(b.Explain)
+		case *federationv1.Frame_Explanation:
+			s.questions.answered(b.Explanation)
 		}
 		if err != nil {
 			return err
