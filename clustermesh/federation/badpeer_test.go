@@ -56,7 +56,6 @@ func finding(s *hawserv1.PeerStatus, check string) *hawserv1.Finding {
 // reason, is counted, and costs nobody else anything. What it sent before stays,
 // and the next stream resumes there.
 func TestProtocolViolations(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	undisturbed := bystander(t, hub)
 	p := hub.admit(2, 8)
@@ -162,7 +161,6 @@ func TestProtocolViolations(t *testing.T) {
 
 // TestFrameTooLarge: a frame beyond the limit is not even read.
 func TestFrameTooLarge(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	undisturbed := bystander(t, hub)
 	p := hub.admit(2, 8)
@@ -182,7 +180,6 @@ func TestFrameTooLarge(t *testing.T) {
 // TestBadRecordsAreCounted: single records that may not be believed are left out,
 // each under its reason; the rest of their batch is taken and the stream stays.
 func TestBadRecordsAreCounted(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	undisturbed := bystander(t, hub)
 	p := hub.admit(2, 8)
@@ -253,7 +250,6 @@ func TestBadRecordsAreCounted(t *testing.T) {
 // TestNeverAcknowledging: a peer that takes what we send and never says so gets
 // no more than its window, is shown, and holds nobody up.
 func TestNeverAcknowledging(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8), func(c *testCluster) { c.cfg.Window = 2; c.cfg.BatchChanges = 10 })
 	undisturbed := bystander(t, hub)
 	p := hub.admit(2, 8)
@@ -291,7 +287,6 @@ func TestNeverAcknowledging(t *testing.T) {
 // TestHostileFlood: a peer that reconnects and breaks the protocol as fast as it
 // can does not keep a third one waiting.
 func TestHostileFlood(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	undisturbed := bystander(t, hub)
 	p := hub.admit(2, 8)
@@ -325,7 +320,6 @@ func TestHostileFlood(t *testing.T) {
 // TestClockOff: between clusters whose clocks differ by an hour the lag is right,
 // and both are told that their clocks differ.
 func TestClockOff(t *testing.T) {
-	t.Parallel()
 	off := &clock{}
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.now = off.now })
@@ -360,7 +354,6 @@ func TestClockOff(t *testing.T) {
 
 // TestSmallSkewIsNoFinding is the other side of TestClockOff.
 func TestSmallSkewIsNoFinding(t *testing.T) {
-	t.Parallel()
 	off := &clock{skew: 3 * time.Second}
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.now = off.now })

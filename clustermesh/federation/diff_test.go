@@ -50,7 +50,6 @@ func (c *testCluster) many(n int) {
 
 // TestDiffOfManyKeys compares 100,000 keys, page by page on both sides.
 func TestDiffOfManyKeys(t *testing.T) {
-	t.Parallel()
 	const n = 100_000
 	wide := func(c *testCluster) { c.cfg.Cluster.PodCidrs = []string{fmt.Sprintf("10.%d.0.0/14", 64*c.id)} }
 	pages := &pagesKV{}

@@ -226,7 +226,6 @@ func TestGoldenBatch(t *testing.T) {
 // TestUnknownFrameIsPassedOver: a frame that a later version sends means nothing
 // here and breaks nothing.
 func TestUnknownFrameIsPassedOver(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	p := hub.admit(2, 8)
 	p.connect()

@@ -63,7 +63,6 @@ func TestNegotiate(t *testing.T) {
 // TestRefusedHelloIsShown: a stream that is not agreed on is refused with a reason
 // that both sides show, and counts on the side that refuses.
 func TestRefusedHelloIsShown(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	p := hub.admit(2, 8)
 	p.edit = func(h *federationv1.Hello) { h.Version = "v0.4.0" }

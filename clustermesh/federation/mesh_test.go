@@ -22,7 +22,6 @@ import (
 // each gets its keys, and it gets those of each. HAWSER_MESH_BITS=9 or 10 makes it
 // one of 511 or 1,023.
 func TestFullMesh(t *testing.T) {
-	t.Parallel()
 	bits := uint32(8)
 	if text := os.Getenv("HAWSER_MESH_BITS"); text != "" {
 		n, err := strconv.ParseUint(text, 10, 32)
@@ -74,7 +73,6 @@ func TestFullMesh(t *testing.T) {
 // TestNumbersByClusterBits: with each division every cluster has a range of its
 // own, the last one too, and the number after the last is no cluster's.
 func TestNumbersByClusterBits(t *testing.T) {
-	t.Parallel()
 	for bits, most := range map[uint32]uint32{8: 255, 9: 511, 10: 1023} {
 		var end uint32
 		var peers []*keyspacev1.Peer

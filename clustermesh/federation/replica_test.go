@@ -70,7 +70,6 @@ func without(all []*testCluster, one *testCluster) []*testCluster {
 // stream. When it ends another goes on where it stopped: a resume in both
 // directions, no key lost, none written again.
 func TestReplicaTakesOver(t *testing.T) {
-	t.Parallel()
 	a, b := pair(t)
 	all := []*testCluster{a, a.replica("b"), a.replica("c")}
 	reachable(all...)
@@ -154,7 +153,6 @@ func TestReplicaTakesOver(t *testing.T) {
 // TestUnreachableReplicaGivesWay: a replica that can neither dial the peer nor be
 // dialled loses the peer to one with whom that speaks.
 func TestUnreachableReplicaGivesWay(t *testing.T) {
-	t.Parallel()
 	// The peer cannot be dialled: its side must find the replica that it reaches.
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
@@ -183,7 +181,6 @@ func TestUnreachableReplicaGivesWay(t *testing.T) {
 // TestStreamIsNotTaken: what calls another replica while one has the stream is
 // sent away.
 func TestStreamIsNotTaken(t *testing.T) {
-	t.Parallel()
 	hub := newCluster(t, 1, small(8))
 	other := hub.replica("b")
 	for _, id := range []uint32{2, 3} { // one with a lower name than ours, or not
@@ -206,7 +203,6 @@ func TestStreamIsNotTaken(t *testing.T) {
 // TestOldImporterIsFenced: a replica that lost the office without noticing writes
 // nothing more.
 func TestOldImporterIsFenced(t *testing.T) {
-	t.Parallel()
 	a, b := pair(t)
 	b.ip(1, "w")
 	mirrored(t, a, b)
@@ -230,7 +226,6 @@ func TestOldImporterIsFenced(t *testing.T) {
 // then instead of it. Its peer, which alone dials, goes on there: nothing is
 // withdrawn, and what changed meanwhile comes by a resume.
 func TestAddressChange(t *testing.T) {
-	t.Parallel()
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)
@@ -285,7 +280,6 @@ func TestAddressChange(t *testing.T) {
 // TestDiallerTriesAllEndpoints: of several endpoints those that do not answer
 // are passed over.
 func TestDiallerTriesAllEndpoints(t *testing.T) {
-	t.Parallel()
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)
@@ -311,7 +305,6 @@ func TestDiallerTriesAllEndpoints(t *testing.T) {
 // TestReconnectBacksOff: a peer that closes every connection is dialled less and
 // less often, however long that lasts.
 func TestReconnectBacksOff(t *testing.T) {
-	t.Parallel()
 	a := newCluster(t, 1)
 	b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)

@@ -16,7 +16,6 @@ import (
 // each told to the agents with its time, and nothing of it is withdrawn. A new
 // stream changes that only when it has brought all that was missed.
 func TestDataAges(t *testing.T) {
-	t.Parallel()
 	later := &clock{}
 	hub := newCluster(t, 1, small(8), func(c *testCluster) { c.now = later.now })
 	p := hub.admit(2, 8)
@@ -86,7 +85,6 @@ func (c *testCluster) hangUp(p *player) {
 // TestAgesByPeer: a peer may be believed for another time than the others, or
 // for ever, and that can be changed while it is away.
 func TestAgesByPeer(t *testing.T) {
-	t.Parallel()
 	later := &clock{}
 	hub := newCluster(t, 1, small(8), func(c *testCluster) { c.now = later.now; c.cfg.ExpireAfter = time.Hour })
 	p, q := hub.admit(2, 8), hub.admit(3, 8)
