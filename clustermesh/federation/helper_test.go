@@ -328,6 +328,7 @@ type proxy struct {
 	to     string
 	closed bool // refuse newcomers
 	refuse int  // so many were
+	came   int  // newcomers, refused or not
 	conns  map[net.Conn]struct{}
 }
 
@@ -352,6 +353,13 @@ func (p *proxy) refusals() int {
 	return p.refuse
 }
 
+// callers is how many newcomers there were.
+func (p *proxy) callers() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.came
+}
+
 func (p *proxy) target(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -366,6 +374,7 @@ func (p *proxy) accept() {
 		}
 		p.mu.Lock()
 		to, closed := p.to, p.closed
+		p.came++
 		if closed {
 			p.refuse++
 		}

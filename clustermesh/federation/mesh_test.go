@@ -4,6 +4,8 @@ package federation
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,12 +19,21 @@ import (
 )
 
 // TestFullMesh: one cluster federates with as many as its cluster bits allow:
-// each gets its keys, and it gets those of each.
+// each gets its keys, and it gets those of each. HAWSER_MESH_BITS=9 or 10 makes it
+// one of 511 or 1,023.
 func TestFullMesh(t *testing.T) {
-	const bits = 8
+	bits := uint32(8)
+	if text := os.Getenv("HAWSER_MESH_BITS"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bits = uint32(n)
+	}
 	hub := newCluster(t, 1, small(bits))
-	identityKey := kvstore.NewKey(kvstore.State, hub.name, kvstore.KindIdentity, kvstore.NumberName(1<<16+9))
-	hub.identity(1<<16+9, "mesh:cluster="+hub.name)
+	first := uint32(1)<<(24-bits) + 9
+	a, b := kvstore.NumberName(first), kvstore.NumberName(first+1)
+	hub.identity(first, "mesh:cluster="+hub.name)
 	space, err := identity.NewSpace(bits)
 	if err != nil {
 		t.Fatal(err)
@@ -31,8 +42,8 @@ func TestFullMesh(t *testing.T) {
 	for id := uint32(2); id <= space.MaxCluster(); id++ {
 		ps = append(ps, hub.admit(id, bits))
 	}
-	if len(ps) != 254 {
-		t.Fatalf("%d peers beside our own cluster, not 254", len(ps))
+	if want := map[uint32]int{8: 254, 9: 510, 10: 1022}[bits]; len(ps) != want {
+		t.Fatalf("%d peers beside our own cluster, not %d", len(ps), want)
 	}
 	var g errgroup.Group
 	g.SetLimit(16)
@@ -40,12 +51,12 @@ func TestFullMesh(t *testing.T) {
 		g.Go(func() error { p.connect(); p.first(); return nil })
 	}
 	_ = g.Wait()
-	hub.identity(1<<16+10, "mesh:cluster="+hub.name) // to all who are connected
+	hub.identity(first+1, "mesh:cluster="+hub.name) // to all who are connected
 	for _, p := range ps {
 		eventually(t, p.name+" has our identities", func() bool {
-			_, first := p.has(identityKey.Relative())
-			_, second := p.has("identities/id/65546")
-			return first && second
+			_, early := p.has("identities/id/" + a)
+			_, late := p.has("identities/id/" + b)
+			return early && late
 		})
 	}
 	eventually(t, "all are connected and copied", func() bool { return hub.m.Ready() == nil })

@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// claimWithin is shorter than a dialler waits for our hello.
-	claimWithin = helloWithin - time.Second
+	// claimBeyond is how long a stream waits for the office after the one who
+	// has it must have noticed that its own is lost. It is within the time in
+	// which a dialler waits for our hello.
+	claimBeyond = time.Second
 	// givenBackFor is longer than others need to see that the office is free.
 	givenBackFor = time.Second
 	// inVainMost is the longest that a replica dials without success before
@@ -143,7 +145,7 @@ func (o *office) claim(ctx context.Context, peerIsLower bool) (*election.Term, e
 			return term, nil
 		}
 		waited := time.Since(began)
-		if waited > claimWithin {
+		if waited > o.cfg.LostAfter+claimBeyond {
 			o.taken.Store(false)
 			return nil, errElsewhere
 		}

@@ -310,4 +310,14 @@ func (p *player) over() error {
 	return p.err
 }
 
-func (p *player) status() *hawserv1.PeerStatus { return p.hub.status(&testCluster{name: p.name}) }
+// status is that of one peer alone: there may be a thousand.
+func (p *player) status() *hawserv1.PeerStatus {
+	m := p.hub.m
+	m.mu.Lock()
+	peer, st, r := m.peers[p.name], m.states[p.name], m.runners[p.name]
+	m.mu.Unlock()
+	if st == nil || r == nil {
+		return &hawserv1.PeerStatus{}
+	}
+	return st.status(peer, &m.cfg, terms{r.endpoints(), r.ages()})
+}

@@ -3,11 +3,16 @@
 package federation
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -81,7 +86,8 @@ func TestReplicaTakesOver(t *testing.T) {
 
 	first := holder(t, b, all...)
 	// It stays where it is: nobody takes the stream from who has it.
-	since := first.status(b).GetSince()
+	since, theirs := first.status(b).GetSince(), b.status(a).GetSince()
+	calls := b.proxy.callers()
 	b.ip(700, "while three live")
 	mirrored(t, a, b)
 	for _, r := range without(all, first) {
@@ -93,8 +99,13 @@ func TestReplicaTakesOver(t *testing.T) {
 			t.Errorf("replica %s: %v", r.cfg.Replica, err)
 		}
 	}
-	if now := first.status(b).GetSince(); now != since {
-		t.Error("the stream was taken from the one that had it")
+	if now := first.status(b).GetSince(); now != since || b.status(a).GetSince() != theirs {
+		t.Errorf("the stream was taken from the one that had it: %v", b.status(a))
+	}
+
+	time.Sleep(3 * a.cfg.BackoffMax) // in which a dialler would try again
+	if n := b.proxy.callers() - calls; n != 0 {
+		t.Errorf("the others dialled the peer %d times", n)
 	}
 
 	first.stop() // it ends
@@ -164,6 +175,28 @@ func TestUnreachableReplicaGivesWay(t *testing.T) {
 	// The office of the former is over: what it would write is refused.
 	if term, _ := a.m.runner(b.name).office.current(); term != nil {
 		t.Error("the former holder thinks that it has the office")
+	}
+}
+
+// TestStreamIsNotTaken: what calls another replica while one has the stream is
+// sent away.
+func TestStreamIsNotTaken(t *testing.T) {
+	hub := newCluster(t, 1, small(8))
+	other := hub.replica("b")
+	for _, id := range []uint32{2, 3} { // one with a lower name than ours, or not
+		p := hub.admit(id, 8)
+		p.connect()
+		p.first()
+		eventually(t, "its view", func() bool { return hub.viewOf(p.name).GetConnected() })
+		again := &player{t: t, hub: other, name: p.name, id: p.id, bits: p.bits, creds: p.creds, trust: p.trust, now: time.Now}
+		var err error
+		eventually(t, "the other replica knows it", func() bool {
+			err = again.open()
+			return err == nil || strings.Contains(err.Error(), "try the other endpoints")
+		})
+		if err == nil || p.status().GetState() != stateConnected {
+			t.Errorf("%s: taken by the other replica: %v, %v", p.name, err, p.status())
+		}
 	}
 }
 
@@ -252,9 +285,17 @@ func TestDiallerTriesAllEndpoints(t *testing.T) {
 	joinPeers(t, a, b)
 	deaf := newProxy(t) // accepts and closes
 	rec := describe(a.name, a.id, "")
-	rec.Endpoints = []string{"127.0.0.1:1", deaf.addr(), a.proxy.addr()}
+	// Shows the right certificate, and serves nothing.
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	idle := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{a.creds.leaf}})))
+	go func() { _ = idle.Serve(lis) }()
+	t.Cleanup(idle.Stop)
+	rec.Endpoints = []string{"127.0.0.1:1", deaf.addr(), lis.Addr().String(), a.proxy.addr()}
 	a.put(kvstore.NewKey(kvstore.State, a.name, kvstore.KindCluster), rec)
-	eventually(t, "learned", func() bool { return len(b.status(a).GetEndpoints()) == 3 })
+	eventually(t, "learned", func() bool { return len(b.status(a).GetEndpoints()) == 4 })
 	a.proxy.cut(false)
 	a.ip(1, "w")
 	eventually(t, "connected again", func() bool { return b.status(a).GetResumesReceived() > 0 })

@@ -199,17 +199,34 @@ func (r *runner) open(ctx context.Context, s *session, hello *federationv1.Hello
 	if err := s.recvHello(r.peer, hello.GetVersion()); err != nil {
 		return nil, err
 	}
-	term, _ := r.office.current()
-	if term == nil && s.byUs {
-		return nil, errStandby
-	}
-	if term == nil {
-		var err error
-		if term, err = r.office.claim(ctx, r.name() < r.own()); err != nil {
-			return nil, err
-		}
+	term, err := r.termFor(ctx, s)
+	if err != nil {
+		return nil, err
 	}
 	return term, r.attach(s)
+}
+
+// termFor is the term that a stream needs. That it was ours a moment ago is not
+// enough: who had no stream may have lost it without noticing.
+func (r *runner) termFor(ctx context.Context, s *session) (*election.Term, error) {
+	for {
+		term, _ := r.office.current()
+		if term == nil && s.byUs {
+			return nil, errStandby
+		}
+		var err error
+		if term == nil {
+			if term, err = r.office.claim(ctx, r.name() < r.own()); err != nil {
+				return nil, err
+			}
+		}
+		held, err := term.Held(ctx)
+		if err != nil || held {
+			return term, err
+		}
+		r.office.giveUp(term)
+		sleep(ctx, viewEvery/5)
+	}
 }
 
 // hello is what we say first: the record of our cluster as peers are to know it.

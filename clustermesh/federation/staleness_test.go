@@ -63,6 +63,11 @@ func TestDataAges(t *testing.T) {
 	p.batch(20, false, p.ip(1))
 	eventually(t, "half of it", func() bool { return p.status().GetPositionRevision() == 20 })
 	is(dataExpired) // there is more to come
+	eventually(t, "the view says connected", func() bool { return hub.viewOf(p.name).GetConnected() })
+	hub.restart() // now that it is connected
+	is(dataExpired)
+	p.connect()
+	p.resync(federationv1.Resync_MODE_RESUME, 20)
 	p.batch(30, false, p.ip(1))
 	is(dataFresh)
 	if f := p.status().GetFindings(); len(f) != 0 {
