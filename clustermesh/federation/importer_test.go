@@ -79,7 +79,9 @@ func TestWaitingBatchesAreAppliedTogether(t *testing.T) {
 	if n := im.st.unapplied; n != 0 {
 		t.Errorf("%d changes count as not applied", n)
 	}
-	if next, err := im.take(t.Context()); err != nil || next.mark.GetRevision() != 500 {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if next, err := im.take(ctx); err != nil || next == nil || next.mark.GetRevision() != 500 {
 		t.Errorf("next is %v, %v; want the mark that came behind the batches", next, err)
 	}
 }
