@@ -190,7 +190,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
 		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
-			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
+			numbers[r.subject(ls).Name()] = r.RuleSet
 		}
 	}
 	if a.pinned, err = maps.Dump[maps.IPKey, maps.Endpoint](a.dp.Maps().Endpoints); err != nil {
@@ -204,7 +204,7 @@ func (a *Agent) makeView(records *recordStore) error {
 		}
 	}
 	engine, err := policy.New(policy.Config{
-		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, Audit: a.cfg.PolicyAudit, RuleSetIDs: numbers,
 	})
 	if err != nil {
 		return err

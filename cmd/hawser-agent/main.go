@@ -88,6 +88,7 @@ func newCommand() *cobra.Command {
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
 	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")
 	f.StringVar((*string)(&cfg.PolicyMode), "policy-enforcement", string(policy.ModeDefault), "default: for endpoints that a policy selects; always: for all; never: for none")
+	f.BoolVar(&cfg.PolicyAudit, "policy-audit", false, "report what policy would drop, and let it pass")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")

@@ -41,6 +41,7 @@ type Process struct {
 
 func startExternal(tb testing.TB) *Etcd {
 	tb.Helper()
+	beside(tb)
 	return StartProcess(tb, Process{})
 }
 
