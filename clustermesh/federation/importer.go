@@ -30,7 +30,11 @@ type inbound struct {
 
 const (
 	inboundQueued = 32
-	judgedQueued  = 4
+	judgedQueued  = 8
+	// groupChanges: batches that wait are applied together up to so many
+	// changes, so that a slow store gets fewer and fuller transactions. It is
+	// half of what a sender may have under way: the rest arrives meanwhile.
+	groupChanges = 4000
 )
 
 var (
@@ -64,6 +68,7 @@ type importer struct {
 	position    *keyspacev1.Position // applied
 	incarnation string               // of the running resync; empty before the first
 	snapshot    *federationv1.Resync // the running snapshot
+	held        *inbound             // taken before its turn
 	refused     uint64               // in the running snapshot
 	sequence    uint64               // of the newest batch
 	target      int64                // nothing is missing once position is there
@@ -156,20 +161,15 @@ func (im *importer) judgeAll(ctx context.Context) error {
 
 func (im *importer) applyAll(ctx context.Context) error {
 	for {
-		var i inbound
-		select {
-		case i = <-im.next:
-		case <-im.lock.Lost():
-			return errLockLost
-		case <-ctx.Done():
-			return nil
+		i, err := im.take(ctx)
+		if err != nil || i == nil {
+			return err
 		}
-		var err error
 		switch {
 		case i.resync != nil:
 			err = im.begin(ctx, i.resync)
 		case i.batch != nil:
-			err = im.batch(ctx, i.batch, i.changes)
+			err = im.batches(ctx, i)
 		case i.mark != nil:
 			err = im.idle(ctx, i.mark)
 		}
@@ -181,6 +181,36 @@ func (im *importer) applyAll(ctx context.Context) error {
 		}
 		im.publish()
 	}
+}
+
+// take waits for what is to be applied next; nil says that the context ended.
+func (im *importer) take(ctx context.Context) (*inbound, error) {
+	if i := im.held; i != nil {
+		im.held = nil
+		return i, nil
+	}
+	select {
+	case i := <-im.next:
+		return &i, nil
+	case <-im.lock.Lost():
+		return nil, errLockLost
+	case <-ctx.Done():
+		return nil, nil //nolint:nilnil // as documented
+	}
+}
+
+// another is the next batch, if it waits already; what is none is held back for
+// take.
+func (im *importer) another() *inbound {
+	select {
+	case i := <-im.next:
+		if i.batch != nil {
+			return &i
+		}
+		im.held = &i
+	default:
+	}
+	return nil
 }
 
 // begin starts a resume or a snapshot.
@@ -208,28 +238,50 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 	return im.mark(ctx, keyspacev1.Synced_STATE_COPYING, &keyspacev1.Position{Incarnation: r.GetIncarnation(), Revision: r.GetRevision()})
 }
 
-// batch applies one batch and acknowledges it.
-func (im *importer) batch(ctx context.Context, b *federationv1.Batch, changes []judged) error {
-	if err := im.follows(b, len(changes)); err != nil {
-		return err
+// batches applies a batch, together with those behind it that wait already, and
+// acknowledges them by the last one. Should one not follow from the one before,
+// those before are applied all the same.
+func (im *importer) batches(ctx context.Context, first *inbound) error {
+	var changes []judged
+	var last *federationv1.Batch
+	var broken error
+	moved := false
+	taken := make([]uint64, 0, judgedQueued)
+	for i := first; i != nil; {
+		b := i.batch
+		if broken = im.follows(b, len(i.changes)); broken != nil {
+			break
+		}
+		changes, last = append(changes, i.changes...), b
+		taken = append(taken, uint64(b.GetCount()))
+		if im.snapshot == nil && b.GetRevision() > im.position.GetRevision() {
+			im.position, moved = &keyspacev1.Position{Incarnation: im.incarnation, Revision: b.GetRevision()}, true
+		}
+		if i = nil; !b.GetSnapshotEnd() && len(changes) < groupChanges {
+			i = im.another()
+		}
+	}
+	if last == nil {
+		return broken
 	}
 	ops := im.plan(changes)
 	var final []kvstore.Op
-	if im.snapshot == nil && b.GetRevision() > im.position.GetRevision() {
-		im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: b.GetRevision()}
+	if moved {
 		final = append(final, im.progressOp())
 	}
 	if err := im.commit(ctx, ops, final); err != nil {
 		return err
 	}
-	if b.GetSnapshotEnd() {
-		if err := im.finish(ctx, b.GetRevision()); err != nil {
+	if last.GetSnapshotEnd() {
+		if err := im.finish(ctx, last.GetRevision()); err != nil {
 			return err
 		}
 	}
 	im.caughtUp()
-	im.st.applied(uint64(b.GetCount()))
-	return im.send(&federationv1.Frame{Body: &federationv1.Frame_Ack{Ack: &federationv1.Ack{Sequence: b.GetSequence(), Position: im.stored}}})
+	for _, n := range taken {
+		im.st.applied(n)
+	}
+	return errors.Join(broken, im.send(&federationv1.Frame{Body: &federationv1.Frame_Ack{Ack: &federationv1.Ack{Sequence: last.GetSequence(), Position: im.stored}}}))
 }
 
 // plan decides what of the changes has to be written, and keeps the mirror in

@@ -19,5 +19,13 @@
 // the rounds, with the lowest and highest beside it. Absolute figures belong to
 // the machine, ratios to Hawser.
 //
+// Federation and identities (TestPerfFederation…, TestPerfIdentities) run real
+// programs, each in a cgroup of its own, in network namespaces that the test
+// makes (inside_test.go). cluster_test.go is an API server with its etcd,
+// node_test.go an agent, peers_test.go the generator that plays the remote
+// clusters. HAWSER_PERF_LOGS=DIR keeps what the programs log, HAWSER_PERF_DEBUG=1
+// shows why a played cluster lost its stream. docs/guide/performance.md has the
+// results beside the goals.
+//
 // Out of scope: whether anything works (test/e2e, test/bpf).
 package perf

@@ -33,8 +33,8 @@ type node struct {
 	out   bytes.Buffer
 }
 
-// startNode runs an agent of the cluster, with default settings, until the test
-// ends.
+// startNode runs an agent of the cluster until the test ends, with default
+// settings but for the processes whose sockets it looks at.
 func startNode(t *testing.T, c *cluster) *node {
 	t.Helper()
 	n := &node{group: newGroup(t, "agent")}
@@ -52,7 +52,7 @@ func startNode(t *testing.T, c *cluster) *node {
 	cmd := n.group.command(program("hawser-agent"), "--cluster", c.Name, "--node", "n1",
 		"--etcd-endpoint", "https://"+c.listen, "--tls-dir", c.issue(t, "agent", "n1"), "--etcd-tls-dir", asTLS(t, files),
 		"--underlay-device", "eth0", "--node-address", hostOf(near()).String(), "--pod-cidr", fmt.Sprintf("10.%d.1.0/24", c.ID),
-		"--state-dir", filepath.Join(dir, "state"), "--socket", socket, "--pin-path", pins, "--metrics-listen", "")
+		"--cgroup-root", cgroupOfNode(t), "--state-dir", filepath.Join(dir, "state"), "--socket", socket, "--pin-path", pins, "--metrics-listen", "")
 	cmd.Stdout, cmd.Stderr = &n.out, &n.out
 	if file := os.Getenv("HAWSER_PERF_LOGS"); file != "" {
 		f, err := os.Create(filepath.Join(file, "agent.log"))
@@ -82,6 +82,22 @@ func startNode(t *testing.T, c *cluster) *node {
 	}
 	t.Cleanup(func() { _ = n.ips.Close() })
 	return n
+}
+
+// cgroupOfNode is a cgroup2 directory in which no process is: the agent is not to
+// balance the services of the machine's own.
+func cgroupOfNode(t *testing.T) string {
+	t.Helper()
+	dir := "/sys/fs/cgroup"
+	if _, err := os.Stat(dir + "/cgroup.controllers"); err != nil {
+		dir += "/unified"
+	}
+	dir = filepath.Join(dir, fmt.Sprintf("hwperf-%d-node", os.Getpid()))
+	t.Cleanup(func() { _ = unix.Rmdir(dir) })
+	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // identityOf is what the kernel says of an address; 0 if nothing.

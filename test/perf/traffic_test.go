@@ -318,12 +318,3 @@ func runClient(t testing.TB, r role, serverPID int) outcome {
 	out.Server = processCPU(serverPID) - before
 	return out
 }
-
-// ownCPU is the CPU time of this process, in seconds.
-func ownCPU() float64 {
-	var u unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
-}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// txnLog is a store that keeps nothing but what was asked of it.
+type txnLog struct {
+	kvstore.Client
+	txns [][]kvstore.Op
+}
+
+func (l *txnLog) Txn(_ context.Context, _ []kvstore.Cmp, thens, _ []kvstore.Op) (kvstore.TxnResult, error) {
+	l.txns = append(l.txns, thens)
+	return kvstore.TxnResult{Succeeded: true, Revision: int64(len(l.txns))}, nil
+}
+
+// waiting is an importer with these batches of one change each before it, and
+// what it sends.
+func waiting(kv kvstore.Client, sequences ...uint64) (im *importer, sent *[]*federationv1.Ack) {
+	sent = &[]*federationv1.Ack{}
+	st := newPeerState(time.Now)
+	im = newImporter(importer{
+		kv: kv, own: "west", peer: "east", cfg: &Config{}, st: st, lock: &election.Term{}, log: slog.New(slog.DiscardHandler),
+		send: func(f *federationv1.Frame) error {
+			*sent = append(*sent, f.GetAck())
+			return nil
+		},
+	})
+	im.incarnation, im.position, im.stored = "i", &keyspacev1.Position{}, &keyspacev1.Position{}
+	im.mirror = &mirror{entries: map[string]entry{}, counts: map[kvstore.Kind]uint64{}, weights: map[kvstore.Kind]uint64{}}
+	for _, s := range sequences {
+		// A kind that is not known needs no grant's limit but one.
+		rel := fmt.Sprintf("novelties/%d", s)
+		im.next <- inbound{
+			batch:   &federationv1.Batch{Sequence: s, Revision: int64(100 + s), Count: 1},
+			changes: []judged{{rel: rel, full: "hawser/v1/state/east/" + rel, deleted: true}},
+		}
+		im.mirror.set(rel, entry{weight: 1})
+		st.received(1, 0)
+	}
+	return im, sent
+}
+
+// What waits is stored by one transaction, with the newest position, and
+// acknowledged once; what is not a batch keeps its turn.
+func TestWaitingBatchesAreAppliedTogether(t *testing.T) {
+	kv := &txnLog{}
+	im, sent := waiting(kv, 1, 2, 3)
+	im.next <- inbound{mark: &keyspacev1.Position{Incarnation: "i", Revision: 500}}
+	first, err := im.take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.batches(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if len(kv.txns) != 1 || len(kv.txns[0]) != 4 {
+		t.Fatalf("%d transactions, want one of three deletions and the position: %v", len(kv.txns), kv.txns)
+	}
+	if im.stored.GetRevision() != 103 {
+		t.Errorf("position %d is stored, want 103", im.stored.GetRevision())
+	}
+	if len(*sent) != 1 || (*sent)[0].GetSequence() != 3 || (*sent)[0].GetPosition().GetRevision() != 103 {
+		t.Errorf("acknowledged %v, want batch 3 alone", *sent)
+	}
+	if n := im.st.unapplied; n != 0 {
+		t.Errorf("%d changes count as not applied", n)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if next, err := im.take(ctx); err != nil || next == nil || next.mark.GetRevision() != 500 {
+		t.Errorf("next is %v, %v; want the mark that came behind the batches", next, err)
+	}
+}
+
+// What came before a batch that is out of order is applied and acknowledged.
+func TestBatchesBeforeABrokenOneCount(t *testing.T) {
+	kv := &txnLog{}
+	im, sent := waiting(kv, 1, 2, 4)
+	first, err := im.take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v *violation
+	if err := im.batches(t.Context(), first); !errors.As(err, &v) {
+		t.Errorf("error %v, want a violation", err)
+	}
+	if im.stored.GetRevision() != 102 || len(*sent) != 1 || (*sent)[0].GetSequence() != 2 {
+		t.Errorf("stored %d, acknowledged %v; want 102 and batch 2", im.stored.GetRevision(), *sent)
+	}
+}
