@@ -199,6 +199,14 @@ type FrontendKey struct {
 type Frontend struct {
 	Service  uint32 // global service id
 	Backends []Backend
+	// Keeping are backends that keep their flows and take no new ones.
+	Keeping []Backend
+}
+
+// Has reports whether an address is a backend, also of old flows only.
+func (f Frontend) Has(addr netip.Addr, port uint16) bool {
+	is := func(b Backend) bool { return b.Addr == addr && b.Port == port }
+	return slices.ContainsFunc(f.Backends, is) || slices.ContainsFunc(f.Keeping, is)
 }
 
 // Backend is one address that serves a frontend.
@@ -210,7 +218,7 @@ type Backend struct {
 
 // Equal reports whether two rows are the same.
 func (f Frontend) Equal(o Frontend) bool {
-	return f.Service == o.Service && slices.Equal(f.Backends, o.Backends)
+	return f.Service == o.Service && slices.Equal(f.Backends, o.Backends) && slices.Equal(f.Keeping, o.Keeping)
 }
 
 // Event is a decoded event of the programs: a drop, or a verdict of a new flow.

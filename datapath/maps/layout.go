@@ -183,6 +183,27 @@ type Backend struct {
 	Cluster uint32
 }
 
+// SockKey is struct sock_key: a socket, and the backend that it was given.
+type SockKey struct {
+	Cookie   uint64
+	Addr     Addr
+	Port     Port
+	Protocol uint8
+	_        [5]uint8
+}
+
+// SockPeer is struct sock_peer: the service that the socket asked for.
+type SockPeer struct {
+	Addr     Addr
+	Port     Port
+	Flags    uint16
+	Frontend uint32
+}
+
+// SockConnected is the bit of SockPeer.Flags of connected sockets; others have
+// only sent.
+const SockConnected uint16 = 1 << 0
+
 // Metric is struct metric.
 type Metric struct {
 	Packets uint64

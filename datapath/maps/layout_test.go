@@ -76,6 +76,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"services", FrontendKey{}, Frontend{}},
 		{"service_slots", SlotKey{}, uint32(0)},
 		{"backends", uint32(0), Backend{}},
+		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {
 		compare(t, c.m+" key", spec.Maps[c.m].Key, reflect.TypeOf(c.key))

@@ -14,7 +14,10 @@ import (
 	"github.com/hawser-mesh/hawser/datapath/maps"
 )
 
-const tcp = 6
+const (
+	tcp = 6
+	udp = 17
+)
 
 type entries = map[datapath.PolicyKey]datapath.PolicyEntry
 

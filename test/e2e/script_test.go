@@ -27,6 +27,7 @@ type script struct {
 	loads   map[string]*loadRun
 	streams map[string]*openStream
 	asking  *asking
+	dialing *dialing
 	// events of the lab, and how many there were when the script began
 	events       *events
 	eventsBefore int

@@ -308,15 +308,18 @@ func (*Frame_Explanation) isFrame_Body() {}
 
 // Hello opens each direction.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProtocolMin   uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
-	ProtocolMax   uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
-	Capabilities  []string               `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	Description   *v1.Cluster            `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ProtocolMin  uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
+	ProtocolMax  uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
+	Capabilities []string               `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Cluster      string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterId    uint32                 `protobuf:"varint,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Incarnation  string                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Version      string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	Description  *v1.Cluster            `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	// With the capability "expire-after": how long the sender believes the
+	// receiver's records without hearing from it, ns; 0 is for ever.
+	ExpireAfter   int64 `protobuf:"varint,9,opt,name=expire_after,json=expireAfter,proto3" json:"expire_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -407,6 +410,13 @@ func (x *Hello) GetDescription() *v1.Cluster {
 	return nil
 }
 
+func (x *Hello) GetExpireAfter() int64 {
+	if x != nil {
+		return x.ExpireAfter
+	}
+	return 0
+}
+
 // Subscribe is the receiver's wish and its position.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -462,11 +472,14 @@ func (x *Subscribe) GetPosition() *v1.Position {
 
 // Resync announces what follows for a Subscribe.
 type Resync struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mode          Resync_Mode            `protobuf:"varint,1,opt,name=mode,proto3,enum=hawser.federation.v1.Resync_Mode" json:"mode,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why a snapshot, for logs and status
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Mode        Resync_Mode            `protobuf:"varint,1,opt,name=mode,proto3,enum=hawser.federation.v1.Resync_Mode" json:"mode,omitempty"`
+	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Revision    int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reason      string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why a snapshot, for logs and status
+	// The sender's revision at this moment: once the receiver stands there it
+	// knows what it missed.
+	Target        int64 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -527,6 +540,13 @@ func (x *Resync) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Resync) GetTarget() int64 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
 }
 
 // Batch carries changes, zstd-compressed.
@@ -1087,6 +1107,7 @@ func (x *Explanation) GetAudited() bool {
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // below state/<self>/
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`   // only keys behind this one, given like prefix
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1124,6 +1145,13 @@ func (*DiffRequest) Descriptor() ([]byte, []int) {
 func (x *DiffRequest) GetPrefix() string {
 	if x != nil {
 		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetAfter() string {
+	if x != nil {
+		return x.After
 	}
 	return ""
 }
@@ -1590,7 +1618,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\aexplain\x18\n" +
 	" \x01(\v2\x1d.hawser.federation.v1.ExplainH\x00R\aexplain\x12E\n" +
 	"\vexplanation\x18\v \x01(\v2!.hawser.federation.v1.ExplanationH\x00R\vexplanationB\x06\n" +
-	"\x04body\"\xa5\x02\n" +
+	"\x04body\"\xc8\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\"\n" +
@@ -1600,15 +1628,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"cluster_id\x18\x05 \x01(\rR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12=\n" +
-	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\"[\n" +
+	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\x12!\n" +
+	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"[\n" +
 	"\tSubscribe\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\x128\n" +
-	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xd7\x01\n" +
+	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xef\x01\n" +
 	"\x06Resync\x125\n" +
 	"\x04mode\x18\x01 \x01(\x0e2!.hawser.federation.v1.Resync.ModeR\x04mode\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"@\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\x03R\x06target\"@\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_RESUME\x10\x01\x12\x11\n" +
@@ -1658,9 +1688,10 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10OUTCOME_ANSWERED\x10\x01\x12\x17\n" +
 	"\x13OUTCOME_NOT_GRANTED\x10\x02\x12\x13\n" +
-	"\x0fOUTCOME_REFUSED\x10\x03\"%\n" +
+	"\x0fOUTCOME_REFUSED\x10\x03\";\n" +
 	"\vDiffRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"a\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"a\n" +
 	"\bDiffPage\x129\n" +
 	"\aentries\x18\x01 \x03(\v2\x1f.hawser.federation.v1.DiffEntryR\aentries\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"c\n" +

@@ -28,6 +28,7 @@ const (
 	Mesh_Invite_FullMethodName         = "/hawser.v1.Mesh/Invite"
 	Mesh_Join_FullMethodName           = "/hawser.v1.Mesh/Join"
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
+	Mesh_SetPeer_FullMethodName        = "/hawser.v1.Mesh/SetPeer"
 	Mesh_MeshStatus_FullMethodName     = "/hawser.v1.Mesh/MeshStatus"
 	Mesh_Diff_FullMethodName           = "/hawser.v1.Mesh/Diff"
 	Mesh_Backup_FullMethodName         = "/hawser.v1.Mesh/Backup"
@@ -55,6 +56,8 @@ type MeshClient interface {
 	// Join does both halves: prepare and confirm.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// SetPeer changes how long the data of a peer is believed.
+	SetPeer(ctx context.Context, in *SetPeerRequest, opts ...grpc.CallOption) (*SetPeerResponse, error)
 	MeshStatus(ctx context.Context, in *MeshStatusRequest, opts ...grpc.CallOption) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc.CallOption) (*MeshDiffResponse, error)
@@ -124,6 +127,16 @@ func (c *meshClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.C
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LeaveResponse)
 	err := c.cc.Invoke(ctx, Mesh_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) SetPeer(ctx context.Context, in *SetPeerRequest, opts ...grpc.CallOption) (*SetPeerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetPeerResponse)
+	err := c.cc.Invoke(ctx, Mesh_SetPeer_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -311,6 +324,8 @@ type MeshServer interface {
 	// Join does both halves: prepare and confirm.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// SetPeer changes how long the data of a peer is believed.
+	SetPeer(context.Context, *SetPeerRequest) (*SetPeerResponse, error)
 	MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error)
@@ -357,6 +372,9 @@ func (UnimplementedMeshServer) Join(context.Context, *JoinRequest) (*JoinRespons
 }
 func (UnimplementedMeshServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedMeshServer) SetPeer(context.Context, *SetPeerRequest) (*SetPeerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPeer not implemented")
 }
 func (UnimplementedMeshServer) MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeshStatus not implemented")
@@ -495,6 +513,24 @@ func _Mesh_Leave_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_SetPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).SetPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_SetPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).SetPeer(ctx, req.(*SetPeerRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -791,6 +827,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Leave",
 			Handler:    _Mesh_Leave_Handler,
+		},
+		{
+			MethodName: "SetPeer",
+			Handler:    _Mesh_SetPeer_Handler,
 		},
 		{
 			MethodName: "MeshStatus",
