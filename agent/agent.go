@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	gomaps "maps"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -396,6 +397,7 @@ func (a *Agent) settle(ctx context.Context) {
 			a.log.Error("mark table complete", "error", err)
 		}
 	}
+	debug.FreeOSMemory() // the listings of a large mesh leave as much garbage as they leave state
 	a.log.Info("the mesh is known completely; stale state is removed from now on")
 }
 

@@ -152,7 +152,7 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 
 // Diff compares the mirror of a peer with its origin.
 func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawserv1.MeshDiffResponse, error) {
-	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), r.GetPrefix())
+	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), federation.DiffRange{Prefix: r.GetPrefix(), After: r.GetAfter(), Rows: int(r.GetLimit())})
 	return out, apiError(err)
 }
 

@@ -49,8 +49,8 @@ type runner struct {
 	guard   *peering.Guard
 	st      *peerState
 	log     *slog.Logger
-	explain Explainer
 	office  *office
+	explain Explainer
 	stopped chan struct{}
 	finish  context.CancelFunc // ends run
 	ended   chan struct{}      // closed when run has returned

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,11 @@ import (
 	"github.com/hawser-mesh/hawser/internal/program"
 	"github.com/hawser-mesh/hawser/policy"
 )
+
+// garbagePercent is how much garbage an agent may hold beside what it knows: its
+// tables change slowly, and the node's memory is for its workloads. The
+// environment variable GOGC says otherwise.
+const garbagePercent = 50
 
 func main() { os.Exit(program.Main(newCommand())) }
 
@@ -54,6 +60,9 @@ func newCommand() *cobra.Command {
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.NodeAddress, _ = netip.ParseAddr(address)
 			cfg.PodCIDR, _ = netip.ParsePrefix(pods)
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(garbagePercent)
+			}
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}
