@@ -399,10 +399,20 @@ func (v verdict) entry() datapath.PolicyEntry {
 	return datapath.PolicyEntry{Deny: v.deny, Origin: v.origin}
 }
 
+// size is how many entries there are.
+func (rs *ruleSet) size() (n int) {
+	for dir := range rs.dirs {
+		for _, row := range rs.dirs[dir].rows {
+			n += len(row)
+		}
+	}
+	return n
+}
+
 // row is the rule set as the datapath wants it.
 func (rs *ruleSet) row() datapath.RuleSet {
 	out := datapath.RuleSet{ID: rs.id, Ingress: rs.dirs[datapath.Ingress].enforced,
-		Egress: rs.dirs[datapath.Egress].enforced, Entries: map[datapath.PolicyKey]datapath.PolicyEntry{}}
+		Egress: rs.dirs[datapath.Egress].enforced, Entries: make(map[datapath.PolicyKey]datapath.PolicyEntry, rs.size())}
 	for dir := range rs.dirs {
 		for n, row := range rs.dirs[dir].rows {
 			for _, v := range row {

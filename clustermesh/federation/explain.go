@@ -15,12 +15,15 @@ import (
 // the peer on this API server.
 var ErrNotConnected = errors.New("not connected")
 
+// ErrCannotExplain is of a peer whose version answers no questions.
+var ErrCannotExplain = errors.New("its version does not answer questions about its policies")
+
 // Explainer answers a confirmed peer's question about our policies. It is asked
 // only if the peer's grant allows it, one question of a peer at a time.
 type Explainer func(ctx context.Context, peer string, q *federationv1.Explain) *federationv1.Explanation
 
 // Explain asks a peer what its policies say and waits for the answer. The error
-// is ErrNotConnected, the context's, or that the stream broke.
+// is ErrNotConnected, ErrCannotExplain, the context's, or that the stream broke.
 func (m *Manager) Explain(ctx context.Context, peer string, q *federationv1.Explain) (*federationv1.Explanation, error) {
 	r := m.runner(peer)
 	if r == nil {
@@ -29,6 +32,9 @@ func (m *Manager) Explain(ctx context.Context, peer string, q *federationv1.Expl
 	s, _ := r.current()
 	if s == nil {
 		return nil, fmt.Errorf("ask %s: %w", peer, ErrNotConnected)
+	}
+	if !s.agreed.has(capExplain) {
+		return nil, fmt.Errorf("ask %s: %w", peer, ErrCannotExplain)
 	}
 	return s.questions.ask(ctx, s, q)
 }
@@ -72,7 +78,7 @@ func (q *questions) ask(ctx context.Context, s *session, e *federationv1.Explain
 	case <-s.done:
 		return nil, fmt.Errorf("ask %s: the stream ended: %w", s.peer, ErrNotConnected)
 	case <-ctx.Done():
-		return nil, fmt.Errorf("ask %s: no answer (its version may not know the question): %w", s.peer, ctx.Err())
+		return nil, fmt.Errorf("ask %s: no answer: %w", s.peer, ctx.Err())
 	}
 }
 

@@ -23,9 +23,12 @@ const (
 // receiver's records without hearing from it.
 const capExpireAfter = "expire-after"
 
+// capExplain: the sender answers questions about its policies.
+const capExplain = "explain"
+
 // capabilities are what this version can do beyond its protocol. A change of
 // meaning is in force on a stream only when both sides announce it.
-func capabilities() []string { return []string{capExpireAfter} }
+func capabilities() []string { return []string{capExpireAfter, capExplain} }
 
 const (
 	maxCapabilities = 64

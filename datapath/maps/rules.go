@@ -79,6 +79,14 @@ func EncodePolicyKey(set uint32, k datapath.PolicyKey) PolicyKey {
 	}
 }
 
+// Row is the key as rows have it; the rule set is left out.
+func (k PolicyKey) Row() datapath.PolicyKey {
+	return datapath.PolicyKey{
+		Direction: datapath.Direction(k.Direction & 1), Identity: identity.Number(k.Identity),
+		Protocol: k.Protocol, Port: k.Port.Uint16(), PortWild: k.wild(),
+	}
+}
+
 // EncodePolicyEntry makes the value of an entry.
 func EncodePolicyEntry(e datapath.PolicyEntry) PolicyEntry {
 	v := PolicyEntry{Origin: e.Origin}

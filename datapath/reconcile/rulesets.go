@@ -22,6 +22,7 @@ type ruleSets struct {
 	entries *mirror[maps.PolicyKey, maps.PolicyEntry]
 	words   *slots[uint64]
 	bySet   map[uint32]map[maps.PolicyKey]struct{} // what the kernel has
+	torn    map[uint32]struct{}                    // sets of which an edit failed on the way
 	epoch   uint32                                 // the last one given; never reused
 	max     uint32
 }
@@ -34,7 +35,7 @@ func newRuleSets(kernel *objects.HawserMaps, t *table.Table[uint32, datapath.Rul
 	}
 	s := &ruleSets{
 		feed: newFeed(t), entries: entries, words: words,
-		bySet: map[uint32]map[maps.PolicyKey]struct{}{}, max: kernel.RuleSets.MaxEntries(),
+		bySet: map[uint32]map[maps.PolicyKey]struct{}{}, torn: map[uint32]struct{}{}, max: kernel.RuleSets.MaxEntries(),
 	}
 	for _, w := range words.have {
 		s.epoch = max(s.epoch, maps.RulesFrom(w).Epoch)
@@ -74,41 +75,66 @@ func (s *ruleSets) sync() (uint64, error) {
 	for id := range datapath.FirstRuleSet {
 		row, _ := builtin(id)
 		if _, ok := s.table.Get(id); !ok {
-			errs = append(errs, s.write(row))
+			errs = append(errs, s.write(nil, row))
 		}
 	}
-	revision, err := s.each(func(id uint32, _ *datapath.RuleSet, row datapath.RuleSet) error {
+	revision, err := s.each(func(id uint32, old *datapath.RuleSet, row datapath.RuleSet) error {
 		row.ID = id
-		return s.write(row)
+		return s.write(old, row)
 	}, func(id uint32, _ datapath.RuleSet) error {
 		if row, ok := builtin(id); ok {
-			return s.write(row)
+			return s.write(nil, row)
 		}
 		return s.remove(id)
 	})
 	return revision, errors.Join(append(errs, err)...)
 }
 
-// write makes the kernel's rule set equal to the row.
-func (s *ruleSets) write(row datapath.RuleSet) error {
+// write makes the kernel's rule set equal to the row. was is the row as it was
+// last written, of which only the differences are; nil: the kernel may have
+// anything.
+func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 	if row.ID >= s.max {
 		return fmt.Errorf("write rule set %d: the rule_sets map has only %d places", row.ID, s.max)
 	}
-	want := make(map[maps.PolicyKey]maps.PolicyEntry, len(row.Entries))
+	if _, torn := s.torn[row.ID]; torn {
+		was = nil
+	}
+	s.torn[row.ID] = struct{}{}
+	var edit edit
 	rules := maps.Rules{Valid: true, DenyIngress: row.Ingress, DenyEgress: row.Egress, Audit: row.Audit}
 	for k, v := range row.Entries {
 		key := maps.EncodePolicyKey(row.ID, k)
-		want[key] = maps.EncodePolicyEntry(v)
 		rules.AddLevel(key)
+		if was != nil {
+			if e, ok := was.Entries[k]; ok && e == v {
+				continue
+			}
+		}
+		edit.put(key, v)
+	}
+	if was == nil {
+		for k := range s.bySet[row.ID] {
+			if _, ok := row.Entries[k.Row()]; !ok {
+				edit.gone = append(edit.gone, k)
+			}
+		}
+	} else {
+		for k := range was.Entries {
+			if _, ok := row.Entries[k]; !ok {
+				edit.gone = append(edit.gone, maps.EncodePolicyKey(row.ID, k))
+			}
+		}
 	}
 	old := maps.RulesFrom(s.words.have[row.ID])
 	if err := s.widen(row.ID, old, rules); err != nil {
 		return err
 	}
-	changed, err := s.writeEntries(row.ID, want)
+	changed, err := s.writeEntries(row.ID, edit)
 	if err != nil {
 		return err
 	}
+	delete(s.torn, row.ID)
 	rules.Epoch = old.Epoch
 	if !changed && rules == old {
 		s.words.want[row.ID] = rules.Word()
@@ -131,30 +157,45 @@ func (s *ruleSets) widen(id uint32, old, rules maps.Rules) error {
 	return err
 }
 
-func (s *ruleSets) writeEntries(id uint32, want map[maps.PolicyKey]maps.PolicyEntry) (bool, error) {
+// edit is what is to be written of a rule set's entries.
+type edit struct {
+	denies, allows []put
+	gone           []maps.PolicyKey
+}
+
+type put struct {
+	key   maps.PolicyKey
+	entry maps.PolicyEntry
+}
+
+func (e *edit) put(k maps.PolicyKey, v datapath.PolicyEntry) {
+	p := put{k, maps.EncodePolicyEntry(v)}
+	if v.Deny {
+		e.denies = append(e.denies, p)
+	} else {
+		e.allows = append(e.allows, p)
+	}
+}
+
+func (s *ruleSets) writeEntries(id uint32, e edit) (bool, error) {
 	changed := false
-	for _, deny := range []uint8{1, 0} {
-		for k, v := range want {
-			if v.Deny != deny {
-				continue
-			}
-			ok, err := s.entries.set(k, v)
+	for _, puts := range [][]put{e.denies, e.allows} {
+		for _, p := range puts {
+			ok, err := s.entries.set(p.key, p.entry)
 			if err != nil {
 				return changed, err
 			}
-			s.note(k)
+			s.note(p.key)
 			changed = changed || ok
 		}
 	}
-	for k := range s.bySet[id] {
-		if _, ok := want[k]; ok {
-			continue
-		}
-		if _, err := s.entries.del(k); err != nil {
+	for _, k := range e.gone {
+		ok, err := s.entries.del(k)
+		if err != nil {
 			return changed, err
 		}
 		delete(s.bySet[id], k)
-		changed = true
+		changed = changed || ok
 	}
 	return changed, nil
 }
@@ -182,7 +223,11 @@ func (s *ruleSets) remove(id uint32) error {
 	if _, err := s.words.del(id); err != nil {
 		return err
 	}
-	_, err := s.writeEntries(id, nil)
+	var all edit
+	for k := range s.bySet[id] {
+		all.gone = append(all.gone, k)
+	}
+	_, err := s.writeEntries(id, all)
 	delete(s.bySet, id)
 	return err
 }

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
+)
+
+type entries = map[datapath.PolicyKey]datapath.PolicyEntry
+
+// newTestRuleSets writes into maps of its own with room for few entries.
+func newTestRuleSets(t *testing.T, room uint32) *ruleSets {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes eBPF maps")
+	}
+	spec, err := objects.LoadHawser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := &objects.HawserMaps{}
+	for name, at := range map[string]**ebpf.Map{"policy": &kernel.Policy, "rule_sets": &kernel.RuleSets} {
+		s := spec.Maps[name].Copy()
+		if name == "policy" {
+			s.MaxEntries, s.Flags = room, 0
+		}
+		if *at, err = ebpf.NewMap(s); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = (*at).Close() })
+	}
+	s, err := newRuleSets(kernel, datapath.NewTables().RuleSets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *ruleSets) kernelHas(t *testing.T) map[maps.PolicyKey]maps.PolicyEntry {
+	t.Helper()
+	got, err := maps.Dump[maps.PolicyKey, maps.PolicyEntry](s.entries.m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func port(p uint16) datapath.PolicyKey { return datapath.PolicyKey{Protocol: 6, Port: p} }
+
+// An edit that failed on the way leaves nothing behind: the next one looks at all
+// that the kernel has, not only at what its row changes.
+func TestTornEditLeavesNothing(t *testing.T) {
+	s := newTestRuleSets(t, 4)
+	first := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{port(1): {}}}
+	if err := s.write(nil, first); err != nil {
+		t.Fatal(err)
+	}
+	tooMuch := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{port(1): {}}}
+	for p := range uint16(10) {
+		tooMuch.Entries[port(10+p)] = datapath.PolicyEntry{}
+	}
+	if err := s.write(&first, tooMuch); err == nil {
+		t.Fatal("ten entries fit into a map for four")
+	}
+	if n := len(s.kernelHas(t)); n < 2 {
+		t.Fatalf("%d entries: the edit did not begin", n)
+	}
+	if err := s.write(&first, first); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.kernelHas(t); len(got) != 1 {
+		t.Errorf("left behind: %+v", got)
+	}
+}
+
+// Differences lead to what writing everything leads to, and only they move the
+// epoch; hits that the programs counted are kept.
+func TestDifferencesOfARuleSet(t *testing.T) {
+	s := newTestRuleSets(t, 64)
+	was := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{port(1): {Origin: 1}, port(2): {Origin: 2}, port(3): {Origin: 3, Deny: true}}}
+	if err := s.write(nil, was); err != nil {
+		t.Fatal(err)
+	}
+	key := maps.EncodePolicyKey(5, port(1))
+	if err := s.entries.m.Put(key, maps.PolicyEntry{Origin: 1, Hits: 7}); err != nil {
+		t.Fatal(err)
+	}
+	epoch := s.epoch
+	if err := s.write(&was, was); err != nil || s.epoch != epoch {
+		t.Errorf("an equal row: error %v, epoch %d after %d", err, s.epoch, epoch)
+	}
+	now := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{port(1): {Origin: 1}, port(3): {Origin: 4}, port(4): {Origin: 5}}}
+	if err := s.write(&was, now); err != nil || s.epoch != epoch+1 {
+		t.Errorf("another row: error %v, epoch %d after %d", err, s.epoch, epoch)
+	}
+	got := s.kernelHas(t)
+	want := map[maps.PolicyKey]maps.PolicyEntry{
+		key: {Origin: 1, Hits: 7}, maps.EncodePolicyKey(5, port(3)): {Origin: 4}, maps.EncodePolicyKey(5, port(4)): {Origin: 5},
+	}
+	for k, v := range want {
+		if got[k] != v {
+			t.Errorf("%+v: %+v, want %+v", k, got[k], v)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("entries %+v", got)
+	}
+	if err := s.repair(true); err != nil || s.epoch != epoch+1 || s.kernelHas(t)[key].Hits != 7 {
+		t.Errorf("comparing with the kernel: error %v, epoch %d, %+v", err, s.epoch, s.kernelHas(t)[key])
+	}
+}
