@@ -70,7 +70,7 @@ struct bucket {
 enum {
 	EVENT_RATE = 100, /* per second */
 	EVENT_BURST = 200,
-	NSEC_PER_TOKEN = 1000000000 / EVENT_RATE,
+	NSEC_PER_TOKEN = NSEC_PER_SEC / EVENT_RATE,
 };
 
 struct {

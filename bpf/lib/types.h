@@ -3,6 +3,10 @@
 #pragma once
 #include "kernel.h"
 
+enum {
+	NSEC_PER_SEC = 1000000000,
+};
+
 /* Addresses in keys have 16 bytes; IPv4 is ::ffff:a.b.c.d. */
 struct addr {
 	__be32 w[4];

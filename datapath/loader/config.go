@@ -14,6 +14,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+
+	"github.com/hawser-mesh/hawser/loadbalancer/maglev"
 )
 
 // Config says what to load and where to pin it. Open and the Attach methods must
@@ -65,8 +67,12 @@ type MapSizes struct {
 	Services  uint32
 	Slots     uint32
 	Backends  uint32
-	Sockets   uint32 // connected to services, or sending to them
-	Events    uint32 // bytes, a power of two and a multiple of the page size
+	Clients   uint32 // that stay with a backend
+	// Maglev is how many places the table of a service has: a prime. All
+	// nodes of a mesh must have the same.
+	Maglev  uint32
+	Sockets uint32 // connected to services, or sending to them
+	Events  uint32 // bytes, a power of two and a multiple of the page size
 }
 
 // SmallMaps are capacities for many agents on one machine.
@@ -74,7 +80,7 @@ func SmallMaps() MapSizes {
 	return MapSizes{
 		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
 		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
-		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, Events: 256 << 10,
+		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
 	}
 }
 
@@ -86,7 +92,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"node_addrs": s.Nodes, "identities": s.Identity, "rule_sets": s.RuleSets,
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "sock_peers": s.Sockets, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
 }
 
@@ -99,6 +105,9 @@ const (
 func (c Config) withDefaults() Config {
 	if c.TunnelPort == 0 {
 		c.TunnelPort = defaultTunnelPort
+	}
+	if c.MapSizes.Maglev == 0 {
+		c.MapSizes.Maglev = maglev.DefaultSize
 	}
 	if c.ClusterBits == 0 {
 		c.ClusterBits = defaultClusterBits

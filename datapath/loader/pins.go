@@ -76,6 +76,7 @@ type constants struct {
 	TunnelPort      maps.Port
 	IdentityShift   uint32
 	EncapFlags      uint64
+	Maglev          uint32
 }
 
 const wireBits = 24
@@ -141,7 +142,10 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 			spec.Maps[name].MaxEntries = n
 		}
 	}
+	spec.Maps["maglev"].InnerMap.MaxEntries = cfg.MapSizes.Maglev
+	c.Maglev = cfg.MapSizes.Maglev
 	err = errors.Join(
+		spec.Variables["maglev_size"].Set(c.Maglev),
 		spec.Variables["node_addr4"].Set(binary.NativeEndian.Uint32(c.NodeAddr4[:])),
 		spec.Variables["underlay_ifindex"].Set(c.UnderlayIfIndex),
 		spec.Variables["host_ifindex"].Set(c.HostIfIndex),

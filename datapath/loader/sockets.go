@@ -113,7 +113,12 @@ func (d *Datapath) DetachSockets() error {
 func (d *Datapath) detachSockets() error {
 	var errs []error
 	for name := range socketPrograms() {
-		if err := os.Remove(d.linkPin(name, cgroupDevice)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		pin := d.linkPin(name, cgroupDevice)
+		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+			_ = l.Detach() // without it the link ends some time after its pin
+			_ = l.Close()
+		}
+		if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("detach %s: %w", name, err))
 		}
 	}

@@ -164,6 +164,20 @@ type Frontend struct {
 	Number  uint32 // node-local
 	Service uint32
 	Count   uint32 // of slots
+	// Affinity is for how many seconds a client stays with its backend.
+	Affinity uint32
+}
+
+// AffinityKey is struct affinity_key: a client of a service.
+type AffinityKey struct {
+	Client   Addr
+	Frontend uint32
+}
+
+// Affinity is struct affinity: the backend that a client stays with.
+type Affinity struct {
+	Backend uint32
+	Last    uint32 // seconds of the monotonic clock
 }
 
 // SlotKey is struct slot_key.

@@ -76,6 +76,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"services", FrontendKey{}, Frontend{}},
 		{"service_slots", SlotKey{}, uint32(0)},
 		{"backends", uint32(0), Backend{}},
+		{"affinities", AffinityKey{}, Affinity{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {

@@ -18,6 +18,18 @@ type HawserAddr struct {
 	W [4]uint32
 }
 
+type HawserAffinity struct {
+	_       structs.HostLayout
+	Backend uint32
+	Last    uint32
+}
+
+type HawserAffinityKey struct {
+	_        structs.HostLayout
+	Client   HawserAddr
+	Frontend uint32
+}
+
 type HawserBackend struct {
 	_       structs.HostLayout
 	Addr    HawserAddr
@@ -74,10 +86,11 @@ type HawserEndpoint struct {
 }
 
 type HawserFrontend struct {
-	_       structs.HostLayout
-	Number  uint32
-	Service uint32
-	Count   uint32
+	_        structs.HostLayout
+	Number   uint32
+	Service  uint32
+	Count    uint32
+	Affinity uint32
 }
 
 type HawserFrontendKey struct {
@@ -176,6 +189,7 @@ type HawserTuple4 struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	HawserMapAffinities      = "affinities"
 	HawserMapBackends        = "backends"
 	HawserMapCt4             = "ct4"
 	HawserMapCt4Open         = "ct4_open"
@@ -188,6 +202,7 @@ const (
 	HawserMapIpcache         = "ipcache"
 	HawserMapIpcacheEpochs   = "ipcache_epochs"
 	HawserMapIpcachePrefix   = "ipcache_prefix"
+	HawserMapMaglev          = "maglev"
 	HawserMapMetrics         = "metrics"
 	HawserMapNodeAddrs       = "node_addrs"
 	HawserMapNodes           = "nodes"
@@ -209,6 +224,7 @@ const (
 	HawserVarHostIfindex     = "host_ifindex"
 	HawserVarHostMac         = "host_mac"
 	HawserVarIdentityShift   = "identity_shift"
+	HawserVarMaglevSize      = "maglev_size"
 	HawserVarNetMac          = "net_mac"
 	HawserVarNodeAddr4       = "node_addr4"
 	HawserVarTunnelPort      = "tunnel_port"
@@ -271,6 +287,7 @@ type HawserProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HawserMapSpecs struct {
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Ct4           *ebpf.MapSpec `ebpf:"ct4"`
 	Ct4Open       *ebpf.MapSpec `ebpf:"ct4_open"`
@@ -283,6 +300,7 @@ type HawserMapSpecs struct {
 	Ipcache       *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.MapSpec `ebpf:"ipcache_epochs"`
 	IpcachePrefix *ebpf.MapSpec `ebpf:"ipcache_prefix"`
+	Maglev        *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics       *ebpf.MapSpec `ebpf:"metrics"`
 	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
@@ -302,6 +320,7 @@ type HawserVariableSpecs struct {
 	HostIfindex     *ebpf.VariableSpec `ebpf:"host_ifindex"`
 	HostMac         *ebpf.VariableSpec `ebpf:"host_mac"`
 	IdentityShift   *ebpf.VariableSpec `ebpf:"identity_shift"`
+	MaglevSize      *ebpf.VariableSpec `ebpf:"maglev_size"`
 	NetMac          *ebpf.VariableSpec `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
@@ -328,6 +347,7 @@ func (o *HawserObjects) Close() error {
 //
 // It can be passed to LoadHawserObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HawserMaps struct {
+	Affinities    *ebpf.Map `ebpf:"affinities"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Ct4           *ebpf.Map `ebpf:"ct4"`
 	Ct4Open       *ebpf.Map `ebpf:"ct4_open"`
@@ -340,6 +360,7 @@ type HawserMaps struct {
 	Ipcache       *ebpf.Map `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.Map `ebpf:"ipcache_epochs"`
 	IpcachePrefix *ebpf.Map `ebpf:"ipcache_prefix"`
+	Maglev        *ebpf.Map `ebpf:"maglev"`
 	Metrics       *ebpf.Map `ebpf:"metrics"`
 	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
@@ -353,6 +374,7 @@ type HawserMaps struct {
 
 func (m *HawserMaps) Close() error {
 	return _HawserClose(
+		m.Affinities,
 		m.Backends,
 		m.Ct4,
 		m.Ct4Open,
@@ -365,6 +387,7 @@ func (m *HawserMaps) Close() error {
 		m.Ipcache,
 		m.IpcacheEpochs,
 		m.IpcachePrefix,
+		m.Maglev,
 		m.Metrics,
 		m.NodeAddrs,
 		m.Nodes,
@@ -385,6 +408,7 @@ type HawserVariables struct {
 	HostIfindex     *ebpf.Variable `ebpf:"host_ifindex"`
 	HostMac         *ebpf.Variable `ebpf:"host_mac"`
 	IdentityShift   *ebpf.Variable `ebpf:"identity_shift"`
+	MaglevSize      *ebpf.Variable `ebpf:"maglev_size"`
 	NetMac          *ebpf.Variable `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`

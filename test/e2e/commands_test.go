@@ -39,6 +39,7 @@ func commands() map[string]command {
 		"refused":    cmdRefused,   // a place says at once that nothing listens
 		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
 		"spread":     cmdSpread,    // who answers for a service
+		"who":        cmdWho,       // answers for a service, once
 		"asking":     cmdAsking,    // requests in the background, none may fail
 		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
 		"stream":     cmdStream,    // an open TCP connection
@@ -109,6 +110,15 @@ func cmdSpread(s *script, args []string) (string, error) {
 		return "", no("%v answered, want only %v", by, args[4:])
 	}
 	return fmt.Sprintln(by), nil
+}
+
+// cmdWho is `who FROM ADDRESS tcp/PORT`: prints the node of who answers.
+func cmdWho(s *script, args []string) (string, error) {
+	if len(args) != 3 {
+		return "", usage("who FROM ADDRESS tcp/PORT")
+	}
+	node, err := s.whoAnswers(args)
+	return node + "\n", err
 }
 
 // whoAnswers asks once and returns the node of the backend.
