@@ -6,6 +6,7 @@
  * Everything is decided on the packet as it came; it is stripped last. */
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/scratch.h"
 
 /* What a packet from outside this node goes through, tunnelled or not. */
 struct arrival {
@@ -160,7 +161,7 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 	}
 	ret = tunnel_strip(skb, p);
 	if (!ret && vip)
-		ret = related_nat4(skb, p, &quoted, vip, port);
+		ret = related_nat4(skb, p, QUOTED_DESTINATION, vip, port);
 	return ret < 0 ? ret : arrival_send(skb, p, a);
 }
 
@@ -230,6 +231,12 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 		e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
 		if (!e || !(e->flags & CT_WORLD))
 			return DROP(p, DROP_UNRELATED_ICMP);
+		if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
+			ret =
+			    related_nat4(skb, p, QUOTED_DESTINATION, e->nat_addr.w[3], e->nat_port);
+			if (ret < 0)
+				return ret;
+		}
 		return to_endpoint(skb, p, rx);
 	}
 	flow_key(&f, &p->t);
@@ -255,7 +262,7 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 SEC("tc")
 int from_overlay(struct __sk_buff *skb)
 {
-	struct packet p = {.len = skb->len, .program = PROG_FROM_OVERLAY, .direction = DIR_INGRESS};
+	struct packet *p;
 	struct endpoint *rx;
 	struct ethhdr *eth;
 	struct iphdr *ip;
@@ -269,11 +276,17 @@ int from_overlay(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (ip->daddr != node_addr4) {
 		rx = endpoint_by_addr4(ip->daddr);
-		return rx ? finish(&p, untunnelled(skb, &p, rx)) : TC_ACT_OK;
+		if (!rx)
+			return TC_ACT_OK;
+		p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+		return p ? finish(p, untunnelled(skb, p, rx)) : TC_ACT_SHOT;
 	}
 	if (ip->protocol != IPPROTO_UDP || ip->version_ihl != IP_VERSION_IHL ||
 	    ip->frag_off & bpf_htons(IP_FRAGMENT) || udp->dest != tunnel_port)
 		return TC_ACT_OK;
-	p.outer = ip->saddr;
-	return finish(&p, tunnelled(skb, &p));
+	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+	if (!p)
+		return TC_ACT_SHOT;
+	p->outer = ip->saddr;
+	return finish(p, tunnelled(skb, p));
 }

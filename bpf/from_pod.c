@@ -7,6 +7,7 @@
 #include "lib/deliver.h"
 #include "lib/event.h"
 #include "lib/reject.h"
+#include "lib/scratch.h"
 #include "lib/translate.h"
 
 /* What is cached when both ends are here: the hop's epoch is the receiver's rule
@@ -202,19 +203,26 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	struct flow f = {};
 	struct route r = {};
 	struct ct_entry *e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
-	int ret;
+	__be32 to = p->t.daddr;
+	int ret, end = QUOTED_DESTINATION;
 
 	if (!e)
 		return DROP(p, DROP_UNRELATED_ICMP);
-	ret = route4(p, p->t.daddr, &r);
+	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {
+		end = QUOTED_SOURCE;
+		to = e->nat_addr.w[3];
+	} else if (!(e->flags & CT_NAT && f.dir == FLOW_FORWARD)) {
+		end = -1;
+	}
+	ret = route4(p, to, &r);
 	if (ret < 0)
 		return ret;
 	p->dst_id = r.identity;
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
-	if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
-		ret = related_nat4(skb, p, &quoted, e->nat_addr.w[3], e->nat_port);
+	if (end >= 0) {
+		ret = related_nat4(skb, p, end, e->nat_addr.w[3], e->nat_port);
 		if (ret < 0)
 			return ret;
 	}
@@ -304,7 +312,7 @@ static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct packet p = {.len = skb->len, .program = PROG_FROM_POD, .direction = DIR_EGRESS};
+	struct packet *p = new_packet(skb, PROG_FROM_POD, DIR_EGRESS);
 
-	return finish_answering(skb, &p, pod_packet(skb, &p));
+	return p ? finish_answering(skb, p, pod_packet(skb, p)) : TC_ACT_SHOT;
 }

@@ -190,7 +190,10 @@ struct iphdr {
 enum {
 	IP_VERSION_IHL = 0x45, /* version 4, no options */
 	IP_DF = 0x4000,
+	IP_MF = 0x2000,
+	IP_OFFSET = 0x1FFF,   /* in 8 bytes */
 	IP_FRAGMENT = 0x3FFF, /* MF or an offset */
+	IP_MAX = 0xFFFF,      /* bytes of a datagram */
 	IP_TTL = 64,
 };
 
@@ -229,6 +232,13 @@ struct icmphdr {
 };
 
 enum {
+	TCP_OPTION_END = 0,
+	TCP_OPTION_NOP = 1,
+	TCP_OPTION_MSS = 2,
+	TCP_OPTION_MSS_LEN = 4,
+};
+
+enum {
 	ICMP_ECHOREPLY = 0,
 	ICMP_UNREACHABLE = 3,
 	ICMP_SOURCE_QUENCH = 4,
@@ -248,9 +258,13 @@ static long (*const bpf_map_update_elem)(void *map, const void *key, const void 
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
+static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
+                                         __u32 len, __u64 flags) = (void *)9;
 static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
                                          __u64 flags) = (void *)11;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to,
+                                        __u32 len) = (void *)26;
 static __s32 (*const bpf_csum_diff)(void *from, __u32 from_size, void *to, __u32 to_size,
                                     __wsum seed) = (void *)28;
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len,

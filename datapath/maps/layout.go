@@ -194,6 +194,25 @@ type Backend struct {
 	Cluster uint32
 }
 
+// FragmentKey is struct fragment_key.
+type FragmentKey struct {
+	Source      [4]byte
+	Destination [4]byte
+	From        uint32
+	ID          Port
+	Protocol    uint8
+	Program     uint8
+}
+
+// FragmentPorts is struct fragment_ports.
+type FragmentPorts struct {
+	SourcePort Port
+	DestPort   Port
+	End        uint16
+	_          uint16
+	Seen       uint32 // seconds of the monotonic clock
+}
+
 // SockKey is struct sock_key: a socket, and the backend that it was given.
 type SockKey struct {
 	Cookie   uint64

@@ -77,6 +77,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"service_slots", SlotKey{}, uint32(0)},
 		{"backends", uint32(0), Backend{}},
 		{"affinities", AffinityKey{}, Affinity{}},
+		{"fragments", FragmentKey{}, FragmentPorts{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {

@@ -22,7 +22,7 @@ const (
 	DropPacketTooBig
 	DropNoTunnelEndpoint
 	DropMalformed
-	DropFragment
+	DropTinyFragment
 	DropUnknownDestination
 	DropUnknownEndpoint
 	DropUnrelatedICMP
@@ -30,6 +30,8 @@ const (
 	DropMulticast
 	DropUnknownRuleSet
 	DropRewriteFailed
+	DropEarlyFragment
+	DropOverlap
 
 	// DropReasons is the room that the metrics map has for reasons.
 	DropReasons = 32
@@ -40,9 +42,10 @@ func ReasonName(r datapath.DropReason) string {
 	names := [...]string{
 		"forwarded", "policy denied", "spoofed source", "spoofed identity", "unknown sender",
 		"identity unknown yet", "conntrack full", "no backend", "unsupported protocol",
-		"packet too big", "no tunnel endpoint", "malformed packet", "fragment",
+		"packet too big", "no tunnel endpoint", "malformed packet", "tiny fragment",
 		"unknown destination", "unknown endpoint", "unrelated icmp error", "ip options",
 		"multicast", "unknown rule set", "rewrite failed",
+		"fragment before its first", "overlapping fragment",
 	}
 	if int(r) < len(names) {
 		return names[r]

@@ -85,6 +85,25 @@ type HawserEndpoint struct {
 	Cluster  uint32
 }
 
+type HawserFragmentKey struct {
+	_       structs.HostLayout
+	Saddr   uint32
+	Daddr   uint32
+	From    uint32
+	Id      uint16
+	Proto   uint8
+	Program uint8
+}
+
+type HawserFragmentPorts struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+	End   uint16
+	Pad   uint16
+	Seen  uint32
+}
+
 type HawserFrontend struct {
 	_        structs.HostLayout
 	Number   uint32
@@ -133,6 +152,30 @@ type HawserNode struct {
 	Addr    HawserAddr
 	Cluster uint32
 	Mtu     uint32
+}
+
+type HawserPacket struct {
+	_         structs.HostLayout
+	T         HawserTuple4
+	SrcId     uint32
+	DstId     uint32
+	RuleSet   uint32
+	Origin    uint32
+	Outer     uint32
+	Line      uint32
+	Len       uint32
+	Endpoint  uint16
+	Direction uint8
+	Program   uint8
+	TcpFlags  uint8
+	IcmpType  uint8
+	IcmpCode  uint8
+	Tos       uint8
+	IcmpError uint8
+	Later     uint8
+	Mtu       uint16
+	Mss       uint16
+	Pad       uint16
 }
 
 type HawserPolicyEntry struct {
@@ -198,6 +241,7 @@ const (
 	HawserMapEpStrays        = "ep_strays"
 	HawserMapEventBuckets    = "event_buckets"
 	HawserMapEvents          = "events"
+	HawserMapFragments       = "fragments"
 	HawserMapIdentities      = "identities"
 	HawserMapIpcache         = "ipcache"
 	HawserMapIpcacheEpochs   = "ipcache_epochs"
@@ -208,6 +252,7 @@ const (
 	HawserMapNodes           = "nodes"
 	HawserMapPolicy          = "policy"
 	HawserMapRuleSets        = "rule_sets"
+	HawserMapScratch         = "scratch"
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
@@ -296,6 +341,7 @@ type HawserMapSpecs struct {
 	EpStrays      *ebpf.MapSpec `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Identities    *ebpf.MapSpec `ebpf:"identities"`
 	Ipcache       *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.MapSpec `ebpf:"ipcache_epochs"`
@@ -306,6 +352,7 @@ type HawserMapSpecs struct {
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Policy        *ebpf.MapSpec `ebpf:"policy"`
 	RuleSets      *ebpf.MapSpec `ebpf:"rule_sets"`
+	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
@@ -356,6 +403,7 @@ type HawserMaps struct {
 	EpStrays      *ebpf.Map `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	Events        *ebpf.Map `ebpf:"events"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Identities    *ebpf.Map `ebpf:"identities"`
 	Ipcache       *ebpf.Map `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.Map `ebpf:"ipcache_epochs"`
@@ -366,6 +414,7 @@ type HawserMaps struct {
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Policy        *ebpf.Map `ebpf:"policy"`
 	RuleSets      *ebpf.Map `ebpf:"rule_sets"`
+	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
@@ -383,6 +432,7 @@ func (m *HawserMaps) Close() error {
 		m.EpStrays,
 		m.EventBuckets,
 		m.Events,
+		m.Fragments,
 		m.Identities,
 		m.Ipcache,
 		m.IpcacheEpochs,
@@ -393,6 +443,7 @@ func (m *HawserMaps) Close() error {
 		m.Nodes,
 		m.Policy,
 		m.RuleSets,
+		m.Scratch,
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
