@@ -126,6 +126,9 @@ func (a *Agent) openKernel() error {
 		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
 		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
+	if !a.cfg.KeepPodAddresses {
+		cfg.Masquerade = loader.MasqueradePorts()
+	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()
 	}

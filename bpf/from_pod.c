@@ -6,6 +6,7 @@
 #include "lib/arp.h"
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/masquerade.h"
 #include "lib/reject.h"
 #include "lib/scratch.h"
 #include "lib/translate.h"
@@ -83,6 +84,22 @@ static __always_inline void mark_world(struct ct_entry *e, const struct route *r
 		e->flags &= ~CT_WORLD;
 }
 
+/* Sends a flow's packet to the outside: masqueraded, or as the node's stack
+ * routes it. */
+static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p,
+                                     const struct tuple4 *t, struct ct_entry *e)
+{
+	int ret = snat_flow(skb, p, t, e);
+
+	if (ret < 0 || !e->snat_port)
+		return ret < 0 ? ret : TC_ACT_OK;
+	ret = snat_send(skb, e->snat_port, p->later);
+	if (ret >= 0)
+		return ret;
+	p->line = __LINE__;
+	return ret < -DROP_REASONS ? -DROP_REWRITE_FAILED : ret;
+}
+
 /* A packet without translation, or a backend's reply, which is translated
  * back. */
 static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
@@ -114,6 +131,11 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 	if (!e) {
 		e = &fresh;
 		ct_init(e, p, f, r.hop == HOP_WORLD ? CT_WORLD : 0);
+		if (r.hop == HOP_WORLD) {
+			ret = snat_flow(skb, p, &to, e);
+			if (ret < 0)
+				return ret;
+		}
 		ct_cache(e, FLOW_FORWARD, verdict, hop_word(r.hop, r.epoch));
 		ret = ct_create(p, f, e);
 		if (ret < 0)
@@ -130,6 +152,8 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		}
 		ct_touch(e, p, f->dir);
 	}
+	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD)
+		return pod_world(skb, p, &to, e);
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
@@ -188,12 +212,18 @@ fresh:
 	ret = service_create(p, f, &to, &c, verdict, &r);
 	if (ret < 0)
 		return ret;
+	e = ct_find(f);
+	if (!e)
+		return DROP(p, DROP_CONNTRACK_FULL);
 send:
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
 	ret = nat4(skb, p, &to);
-	return ret < 0 ? ret : deliver(skb, p, &r, tx->identity, f->hash);
+	if (ret < 0)
+		return ret;
+	return r.hop == HOP_WORLD ? pod_world(skb, p, &to, e)
+	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 
 /* An ICMP error of a flow passes without policy. */

@@ -63,10 +63,10 @@ struct ct_entry {
 	/* 64 bytes: what follows is for new and for translated flows */
 	struct addr nat_addr;
 	__be16 nat_port;
-	__u16 pad2;
-	__u32 frontend; /* number of the service's frontend */
-	__u32 backend;  /* number of the chosen backend */
-	__u32 src_id;   /* identities at the last full judgement, to be shown */
+	__u16 snat_port; /* of the node, in host order, for a flow to the outside */
+	__u32 frontend;  /* number of the service's frontend */
+	__u32 backend;   /* number of the chosen backend */
+	__u32 src_id;    /* identities at the last full judgement, to be shown */
 	__u32 dst_id;
 	__u32 created; /* jiffies; with CT_SERVICE when its other entry was last seen to */
 };

@@ -28,6 +28,7 @@ enum drop_reason {
 	DROP_REWRITE_FAILED = 19,      /* rewrite failed */
 	DROP_EARLY_FRAGMENT = 20,      /* fragment before its first */
 	DROP_OVERLAP = 21,             /* overlapping fragment */
+	DROP_NO_SNAT_PORT = 22,        /* no masquerade port */
 	DROP_REASONS = 32,             /* room in the metrics map */
 };
 

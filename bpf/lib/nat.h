@@ -51,8 +51,25 @@ static __always_inline int nat4_csum(struct __sk_buff *skb, __u8 proto, __be32 o
 	return err ? -1 : 0;
 }
 
-/* Writes addresses and ports (port_pair) into the TCP or UDP packet behind the
- * Ethernet header; a later fragment has no ports. Global, so that the verifier
+/* Gives an echo another identifier. ICMP's checksum covers no addresses. */
+static __always_inline int nat4_echo(struct __sk_buff *skb, __be16 id)
+{
+	struct icmphdr *icmp = data(skb) + ETH_HLEN + IP_HLEN;
+	__be16 old;
+
+	if ((void *)(icmp + 1) > data_end(skb))
+		return -1;
+	old = icmp->id;
+	icmp->id = id;
+	if (old == id)
+		return 0;
+	return bpf_l4_csum_replace(skb,
+	                           ETH_HLEN + IP_HLEN + __builtin_offsetof(struct icmphdr, check),
+	                           old, id, sizeof(id));
+}
+
+/* Writes addresses and ports (port_pair) into the TCP, UDP or echo packet behind
+ * the Ethernet header; a later fragment has no ports. Global, so that the verifier
  * walks it once; on kernels before 5.12 such functions take only numbers. */
 __attribute__((noinline)) int nat4_write(struct __sk_buff *skb, __u32 saddr, __u32 daddr,
                                          __u32 ports, __u32 later)
@@ -62,11 +79,18 @@ __attribute__((noinline)) int nat4_write(struct __sk_buff *skb, __u32 saddr, __u
 	__be32 old_saddr, old_daddr;
 
 	if ((void *)(ip + 1) > data_end(skb) ||
-	    (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP))
+	    (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP &&
+	     ip->protocol != IPPROTO_ICMP))
 		return -1;
 	old_saddr = ip->saddr;
 	old_daddr = ip->daddr;
-	if (!later) {
+	if (!later && ip->protocol == IPPROTO_ICMP) {
+		if (nat4_echo(skb, ports >> 16 | (ports & 0xFFFF)))
+			return -1;
+		ip = data(skb) + ETH_HLEN;
+		if ((void *)(ip + 1) > data_end(skb))
+			return -1;
+	} else if (!later) {
 		if ((void *)(l4 + 1) > data_end(skb))
 			return -1;
 		if (nat4_csum(skb, ip->protocol, old_saddr, saddr, old_daddr, daddr,

@@ -126,7 +126,7 @@ type CTEntry struct {
 	_        uint8
 	NATAddr  Addr
 	NATPort  Port
-	_        uint16
+	SNATPort uint16 // of the node; 0: the flow keeps its address
 	Frontend uint32
 	Backend  uint32
 	SrcID    uint32
@@ -211,6 +211,23 @@ type FragmentPorts struct {
 	End        uint16
 	_          uint16
 	Seen       uint32 // seconds of the monotonic clock
+}
+
+// SNATKey is struct snat_key: how the outside sees a flow.
+type SNATKey struct {
+	Remote     [4]byte
+	RemotePort Port
+	Port       Port
+	Protocol   uint8
+	_          [3]uint8
+}
+
+// SNATEntry is struct snat_entry: the pod that the flow is of.
+type SNATEntry struct {
+	Addr    [4]byte
+	Port    Port
+	_       uint16
+	Created uint32 // jiffies
 }
 
 // SockKey is struct sock_key: a socket, and the backend that it was given.

@@ -78,6 +78,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"backends", uint32(0), Backend{}},
 		{"affinities", AffinityKey{}, Affinity{}},
 		{"fragments", FragmentKey{}, FragmentPorts{}},
+		{"snat4", SNATKey{}, SNATEntry{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {

@@ -32,6 +32,7 @@ const (
 	DropRewriteFailed
 	DropEarlyFragment
 	DropOverlap
+	DropNoSNATPort
 
 	// DropReasons is the room that the metrics map has for reasons.
 	DropReasons = 32
@@ -45,7 +46,7 @@ func ReasonName(r datapath.DropReason) string {
 		"packet too big", "no tunnel endpoint", "malformed packet", "tiny fragment",
 		"unknown destination", "unknown endpoint", "unrelated icmp error", "ip options",
 		"multicast", "unknown rule set", "rewrite failed",
-		"fragment before its first", "overlapping fragment",
+		"fragment before its first", "overlapping fragment", "no masquerade port",
 	}
 	if int(r) < len(names) {
 		return names[r]

@@ -64,7 +64,7 @@ type HawserCtEntry struct {
 	Pad      uint8
 	NatAddr  HawserAddr
 	NatPort  uint16
-	Pad2     uint16
+	SnatPort uint16
 	Frontend uint32
 	Backend  uint32
 	SrcId    uint32
@@ -200,6 +200,23 @@ type HawserSlotKey struct {
 	Slot     uint32
 }
 
+type HawserSnatEntry struct {
+	_       structs.HostLayout
+	Addr    uint32
+	Port    uint16
+	Pad     uint16
+	Created uint32
+}
+
+type HawserSnatKey struct {
+	_          structs.HostLayout
+	Remote     uint32
+	RemotePort uint16
+	Port       uint16
+	Proto      uint8
+	Pad        [3]uint8
+}
+
 type HawserSockKey struct {
 	_      structs.HostLayout
 	Cookie uint64
@@ -256,6 +273,7 @@ const (
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
+	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
@@ -272,6 +290,8 @@ const (
 	HawserVarMaglevSize      = "maglev_size"
 	HawserVarNetMac          = "net_mac"
 	HawserVarNodeAddr4       = "node_addr4"
+	HawserVarSnatFirst       = "snat_first"
+	HawserVarSnatPorts       = "snat_ports"
 	HawserVarTunnelPort      = "tunnel_port"
 	HawserVarUnderlayIfindex = "underlay_ifindex"
 )
@@ -356,6 +376,7 @@ type HawserMapSpecs struct {
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 }
 
@@ -370,6 +391,8 @@ type HawserVariableSpecs struct {
 	MaglevSize      *ebpf.VariableSpec `ebpf:"maglev_size"`
 	NetMac          *ebpf.VariableSpec `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
+	SnatFirst       *ebpf.VariableSpec `ebpf:"snat_first"`
+	SnatPorts       *ebpf.VariableSpec `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UnderlayIfindex *ebpf.VariableSpec `ebpf:"underlay_ifindex"`
 }
@@ -418,6 +441,7 @@ type HawserMaps struct {
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
+	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 }
 
@@ -447,6 +471,7 @@ func (m *HawserMaps) Close() error {
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
+		m.Snat4,
 		m.SockPeers,
 	)
 }
@@ -462,6 +487,8 @@ type HawserVariables struct {
 	MaglevSize      *ebpf.Variable `ebpf:"maglev_size"`
 	NetMac          *ebpf.Variable `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
+	SnatFirst       *ebpf.Variable `ebpf:"snat_first"`
+	SnatPorts       *ebpf.Variable `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`
 	UnderlayIfindex *ebpf.Variable `ebpf:"underlay_ifindex"`
 }

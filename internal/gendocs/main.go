@@ -150,7 +150,7 @@ func meanings() map[string]string {
 		"packet too big":       "larger than the path to its destination takes",
 		"no tunnel endpoint":   "the node that has the destination is not known",
 		"malformed packet":     "headers that contradict themselves or end early",
-		"fragment":             "a fragment of an IP packet",
+		"tiny fragment":        "a first fragment without the whole header of its protocol",
 		"unknown destination":  "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
 		"unknown endpoint":     "from a device that belongs to no endpoint",
 		"unrelated icmp error": "an ICMP error about a flow that is not known",
@@ -158,6 +158,10 @@ func meanings() map[string]string {
 		"multicast":            "multicast or broadcast",
 		"unknown rule set":     "the endpoint's rules are not in the kernel",
 		"rewrite failed":       "the kernel refused to change the packet",
+
+		"fragment before its first": "a later fragment of a datagram whose first one has not come, or not in the last 30 seconds",
+		"overlapping fragment":      "a later fragment that would be written over the first one",
+		"no masquerade port":        "no port of the node is free for a flow to this destination",
 	}
 }
 

@@ -39,6 +39,8 @@ func commands() map[string]command {
 		"refused":    cmdRefused,   // a place says at once that nothing listens
 		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
 		"spread":     cmdSpread,    // who answers for a service
+		"serve":      cmdServe,     // answers at a place that is no pod
+		"seen-as":    cmdSeenAs,    // the address that a question comes from
 		"who":        cmdWho,       // answers for a service, once
 		"asking":     cmdAsking,    // requests in the background, none may fail
 		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
