@@ -198,7 +198,8 @@ func (s *service) rule(set uint32, k datapath.PolicyKey, e datapath.PolicyEntry)
 // Monitor implements hawserv1.NodeServer.
 func (s *service) Monitor(q *hawserv1.MonitorRequest, stream grpc.ServerStreamingServer[hawserv1.Event]) error {
 	l := s.a.hub.Listen(q.GetTypes())
-	defer l.Close()
+	defer func() { l.Close(); s.a.watch() }()
+	s.a.watch()
 	// The header tells the caller that nothing is missed from here on.
 	if err := stream.SendHeader(nil); err != nil {
 		return err

@@ -174,6 +174,7 @@ static __always_inline void ct_init(struct ct_entry *e, const struct packet *p,
 /* A full LRU evicts a half-open flow, never an established one. */
 static __always_inline int ct_create(struct packet *p, const struct flow *f, struct ct_entry *e)
 {
+	p->opens = 1;
 	e->packets[FLOW_FORWARD] = 1;
 	e->bytes[FLOW_FORWARD] = p->len;
 	return bpf_map_update_elem(&ct4_open, &f->key, e, BPF_ANY) ? DROP(p, DROP_CONNTRACK_FULL)

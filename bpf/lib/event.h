@@ -80,18 +80,45 @@ struct {
 	__type(value, struct bucket);
 } event_buckets SEC(".maps");
 
-static __always_inline void count(const struct packet *p, __u32 reason)
+/* What somebody listens to beside drops; the agent sets it. */
+struct watch {
+	__u32 verdicts;
+	__u32 traces;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct watch);
+} watched SEC(".maps");
+
+static __always_inline struct watch *watch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&watched, &zero);
+}
+
+/* Of how many packets that a program passes one is traced, on each CPU. */
+enum {
+	TRACE_SAMPLE = 16, /* a power of two */
+};
+
+/* Counts the packet, and returns how many there were. */
+static __always_inline __u64 count(const struct packet *p, __u32 reason)
 {
 	__u32 i = (reason * 2 + (p->direction & 1)) * PROGRAMS + (p->program & (PROGRAMS - 1));
 	struct metric *m = bpf_map_lookup_elem(&metrics, &i);
 
-	if (m) {
-		m->packets++;
-		m->bytes += p->len;
-	}
+	if (!m)
+		return 0;
+	m->bytes += p->len;
+	return ++m->packets;
 }
 
-/* Takes a token. Returns the number of events suppressed before this one, or
+/* Takes a token of a reason, or of verdicts and traces, which have numbers beyond
+ * those. Returns the number of events suppressed before this one, or
  * -1 when this one is suppressed too. */
 static __always_inline long long take_token(const struct packet *p, __u32 reason)
 {
@@ -149,14 +176,14 @@ static __noinline void fill_event(struct event *e, const struct packet *p)
 	e->icmp_code = p->icmp_code;
 }
 
-static __noinline void emit_drop(const struct packet *p, __u32 reason)
+static __noinline void emit(const struct packet *p, __u32 type, __u32 reason)
 {
 	struct event *e;
 	long long suppressed;
 
 	if (!p)
 		return;
-	suppressed = take_token(p, reason);
+	suppressed = take_token(p, type == EVENT_DROP ? reason : DROP_REASONS + type);
 	if (suppressed < 0)
 		return;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
@@ -164,22 +191,39 @@ static __noinline void emit_drop(const struct packet *p, __u32 reason)
 		return;
 	__builtin_memset(e, 0, sizeof(*e));
 	e->suppressed = suppressed;
-	e->type = EVENT_DROP;
+	e->type = type;
 	e->reason = reason;
 	fill_event(e, p);
 	bpf_ringbuf_submit(e, 0);
+}
+
+/* Tells of a packet that passes, if somebody wants to hear it. */
+static __noinline void tell(const struct packet *p, __u64 packets)
+{
+	struct watch *w = watch();
+
+	if (!p || !w)
+		return;
+	if (p->opens && w->verdicts)
+		emit(p, EVENT_VERDICT, DROP_NONE);
+	if (!(packets % TRACE_SAMPLE) && w->traces)
+		emit(p, EVENT_TRACE, DROP_NONE);
 }
 
 /* The exit: a negative verdict is a drop with a reason. */
 static __always_inline int finish(const struct packet *p, int verdict)
 {
 	__u32 reason = verdict < 0 ? -verdict : DROP_NONE;
+	__u64 packets;
 
 	if (reason >= DROP_REASONS)
 		reason = DROP_REWRITE_FAILED;
-	count(p, reason);
-	if (likely(reason == DROP_NONE))
+	packets = count(p, reason);
+	if (likely(reason == DROP_NONE)) {
+		if (unlikely(p->opens || !(packets % TRACE_SAMPLE)))
+			tell(p, packets);
 		return verdict;
-	emit_drop(p, reason);
+	}
+	emit(p, EVENT_DROP, reason);
 	return TC_ACT_SHOT;
 }

@@ -257,6 +257,12 @@ type Metric struct {
 	Bytes   uint64
 }
 
+// Watch is struct watch: what somebody listens to beside drops, 0 or 1.
+type Watch struct {
+	Verdicts uint32
+	Traces   uint32
+}
+
 // Event is struct event.
 type Event struct {
 	Suppressed  uint64

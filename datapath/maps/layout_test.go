@@ -79,6 +79,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"affinities", AffinityKey{}, Affinity{}},
 		{"fragments", FragmentKey{}, FragmentPorts{}},
 		{"snat4", SNATKey{}, SNATEntry{}},
+		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {

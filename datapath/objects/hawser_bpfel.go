@@ -175,7 +175,8 @@ type HawserPacket struct {
 	Later     uint8
 	Mtu       uint16
 	Mss       uint16
-	Pad       uint16
+	Opens     uint8
+	Pad       uint8
 }
 
 type HawserPolicyEntry struct {
@@ -245,6 +246,12 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserWatch struct {
+	_        structs.HostLayout
+	Verdicts uint32
+	Traces   uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -275,6 +282,7 @@ const (
 	HawserMapServices        = "services"
 	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
+	HawserMapWatched         = "watched"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
 	HawserProgFromOverlay    = "from_overlay"
@@ -378,6 +386,7 @@ type HawserMapSpecs struct {
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	Watched       *ebpf.MapSpec `ebpf:"watched"`
 }
 
 // HawserVariableSpecs contains global variables before they are loaded into the kernel.
@@ -443,6 +452,7 @@ type HawserMaps struct {
 	Services      *ebpf.Map `ebpf:"services"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	Watched       *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *HawserMaps) Close() error {
@@ -473,6 +483,7 @@ func (m *HawserMaps) Close() error {
 		m.Services,
 		m.Snat4,
 		m.SockPeers,
+		m.Watched,
 	)
 }
 

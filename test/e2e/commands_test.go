@@ -201,11 +201,15 @@ func cmdRefused(s *script, args []string) (string, error) {
 	}
 }
 
-// cmdMonitored is `monitored LINE FROM TO PROTOCOL[/PORT]`: while the probe is
-// tried, `hawser monitor --type drop` prints a line that matches.
+// cmdMonitored is `monitored LINE FROM TO PROTOCOL[/PORT] [TYPE]`: while the
+// probe is tried, `hawser monitor --type TYPE` (drop) prints a line that matches.
 func cmdMonitored(s *script, args []string) (string, error) {
+	kind := "drop"
+	if len(args) == 5 {
+		kind, args = args[4], args[:4]
+	}
 	if len(args) != 4 {
-		return "", usage("monitored LINE FROM TO tcp/PORT|udp/PORT|icmp")
+		return "", usage("monitored LINE FROM TO tcp/PORT|udp/PORT|icmp [TYPE]")
 	}
 	want, err := regexp.Compile(args[0])
 	if err != nil {
@@ -213,7 +217,7 @@ func cmdMonitored(s *script, args []string) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags([]string{"monitor", "--type", "drop"})...)
+	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags([]string{"monitor", "--type", kind})...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return "", err
