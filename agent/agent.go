@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	gomaps "maps"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -193,7 +194,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
 		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
-			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
+			numbers[r.subject(ls).Name()] = r.RuleSet
 		}
 	}
 	if a.pinned, err = maps.Dump[maps.IPKey, maps.Endpoint](a.dp.Maps().Endpoints); err != nil {
@@ -207,7 +208,7 @@ func (a *Agent) makeView(records *recordStore) error {
 		}
 	}
 	engine, err := policy.New(policy.Config{
-		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, Audit: a.cfg.PolicyAudit, RuleSetIDs: numbers,
 	})
 	if err != nil {
 		return err
@@ -267,6 +268,9 @@ func (a *Agent) makeStores() error {
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.verdictsRead()
+		}
 		told(b)
 		a.marks.local(b)
 	}); err != nil {
@@ -338,6 +342,7 @@ func (a *Agent) run(ctx context.Context) error {
 	a.watch() // what an earlier agent was asked for is over
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
+	g.Go(func() error { return a.dp.RunSettle(ctx) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
@@ -397,6 +402,7 @@ func (a *Agent) settle(ctx context.Context) {
 			a.log.Error("mark table complete", "error", err)
 		}
 	}
+	debug.FreeOSMemory() // the listings of a large mesh leave as much garbage as they leave state
 	a.log.Info("the mesh is known completely; stale state is removed from now on")
 }
 

@@ -239,16 +239,13 @@ func (m *endpoints) awaitReady(ctx context.Context) error {
 }
 
 // enlist gives an endpoint its identity and rules, brings them into the kernel
-// and tells the mesh. It may be repeated.
-//
-// Attaching the program takes the kernel an RCU grace period, which is longer
-// than all the rest; meanwhile the keyspace is asked. Until the endpoint's row
-// is there, the program drops what the pod sends.
+// and tells the mesh. It may be repeated. Until the endpoint's row is there, the
+// program drops what the pod sends.
 func (m *endpoints) enlist(ctx context.Context, r *record) error {
-	attached := make(chan error, 1)
-	go func() { attached <- m.kernel.AttachEndpoint(r.HostDevice) }()
-	err := m.register(ctx, r)
-	return errors.Join(err, <-attached)
+	if err := m.kernel.AttachEndpoint(r.HostDevice); err != nil {
+		return err
+	}
+	return m.register(ctx, r)
 }
 
 func (m *endpoints) register(ctx context.Context, r *record) error {
@@ -262,21 +259,18 @@ func (m *endpoints) register(ctx context.Context, r *record) error {
 	cluster, _ := m.space.Cluster(r.Identity)
 	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: cluster})
 	m.flush()
+	m.setRow(r)
+	if err := m.mesh.Announce(ctx, r); err != nil {
+		return fmt.Errorf("announce %s: %w", r.workload(), err)
+	}
+	return m.install(ctx, r)
+}
+
+func (m *endpoints) setRow(r *record) {
 	m.tables.Endpoints.Set(r.ID, datapath.Endpoint{
 		ID: r.ID, Device: r.HostDevice, IfIndex: r.IfIndex, HostMAC: r.HostMAC, PodMAC: r.PodMAC,
 		Addrs: []netip.Addr{r.Addr}, Identity: r.Identity, RuleSet: r.RuleSet,
 	})
-	if err := m.mesh.Announce(ctx, r); err != nil {
-		return fmt.Errorf("announce %s: %w", r.workload(), err)
-	}
-	for name, rev := range map[string]uint64{
-		m.tables.RuleSets.Name(): m.tables.RuleSets.Revision(), m.tables.Endpoints.Name(): m.tables.Endpoints.Revision(),
-	} {
-		if err := m.kernel.Wait(ctx, name, rev); err != nil {
-			return fmt.Errorf("bring %s into the kernel: %w", r.workload(), err)
-		}
-	}
-	return nil
 }
 
 // Delete removes an endpoint; one that is not there is no error.

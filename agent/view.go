@@ -43,9 +43,11 @@ type view struct {
 
 	mu         sync.Mutex
 	clusters   map[string]uint32
+	verdicts   verdicts
 	identities map[identity.Number]knownIdentity
 	ports      *namedPorts
 	rollout    *rollout
+	backing    *backing
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
 	// serviceRoutes are those of podRoutes that are for services.
 	serviceRoutes []netip.Prefix
@@ -67,9 +69,11 @@ func newView(own string, space identity.Space, log *slog.Logger, tables *datapat
 		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
 		identityLost: make(chan struct{}, 1),
 		clusters:     map[string]uint32{},
+		verdicts:     verdicts{expired: map[string]bool{}},
 		identities:   map[identity.Number]knownIdentity{},
 		ports:        newNamedPorts(),
 		rollout:      newRollout(),
+		backing:      newBacking(),
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
@@ -101,6 +105,7 @@ func (v *view) flush() {
 // publish brings what changed into the tables, in the order in which the kernel
 // needs it.
 func (v *view) publish() {
+	v.backing.tell(v.engine, v.lb, v.ips)
 	v.engine.Publish(v.tables.RuleSets)
 	for _, c := range v.engine.CIDRChanges() {
 		switch {
@@ -127,6 +132,7 @@ func (v *view) change(c store.Change) error {
 	case kvstore.KindIdentity:
 		return v.identity(c)
 	case kvstore.KindNode:
+		v.backing.all = true // a node may be a backend
 		if c.Deleted {
 			v.ips.DeleteNode(c.Key.Cluster, c.Key.Names[0])
 			return nil
@@ -139,6 +145,7 @@ func (v *view) change(c store.Change) error {
 	case kvstore.KindService:
 		return v.service(c)
 	case kvstore.KindSlice:
+		v.backing.service(c.Key.Names[0], c.Key.Names[1])
 		if c.Deleted {
 			v.lb.DeleteSlice(source(c.Key), c.Key.Names[0], c.Key.Names[1], c.Key.Names[2])
 			return nil
@@ -146,11 +153,14 @@ func (v *view) change(c store.Change) error {
 		v.lb.UpsertSlice(source(c.Key), c.Record.(*keyspacev1.BackendSlice))
 	case kvstore.KindPolicy:
 		return v.policy(c)
+	case kvstore.KindPeerView:
+		v.peer(c)
 	}
 	return nil
 }
 
 func (v *view) cluster(c store.Change) error {
+	v.backing.all = true
 	if c.Deleted {
 		delete(v.clusters, c.Key.Cluster)
 		v.ips.DeleteCluster(c.Key.Cluster)
@@ -215,13 +225,8 @@ func (v *view) identity(c store.Change) error {
 	if err != nil {
 		return err
 	}
-	if err := v.engine.UpsertIdentity(n, c.Key.Cluster, ls); err != nil {
-		return err
-	}
 	v.identities[n] = knownIdentity{c.Key.Cluster, ls}
-	v.engine.SetNamedPorts(n, v.ports.of(n))
-	id, _ := v.space.Cluster(n)
-	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
+	v.judge(n, v.identities[n])
 	return nil
 }
 
@@ -234,6 +239,9 @@ func (v *view) wakeIdentities() {
 }
 
 func (v *view) ip(c store.Change) error {
+	if p, err := netip.ParsePrefix(c.Key.Names[0]); err == nil {
+		v.backing.prefix(p)
+	}
 	if c.Deleted {
 		v.setNamedPorts(c.Key.String(), 0, nil)
 		p, err := netip.ParsePrefix(c.Key.Names[0])
@@ -283,6 +291,7 @@ func (v *view) vtep(c store.Change) error {
 
 func (v *view) service(c store.Change) error {
 	name := serviceName{c.Key.Names[0], c.Key.Names[1]}
+	v.backing.service(name.namespace, name.name)
 	if c.Deleted {
 		v.lb.DeleteService(source(c.Key), name.namespace, name.name)
 		// The service may have moved to the other subtree.

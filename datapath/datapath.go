@@ -152,6 +152,8 @@ type RuleSet struct {
 	ID      uint32
 	Ingress bool // default deny for ingress
 	Egress  bool // default deny for egress
+	// Audit has what would be denied reported instead of dropped.
+	Audit   bool
 	Entries map[PolicyKey]PolicyEntry
 }
 
@@ -182,7 +184,7 @@ type PolicyEntry struct {
 
 // Equal reports whether two rule sets are the same.
 func (r RuleSet) Equal(o RuleSet) bool {
-	return r.ID == o.ID && r.Ingress == o.Ingress && r.Egress == o.Egress &&
+	return r.ID == o.ID && r.Ingress == o.Ingress && r.Egress == o.Egress && r.Audit == o.Audit &&
 		maps.Equal(r.Entries, o.Entries)
 }
 
@@ -251,6 +253,8 @@ type EventType uint8
 // Event types.
 const (
 	EventDrop EventType = iota + 1
+	// EventVerdict is of a packet that passed; Reason says what an audited
+	// endpoint's policy would have dropped it for.
 	EventVerdict
 	EventTrace
 )

@@ -80,6 +80,33 @@ struct {
 	__type(value, struct bucket);
 } event_buckets SEC(".maps");
 
+/* What a packet's audited policies would have dropped it by, until finish: by
+ * direction. Not in struct packet, of which most have no need. */
+struct would_deny {
+	__u32 rule_set;
+	__u32 origin;
+	__u16 endpoint;
+	__u16 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct would_deny);
+} would_deny SEC(".maps");
+
+static __always_inline void note_audited(__u32 dir, __u32 rule_set, __u32 origin, __u16 endpoint)
+{
+	struct would_deny *w = bpf_map_lookup_elem(&would_deny, &dir);
+
+	if (!w)
+		return;
+	w->rule_set = rule_set;
+	w->origin = origin;
+	w->endpoint = endpoint;
+}
+
 /* What somebody listens to beside drops; the agent sets it. */
 struct watch {
 	__u32 verdicts;
@@ -176,14 +203,14 @@ static __noinline void fill_event(struct event *e, const struct packet *p)
 	e->icmp_code = p->icmp_code;
 }
 
-static __noinline void emit(const struct packet *p, __u32 type, __u32 reason)
+static __noinline void emit(const struct packet *p, __u32 reason, __u8 type)
 {
 	struct event *e;
 	long long suppressed;
 
 	if (!p)
 		return;
-	suppressed = take_token(p, type == EVENT_DROP ? reason : DROP_REASONS + type);
+	suppressed = take_token(p, reason ? reason : DROP_REASONS + type);
 	if (suppressed < 0)
 		return;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
@@ -205,13 +232,36 @@ static __noinline void tell(const struct packet *p, __u64 packets)
 	if (!p || !w)
 		return;
 	if (p->opens && w->verdicts)
-		emit(p, EVENT_VERDICT, DROP_NONE);
+		emit(p, DROP_NONE, EVENT_VERDICT);
 	if (!(packets % TRACE_SAMPLE) && w->traces)
-		emit(p, EVENT_TRACE, DROP_NONE);
+		emit(p, DROP_NONE, EVENT_TRACE);
+}
+
+/* Counts and reports what policy would have dropped if it were not audited. The
+ * packet's own words are overwritten. */
+static __noinline void report_audited(struct packet *p)
+{
+	__u32 dir;
+
+	if (!p)
+		return;
+	for (dir = DIR_INGRESS; dir <= DIR_EGRESS; dir++) {
+		__u32 i = dir;
+		struct would_deny *w = bpf_map_lookup_elem(&would_deny, &i);
+
+		if (!w || !(p->audited >> dir & 1))
+			continue;
+		p->direction = dir;
+		p->rule_set = w->rule_set;
+		p->origin = w->origin;
+		p->endpoint = w->endpoint;
+		count(p, AUDIT_POLICY_DENIED);
+		emit(p, AUDIT_POLICY_DENIED, EVENT_VERDICT);
+	}
 }
 
 /* The exit: a negative verdict is a drop with a reason. */
-static __always_inline int finish(const struct packet *p, int verdict)
+static __always_inline int finish(struct packet *p, int verdict)
 {
 	__u32 reason = verdict < 0 ? -verdict : DROP_NONE;
 	__u64 packets;
@@ -219,11 +269,11 @@ static __always_inline int finish(const struct packet *p, int verdict)
 	if (reason >= DROP_REASONS)
 		reason = DROP_REWRITE_FAILED;
 	packets = count(p, reason);
-	if (likely(reason == DROP_NONE)) {
-		if (unlikely(p->opens || !(packets % TRACE_SAMPLE)))
-			tell(p, packets);
-		return verdict;
-	}
-	emit(p, EVENT_DROP, reason);
-	return TC_ACT_SHOT;
+	if (unlikely(reason != DROP_NONE))
+		emit(p, reason, EVENT_DROP);
+	else if (unlikely(p->opens || !(packets % TRACE_SAMPLE)))
+		tell(p, packets);
+	if (unlikely(p->audited))
+		report_audited(p);
+	return reason == DROP_NONE ? verdict : TC_ACT_SHOT;
 }

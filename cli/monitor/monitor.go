@@ -37,8 +37,9 @@ func New(s *session.Session) *cobra.Command {
 		Long: "Watch drops as they happen, on all nodes of all clusters of the\n" +
 			"context (--cluster and --node narrow it). A drop tells its reason, both sides with\n" +
 			"their labels, the rule that decided, the node and the program. A verdict is a new\n" +
-			"flow that was allowed, a trace one of 16 packets that pass; both are told\n" +
-			"only while somebody asks for them. No endpoint has more than 100 events of a kind a second.",
+			"flow that was allowed, or a packet that audit mode let pass although policy denies\n" +
+			"it; a trace is one of 16 packets that pass. New flows and traces are told only\n" +
+			"while somebody asks for them. No endpoint has more than 100 events of a kind a second.",
 		Example: "  hawser monitor --type drop\n  hawser monitor --type verdict,trace --count 20",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

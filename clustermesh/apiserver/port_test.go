@@ -122,7 +122,7 @@ func TestNodeEnrolsByToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id, err := pki.CertificateID(leaf.Cert); err != nil || id.String() != "spiffe://east/agent/n1" || leaf.Cert.Subject.CommonName != "east-agent" {
+	if id, err := pki.CertificateID(leaf.Cert); err != nil || id.String() != "spiffe://east/agent/n1" || !strings.HasPrefix(leaf.Cert.Subject.CommonName, "east-agent:") {
 		t.Errorf("certificate of %v, %q, %v", id, leaf.Cert.Subject.CommonName, err)
 	}
 	if d := time.Until(leaf.Cert.NotAfter); d > enrol.DefaultLifetime || d < enrol.DefaultLifetime-time.Hour {
@@ -256,6 +256,26 @@ func TestExpiredNodeToken(t *testing.T) {
 	wantRefusal(t, err, "expired")
 }
 
+// A host whose clock is an hour off is told so; it stores nothing, and joins with
+// the same token once its clock is right.
+func TestNodeWithAWrongClock(t *testing.T) {
+	s := startPort(t)
+	text := inviteNode(t, s, "n1")
+	n := newNode(t)
+	for off, want := range map[time.Duration]string{time.Hour: "set the clock", -time.Hour: "this host's clock says"} {
+		wrong := *n
+		wrong.Now = func() time.Time { return time.Now().Add(off) }
+		_, err := wrong.Join(t.Context(), text)
+		wantRefusal(t, err, want)
+		if _, err := os.Stat(filepath.Join(n.Dir, "tls.crt")); !os.IsNotExist(err) {
+			t.Errorf("%v off: a certificate was stored: %v", off, err)
+		}
+	}
+	if _, err := n.Join(t.Context(), text); err != nil {
+		t.Errorf("with the right clock: %v", err)
+	}
+}
+
 // enrolByHand proves a token for a request of the caller's own making.
 func enrolByHand(t *testing.T, s *Server, tok invitation.Token, tmpl *x509.CertificateRequest, proofKey, signKey *ecdsa.PrivateKey) (*hawserv1.EnrolResponse, error) {
 	t.Helper()
@@ -321,7 +341,7 @@ func TestNothingOfTheRequestButTheKeyCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id, err := pki.CertificateID(cert); err != nil || id.String() != "spiffe://east/agent/n1" || cert.Subject.CommonName != "east-agent" || len(cert.DNSNames) != 0 {
+	if id, err := pki.CertificateID(cert); err != nil || id.String() != "spiffe://east/agent/n1" || !strings.HasPrefix(cert.Subject.CommonName, "east-agent:") || len(cert.DNSNames) != 0 {
 		t.Errorf("got %v, CN %q, names %v, %v", id, cert.Subject.CommonName, cert.DNSNames, err)
 	}
 }

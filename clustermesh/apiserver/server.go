@@ -23,6 +23,7 @@ import (
 	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 )
@@ -44,6 +45,7 @@ type Server struct {
 	enrol       *enrol.Service
 	reopen      chan *errReopen // capacity 1
 	unwanted    refusals        // clusters of a shared etcd
+	cut         cutOffs         // peers
 
 	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate
@@ -105,9 +107,9 @@ func (s *Server) open(ctx context.Context) error {
 	if s.mesh, err = s.newFederation(); err != nil {
 		return err
 	}
-	s.enrol = enrol.NewService(enrol.Deps{
-		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
-	})
+	if err := s.openEnrolment(ctx); err != nil {
+		return err
+	}
 	return s.openPort(ctx)
 }
 
@@ -188,6 +190,8 @@ func apiError(err error) error {
 		return nil
 	case errors.As(err, &bad):
 		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.Is(err, cas.ErrConflict):
+		return status.Error(codes.Aborted, err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	}

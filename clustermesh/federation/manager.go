@@ -21,6 +21,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -46,6 +47,7 @@ type Manager struct {
 	port    *port         // nil: dial only
 	kick    chan struct{} // look at the peers again
 	deps    peering.Deps
+	explain Explainer
 	workers sync.WaitGroup // runners and leaves
 
 	mu      sync.Mutex
@@ -77,6 +79,7 @@ func New(cfg Config, d Deps) (*Manager, error) {
 		states: map[string]*peerState{}, leaves: map[string]*leave{}, withdrawing: map[string]bool{}}
 	m.deps = peering.Deps{Own: m.description, Store: m.store, Trust: trust, Creds: d.Creds, Now: d.Now, Log: d.Log}
 	m.join = peering.NewService(m.deps)
+	m.explain = d.Explain
 	if d.Listener == nil && cfg.Listen != "" {
 		if d.Listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("listen for federation on %s: %w", cfg.Listen, err)
@@ -137,13 +140,13 @@ func (m *Manager) poke() {
 
 // watchPeers pokes the reconciler at every change below private/<own>/peers/.
 func (m *Manager) watchPeers(ctx context.Context) error {
-	b := backoff{low: m.cfg.BackoffMin, high: m.cfg.BackoffMax}
+	b := backoff.New(m.cfg.BackoffMin, m.cfg.BackoffMax)
 	for {
 		_, rev, err := m.kv.Get(ctx, m.store.PeersPrefix())
 		if err == nil {
 			m.poke()
 			err = m.kv.Watch(ctx, m.store.PeersPrefix(), rev+1, func(w kvstore.WatchBatch) error {
-				b.reset()
+				b.Reset()
 				if len(w.Events) > 0 {
 					m.poke()
 				}
@@ -154,7 +157,7 @@ func (m *Manager) watchPeers(ctx context.Context) error {
 			return ctx.Err()
 		}
 		m.log.Debug("watch of peers ended", "err", err)
-		if err := b.wait(ctx, nil); err != nil {
+		if err := b.Wait(ctx); err != nil {
 			return err
 		}
 	}
@@ -163,7 +166,7 @@ func (m *Manager) watchPeers(ctx context.Context) error {
 func (m *Manager) reconcileLoop(ctx context.Context) error {
 	t := time.NewTicker(reconcileEvery)
 	defer t.Stop()
-	b := backoff{low: m.cfg.BackoffMin, high: m.cfg.BackoffMax}
+	b := backoff.New(m.cfg.BackoffMin, m.cfg.BackoffMax)
 	for {
 		select {
 		case <-m.kick:
@@ -173,13 +176,13 @@ func (m *Manager) reconcileLoop(ctx context.Context) error {
 		}
 		if err := m.reconcile(ctx); err != nil && ctx.Err() == nil {
 			m.log.Warn("peers not read", "err", err)
-			if err := b.wait(ctx, nil); err != nil {
+			if err := b.Wait(ctx); err != nil {
 				return err
 			}
 			m.poke()
 			continue
 		}
-		b.reset()
+		b.Reset()
 	}
 }
 
@@ -217,7 +220,9 @@ func (m *Manager) reconcile(ctx context.Context) error {
 	for _, p := range list {
 		switch p.GetState() {
 		case keyspacev1.Peer_STATE_CONFIRMED:
-			if m.runner(p.GetName()) == nil {
+			if r := m.runner(p.GetName()); r != nil {
+				r.setTerms(termsOf(p, &m.cfg))
+			} else {
 				m.start(ctx, p, list)
 			}
 		case keyspacev1.Peer_STATE_LEAVING:
@@ -225,13 +230,6 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// samePeer compares what a runner is made from.
-func samePeer(a, b *keyspacev1.Peer) bool {
-	x, y := proto.CloneOf(a), proto.CloneOf(b)
-	x.UpdatedAt, y.UpdatedAt = 0, 0
-	return proto.Equal(x, y)
 }
 
 // end removes the peer from trust, cuts its connections and waits for the end
@@ -263,8 +261,10 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 		st.failed(err)
 		m.log.Warn("grant narrowed", "peer", p.GetName(), "err", err)
 	}
+	st.do(func() { st.narrowed = err })
 	rctx, cancel := context.WithCancel(ctx)
-	r := &runner{kv: m.kv, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
+	r := &runner{kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain,
+		office: newOffice(m.kv, &m.cfg, m.own(), p.GetName()), terms: termsOf(p, &m.cfg), learned: make(chan []string, 1),
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()
 	m.runners[p.GetName()] = r
@@ -322,10 +322,13 @@ func (m *Manager) Stream(gs grpc.BidiStreamingServer[federationv1.Frame, federat
 	}
 	s := newSession(r.name(), false, hostOf(info.Conn.RemoteAddr()), gs, func() { info.Conn.Close() })
 	s.certExpires = info.State.PeerCertificates[0].NotAfter
-	err = r.serve(gs.Context(), s)
+	_, err = r.serve(gs.Context(), s)
+	var bad *violation
 	switch {
 	case errors.Is(err, errDuplicate):
 		return status.Error(codes.AlreadyExists, err.Error())
+	case errors.As(err, &bad):
+		return status.Error(codes.FailedPrecondition, r.own()+" refuses it: "+err.Error())
 	case err != nil:
 		return status.Error(codes.Unavailable, err.Error())
 	}

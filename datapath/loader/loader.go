@@ -28,7 +28,10 @@ type Datapath struct {
 	sockets bool // the kernel has the hooks of sock_*
 	adopted bool
 
-	mu sync.Mutex // serialises attaching
+	mu sync.Mutex // serialises links
+
+	settleMu  sync.Mutex // below mu
+	unsettled unsettled
 }
 
 // Open adopts what is pinned under cfg.PinPath, or loads and pins it. When only

@@ -115,8 +115,7 @@ func (d *Datapath) detachSockets() error {
 	for name := range socketPrograms() {
 		pin := d.linkPin(name, cgroupDevice)
 		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
-			_ = l.Detach() // without it the link ends some time after its pin
-			_ = l.Close()
+			errs = append(errs, l.Detach(), l.Close()) // removing the pin alone acts some time later
 		}
 		if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("detach %s: %w", name, err))

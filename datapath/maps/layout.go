@@ -100,6 +100,9 @@ type PolicyEntry struct {
 	Origin uint32
 	Deny   uint8
 	_      [3]uint8
+	// Hits counts the judgements that the entry decided: the first packet of
+	// each flow, one more at each change of policy, every packet that it denies.
+	Hits uint64
 }
 
 // Tuple4 is struct tuple4, the conntrack key: exactly 16 bytes.

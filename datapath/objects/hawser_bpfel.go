@@ -176,7 +176,7 @@ type HawserPacket struct {
 	Mtu       uint16
 	Mss       uint16
 	Opens     uint8
-	Pad       uint8
+	Audited   uint8
 }
 
 type HawserPolicyEntry struct {
@@ -184,6 +184,7 @@ type HawserPolicyEntry struct {
 	Origin uint32
 	Deny   uint8
 	Pad    [3]uint8
+	Hits   uint64
 }
 
 type HawserPolicyKey struct {
@@ -252,6 +253,14 @@ type HawserWatch struct {
 	Traces   uint32
 }
 
+type HawserWouldDeny struct {
+	_        structs.HostLayout
+	RuleSet  uint32
+	Origin   uint32
+	Endpoint uint16
+	Pad      uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -283,6 +292,7 @@ const (
 	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapWatched         = "watched"
+	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
 	HawserProgFromOverlay    = "from_overlay"
@@ -387,6 +397,7 @@ type HawserMapSpecs struct {
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
+	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
 
 // HawserVariableSpecs contains global variables before they are loaded into the kernel.
@@ -453,6 +464,7 @@ type HawserMaps struct {
 	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Watched       *ebpf.Map `ebpf:"watched"`
+	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
 
 func (m *HawserMaps) Close() error {
@@ -484,6 +496,7 @@ func (m *HawserMaps) Close() error {
 		m.Snat4,
 		m.SockPeers,
 		m.Watched,
+		m.WouldDeny,
 	)
 }
 

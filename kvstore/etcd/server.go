@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
 
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -30,6 +31,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	snapshot SnapshotInfo // the newest
+	disk     DiskInfo
 }
 
 // Start runs an etcd on new or existing data and returns when it serves, with
@@ -49,7 +51,11 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	if err := checkListen(ctx, cfg.Listen); err != nil {
 		return nil, err
 	}
-	ec, err := embedConfig(cfg)
+	if err := checkDisk(cfg); err != nil {
+		return nil, err
+	}
+	open := &openStreams{}
+	ec, err := embedConfig(cfg, grpc.ChainStreamInterceptor(open.intercept))
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +74,8 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s.done.Go(func() { s.keepUp(upkeep) })
+	s.done.Go(func() { s.cutExpelled(upkeep, open) })
+	s.done.Go(func() { s.watchDisk(upkeep) })
 	return s, nil
 }
 
@@ -131,7 +139,11 @@ func (s *Server) connectRoot() (err error) {
 func (s *Server) ensureAccess(ctx context.Context) error {
 	for {
 		if s.leads() {
-			if err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access()); err != nil {
+			err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access())
+			if err == nil && len(s.cfg.Shared) == 0 {
+				err = ensureNodesRole(ctx, s.root.etcd, s.cfg.Cluster)
+			}
+			if err != nil {
 				return fmt.Errorf("set up access to etcd on %s: %w", s.Endpoint(), err)
 			}
 			return nil
@@ -224,6 +236,6 @@ func (s *Server) Stats(ctx context.Context) (Stats, error) {
 	st, err := s.all.Stats(ctx, kvstore.Root)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.Snapshot = s.snapshot
+	st.Snapshot, st.Disk = s.snapshot, s.disk
 	return st, err
 }
