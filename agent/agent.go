@@ -70,6 +70,7 @@ type Agent struct {
 	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
 	hub       observe.Hub
+	watching  sync.Mutex // serialises watch
 
 	ready    chan struct{} // own policies and identities are known
 	complete chan struct{} // everything of every cluster is known
@@ -126,6 +127,9 @@ func (a *Agent) openKernel() error {
 	cfg := loader.Config{
 		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
 		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
+	}
+	if !a.cfg.KeepPodAddresses {
+		cfg.Masquerade = loader.MasqueradePorts()
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()
@@ -335,6 +339,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error {
 		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
 	})
+	a.watch() // what an earlier agent was asked for is over
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
 	g.Go(func() error { return a.dp.RunSettle(ctx) })
@@ -412,6 +417,23 @@ type history struct {
 func (a *Agent) history() history {
 	s := a.state.Status()
 	return history{incarnation: s.Incarnation, mixed: s.Frozen > 0}
+}
+
+// watch has the programs tell what somebody listens to, and nothing else: that
+// costs the packets time. Drops are always told.
+func (a *Agent) watch() {
+	a.watching.Lock()
+	defer a.watching.Unlock()
+	var w maps.Watch
+	if a.hub.Wanted(observe.TypeName(datapath.EventVerdict)) {
+		w.Verdicts = 1
+	}
+	if a.hub.Wanted(observe.TypeName(datapath.EventTrace)) {
+		w.Traces = 1
+	}
+	if err := a.dp.Maps().Watched.Put(uint32(0), w); err != nil {
+		a.log.Error("choose the events that are told", "error", err)
+	}
 }
 
 func (a *Agent) handleEvent(e datapath.Event) {

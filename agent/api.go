@@ -154,7 +154,8 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 // Monitor implements hawserv1.NodeServer.
 func (s *service) Monitor(q *hawserv1.MonitorRequest, stream grpc.ServerStreamingServer[hawserv1.Event]) error {
 	l := s.a.hub.Listen(q.GetTypes())
-	defer l.Close()
+	defer func() { l.Close(); s.a.watch() }()
+	s.a.watch()
 	// The header tells the caller that nothing is missed from here on.
 	if err := stream.SendHeader(nil); err != nil {
 		return err

@@ -55,6 +55,9 @@ type Config struct {
 	// Attach is how programs are put on devices: tcx, clsact, or empty for the
 	// better one that the kernel has.
 	Attach string
+	// KeepPodAddresses lets pods reach the outside with their own addresses
+	// instead of the node's.
+	KeepPodAddresses bool
 	// CgroupRoot is the cgroup2 directory whose processes, this node's and its
 	// pods', have services balanced at their sockets; CgroupAuto is the root of
 	// all, CgroupOff none. Empty is CgroupAuto.

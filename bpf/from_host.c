@@ -5,6 +5,7 @@
 #include "lib/deliver.h"
 #include "lib/event.h"
 #include "lib/reject.h"
+#include "lib/scratch.h"
 #include "lib/translate.h"
 
 /* The host's own packets come from its addresses. What it merely forwards is
@@ -185,7 +186,7 @@ static __always_inline int host_packet(struct __sk_buff *skb, struct packet *p)
 SEC("tc")
 int from_host(struct __sk_buff *skb)
 {
-	struct packet p = {.len = skb->len, .program = PROG_FROM_HOST, .direction = DIR_INGRESS};
+	struct packet *p = new_packet(skb, PROG_FROM_HOST, DIR_INGRESS);
 
-	return finish_answering(skb, &p, host_packet(skb, &p));
+	return p ? finish_answering(skb, p, host_packet(skb, p)) : TC_ACT_SHOT;
 }

@@ -6,6 +6,8 @@
  * Everything is decided on the packet as it came; it is stripped last. */
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/masquerade.h"
+#include "lib/scratch.h"
 
 /* What a packet from outside this node goes through, tunnelled or not. */
 struct arrival {
@@ -160,7 +162,7 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 	}
 	ret = tunnel_strip(skb, p);
 	if (!ret && vip)
-		ret = related_nat4(skb, p, &quoted, vip, port);
+		ret = related_nat4(skb, p, QUOTED_DESTINATION, vip, port);
 	return ret < 0 ? ret : arrival_send(skb, p, a);
 }
 
@@ -230,6 +232,12 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 		e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
 		if (!e || !(e->flags & CT_WORLD))
 			return DROP(p, DROP_UNRELATED_ICMP);
+		if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
+			ret =
+			    related_nat4(skb, p, QUOTED_DESTINATION, e->nat_addr.w[3], e->nat_port);
+			if (ret < 0)
+				return ret;
+		}
 		return to_endpoint(skb, p, rx);
 	}
 	flow_key(&f, &p->t);
@@ -252,10 +260,60 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 	return ret < 0 ? ret : to_endpoint(skb, p, rx);
 }
 
+/* The pod behind an answer to a masqueraded flow, and the answer translated; NULL
+ * when it is the host's own. */
+static __always_inline struct endpoint *masqueraded(struct __sk_buff *skb, struct packet *p,
+                                                    int *ret)
+{
+	struct tuple4 t = {};
+	struct snat_entry *s;
+	struct endpoint *rx;
+
+	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+	*ret = parse4(skb, ETH_HLEN, p);
+	if (*ret < 0)
+		return NULL;
+	if (p->icmp_error) {
+		if (parse_quoted(skb, ETH_HLEN, p, &t) || t.saddr != node_addr4)
+			return NULL;
+		s = snat_find(t.daddr, t.dport, t.sport, t.proto);
+	} else {
+		s = snat_find(p->t.saddr, p->t.sport, p->t.dport, p->t.proto);
+	}
+	rx = s ? endpoint_by_addr4(s->addr) : NULL;
+	if (!rx)
+		return NULL;
+	p->dst_id = rx->identity;
+	p->endpoint = rx->id;
+	if (p->icmp_error)
+		*ret = related_nat4(skb, p, QUOTED_SOURCE, s->addr, s->port);
+	else if (nat4_write(skb, p->t.saddr, s->addr, port_pair(p->t.sport, s->port), p->later))
+		*ret = DROP(p, DROP_REWRITE_FAILED);
+	return rx;
+}
+
+/* A packet to this node that is no tunnel's. */
+static __always_inline int to_node(struct __sk_buff *skb)
+{
+	struct packet *p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+	struct endpoint *rx;
+	int ret;
+
+	if (!snat_ports || !p)
+		return TC_ACT_OK;
+	rx = masqueraded(skb, p, &ret);
+	if (!rx)
+		return TC_ACT_OK;
+	if (ret < 0)
+		return finish(p, ret);
+	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+	return p ? finish(p, untunnelled(skb, p, rx)) : TC_ACT_SHOT;
+}
+
 SEC("tc")
 int from_overlay(struct __sk_buff *skb)
 {
-	struct packet p = {.len = skb->len, .program = PROG_FROM_OVERLAY, .direction = DIR_INGRESS};
+	struct packet *p;
 	struct endpoint *rx;
 	struct ethhdr *eth;
 	struct iphdr *ip;
@@ -269,11 +327,17 @@ int from_overlay(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (ip->daddr != node_addr4) {
 		rx = endpoint_by_addr4(ip->daddr);
-		return rx ? finish(&p, untunnelled(skb, &p, rx)) : TC_ACT_OK;
+		if (!rx)
+			return TC_ACT_OK;
+		p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+		return p ? finish(p, untunnelled(skb, p, rx)) : TC_ACT_SHOT;
 	}
 	if (ip->protocol != IPPROTO_UDP || ip->version_ihl != IP_VERSION_IHL ||
 	    ip->frag_off & bpf_htons(IP_FRAGMENT) || udp->dest != tunnel_port)
-		return TC_ACT_OK;
-	p.outer = ip->saddr;
-	return finish(&p, tunnelled(skb, &p));
+		return to_node(skb);
+	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+	if (!p)
+		return TC_ACT_SHOT;
+	p->outer = ip->saddr;
+	return finish(p, tunnelled(skb, p));
 }

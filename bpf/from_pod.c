@@ -6,7 +6,9 @@
 #include "lib/arp.h"
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/masquerade.h"
 #include "lib/reject.h"
+#include "lib/scratch.h"
 #include "lib/translate.h"
 
 /* What is cached when both ends are here: the hop's epoch is the receiver's rule
@@ -82,6 +84,22 @@ static __always_inline void mark_world(struct ct_entry *e, const struct route *r
 		e->flags &= ~CT_WORLD;
 }
 
+/* Sends a flow's packet to the outside: masqueraded, or as the node's stack
+ * routes it. */
+static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p,
+                                     const struct tuple4 *t, struct ct_entry *e)
+{
+	int ret = snat_flow(skb, p, t, e);
+
+	if (ret < 0 || !e->snat_port)
+		return ret < 0 ? ret : TC_ACT_OK;
+	ret = snat_send(skb, e->snat_port, p->later);
+	if (ret >= 0)
+		return ret;
+	p->line = __LINE__;
+	return ret < -DROP_REASONS ? -DROP_REWRITE_FAILED : ret;
+}
+
 /* A packet without translation, or a backend's reply, which is translated
  * back. */
 static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
@@ -113,6 +131,11 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 	if (!e) {
 		e = &fresh;
 		ct_init(e, p, f, r.hop == HOP_WORLD ? CT_WORLD : 0);
+		if (r.hop == HOP_WORLD) {
+			ret = snat_flow(skb, p, &to, e);
+			if (ret < 0)
+				return ret;
+		}
 		ct_cache(e, FLOW_FORWARD, verdict, hop_word(r.hop, r.epoch));
 		ret = ct_create(p, f, e);
 		if (ret < 0)
@@ -129,6 +152,8 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		}
 		ct_touch(e, p, f->dir);
 	}
+	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD)
+		return pod_world(skb, p, &to, e);
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
@@ -187,12 +212,18 @@ fresh:
 	ret = service_create(p, f, &to, &c, verdict, &r);
 	if (ret < 0)
 		return ret;
+	e = ct_find(f);
+	if (!e)
+		return DROP(p, DROP_CONNTRACK_FULL);
 send:
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
 	ret = nat4(skb, p, &to);
-	return ret < 0 ? ret : deliver(skb, p, &r, tx->identity, f->hash);
+	if (ret < 0)
+		return ret;
+	return r.hop == HOP_WORLD ? pod_world(skb, p, &to, e)
+	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 
 /* An ICMP error of a flow passes without policy. */
@@ -202,19 +233,26 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	struct flow f = {};
 	struct route r = {};
 	struct ct_entry *e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
-	int ret;
+	__be32 to = p->t.daddr;
+	int ret, end = QUOTED_DESTINATION;
 
 	if (!e)
 		return DROP(p, DROP_UNRELATED_ICMP);
-	ret = route4(p, p->t.daddr, &r);
+	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {
+		end = QUOTED_SOURCE;
+		to = e->nat_addr.w[3];
+	} else if (!(e->flags & CT_NAT && f.dir == FLOW_FORWARD)) {
+		end = -1;
+	}
+	ret = route4(p, to, &r);
 	if (ret < 0)
 		return ret;
 	p->dst_id = r.identity;
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
-	if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
-		ret = related_nat4(skb, p, &quoted, e->nat_addr.w[3], e->nat_port);
+	if (end >= 0) {
+		ret = related_nat4(skb, p, end, e->nat_addr.w[3], e->nat_port);
 		if (ret < 0)
 			return ret;
 	}
@@ -304,7 +342,7 @@ static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct packet p = {.len = skb->len, .program = PROG_FROM_POD, .direction = DIR_EGRESS};
+	struct packet *p = new_packet(skb, PROG_FROM_POD, DIR_EGRESS);
 
-	return finish_answering(skb, &p, pod_packet(skb, &p));
+	return p ? finish_answering(skb, p, pod_packet(skb, p)) : TC_ACT_SHOT;
 }

@@ -52,7 +52,7 @@ static __always_inline void sock_to_backend(struct bpf_sock_addr *ctx, __u16 fla
 	struct backend *b;
 	__u32 number, pick;
 
-	if (!fe)
+	if (!fe || fe->affinity)
 		return;
 	key.cookie = bpf_get_socket_cookie(ctx);
 	pick = flags & SOCK_CONNECTED ? bpf_get_prandom_u32()

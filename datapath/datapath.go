@@ -199,6 +199,9 @@ type FrontendKey struct {
 type Frontend struct {
 	Service  uint32 // global service id
 	Backends []Backend
+	// Affinity is for how many seconds after its last new flow a client stays
+	// with its backend; 0: it need not.
+	Affinity uint32
 	// Keeping are backends that keep their flows and take no new ones.
 	Keeping []Backend
 }
@@ -218,7 +221,7 @@ type Backend struct {
 
 // Equal reports whether two rows are the same.
 func (f Frontend) Equal(o Frontend) bool {
-	return f.Service == o.Service && slices.Equal(f.Backends, o.Backends) && slices.Equal(f.Keeping, o.Keeping)
+	return f.Service == o.Service && f.Affinity == o.Affinity && slices.Equal(f.Backends, o.Backends) && slices.Equal(f.Keeping, o.Keeping)
 }
 
 // Event is a decoded event of the programs: a drop, or a verdict of a new flow.

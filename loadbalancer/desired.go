@@ -214,7 +214,7 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p), Affinity: s.GetSessionAffinitySeconds()}
 			for _, b := range ofPort(all, p, isTerminating) {
 				if !slices.Contains(row.Backends, b) {
 					row.Keeping = append(row.Keeping, b)

@@ -118,17 +118,17 @@ func textMap(n manifest.Node) map[string]string {
 func laterFields() []string {
 	return []string{"externalIPs", "externalName", "externalTrafficPolicy", "healthCheckNodePort",
 		"loadBalancerIP", "loadBalancerClass", "loadBalancerSourceRanges", "allocateLoadBalancerNodePorts",
-		"publishNotReadyAddresses", "sessionAffinityConfig", "trafficDistribution"}
+		"publishNotReadyAddresses", "trafficDistribution"}
 }
 
 func (o *Object) parseSpec(spec manifest.Node) {
 	ok := spec.Only([]string{"type", "selector", "ports", "clusterIP", "clusterIPs", "sessionAffinity",
-		"internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"}, laterFields())
+		"sessionAffinityConfig", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"}, laterFields())
 	if !ok {
 		return
 	}
 	only(spec, "type", "ClusterIP")
-	only(spec, "sessionAffinity", "None")
+	o.parseAffinity(spec)
 	only(spec, "internalTrafficPolicy", "Cluster")
 	only(spec, "ipFamilyPolicy", "SingleStack")
 	if f, ok := spec.Field("ipFamilies"); ok {
@@ -150,6 +150,47 @@ func (o *Object) parseSpec(spec manifest.Node) {
 		return
 	}
 	o.parsePorts(ports)
+}
+
+// Seconds for which a client stays with its backend.
+const (
+	defaultAffinity = 10800
+	maxAffinity     = 86400
+)
+
+func (o *Object) parseAffinity(spec manifest.Node) {
+	f, ok := spec.Field("sessionAffinity")
+	text := ""
+	if ok {
+		text, _ = f.Text()
+	}
+	switch text {
+	case "", "None":
+		if c, ok := spec.Field("sessionAffinityConfig"); ok {
+			c.Problem("set sessionAffinity: ClientIP too")
+		}
+		return
+	case "ClientIP":
+	default:
+		f.Problem("%q: want None or ClientIP", text)
+		return
+	}
+	o.Service.SessionAffinitySeconds = defaultAffinity
+	config, ok := spec.Field("sessionAffinityConfig")
+	if !ok || !config.Only([]string{"clientIP"}, nil) {
+		return
+	}
+	client, ok := config.Field("clientIP")
+	if !ok || !client.Only([]string{"timeoutSeconds"}, nil) {
+		return
+	}
+	if t, ok := client.Field("timeoutSeconds"); ok {
+		n, ok := t.Uint(maxAffinity)
+		if ok && n == 0 {
+			t.Problem("0: want 1 to %d", maxAffinity)
+		}
+		o.Service.SessionAffinitySeconds = uint32(n)
+	}
 }
 
 // only refuses every value of a field but one.

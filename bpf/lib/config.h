@@ -11,5 +11,10 @@ const volatile __u32 host_ifindex = 0; /* the host's end of the host veth */
 const volatile __u16 host_mac[3] = {}; /* of host_ifindex */
 const volatile __u16 net_mac[3] = {};  /* of the other end, which answers ARP */
 const volatile __be16 tunnel_port = 0;
+const volatile __u32 maglev_size = 16381; /* places of a table */
+/* Ports of the node for flows of pods to the outside; 0 ports: they keep their
+ * addresses. */
+const volatile __u32 snat_first = 0;
+const volatile __u32 snat_ports = 0;
 const volatile __u32 identity_shift = 16;   /* wire bits less cluster bits */
 const volatile __u64 encap_extra_flags = 0; /* ENCAP_L2_ETH where the kernel has it */

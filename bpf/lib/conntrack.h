@@ -63,10 +63,10 @@ struct ct_entry {
 	/* 64 bytes: what follows is for new and for translated flows */
 	struct addr nat_addr;
 	__be16 nat_port;
-	__u16 pad2;
-	__u32 frontend; /* number of the service's frontend */
-	__u32 backend;  /* number of the chosen backend */
-	__u32 src_id;   /* identities at the last full judgement, to be shown */
+	__u16 snat_port; /* of the node, in host order, for a flow to the outside */
+	__u32 frontend;  /* number of the service's frontend */
+	__u32 backend;   /* number of the chosen backend */
+	__u32 src_id;    /* identities at the last full judgement, to be shown */
 	__u32 dst_id;
 	__u32 created; /* jiffies; with CT_SERVICE when its other entry was last seen to */
 };
@@ -174,6 +174,7 @@ static __always_inline void ct_init(struct ct_entry *e, const struct packet *p,
 /* A full LRU evicts a half-open flow, never an established one. */
 static __always_inline int ct_create(struct packet *p, const struct flow *f, struct ct_entry *e)
 {
+	p->opens = 1;
 	e->packets[FLOW_FORWARD] = 1;
 	e->bytes[FLOW_FORWARD] = p->len;
 	return bpf_map_update_elem(&ct4_open, &f->key, e, BPF_ANY) ? DROP(p, DROP_CONNTRACK_FULL)

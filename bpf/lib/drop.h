@@ -19,7 +19,7 @@ enum drop_reason {
 	DROP_PACKET_TOO_BIG = 9,       /* packet too big */
 	DROP_NO_TUNNEL_ENDPOINT = 10,  /* no tunnel endpoint */
 	DROP_MALFORMED = 11,           /* malformed packet */
-	DROP_FRAGMENT = 12,            /* fragment */
+	DROP_TINY_FRAGMENT = 12,       /* tiny fragment */
 	DROP_UNKNOWN_DESTINATION = 13, /* unknown destination */
 	DROP_UNKNOWN_ENDPOINT = 14,    /* unknown endpoint */
 	DROP_UNRELATED_ICMP = 15,      /* unrelated icmp error */
@@ -27,6 +27,9 @@ enum drop_reason {
 	DROP_MULTICAST = 17,           /* multicast */
 	DROP_UNKNOWN_RULE_SET = 18,    /* unknown rule set */
 	DROP_REWRITE_FAILED = 19,      /* rewrite failed */
+	DROP_EARLY_FRAGMENT = 20,      /* fragment before its first */
+	DROP_OVERLAP = 21,             /* overlapping fragment */
+	DROP_NO_SNAT_PORT = 22,        /* no masquerade port */
 	AUDIT_POLICY_DENIED = 31,      /* policy denied, audited only */
 	DROP_REASONS = 32,             /* room in the metrics map */
 };

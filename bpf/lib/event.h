@@ -70,7 +70,7 @@ struct bucket {
 enum {
 	EVENT_RATE = 100, /* per second */
 	EVENT_BURST = 200,
-	NSEC_PER_TOKEN = 1000000000 / EVENT_RATE,
+	NSEC_PER_TOKEN = NSEC_PER_SEC / EVENT_RATE,
 };
 
 struct {
@@ -81,7 +81,7 @@ struct {
 } event_buckets SEC(".maps");
 
 /* What a packet's audited policies would have dropped it by, until finish: by
- * direction. Not in struct packet, which lies on a full stack. */
+ * direction. Not in struct packet, of which most have no need. */
 struct would_deny {
 	__u32 rule_set;
 	__u32 origin;
@@ -107,18 +107,45 @@ static __always_inline void note_audited(__u32 dir, __u32 rule_set, __u32 origin
 	w->endpoint = endpoint;
 }
 
-static __always_inline void count(const struct packet *p, __u32 reason)
+/* What somebody listens to beside drops; the agent sets it. */
+struct watch {
+	__u32 verdicts;
+	__u32 traces;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct watch);
+} watched SEC(".maps");
+
+static __always_inline struct watch *watch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&watched, &zero);
+}
+
+/* Of how many packets that a program passes one is traced, on each CPU. */
+enum {
+	TRACE_SAMPLE = 16, /* a power of two */
+};
+
+/* Counts the packet, and returns how many there were. */
+static __always_inline __u64 count(const struct packet *p, __u32 reason)
 {
 	__u32 i = (reason * 2 + (p->direction & 1)) * PROGRAMS + (p->program & (PROGRAMS - 1));
 	struct metric *m = bpf_map_lookup_elem(&metrics, &i);
 
-	if (m) {
-		m->packets++;
-		m->bytes += p->len;
-	}
+	if (!m)
+		return 0;
+	m->bytes += p->len;
+	return ++m->packets;
 }
 
-/* Takes a token. Returns the number of events suppressed before this one, or
+/* Takes a token of a reason, or of verdicts and traces, which have numbers beyond
+ * those. Returns the number of events suppressed before this one, or
  * -1 when this one is suppressed too. */
 static __always_inline long long take_token(const struct packet *p, __u32 reason)
 {
@@ -183,7 +210,7 @@ static __noinline void emit(const struct packet *p, __u32 reason, __u8 type)
 
 	if (!p)
 		return;
-	suppressed = take_token(p, reason);
+	suppressed = take_token(p, reason ? reason : DROP_REASONS + type);
 	if (suppressed < 0)
 		return;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
@@ -195,6 +222,19 @@ static __noinline void emit(const struct packet *p, __u32 reason, __u8 type)
 	e->reason = reason;
 	fill_event(e, p);
 	bpf_ringbuf_submit(e, 0);
+}
+
+/* Tells of a packet that passes, if somebody wants to hear it. */
+static __noinline void tell(const struct packet *p, __u64 packets)
+{
+	struct watch *w = watch();
+
+	if (!p || !w)
+		return;
+	if (p->opens && w->verdicts)
+		emit(p, DROP_NONE, EVENT_VERDICT);
+	if (!(packets % TRACE_SAMPLE) && w->traces)
+		emit(p, DROP_NONE, EVENT_TRACE);
 }
 
 /* Counts and reports what policy would have dropped if it were not audited. The
@@ -224,12 +264,15 @@ static __noinline void report_audited(struct packet *p)
 static __always_inline int finish(struct packet *p, int verdict)
 {
 	__u32 reason = verdict < 0 ? -verdict : DROP_NONE;
+	__u64 packets;
 
 	if (reason >= DROP_REASONS)
 		reason = DROP_REWRITE_FAILED;
-	count(p, reason);
+	packets = count(p, reason);
 	if (unlikely(reason != DROP_NONE))
 		emit(p, reason, EVENT_DROP);
+	else if (unlikely(p->opens || !(packets % TRACE_SAMPLE)))
+		tell(p, packets);
 	if (unlikely(p->audited))
 		report_audited(p);
 	return reason == DROP_NONE ? verdict : TC_ACT_SHOT;

@@ -27,8 +27,9 @@ typedef __u32 __wsum;
 #define barrier()        __asm__ __volatile__("" ::: "memory")
 
 /* Maps in BTF form. */
-#define __uint(name, val) int(*name)[val]
-#define __type(name, val) __typeof__(val) *name
+#define __uint(name, val)  int(*name)[val]
+#define __type(name, val)  __typeof__(val) *name
+#define __array(name, val) __typeof__(val) *name[]
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "only little-endian targets are built"
@@ -44,6 +45,7 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_HASH_OF_MAPS = 13,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -188,7 +190,10 @@ struct iphdr {
 enum {
 	IP_VERSION_IHL = 0x45, /* version 4, no options */
 	IP_DF = 0x4000,
+	IP_MF = 0x2000,
+	IP_OFFSET = 0x1FFF,   /* in 8 bytes */
 	IP_FRAGMENT = 0x3FFF, /* MF or an offset */
+	IP_MAX = 0xFFFF,      /* bytes of a datagram */
 	IP_TTL = 64,
 };
 
@@ -227,6 +232,13 @@ struct icmphdr {
 };
 
 enum {
+	TCP_OPTION_END = 0,
+	TCP_OPTION_NOP = 1,
+	TCP_OPTION_MSS = 2,
+	TCP_OPTION_MSS_LEN = 4,
+};
+
+enum {
 	ICMP_ECHOREPLY = 0,
 	ICMP_UNREACHABLE = 3,
 	ICMP_SOURCE_QUENCH = 4,
@@ -246,9 +258,13 @@ static long (*const bpf_map_update_elem)(void *map, const void *key, const void 
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
+static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
+                                         __u32 len, __u64 flags) = (void *)9;
 static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
                                          __u64 flags) = (void *)11;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to,
+                                        __u32 len) = (void *)26;
 static __s32 (*const bpf_csum_diff)(void *from, __u32 from_size, void *to, __u32 to_size,
                                     __wsum seed) = (void *)28;
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len,
@@ -257,6 +273,7 @@ static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode,
                                          __u64 flags) = (void *)50;
+static long (*const bpf_fib_lookup)(void *ctx, void *params, int plen, __u32 flags) = (void *)69;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;

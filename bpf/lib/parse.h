@@ -2,6 +2,7 @@
 /* From bytes to a struct packet. */
 #pragma once
 #include "drop.h"
+#include "fragment.h"
 #include "types.h"
 
 /* Bytes before what the parser must see: an IPv4 header without options, and
@@ -9,6 +10,7 @@
 enum {
 	L4_MAX = sizeof(struct tcphdr),
 	IP_HLEN = sizeof(struct iphdr),
+	TUNNEL_INNER_MAX = 128, /* where an IP header may be in a packet */
 };
 
 static __always_inline void *data(const struct __sk_buff *skb)
@@ -86,6 +88,69 @@ static __always_inline int parse_l4(struct packet *p, void *l4, void *end)
 	return 0;
 }
 
+/* What fragment_state answers: the ports below, and above them a drop_reason. */
+enum {
+	FRAGMENT_REASON_SHIFT = 32,
+};
+
+static __always_inline int fragment_read(struct __sk_buff *skb, struct packet *p, struct iphdr *ip,
+                                         void *end)
+{
+	__u32 len = bpf_ntohs(ip->tot_len) - IP_HLEN;
+	__be16 id = ip->id;
+	int ret;
+
+	if (bpf_ntohs(ip->tot_len) < IP_HLEN)
+		return DROP(p, DROP_MALFORMED);
+	ret = fragment_check(p, ip->frag_off, len);
+	if (ret < 0)
+		return ret;
+	if (ip->frag_off & bpf_htons(IP_OFFSET))
+		return fragment_find(skb, p, id, ip->frag_off);
+	ret = parse_l4(p, (void *)(ip + 1), end);
+	if (ret < 0)
+		return ret;
+	if (p->icmp_error)
+		return DROP(p, DROP_MALFORMED); /* errors fit into a packet */
+	fragment_learn(skb, p, id, len);
+	return 0;
+}
+
+/* Finds the ports of the fragment at off, or learns them. Who says so is outer
+ * or the device. Global, so that the verifier walks it once; on kernels before
+ * 5.12 such functions take only numbers. */
+__attribute__((noinline)) __u64 fragment_state(struct __sk_buff *skb, __u32 off, __u32 outer,
+                                               __u32 program)
+{
+	struct packet p = {.outer = outer, .program = program};
+	void *end = data_end(skb);
+	struct iphdr *ip;
+	int ret;
+
+	if (off > TUNNEL_INNER_MAX)
+		return (__u64)DROP_MALFORMED << FRAGMENT_REASON_SHIFT;
+	ip = data(skb) + off;
+	if ((void *)(ip + 1) > end)
+		return (__u64)DROP_MALFORMED << FRAGMENT_REASON_SHIFT;
+	p.t.saddr = ip->saddr;
+	p.t.daddr = ip->daddr;
+	p.t.proto = ip->protocol;
+	ret = fragment_read(skb, &p, ip, end);
+	return (__u64)(__u8)-ret << FRAGMENT_REASON_SHIFT | (__u32)p.t.sport << 16 | p.t.dport;
+}
+
+static __always_inline int parse_fragment(struct __sk_buff *skb, __u32 off, struct packet *p)
+{
+	__u64 state = fragment_state(skb, off, p->outer, p->program);
+	__u8 reason = state >> FRAGMENT_REASON_SHIFT;
+
+	if (reason)
+		return DROP(p, reason);
+	p->t.sport = state >> 16;
+	p->t.dport = state;
+	return 0;
+}
+
 /* Parses the IPv4 packet at off; the caller has pulled. */
 static __always_inline int parse4(struct __sk_buff *skb, __u32 off, struct packet *p)
 {
@@ -102,10 +167,20 @@ static __always_inline int parse4(struct __sk_buff *skb, __u32 off, struct packe
 		return ip->version_ihl >> 4 == 4 && ip->version_ihl > IP_VERSION_IHL
 		           ? DROP(p, DROP_IP_OPTIONS)
 		           : DROP(p, DROP_MALFORMED);
-	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
-		return DROP(p, DROP_FRAGMENT);
 	if (is_multicast4(ip->daddr))
 		return DROP(p, DROP_MULTICAST);
+	/* Without a branch: to the verifier all packets look alike. */
+	p->later = ((bpf_ntohs(ip->frag_off) & IP_OFFSET) + IP_OFFSET) / (IP_OFFSET + 1);
+	if (unlikely(ip->frag_off & bpf_htons(IP_FRAGMENT))) {
+		int ret = parse_fragment(skb, off, p);
+
+		if (ret < 0 || p->later)
+			return ret;
+		end = data_end(skb);
+		ip = data(skb) + off;
+		if ((void *)(ip + 1) > end)
+			return DROP(p, DROP_MALFORMED);
+	}
 	return parse_l4(p, ip + 1, end);
 }
 

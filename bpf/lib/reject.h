@@ -157,6 +157,10 @@ static __always_inline int finish_answering(struct __sk_buff *skb, struct packet
 {
 	int act = finish(p, verdict);
 
+	if (likely(verdict >= 0))
+		return act;
+	if (p->later)
+		return act; /* the first one's answer is enough */
 	if (verdict == -DROP_PACKET_TOO_BIG && p->mtu)
 		return answer_icmp(skb, ICMP_CODE_FRAG_NEEDED, p->mtu);
 	if (verdict != -DROP_NO_BACKEND)

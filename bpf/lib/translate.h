@@ -23,7 +23,7 @@ static __always_inline int service_choose(struct packet *p, struct tuple4 *to, s
 		return DROP(p, DROP_NO_BACKEND);
 	c->frontend = fe->number;
 	c->epoch = service_epoch(fe->number);
-	b = pick_backend(fe, bpf_get_prandom_u32(), &c->backend);
+	b = choose_backend(fe, &p->t, &c->backend);
 	if (!b)
 		return DROP(p, DROP_NO_BACKEND);
 	to->daddr = b->addr.w[3];

@@ -59,6 +59,8 @@ static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
 	if (node->mtu && node->mtu < mtu)
 		mtu = node->mtu;
+	if (p->tcp_flags & TCP_SYN)
+		p->mss = mtu - TUNNEL_OVERHEAD - IP_HLEN - sizeof(struct tcphdr);
 	if (likely(len + TUNNEL_OVERHEAD <= mtu))
 		return 0;
 	p->mtu = mtu - TUNNEL_OVERHEAD;
@@ -109,6 +111,58 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 	inner->proto = bpf_htons(ETH_P_IP);
 }
 
+struct mss_option {
+	__u8 kind;
+	__u8 len;
+	__be16 mss;
+};
+
+enum {
+	TCP_OPTIONS = 20, /* that are looked at */
+};
+
+/* Lowers the segment size that a SYN offers to what fits the path, so that what
+ * the other side sends needs no ICMP error. An option may start at an odd byte;
+ * the checksum counts in words. Global: see nat4_write. */
+__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 mss)
+{
+	__u32 off = ETH_HLEN + IP_HLEN, end, i;
+	__u32 check = off + __builtin_offsetof(struct tcphdr, check);
+	struct mss_option o;
+	struct tcphdr tcp;
+	__be16 from, to;
+
+	if (bpf_skb_load_bytes(skb, off, &tcp, sizeof(tcp)))
+		return 0;
+	end = off + (tcp.offset >> 4) * 4;
+	off += sizeof(tcp);
+	for (i = 0; i < TCP_OPTIONS && off + sizeof(o) <= end; i++) {
+		if (bpf_skb_load_bytes(skb, off, &o, sizeof(o)) || o.kind == TCP_OPTION_END)
+			return 0;
+		if (o.kind == TCP_OPTION_NOP) {
+			off++;
+			continue;
+		}
+		if (o.len < 2)
+			return 0;
+		if (o.kind == TCP_OPTION_MSS && o.len == TCP_OPTION_MSS_LEN)
+			break;
+		off += o.len;
+	}
+	if (i == TCP_OPTIONS || off + sizeof(o) > end || bpf_ntohs(o.mss) <= mss)
+		return 0;
+	from = o.mss;
+	o.mss = bpf_htons(mss);
+	to = o.mss;
+	if (off & 1) {
+		from = __builtin_bswap16(from);
+		to = __builtin_bswap16(to);
+	}
+	if (bpf_l4_csum_replace(skb, check, from, to, sizeof(to)))
+		return -1;
+	return bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0) ? -1 : 0;
+}
+
 /* Wraps the packet and sends it to the node. tunnel_fits was asked before. */
 static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
                                        const struct node *node, __u32 vni, __u32 hash)
@@ -121,6 +175,8 @@ static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
 
 	if (!remote)
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	if (unlikely(p->mss) && clamp_mss(skb, p->mss))
+		return DROP(p, DROP_REWRITE_FAILED);
 	if (bpf_skb_adjust_room(skb, TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
 		return DROP(p, DROP_REWRITE_FAILED);
 	h = data(skb) + ETH_HLEN;

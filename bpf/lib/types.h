@@ -3,6 +3,10 @@
 #pragma once
 #include "kernel.h"
 
+enum {
+	NSEC_PER_SEC = 1000000000,
+};
+
 /* Addresses in keys have 16 bytes; IPv4 is ::ffff:a.b.c.d. */
 struct addr {
 	__be32 w[4];
@@ -84,6 +88,9 @@ struct packet {
 	__u8 icmp_code;
 	__u8 tos;
 	__u8 icmp_error;
-	__u8 audited; /* bit n: policy of direction n would deny it, and is audited */
+	__u8 later;   /* a fragment that has no header behind IP's */
 	__u16 mtu;    /* set with "packet too big": what would fit, else 0 */
+	__u16 mss;    /* of the path, for a SYN; else 0 */
+	__u8 opens;   /* makes a new flow */
+	__u8 audited; /* bit n: policy of direction n would deny it, and is audited */
 };

@@ -24,7 +24,7 @@ import (
 )
 
 // types are the events that the datapath sends.
-var types = []string{"drop"}
+var types = []string{"drop", "verdict", "trace"}
 
 // New returns the command.
 func New(s *session.Session) *cobra.Command {
@@ -33,11 +33,14 @@ func New(s *session.Session) *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use:   "monitor",
-		Short: "Watch drops as they happen",
+		Short: "Watch drops, new flows and sampled packets as they happen",
 		Long: "Watch drops as they happen, on all nodes of all clusters of the\n" +
 			"context (--cluster and --node narrow it). A drop tells its reason, both sides with\n" +
-			"their labels, the rule that decided, the node and the program.",
-		Example: "  hawser monitor --type drop",
+			"their labels, the rule that decided, the node and the program. A verdict is a new\n" +
+			"flow that was allowed, or a packet that audit mode let pass although policy denies\n" +
+			"it; a trace is one of 16 packets that pass. New flows and traces are told only\n" +
+			"while somebody asks for them. No endpoint has more than 100 events of a kind a second.",
+		Example: "  hawser monitor --type drop\n  hawser monitor --type verdict,trace --count 20",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, t := range wanted {
@@ -54,7 +57,7 @@ func New(s *session.Session) *cobra.Command {
 			return run(ctx, cmd.OutOrStdout(), s, wanted, count)
 		},
 	}
-	cmd.Flags().StringSliceVarP(&wanted, "type", "t", nil, "only these: "+strings.Join(types, ", "))
+	cmd.Flags().StringSliceVarP(&wanted, "type", "t", []string{"drop"}, "which: "+strings.Join(types, ", "))
 	cmd.Flags().DurationVar(&forHowLong, "for", 0, "stop after this time (default: never)")
 	cmd.Flags().IntVarP(&count, "count", "c", 0, "stop after so many events (default: never)")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(types, cobra.ShellCompDirectiveNoFileComp))

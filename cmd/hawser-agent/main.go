@@ -29,6 +29,7 @@ func newCommand() *cobra.Command {
 	var opts program.Options
 	var cfg agent.Config
 	var address, pods, mapSizes, attach string
+	var masquerade bool
 	cmd := &cobra.Command{
 		Use:   "hawser-agent",
 		Short: "Run the agent of a node: endpoints, datapath, policy, load balancing",
@@ -57,6 +58,7 @@ func newCommand() *cobra.Command {
 				return fmt.Errorf("--attach %q: must be auto, tcx or clsact", attach)
 			}
 			cfg.Log = log
+			cfg.KeepPodAddresses = !masquerade
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.NodeAddress, _ = netip.ParseAddr(address)
 			cfg.PodCIDR, _ = netip.ParsePrefix(pods)
@@ -84,6 +86,7 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")
 	f.StringVar(&attach, "attach", "auto", "how programs are put on devices: tcx, clsact, or auto for tcx where the kernel has it")
 	f.StringVar(&cfg.CgroupRoot, "cgroup-root", agent.CgroupAuto, "cgroup2 directory of the processes whose services are balanced at the socket: a path, auto for the root of all, or off")
+	f.BoolVar(&masquerade, "masquerade", true, "give what pods send out of the underlay device to the outside the node's address")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
 	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")

@@ -14,6 +14,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+
+	"github.com/hawser-mesh/hawser/loadbalancer/maglev"
 )
 
 // Config says what to load and where to pin it. Open and the Attach methods must
@@ -38,11 +40,21 @@ type Config struct {
 	NetDevice  string
 	// ClusterBits is how many of the identity's 24 bits name the cluster.
 	ClusterBits uint32
-	MapSizes    MapSizes
+	// Masquerade are the ports of NodeAddr that flows of pods to the outside
+	// get; the zero range lets them keep their addresses.
+	Masquerade PortRange
+	MapSizes   MapSizes
 	// Attach is AttachTCX or AttachClsact; empty takes TCX where the kernel
 	// has it.
 	Attach string
 }
+
+// PortRange is Count ports from First on.
+type PortRange struct{ First, Count uint16 }
+
+// MasqueradePorts is a range that nothing else uses: it is below those that
+// Linux gives out (net.ipv4.ip_local_port_range) and Kubernetes' node ports.
+func MasqueradePorts() PortRange { return PortRange{First: 16384, Count: 13616} }
 
 // Ways to attach a program to a device.
 const (
@@ -65,8 +77,13 @@ type MapSizes struct {
 	Services  uint32
 	Slots     uint32
 	Backends  uint32
-	Sockets   uint32 // connected to services, or sending to them
-	Events    uint32 // bytes, a power of two and a multiple of the page size
+	Clients   uint32 // that stay with a backend
+	// Maglev is how many places the table of a service has: a prime. All
+	// nodes of a mesh must have the same.
+	Maglev  uint32
+	SNAT    uint32 // masqueraded flows
+	Sockets uint32 // connected to services, or sending to them
+	Events  uint32 // bytes, a power of two and a multiple of the page size
 }
 
 // SmallMaps are capacities for many agents on one machine.
@@ -74,7 +91,7 @@ func SmallMaps() MapSizes {
 	return MapSizes{
 		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
 		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
-		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, Events: 256 << 10,
+		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, SNAT: 16384, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
 	}
 }
 
@@ -86,7 +103,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"node_addrs": s.Nodes, "identities": s.Identity, "rule_sets": s.RuleSets,
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "sock_peers": s.Sockets, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
 }
 
@@ -99,6 +116,9 @@ const (
 func (c Config) withDefaults() Config {
 	if c.TunnelPort == 0 {
 		c.TunnelPort = defaultTunnelPort
+	}
+	if c.MapSizes.Maglev == 0 {
+		c.MapSizes.Maglev = maglev.DefaultSize
 	}
 	if c.ClusterBits == 0 {
 		c.ClusterBits = defaultClusterBits
@@ -135,6 +155,9 @@ func (c Config) Validate() error {
 	}
 	if c.ClusterBits < 8 || c.ClusterBits > 10 {
 		errs = append(errs, fmt.Errorf("cluster bits %d: must be 8, 9 or 10", c.ClusterBits))
+	}
+	if int(c.Masquerade.First)+int(c.Masquerade.Count) > 1<<16 || c.Masquerade.Count > 0 && c.Masquerade.First == 0 {
+		errs = append(errs, fmt.Errorf("masquerade ports %d+%d: must be in 1 to 65535", c.Masquerade.First, c.Masquerade.Count))
 	}
 	switch c.Attach {
 	case "", AttachTCX, AttachClsact:

@@ -81,6 +81,9 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 	if err != nil {
 		return shrink, err
 	}
+	if _, _, err := maps.CollectMasquerade(d.maps.Snat4, d.maps.Ct4, d.maps.Ct4Open, timeouts.Closing, now); err != nil {
+		return shrink, err
+	}
 	if fill := float64(seen-deleted) / float64(d.maps.Ct4.MaxEntries()); fill < pressureFill {
 		return 1, nil
 	}

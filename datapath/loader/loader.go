@@ -118,6 +118,7 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		IpcachePrefix: m["ipcache_prefix"], Metrics: m["metrics"], NodeAddrs: m["node_addrs"],
 		Nodes: m["nodes"], Policy: m["policy"], RuleSets: m["rule_sets"],
 		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
+		Scratch: m["scratch"], Watched: m["watched"], Snat4: m["snat4"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
 		Services: m["services"], SockPeers: m["sock_peers"],
 	}
 	d.progs = &objects.HawserPrograms{

@@ -76,6 +76,8 @@ type constants struct {
 	TunnelPort      maps.Port
 	IdentityShift   uint32
 	EncapFlags      uint64
+	Maglev          uint32
+	Masquerade      PortRange
 }
 
 const wireBits = 24
@@ -141,7 +143,12 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 			spec.Maps[name].MaxEntries = n
 		}
 	}
+	spec.Maps["maglev"].InnerMap.MaxEntries = cfg.MapSizes.Maglev
+	c.Maglev, c.Masquerade = cfg.MapSizes.Maglev, cfg.Masquerade
 	err = errors.Join(
+		spec.Variables["maglev_size"].Set(c.Maglev),
+		spec.Variables["snat_first"].Set(uint32(c.Masquerade.First)),
+		spec.Variables["snat_ports"].Set(uint32(c.Masquerade.Count)),
 		spec.Variables["node_addr4"].Set(binary.NativeEndian.Uint32(c.NodeAddr4[:])),
 		spec.Variables["underlay_ifindex"].Set(c.UnderlayIfIndex),
 		spec.Variables["host_ifindex"].Set(c.HostIfIndex),

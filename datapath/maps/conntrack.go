@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -69,4 +70,47 @@ func CollectConntrack(m *ebpf.Map, t Timeouts, now uint32) (seen, deleted int, e
 		deleted++
 	}
 	return seen, deleted, nil
+}
+
+// CollectMasquerade deletes the ports of flows that both conntrack maps have
+// forgotten, and returns how many it saw and deleted. Ports younger than grace
+// jiffies are left: their flow may be about to be made.
+func CollectMasquerade(snat, established, open *ebpf.Map, grace, now uint32) (seen, deleted int, err error) {
+	gone := map[SNATKey]SNATEntry{}
+	err = DumpBatches(snat, func(k SNATKey, v SNATEntry) {
+		seen++
+		if int32(now-v.Created) > int32(grace) && !masquerades(k, v, established) && !masquerades(k, v, open) {
+			gone[k] = v
+		}
+	})
+	for k := range gone {
+		if derr := snat.Delete(k); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
+			return seen, deleted, errors.Join(err, fmt.Errorf("delete masquerade port: %w", derr))
+		}
+		deleted++
+	}
+	return seen, deleted, err
+}
+
+// masquerades reports whether a conntrack map has the flow that uses a port.
+func masquerades(k SNATKey, v SNATEntry, flows *ebpf.Map) bool {
+	var e CTEntry
+	pod := Tuple4{Source: v.Addr, Destination: k.Remote, SourcePort: v.Port, DestPort: k.RemotePort, Protocol: k.Protocol}
+	if err := flows.Lookup(pod.FlowKey(), &e); err != nil {
+		return !errors.Is(err, ebpf.ErrKeyNotExist)
+	}
+	return e.Flags&CTNAT != 0 || e.SNATPort == k.Port.Uint16()
+}
+
+// FlowKey is the tuple as conntrack has it: the lower address first, as
+// flow_key orders them.
+func (t Tuple4) FlowKey() Tuple4 {
+	word := func(a [4]byte) uint32 { return binary.LittleEndian.Uint32(a[:]) }
+	half := func(p Port) uint16 { return binary.LittleEndian.Uint16(p[:]) }
+	src, dst := word(t.Source), word(t.Destination)
+	if src > dst || src == dst && half(t.SourcePort) > half(t.DestPort) {
+		t.Source, t.Destination = t.Destination, t.Source
+		t.SourcePort, t.DestPort = t.DestPort, t.SourcePort
+	}
+	return t
 }

@@ -129,7 +129,7 @@ type CTEntry struct {
 	_        uint8
 	NATAddr  Addr
 	NATPort  Port
-	_        uint16
+	SNATPort uint16 // of the node; 0: the flow keeps its address
 	Frontend uint32
 	Backend  uint32
 	SrcID    uint32
@@ -167,6 +167,20 @@ type Frontend struct {
 	Number  uint32 // node-local
 	Service uint32
 	Count   uint32 // of slots
+	// Affinity is for how many seconds a client stays with its backend.
+	Affinity uint32
+}
+
+// AffinityKey is struct affinity_key: a client of a service.
+type AffinityKey struct {
+	Client   Addr
+	Frontend uint32
+}
+
+// Affinity is struct affinity: the backend that a client stays with.
+type Affinity struct {
+	Backend uint32
+	Last    uint32 // seconds of the monotonic clock
 }
 
 // SlotKey is struct slot_key.
@@ -181,6 +195,42 @@ type Backend struct {
 	Port    Port
 	_       uint16
 	Cluster uint32
+}
+
+// FragmentKey is struct fragment_key.
+type FragmentKey struct {
+	Source      [4]byte
+	Destination [4]byte
+	From        uint32
+	ID          Port
+	Protocol    uint8
+	Program     uint8
+}
+
+// FragmentPorts is struct fragment_ports.
+type FragmentPorts struct {
+	SourcePort Port
+	DestPort   Port
+	End        uint16
+	_          uint16
+	Seen       uint32 // seconds of the monotonic clock
+}
+
+// SNATKey is struct snat_key: how the outside sees a flow.
+type SNATKey struct {
+	Remote     [4]byte
+	RemotePort Port
+	Port       Port
+	Protocol   uint8
+	_          [3]uint8
+}
+
+// SNATEntry is struct snat_entry: the pod that the flow is of.
+type SNATEntry struct {
+	Addr    [4]byte
+	Port    Port
+	_       uint16
+	Created uint32 // jiffies
 }
 
 // SockKey is struct sock_key: a socket, and the backend that it was given.
@@ -208,6 +258,12 @@ const SockConnected uint16 = 1 << 0
 type Metric struct {
 	Packets uint64
 	Bytes   uint64
+}
+
+// Watch is struct watch: what somebody listens to beside drops, 0 or 1.
+type Watch struct {
+	Verdicts uint32
+	Traces   uint32
 }
 
 // Event is struct event.

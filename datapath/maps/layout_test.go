@@ -76,6 +76,10 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"services", FrontendKey{}, Frontend{}},
 		{"service_slots", SlotKey{}, uint32(0)},
 		{"backends", uint32(0), Backend{}},
+		{"affinities", AffinityKey{}, Affinity{}},
+		{"fragments", FragmentKey{}, FragmentPorts{}},
+		{"snat4", SNATKey{}, SNATEntry{}},
+		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {

@@ -68,7 +68,7 @@ const countBatch = 4096
 func entries(m *ebpf.Map) (uint64, error) {
 	switch m.Type() {
 	case ebpf.Hash, ebpf.LRUHash:
-	case ebpf.LPMTrie:
+	case ebpf.LPMTrie, ebpf.HashOfMaps:
 		return walk(m)
 	case ebpf.RingBuf:
 		return 0, nil

@@ -22,7 +22,7 @@ const (
 	DropPacketTooBig
 	DropNoTunnelEndpoint
 	DropMalformed
-	DropFragment
+	DropTinyFragment
 	DropUnknownDestination
 	DropUnknownEndpoint
 	DropUnrelatedICMP
@@ -30,6 +30,9 @@ const (
 	DropMulticast
 	DropUnknownRuleSet
 	DropRewriteFailed
+	DropEarlyFragment
+	DropOverlap
+	DropNoSNATPort
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -43,9 +46,10 @@ func ReasonName(r datapath.DropReason) string {
 	names := [...]string{
 		"forwarded", "policy denied", "spoofed source", "spoofed identity", "unknown sender",
 		"identity unknown yet", "conntrack full", "no backend", "unsupported protocol",
-		"packet too big", "no tunnel endpoint", "malformed packet", "fragment",
+		"packet too big", "no tunnel endpoint", "malformed packet", "tiny fragment",
 		"unknown destination", "unknown endpoint", "unrelated icmp error", "ip options",
 		"multicast", "unknown rule set", "rewrite failed",
+		"fragment before its first", "overlapping fragment", "no masquerade port",
 	}
 	if int(r) < len(names) {
 		return names[r]

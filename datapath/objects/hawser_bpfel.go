@@ -18,6 +18,18 @@ type HawserAddr struct {
 	W [4]uint32
 }
 
+type HawserAffinity struct {
+	_       structs.HostLayout
+	Backend uint32
+	Last    uint32
+}
+
+type HawserAffinityKey struct {
+	_        structs.HostLayout
+	Client   HawserAddr
+	Frontend uint32
+}
+
 type HawserBackend struct {
 	_       structs.HostLayout
 	Addr    HawserAddr
@@ -52,7 +64,7 @@ type HawserCtEntry struct {
 	Pad      uint8
 	NatAddr  HawserAddr
 	NatPort  uint16
-	Pad2     uint16
+	SnatPort uint16
 	Frontend uint32
 	Backend  uint32
 	SrcId    uint32
@@ -73,11 +85,31 @@ type HawserEndpoint struct {
 	Cluster  uint32
 }
 
-type HawserFrontend struct {
+type HawserFragmentKey struct {
 	_       structs.HostLayout
-	Number  uint32
-	Service uint32
-	Count   uint32
+	Saddr   uint32
+	Daddr   uint32
+	From    uint32
+	Id      uint16
+	Proto   uint8
+	Program uint8
+}
+
+type HawserFragmentPorts struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+	End   uint16
+	Pad   uint16
+	Seen  uint32
+}
+
+type HawserFrontend struct {
+	_        structs.HostLayout
+	Number   uint32
+	Service  uint32
+	Count    uint32
+	Affinity uint32
 }
 
 type HawserFrontendKey struct {
@@ -122,6 +154,31 @@ type HawserNode struct {
 	Mtu     uint32
 }
 
+type HawserPacket struct {
+	_         structs.HostLayout
+	T         HawserTuple4
+	SrcId     uint32
+	DstId     uint32
+	RuleSet   uint32
+	Origin    uint32
+	Outer     uint32
+	Line      uint32
+	Len       uint32
+	Endpoint  uint16
+	Direction uint8
+	Program   uint8
+	TcpFlags  uint8
+	IcmpType  uint8
+	IcmpCode  uint8
+	Tos       uint8
+	IcmpError uint8
+	Later     uint8
+	Mtu       uint16
+	Mss       uint16
+	Opens     uint8
+	Audited   uint8
+}
+
 type HawserPolicyEntry struct {
 	_      structs.HostLayout
 	Origin uint32
@@ -143,6 +200,23 @@ type HawserSlotKey struct {
 	_        structs.HostLayout
 	Frontend uint32
 	Slot     uint32
+}
+
+type HawserSnatEntry struct {
+	_       structs.HostLayout
+	Addr    uint32
+	Port    uint16
+	Pad     uint16
+	Created uint32
+}
+
+type HawserSnatKey struct {
+	_          structs.HostLayout
+	Remote     uint32
+	RemotePort uint16
+	Port       uint16
+	Proto      uint8
+	Pad        [3]uint8
 }
 
 type HawserSockKey struct {
@@ -173,6 +247,12 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserWatch struct {
+	_        structs.HostLayout
+	Verdicts uint32
+	Traces   uint32
+}
+
 type HawserWouldDeny struct {
 	_        structs.HostLayout
 	RuleSet  uint32
@@ -185,6 +265,7 @@ type HawserWouldDeny struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	HawserMapAffinities      = "affinities"
 	HawserMapBackends        = "backends"
 	HawserMapCt4             = "ct4"
 	HawserMapCt4Open         = "ct4_open"
@@ -193,19 +274,24 @@ const (
 	HawserMapEpStrays        = "ep_strays"
 	HawserMapEventBuckets    = "event_buckets"
 	HawserMapEvents          = "events"
+	HawserMapFragments       = "fragments"
 	HawserMapIdentities      = "identities"
 	HawserMapIpcache         = "ipcache"
 	HawserMapIpcacheEpochs   = "ipcache_epochs"
 	HawserMapIpcachePrefix   = "ipcache_prefix"
+	HawserMapMaglev          = "maglev"
 	HawserMapMetrics         = "metrics"
 	HawserMapNodeAddrs       = "node_addrs"
 	HawserMapNodes           = "nodes"
 	HawserMapPolicy          = "policy"
 	HawserMapRuleSets        = "rule_sets"
+	HawserMapScratch         = "scratch"
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
+	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
+	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
@@ -219,8 +305,11 @@ const (
 	HawserVarHostIfindex     = "host_ifindex"
 	HawserVarHostMac         = "host_mac"
 	HawserVarIdentityShift   = "identity_shift"
+	HawserVarMaglevSize      = "maglev_size"
 	HawserVarNetMac          = "net_mac"
 	HawserVarNodeAddr4       = "node_addr4"
+	HawserVarSnatFirst       = "snat_first"
+	HawserVarSnatPorts       = "snat_ports"
 	HawserVarTunnelPort      = "tunnel_port"
 	HawserVarUnderlayIfindex = "underlay_ifindex"
 )
@@ -281,6 +370,7 @@ type HawserProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HawserMapSpecs struct {
+	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Ct4           *ebpf.MapSpec `ebpf:"ct4"`
 	Ct4Open       *ebpf.MapSpec `ebpf:"ct4_open"`
@@ -289,19 +379,24 @@ type HawserMapSpecs struct {
 	EpStrays      *ebpf.MapSpec `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Identities    *ebpf.MapSpec `ebpf:"identities"`
 	Ipcache       *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.MapSpec `ebpf:"ipcache_epochs"`
 	IpcachePrefix *ebpf.MapSpec `ebpf:"ipcache_prefix"`
+	Maglev        *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics       *ebpf.MapSpec `ebpf:"metrics"`
 	NodeAddrs     *ebpf.MapSpec `ebpf:"node_addrs"`
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Policy        *ebpf.MapSpec `ebpf:"policy"`
 	RuleSets      *ebpf.MapSpec `ebpf:"rule_sets"`
+	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	Watched       *ebpf.MapSpec `ebpf:"watched"`
 	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
 
@@ -313,8 +408,11 @@ type HawserVariableSpecs struct {
 	HostIfindex     *ebpf.VariableSpec `ebpf:"host_ifindex"`
 	HostMac         *ebpf.VariableSpec `ebpf:"host_mac"`
 	IdentityShift   *ebpf.VariableSpec `ebpf:"identity_shift"`
+	MaglevSize      *ebpf.VariableSpec `ebpf:"maglev_size"`
 	NetMac          *ebpf.VariableSpec `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
+	SnatFirst       *ebpf.VariableSpec `ebpf:"snat_first"`
+	SnatPorts       *ebpf.VariableSpec `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UnderlayIfindex *ebpf.VariableSpec `ebpf:"underlay_ifindex"`
 }
@@ -339,6 +437,7 @@ func (o *HawserObjects) Close() error {
 //
 // It can be passed to LoadHawserObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HawserMaps struct {
+	Affinities    *ebpf.Map `ebpf:"affinities"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Ct4           *ebpf.Map `ebpf:"ct4"`
 	Ct4Open       *ebpf.Map `ebpf:"ct4_open"`
@@ -347,24 +446,30 @@ type HawserMaps struct {
 	EpStrays      *ebpf.Map `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	Events        *ebpf.Map `ebpf:"events"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Identities    *ebpf.Map `ebpf:"identities"`
 	Ipcache       *ebpf.Map `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.Map `ebpf:"ipcache_epochs"`
 	IpcachePrefix *ebpf.Map `ebpf:"ipcache_prefix"`
+	Maglev        *ebpf.Map `ebpf:"maglev"`
 	Metrics       *ebpf.Map `ebpf:"metrics"`
 	NodeAddrs     *ebpf.Map `ebpf:"node_addrs"`
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Policy        *ebpf.Map `ebpf:"policy"`
 	RuleSets      *ebpf.Map `ebpf:"rule_sets"`
+	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
+	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	Watched       *ebpf.Map `ebpf:"watched"`
 	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
 
 func (m *HawserMaps) Close() error {
 	return _HawserClose(
+		m.Affinities,
 		m.Backends,
 		m.Ct4,
 		m.Ct4Open,
@@ -373,19 +478,24 @@ func (m *HawserMaps) Close() error {
 		m.EpStrays,
 		m.EventBuckets,
 		m.Events,
+		m.Fragments,
 		m.Identities,
 		m.Ipcache,
 		m.IpcacheEpochs,
 		m.IpcachePrefix,
+		m.Maglev,
 		m.Metrics,
 		m.NodeAddrs,
 		m.Nodes,
 		m.Policy,
 		m.RuleSets,
+		m.Scratch,
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
+		m.Snat4,
 		m.SockPeers,
+		m.Watched,
 		m.WouldDeny,
 	)
 }
@@ -398,8 +508,11 @@ type HawserVariables struct {
 	HostIfindex     *ebpf.Variable `ebpf:"host_ifindex"`
 	HostMac         *ebpf.Variable `ebpf:"host_mac"`
 	IdentityShift   *ebpf.Variable `ebpf:"identity_shift"`
+	MaglevSize      *ebpf.Variable `ebpf:"maglev_size"`
 	NetMac          *ebpf.Variable `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
+	SnatFirst       *ebpf.Variable `ebpf:"snat_first"`
+	SnatPorts       *ebpf.Variable `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`
 	UnderlayIfindex *ebpf.Variable `ebpf:"underlay_ifindex"`
 }

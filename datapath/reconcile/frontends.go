@@ -24,6 +24,8 @@ type frontends struct {
 	slots    *mirror[maps.SlotKey, uint32]
 	backends *mirror[uint32, maps.Backend]
 	epochs   *ebpf.Map
+	tables   *tables
+	clients  *ebpf.Map // that stay with a backend
 
 	numbers *numbering[maps.FrontendKey]
 	ids     *numbering[maps.Backend]
@@ -31,16 +33,17 @@ type frontends struct {
 	adopted bool                 // unknown leftovers may use backends
 }
 
-func newFrontends(kernel *objects.HawserMaps, t *table.Table[datapath.FrontendKey, datapath.Frontend]) (*frontends, error) {
+func newFrontends(kernel *objects.HawserMaps, places uint32, t *table.Table[datapath.FrontendKey, datapath.Frontend]) (*frontends, error) {
 	services, err1 := newMirror[maps.FrontendKey, maps.Frontend]("services", kernel.Services)
 	slots, err2 := newMirror[maps.SlotKey, uint32]("service_slots", kernel.ServiceSlots)
 	backends, err3 := newMirror[uint32, maps.Backend]("backends", kernel.Backends)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	tables, err4 := newTables(kernel.Maglev, places)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, err
 	}
 	s := &frontends{
 		feed: newFeed(t), services: services, slots: slots, backends: backends,
-		epochs:  kernel.ServiceEpochs,
+		epochs: kernel.ServiceEpochs, tables: tables, clients: kernel.Affinities,
 		numbers: newNumbering[maps.FrontendKey](kernel.ServiceEpochs.MaxEntries()),
 		ids:     newNumbering[maps.Backend](0), used: map[maps.Backend]int{},
 		adopted: len(services.have) > 0,
@@ -54,7 +57,10 @@ func newFrontends(kernel *objects.HawserMaps, t *table.Table[datapath.FrontendKe
 	return s, nil
 }
 
-func (s *frontends) sync() (uint64, error) { return s.each(s.put, s.drop) }
+func (s *frontends) sync() (uint64, error) {
+	revision, err := s.each(s.put, s.drop)
+	return revision, errors.Join(err, s.tables.flush())
+}
 
 func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row datapath.Frontend) error {
 	key := maps.EncodeFrontendKey(k)
@@ -63,8 +69,12 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 		return fmt.Errorf("number frontend %s:%d: %w", k.Addr, k.Port, err)
 	}
 	moved := false
+	ids := make([]uint32, len(row.Backends))
 	for i, b := range row.Backends {
-		changed, err := s.putSlot(maps.SlotKey{Frontend: number, Slot: uint32(i)}, maps.EncodeBackend(b))
+		if ids[i], err = s.putBackend(maps.EncodeBackend(b)); err != nil {
+			return err
+		}
+		changed, err := s.slots.set(maps.SlotKey{Frontend: number, Slot: uint32(i)}, ids[i])
 		if err != nil {
 			return err
 		}
@@ -75,7 +85,7 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 			return err
 		}
 	}
-	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends))}
+	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends)), Affinity: row.Affinity}
 	before := s.services.have[key].Count
 	changed, err := s.services.set(key, v)
 	if err != nil {
@@ -83,6 +93,14 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	}
 	if changed || moved {
 		if err := bump(s.epochs, number); err != nil {
+			return err
+		}
+	}
+	if err := s.tables.build(number, row, ids, changed || moved); err != nil {
+		return err
+	}
+	if old != nil && row.Affinity != 0 {
+		if err := s.parted(number, *old, ids); err != nil {
 			return err
 		}
 	}
@@ -100,12 +118,18 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	return nil
 }
 
-func (s *frontends) putSlot(k maps.SlotKey, b maps.Backend) (bool, error) {
-	id, err := s.putBackend(b)
-	if err != nil {
-		return false, err
+// parted lets the clients of backends go that take no new flows any more.
+func (s *frontends) parted(number uint32, old datapath.Frontend, ids []uint32) error {
+	gone := map[uint32]struct{}{}
+	for _, b := range old.Backends {
+		if id, ok := s.ids.numbers[maps.EncodeBackend(b)]; ok && !slices.Contains(ids, id) {
+			gone[id] = struct{}{}
+		}
 	}
-	return s.slots.set(k, id)
+	if len(gone) == 0 {
+		return nil
+	}
+	return forgetClients(s.clients, number, gone)
 }
 
 func (s *frontends) putBackend(b maps.Backend) (id uint32, err error) {
@@ -125,28 +149,34 @@ func (s *frontends) trim(number, count, before uint32, old *datapath.Frontend) e
 	if old == nil {
 		return nil
 	}
+	gone := false
 	for _, b := range slices.Concat(old.Backends, old.Keeping) {
-		if err := s.dropBackend(maps.EncodeBackend(b)); err != nil {
+		dropped, err := s.dropBackend(maps.EncodeBackend(b))
+		if err != nil {
 			return err
 		}
+		gone = gone || dropped
 	}
-	return nil
+	if !gone {
+		return nil
+	}
+	return bump(s.epochs, number) // a flow may have been found alive meanwhile
 }
 
-func (s *frontends) dropBackend(b maps.Backend) error {
+func (s *frontends) dropBackend(b maps.Backend) (dropped bool, err error) {
 	id, ok := s.ids.numbers[b]
 	if !ok || s.used[b] > 0 {
-		return nil
+		return false, nil
 	}
 	if s.adopted {
 		delete(s.backends.want, id) // the first prune takes it
-		return nil
+		return false, nil
 	}
 	if _, err := s.backends.del(id); err != nil {
-		return err
+		return false, err
 	}
 	s.ids.release(b)
-	return nil
+	return true, nil
 }
 
 func (s *frontends) count(row datapath.Frontend, by int) {
@@ -168,6 +198,7 @@ func (s *frontends) drop(k datapath.FrontendKey, old datapath.Frontend) error {
 	if _, err := s.services.del(key); err != nil {
 		return err
 	}
+	s.tables.drop(number)
 	if err := bump(s.epochs, number); err != nil {
 		return err
 	}
@@ -189,6 +220,7 @@ func (s *frontends) repair(prune bool) error {
 		}),
 		s.slots.repair(prune, func(k maps.SlotKey) { moved[k.Frontend] = struct{}{} }),
 		s.backends.repair(prune, func(uint32) {}),
+		s.tables.repair(prune),
 	)
 	for n := range moved {
 		err = errors.Join(err, bump(s.epochs, n))

@@ -83,7 +83,7 @@ func New(d *loader.Datapath, tables *datapath.Tables, log *slog.Logger) (*Reconc
 	rules, err3 := newRuleSets(kernel, tables.RuleSets)
 	endpoints, err4 := newEndpoints(kernel, tables.Endpoints)
 	ipcache, err5 := newIPCache(kernel, tables.IPCache, ids, d.Config().NodeAddr, rules.renewBlocks)
-	frontends, err6 := newFrontends(kernel, tables.Frontends)
+	frontends, err6 := newFrontends(kernel, d.Config().MapSizes.Maglev, tables.Frontends)
 	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 		return nil, fmt.Errorf("read adopted maps: %w", err)
 	}

@@ -81,14 +81,18 @@ func serveConn(conn net.Conn) {
 }
 
 // echoDatagrams returns each datagram with the number of datagrams that have
-// come from the same client (its id) so far.
+// come from the same client (its id) so far; larger ones as they are.
 func echoDatagrams(udp net.PacketConn) {
 	counts := map[uint64]uint64{}
-	buf := make([]byte, 2*datagram)
+	buf := make([]byte, 1<<16)
 	for {
 		n, from, err := udp.ReadFrom(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err == nil && n > datagram {
+			_, _ = udp.WriteTo(buf[:n], from)
+			continue
 		}
 		if err != nil || n != datagram {
 			continue

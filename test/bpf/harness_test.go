@@ -91,6 +91,13 @@ func newHarness(t testing.TB) *harness { return newHarnessBits(t, identity.Defau
 // newHarnessBits is newHarness with another number of cluster bits. The pods'
 // identities are not of the clusters that their nodes are in then.
 func newHarnessBits(t testing.TB, clusterBits uint32) *harness {
+	return newHarnessWith(t, loader.Config{
+		ClusterBits: clusterBits, MapSizes: loader.SmallMaps(), Masquerade: loader.MasqueradePorts(),
+	})
+}
+
+// newHarnessWith is newHarness with other features and sizes.
+func newHarnessWith(t testing.TB, cfg loader.Config) *harness {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: loads eBPF programs and makes network namespaces")
 	}
@@ -100,10 +107,9 @@ func newHarnessBits(t testing.TB, clusterBits uint32) *harness {
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	h.in(func() (err error) {
-		h.d, err = loader.Open(loader.Config{
-			PinPath: filepath.Join(fs, "test"), BPFFS: fs, UnderlayDevice: "eth0",
-			NodeAddr: netip.MustParseAddr(self), MapSizes: loader.SmallMaps(), ClusterBits: clusterBits,
-		}, log)
+		cfg.PinPath, cfg.BPFFS, cfg.UnderlayDevice = filepath.Join(fs, "test"), fs, "eth0"
+		cfg.NodeAddr = netip.MustParseAddr(self)
+		h.d, err = loader.Open(cfg, log)
 		return err
 	})
 	t.Cleanup(func() { _ = h.d.Close() })

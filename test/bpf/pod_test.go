@@ -101,8 +101,7 @@ func TestPodMalformed(t *testing.T) {
 		"ipv6":      {maps.DropUnsupportedProtocol, func(p []byte) []byte { p[12], p[13] = 0x86, 0xDD; return p }},
 		"options":   {maps.DropIPOptions, func(p []byte) []byte { p[14] = 0x46; return p }},
 		"version":   {maps.DropMalformed, func(p []byte) []byte { p[14] = 0x25; return p }},
-		"fragment":  {maps.DropFragment, func(p []byte) []byte { p[20] = 0x20; return p }},
-		"later":     {maps.DropFragment, func(p []byte) []byte { p[21] = 9; return p }},
+		"later":     {maps.DropEarlyFragment, func(p []byte) []byte { p[21] = 9; return p }},
 		"multicast": {maps.DropMulticast, func(p []byte) []byte { p[30] = 224; return p }},
 		"short tcp": {maps.DropMalformed, func(p []byte) []byte { return p[:14+20+10] }},
 	} {

@@ -39,6 +39,9 @@ func commands() map[string]command {
 		"refused":    cmdRefused,   // a place says at once that nothing listens
 		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
 		"spread":     cmdSpread,    // who answers for a service
+		"serve":      cmdServe,     // answers at a place that is no pod
+		"seen-as":    cmdSeenAs,    // the address that a question comes from
+		"who":        cmdWho,       // answers for a service, once
 		"asking":     cmdAsking,    // requests in the background, none may fail
 		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
 		"stream":     cmdStream,    // an open TCP connection
@@ -109,6 +112,15 @@ func cmdSpread(s *script, args []string) (string, error) {
 		return "", no("%v answered, want only %v", by, args[4:])
 	}
 	return fmt.Sprintln(by), nil
+}
+
+// cmdWho is `who FROM ADDRESS tcp/PORT`: prints the node of who answers.
+func cmdWho(s *script, args []string) (string, error) {
+	if len(args) != 3 {
+		return "", usage("who FROM ADDRESS tcp/PORT")
+	}
+	node, err := s.whoAnswers(args)
+	return node + "\n", err
 }
 
 // whoAnswers asks once and returns the node of the backend.
@@ -189,11 +201,15 @@ func cmdRefused(s *script, args []string) (string, error) {
 	}
 }
 
-// cmdMonitored is `monitored LINE FROM TO PROTOCOL[/PORT]`: while the probe is
-// tried, `hawser monitor --type drop` prints a line that matches.
+// cmdMonitored is `monitored LINE FROM TO PROTOCOL[/PORT] [TYPE]`: while the
+// probe is tried, `hawser monitor --type TYPE` (drop) prints a line that matches.
 func cmdMonitored(s *script, args []string) (string, error) {
+	kind := "drop"
+	if len(args) == 5 {
+		kind, args = args[4], args[:4]
+	}
 	if len(args) != 4 {
-		return "", usage("monitored LINE FROM TO tcp/PORT|udp/PORT|icmp")
+		return "", usage("monitored LINE FROM TO tcp/PORT|udp/PORT|icmp [TYPE]")
 	}
 	want, err := regexp.Compile(args[0])
 	if err != nil {
@@ -201,7 +217,7 @@ func cmdMonitored(s *script, args []string) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags([]string{"monitor", "--type", "drop"})...)
+	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags([]string{"monitor", "--type", kind})...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return "", err

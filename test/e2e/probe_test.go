@@ -43,12 +43,14 @@ type probe struct {
 	protocol string // tcp, udp or icmp
 	port     uint16
 	source   uint16 // port, known before so that events can be told apart
+	size     int    // of a datagram
 	wait     time.Duration
 }
 
-// newProbe reads FROM TO PROTOCOL[/PORT].
+// newProbe reads FROM TO PROTOCOL[/PORT[/BYTES]].
 func (s *script) newProbe(args []string) (probe, error) {
-	p := probe{wait: patience}
+	const datagram = 32
+	p := probe{wait: patience, size: datagram}
 	var err error
 	if p.from, err = s.place(args[0]); err != nil {
 		return p, err
@@ -58,6 +60,12 @@ func (s *script) newProbe(args []string) (probe, error) {
 	}
 	var port string
 	p.protocol, port, _ = strings.Cut(args[2], "/")
+	port, size, sized := strings.Cut(port, "/")
+	if sized {
+		if p.size, err = strconv.Atoi(size); err != nil {
+			return p, fmt.Errorf("%q: no size", size)
+		}
+	}
 	if p.protocol != "icmp" {
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil {
@@ -173,11 +181,13 @@ func (p probe) askUDP() error {
 		return err
 	}
 	defer c.Close()
-	const datagram = 32
-	if _, err := c.Write(make([]byte, datagram)); err != nil {
+	if _, err := c.Write(make([]byte, p.size)); err != nil {
 		return err
 	}
-	_, err = c.Read(make([]byte, datagram))
+	n, err := c.Read(make([]byte, p.size))
+	if err == nil && n != p.size {
+		return no("%d of %d bytes came back", n, p.size)
+	}
 	return err
 }
 

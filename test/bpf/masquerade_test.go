@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/loader"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+)
+
+const (
+	outside = "203.0.113.9"
+	inside  = "198.51.100.7" // behind another device than the underlay
+)
+
+// outbound gives the namespace a way out: by default through the underlay.
+func (h *harness) outbound() {
+	h.t.Helper()
+	h.in(func() error {
+		var errs []error
+		for _, name := range []string{"eth0", "wire", podA.name, "inA", podB.name, "inB"} {
+			l, err := netlink.LinkByName(name)
+			if err == nil {
+				err = netlink.LinkSetUp(l)
+			}
+			errs = append(errs, err)
+		}
+		eth0, err1 := netlink.LinkByName("eth0")
+		inB, err2 := netlink.LinkByName("inB")
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		a, _ := netlink.ParseAddr(self + "/24")
+		b, _ := netlink.ParseAddr("198.51.100.1/24")
+		errs = append(errs, netlink.AddrAdd(eth0, a), netlink.AddrAdd(inB, b),
+			netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.ParseIP("192.0.2.254")}),
+			os.WriteFile("/proc/sys/net/ipv4/conf/"+podA.name+"/forwarding", []byte("1"), 0o644))
+		for _, n := range []struct {
+			l  netlink.Link
+			ip string
+		}{{eth0, "192.0.2.254"}, {inB, inside}} {
+			errs = append(errs, netlink.NeighAdd(&netlink.Neigh{
+				LinkIndex: n.l.Attrs().Index, IP: net.ParseIP(n.ip), State: unix.NUD_PERMANENT,
+				HardwareAddr: net.HardwareAddr{2, 9, 9, 9, 9, 9},
+			}))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// masked expects a packet of a pod with the node's address, and returns the port
+// that it got.
+func (h *harness) masked(r result, dst string, dport uint16) uint16 {
+	h.t.Helper()
+	h.passed(r)
+	_, i, l4 := decode(h.t, r.out)
+	s, d := ports(l4)
+	if l4 == nil {
+		s = uint16(r.out[38])<<8 | uint16(r.out[39])
+		d = dport
+	}
+	rng := loader.MasqueradePorts()
+	if i.SrcIP.String() != self || i.DstIP.String() != dst || d != dport || i.TTL != 63 || s < rng.First || s >= rng.First+rng.Count {
+		h.t.Errorf("sent %s:%d → %s:%d with TTL %d", i.SrcIP, s, i.DstIP, d, i.TTL)
+	}
+	return s
+}
+
+func echoReply(src, dst string, id uint16) []gopacket.SerializableLayer {
+	return []gopacket.SerializableLayer{
+		ip(src, dst, layers.IPProtocolICMPv4),
+		&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(0, 0), Id: id, Seq: 1},
+	}
+}
+
+func TestMasquerade(t *testing.T) {
+	h := newHarness(t)
+	h.outbound()
+	t.Run("tcp", func(t *testing.T) {
+		h.t = t
+		port := h.masked(h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 1234, 80, "S"))), outside, 80)
+		if again := h.masked(h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 1234, 80, "S"))), outside, 80); again != port {
+			t.Errorf("port %d became %d", port, again)
+		}
+		if other := h.masked(h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 1235, 80, "S"))), outside, 80); other == port {
+			t.Errorf("two flows have port %d", port)
+		}
+		r := h.passed(h.fromOverlay(h.plain(segment(outside, self, 80, port, "SA"))))
+		expect(t, r.out, outside, 80, podA.ip, 1234)
+		h.masked(h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 1234, 80, "A"))), outside, 80)
+		// Only the far end of the flow is answered for.
+		for _, ls := range [][]gopacket.SerializableLayer{
+			segment(outside, self, 81, port, "A"), segment("203.0.113.10", self, 80, port, "A"),
+			segment(outside, self, 80, port^1, "A"), datagram(outside, self, 80, port, 4),
+		} {
+			if r := h.fromOverlay(h.plain(ls)); r.act != actOK {
+				t.Errorf("the host's own packet: verdict %d", r.act)
+			}
+		}
+		r = h.passed(h.fromOverlay(h.plain(unreachable(t, "198.18.0.1", self, 4, segment(self, outside, port, 80, "A")))))
+		tells(t, r.out, "198.18.0.1", podA.ip, podA.ip, 1234, outside, 80)
+		if r := h.fromOverlay(h.plain(unreachable(t, "198.18.0.1", self, 4, segment(self, outside, port^1, 80, "A")))); r.act != actOK {
+			t.Errorf("an error about the host's own flow: verdict %d", r.act)
+		}
+	})
+	t.Run("udp", func(t *testing.T) {
+		h.t = t
+		port := h.masked(h.fromPod(podA, h.sent(podA, datagram(podA.ip, outside, 1234, 5300, 10))), outside, 5300)
+		r := h.passed(h.fromOverlay(h.plain(datagram(outside, self, 5300, port, 10))))
+		expect(t, r.out, outside, 5300, podA.ip, 1234)
+	})
+	t.Run("udp fragments", func(t *testing.T) {
+		h.t = t
+		d := datagram(podA.ip, outside, 1236, 5300, 3000)
+		f1 := h.passed(h.fromPod(podA, h.sent(podA, fragment(t, d, 1, 0, 1400))))
+		f2 := h.passed(h.fromPod(podA, h.sent(podA, fragment(t, d, 1, 1400, 2800))))
+		f3 := h.passed(h.fromPod(podA, h.sent(podA, fragment(t, d, 1, 2800, whole))))
+		_, _, l4 := decode(t, joined(t, f1.out, f2.out, f3.out))
+		port, _ := ports(l4)
+		d = datagram(outside, self, 5300, port, 3000)
+		f1 = h.passed(h.fromOverlay(h.plain(fragment(t, d, 2, 0, 1400))))
+		f2 = h.passed(h.fromOverlay(h.plain(fragment(t, d, 2, 1400, whole))))
+		expect(t, joined(t, f1.out, f2.out), outside, 5300, podA.ip, 1236)
+		if r := h.fromOverlay(h.plain(fragment(t, d, 3, 1400, whole))); r.act != actOK {
+			t.Errorf("a fragment of nobody's: verdict %d", r.act)
+		}
+	})
+	t.Run("echo", func(t *testing.T) {
+		h.t = t
+		id := h.masked(h.fromPod(podA, h.sent(podA, echoRequest(podA.ip, outside))), outside, 0)
+		r := h.passed(h.fromOverlay(h.plain(echoReply(outside, self, id))))
+		_, i, _ := decode(t, r.out)
+		if got := uint16(r.out[38])<<8 | uint16(r.out[39]); i.DstIP.String() != podA.ip || got != 77 {
+			t.Errorf("answer to %s with id %d", i.DstIP, got)
+		}
+		if r := h.fromOverlay(h.plain(echoRequest(outside, self))); r.act != actOK {
+			t.Errorf("a ping of the host: verdict %d", r.act)
+		}
+	})
+	t.Run("another protocol", func(t *testing.T) {
+		h.t = t
+		gre := []gopacket.SerializableLayer{ip(podA.ip, outside, layers.IPProtocolGRE), gopacket.Payload(make([]byte, 20))}
+		h.dropped(h.fromPod(podA, h.sent(podA, gre)), maps.DropUnsupportedProtocol)
+	})
+	t.Run("out of another device", func(t *testing.T) {
+		h.t = t
+		if r := h.fromPod(podA, h.sent(podA, segment(podA.ip, inside, 1234, 80, "S"))); r.act != actOK {
+			t.Errorf("verdict %d, want the stack", r.act)
+		}
+	})
+	t.Run("time is over", func(t *testing.T) {
+		h.t = t
+		ls := segment(podA.ip, outside, 1234, 80, "A")
+		ls[0].(*layers.IPv4).TTL = 1
+		if r := h.fromPod(podA, h.sent(podA, ls)); r.act != actOK {
+			t.Errorf("verdict %d, want the stack, which answers", r.act)
+		}
+	})
+	t.Run("answers to the outside keep the address", func(t *testing.T) {
+		h.t = t
+		h.passed(h.fromOverlay(h.plain(segment(outside, podA.ip, 4000, 80, "S"))))
+		r := h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 80, 4000, "SA")))
+		if r.act != actOK {
+			t.Errorf("verdict %d, want the stack", r.act)
+		}
+		expect(t, r.out, podA.ip, 80, outside, 4000)
+	})
+	t.Run("backend outside", func(t *testing.T) {
+		h.t = t
+		k := datapath.FrontendKey{Addr: addr(vip), Port: 443, Protocol: tcp}
+		h.tables.Frontends.Set(k, datapath.Frontend{Service: 3, Backends: []datapath.Backend{{Addr: addr(outside), Port: 8443}}})
+		h.sync()
+		port := h.masked(h.fromPod(podA, h.sent(podA, segment(podA.ip, vip, 1234, 443, "S"))), outside, 8443)
+		r := h.passed(h.fromOverlay(h.plain(segment(outside, self, 8443, port, "SA"))))
+		expect(t, r.out, vip, 443, podA.ip, 1234)
+		if got := h.masked(h.fromPod(podA, h.sent(podA, segment(podA.ip, vip, 1234, 443, "A"))), outside, 8443); got != port {
+			t.Errorf("port %d became %d", port, got)
+		}
+		r = h.passed(h.fromOverlay(h.plain(unreachable(t, outside, self, 3, segment(self, outside, port, 8443, "A")))))
+		tells(t, r.out, vip, podA.ip, podA.ip, 1234, vip, 443)
+	})
+	t.Run("policy", func(t *testing.T) {
+		h.t = t
+		h.rules(podA, datapath.RuleSet{ID: 9, Egress: true})
+		h.dropped(h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 9999, 80, "S"))), maps.DropPolicyDenied)
+	})
+}
+
+// Without a free port a flow is refused, and gets one when another is over.
+func TestMasqueradeExhausted(t *testing.T) {
+	h := newHarnessWith(t, loader.Config{MapSizes: loader.SmallMaps(), Masquerade: loader.PortRange{First: 20000, Count: 4}})
+	h.outbound()
+	open := func(port uint16, dst string) result {
+		return h.fromPod(podA, h.sent(podA, segment(podA.ip, dst, port, 80, "S")))
+	}
+	for port := range uint16(4) {
+		h.passed(open(1000+port, outside))
+	}
+	h.dropped(open(1004, outside), maps.DropNoSNATPort)
+	h.passed(open(1004, "203.0.113.10")) // ports are per destination
+	m := h.d.Maps()
+	collect := func(grace, now uint32) (seen, deleted int) {
+		t.Helper()
+		seen, deleted, err := maps.CollectMasquerade(m.Snat4, m.Ct4, m.Ct4Open, grace, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen, deleted
+	}
+	now, _, err := h.d.Programs().Clock.Test(make([]byte, 14))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen, deleted := collect(10, now+100); seen != 5 || deleted != 0 {
+		t.Errorf("of %d ports %d were deleted while all flows live", seen, deleted)
+	}
+	flow := maps.Tuple4{
+		Source: addr(podA.ip).As4(), Destination: addr(outside).As4(), SourcePort: maps.PortFrom(1000),
+		DestPort: maps.PortFrom(80), Protocol: tcp,
+	}
+	if err := m.Ct4Open.Delete(flow.FlowKey()); err != nil {
+		t.Fatal(err)
+	}
+	if _, deleted := collect(1<<30, now); deleted != 0 {
+		t.Error("a port was deleted that is too young")
+	}
+	if _, deleted := collect(10, now+100); deleted != 1 {
+		t.Errorf("%d ports deleted, want that of the flow that is over", deleted)
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for open(1004, outside).act != actRedirect {
+		if time.Now().After(deadline) {
+			t.Fatal("the free port is not found")
+		}
+	}
+}
+
+// Without masquerading, the stack routes what pods send.
+func TestPodsKeepAddresses(t *testing.T) {
+	h := newHarnessWith(t, loader.Config{MapSizes: loader.SmallMaps()})
+	h.outbound()
+	r := h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, 1234, 80, "S")))
+	if r.act != actOK {
+		t.Errorf("verdict %d, want the stack", r.act)
+	}
+	expect(t, r.out, podA.ip, 1234, outside, 80)
+}

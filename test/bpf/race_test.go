@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/loader"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/identity"
+)
+
+// onCPU runs f on a thread of its own, in the namespace and on one CPU.
+func (h *harness) onCPU(cpu int, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		var set unix.CPUSet
+		set.Set(cpu % runtime.NumCPU())
+		err := unix.SchedSetaffinity(0, &set)
+		if err == nil {
+			err = netns.Set(h.ns)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// Two CPUs send packets of one flow, others push it out of conntrack, and policy
+// closes and opens: from when the kernel has been told that the flow is denied,
+// none of its packets passes (rule 5 of the flow cache).
+func TestRaceOfFlowCache(t *testing.T) {
+	sizes := loader.SmallMaps()
+	sizes.HalfOpen = 64
+	h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits})
+	open := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{{Direction: datapath.Ingress, Identity: idA, Protocol: tcp, Port: 80}: {}}}
+	h.rules(podB, open)
+	index := h.ifindex(podA.name)
+	syn := h.sent(podA, segment(podA.ip, podB.ip, 1000, 80, "S"))
+	var others [][]byte
+	for port := range uint16(256) {
+		others = append(others, h.sent(podA, segment(podA.ip, podB.ip, 2000+port, 80, "S")))
+	}
+	var generation atomic.Uint64 // odd: the flow is denied in the kernel
+	var stop atomic.Bool
+	var passed, dropped, wrong atomic.Uint64
+	send := func(packet []byte) (uint32, error) {
+		return h.d.Programs().FromPod.Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, len(packet)+64), Context: skb{IfIndex: index}})
+	}
+	errs := make(chan error, 3)
+	var wg sync.WaitGroup
+	for cpu := range 2 {
+		wg.Go(func() {
+			errs <- h.onCPU(cpu, func() error {
+				for i := cpu; !stop.Load(); i++ {
+					packet := syn
+					if i%3 == 2 {
+						packet = others[i%len(others)]
+					}
+					before := generation.Load()
+					act, err := send(packet)
+					if err != nil {
+						return err
+					}
+					switch {
+					case act == actShot:
+						dropped.Add(1)
+					case before%2 == 1 && generation.Load() == before:
+						wrong.Add(1)
+					default:
+						passed.Add(1)
+					}
+				}
+				return nil
+			})
+		})
+	}
+	wg.Go(func() {
+		for !stop.Load() { // what user space may do at any time
+			k := maps.Tuple4{Source: addr(podA.ip).As4(), Destination: addr(podB.ip).As4(), SourcePort: maps.PortFrom(1000), DestPort: maps.PortFrom(80), Protocol: tcp}
+			_ = h.d.Maps().Ct4Open.Delete(k.FlowKey())
+			runtime.Gosched()
+		}
+		errs <- nil
+	})
+	flips := 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); flips++ {
+		shut := open
+		shut.Entries = nil
+		h.tables.RuleSets.Set(5, shut)
+		h.sync()
+		generation.Add(1)
+		for seen := dropped.Load(); dropped.Load() < seen+50 && time.Now().Before(end); {
+			runtime.Gosched()
+		}
+		generation.Add(1)
+		h.tables.RuleSets.Set(5, open)
+		h.sync()
+		for seen := passed.Load(); passed.Load() < seen+50 && time.Now().Before(end); {
+			runtime.Gosched()
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	for range 3 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d packets passed, %d were dropped, over %d flips", passed.Load(), dropped.Load(), flips)
+	if wrong.Load() > 0 {
+		t.Errorf("%d packets passed that policy denied", wrong.Load())
+	}
+	if passed.Load() < 100 || dropped.Load() < 100 || flips < 5 {
+		t.Error("too little happened to prove anything")
+	}
+}
+
+// A flood of SYNs, 120 % of conntrack, harms no flow that lives.
+func TestFloodSparesLiveFlows(t *testing.T) {
+	sizes := loader.SmallMaps()
+	sizes.Conntrack, sizes.HalfOpen = 2048, 1024
+	h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits})
+	const live = 100
+	for port := range uint16(live) {
+		h.establish(1000 + port)
+	}
+	flood := int(float64(sizes.Conntrack+sizes.HalfOpen) * 1.2)
+	index := h.ifindex("eth0")
+	packet := h.plain(segment(outside, podA.ip, 1, 80, "S"))
+	err := h.onCPU(0, func() error {
+		for i := range flood {
+			packet[26+2], packet[26+3] = byte(i>>8), byte(i) // the source's address
+			act, err := h.d.Programs().FromOverlay.Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 256), Context: skb{IfIndex: index}})
+			if err != nil {
+				return err
+			}
+			if act != actRedirect {
+				t.Errorf("SYN %d of the flood: verdict %d", i, act)
+				return nil
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	established, err := maps.Dump[maps.Tuple4, maps.CTEntry](h.d.Maps().Ct4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(established) != live {
+		t.Errorf("%d established flows, want %d", len(established), live)
+	}
+	for port := range uint16(live) {
+		h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000+port, 80, "A"))))
+		h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 80, 1000+port, "A"))))
+	}
+	if n := h.moved(metric{maps.DropConntrackFull, datapath.Ingress, "from_overlay"}); n != 0 {
+		t.Errorf("%d packets dropped as conntrack full", n)
+	}
+	h.establish(5000) // and a new one is made meanwhile
+	t.Logf("%d live flows, %d SYNs", live, flood)
+}
+
+// Every combination of constants that is used loads, with room below the
+// verifier's limit, and passes a packet.
+func TestConstantsLoad(t *testing.T) {
+	for _, bits := range []uint32{8, 9, 10} {
+		for _, masquerade := range []loader.PortRange{{}, loader.MasqueradePorts()} {
+			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
+				h := newHarnessWith(t, loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()})
+				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
+				for name, p := range map[string]*ebpf.Program{"from_pod": h.d.Programs().FromPod, "from_overlay": h.d.Programs().FromOverlay, "from_host": h.d.Programs().FromHost} {
+					info, err := p.Info()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if n, ok := info.VerifiedInstructions(); ok && n > verifierLimit/2 {
+						t.Errorf("%s takes %d instructions", name, n)
+					}
+				}
+			})
+		}
+	}
+}
