@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/hawser-mesh/hawser/agent/dns"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/datapath"
@@ -69,6 +70,7 @@ type Agent struct {
 	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
 	hub       observe.Hub
+	dns       *dns.Server // nil when it is off
 
 	ready    chan struct{} // own policies and identities are known
 	complete chan struct{} // everything of every cluster is known
@@ -103,6 +105,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer func() { _ = a.kv.Close() }()
+	if err := a.openNames(); err != nil {
+		return err
+	}
 	return a.run(ctx)
 }
 
@@ -216,7 +221,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	if err != nil {
 		return err
 	}
-	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb)
+	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
 	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
@@ -336,6 +341,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	g.Go(func() error { return a.runNames(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })

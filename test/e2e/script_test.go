@@ -27,6 +27,8 @@ type script struct {
 	loads   map[string]*loadRun
 	streams map[string]*openStream
 	asking  *asking
+	// upstream stops the played resolver, when there is one.
+	upstream func()
 	// events of the lab, and how many there were when the script began
 	events       *events
 	eventsBefore int

@@ -1033,9 +1033,11 @@ type Service struct {
 	Vips                   []string          `protobuf:"bytes,10,rep,name=vips,proto3" json:"vips,omitempty"`                                                                                  // informative to peers
 	SessionAffinitySeconds uint32            `protobuf:"varint,11,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`             // 0 is off
 	Labels                 map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	UpdatedAt              int64             `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// Without an address: its name is those of its backends.
+	Headless      bool  `protobuf:"varint,13,opt,name=headless,proto3" json:"headless,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -1150,6 +1152,13 @@ func (x *Service) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Service) GetHeadless() bool {
+	if x != nil {
+		return x.Headless
+	}
+	return false
 }
 
 func (x *Service) GetUpdatedAt() int64 {
@@ -2633,7 +2642,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc3\x05\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdf\x05\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -2647,7 +2656,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04vips\x18\n" +
 	" \x03(\tR\x04vips\x128\n" +
 	"\x18session_affinity_seconds\x18\v \x01(\rR\x16sessionAffinitySeconds\x12?\n" +
-	"\x06labels\x18\f \x03(\v2'.hawser.keyspace.v1.Service.LabelsEntryR\x06labels\x12\x1d\n" +
+	"\x06labels\x18\f \x03(\v2'.hawser.keyspace.v1.Service.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bheadless\x18\r \x01(\bR\bheadless\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
