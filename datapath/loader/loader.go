@@ -27,7 +27,10 @@ type Datapath struct {
 	tcx     bool
 	adopted bool
 
-	mu sync.Mutex // serialises attaching
+	mu sync.Mutex // serialises links
+
+	settleMu  sync.Mutex // below mu
+	unsettled unsettled
 }
 
 // Open adopts what is pinned under cfg.PinPath, or loads and pins it. When only
