@@ -163,11 +163,11 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		})
 	}
 	for name, until := range map[string]time.Time{
-		"certificate of the API server": s.creds.leaf.NotAfter, "CA": s.creds.ca.Certificate().NotAfter,
+		"certificate of the API server": s.creds.expires(), "CA": s.creds.ca.Certificate().NotAfter,
 	} {
 		if left := time.Until(until); left < certificateWarning {
 			r.Problems = append(r.Problems, &hawserv1.Problem{
-				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "restart the API server to renew its certificate",
+				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "it should have renewed itself: see the API server's log; the CA is renewed by: hawser mesh rotate-ca",
 			})
 		}
 	}

@@ -149,6 +149,7 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
+	g.Go(func() error { return s.creds.keep(ctx, time.Now, s.log) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
 	g.Go(func() error { return rest.Serve(lis, api, web) })

@@ -63,6 +63,20 @@ func (m *Manager) Leave(ctx context.Context, peer string) (removed uint64, err e
 	}
 }
 
+// ChangeGrant changes what a peer may publish here. All that it publishes is
+// judged anew.
+func (m *Manager) ChangeGrant(ctx context.Context, peer string, c peering.GrantChange) (*keyspacev1.Peer, bool, error) {
+	p, changed, err := m.store.ChangeGrant(ctx, m.cfg.Cluster, peer, c)
+	m.poke()
+	return p, changed, err
+}
+
+// Peers are the records of all peers.
+func (m *Manager) Peers(ctx context.Context) ([]*keyspacev1.Peer, error) {
+	ps, _, err := m.store.Peers(ctx)
+	return ps, err
+}
+
 // finishLeave withdraws, once at a time, what a leaving peer published.
 func (m *Manager) finishLeave(ctx context.Context, name string) {
 	m.mu.Lock()

@@ -240,7 +240,7 @@ func TestLimitsHold(t *testing.T) {
 	}
 	p.Grant.MaxIps = 10
 	a.put(peerKey, &p)
-	eventually(t, "grant taken up", func() bool { return a.status(b).GetResumesReceived() > 0 })
+	eventually(t, "grant taken up", func() bool { return a.status(b).GetSnapshotsReceived() > 1 })
 	b.fill(0, 15)
 	eventually(t, "surplus refused", func() bool { return a.status(b).GetRefused()["limit"] == 5 })
 	eventually(t, "the others landed", func() bool { return len(a.keys(b)) == 10 })

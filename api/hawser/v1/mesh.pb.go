@@ -962,6 +962,411 @@ func (x *LeaveResponse) GetKeysRemoved() uint64 {
 	return 0
 }
 
+type ListGrantsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGrantsRequest) Reset() {
+	*x = ListGrantsRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGrantsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGrantsRequest) ProtoMessage() {}
+
+func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGrantsRequest.ProtoReflect.Descriptor instead.
+func (*ListGrantsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
+}
+
+type ListGrantsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grants        []*PeerGrant           `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGrantsResponse) Reset() {
+	*x = ListGrantsResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGrantsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGrantsResponse) ProtoMessage() {}
+
+func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGrantsResponse.ProtoReflect.Descriptor instead.
+func (*ListGrantsResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListGrantsResponse) GetGrants() []*PeerGrant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+// PeerGrant is what a peer may publish here.
+type PeerGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	PodCidrs      []string               `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	NodeCidrs     []string               `protobuf:"bytes,4,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	IdentityMin   uint32                 `protobuf:"varint,5,opt,name=identity_min,json=identityMin,proto3" json:"identity_min,omitempty"`
+	IdentityMax   uint32                 `protobuf:"varint,6,opt,name=identity_max,json=identityMax,proto3" json:"identity_max,omitempty"`
+	MaxNodes      uint64                 `protobuf:"varint,7,opt,name=max_nodes,json=maxNodes,proto3" json:"max_nodes,omitempty"`
+	MaxIdentities uint64                 `protobuf:"varint,8,opt,name=max_identities,json=maxIdentities,proto3" json:"max_identities,omitempty"`
+	MaxIps        uint64                 `protobuf:"varint,9,opt,name=max_ips,json=maxIps,proto3" json:"max_ips,omitempty"`
+	MaxServices   uint64                 `protobuf:"varint,10,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
+	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
+	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
+	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerGrant) Reset() {
+	*x = PeerGrant{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerGrant) ProtoMessage() {}
+
+func (x *PeerGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerGrant.ProtoReflect.Descriptor instead.
+func (*PeerGrant) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PeerGrant) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *PeerGrant) GetClusterId() uint32 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetNodeCidrs() []string {
+	if x != nil {
+		return x.NodeCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetIdentityMin() uint32 {
+	if x != nil {
+		return x.IdentityMin
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetIdentityMax() uint32 {
+	if x != nil {
+		return x.IdentityMax
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxNodes() uint64 {
+	if x != nil {
+		return x.MaxNodes
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxIdentities() uint64 {
+	if x != nil {
+		return x.MaxIdentities
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxIps() uint64 {
+	if x != nil {
+		return x.MaxIps
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxServices() uint64 {
+	if x != nil {
+		return x.MaxServices
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxBackends() uint64 {
+	if x != nil {
+		return x.MaxBackends
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetRefused() map[string]uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+type ChangeGrantRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Peer            string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	AddPodCidrs     []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
+	RemovePodCidrs  []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
+	AddNodeCidrs    []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
+	RemoveNodeCidrs []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
+	Namespaces      []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
+	AllNamespaces   bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
+	MaxNodes        *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
+	MaxIdentities   *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
+	MaxIps          *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
+	MaxServices     *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
+	MaxBackends     *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ChangeGrantRequest) Reset() {
+	*x = ChangeGrantRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGrantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGrantRequest) ProtoMessage() {}
+
+func (x *ChangeGrantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGrantRequest.ProtoReflect.Descriptor instead.
+func (*ChangeGrantRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ChangeGrantRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ChangeGrantRequest) GetAddPodCidrs() []string {
+	if x != nil {
+		return x.AddPodCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemovePodCidrs() []string {
+	if x != nil {
+		return x.RemovePodCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetAddNodeCidrs() []string {
+	if x != nil {
+		return x.AddNodeCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemoveNodeCidrs() []string {
+	if x != nil {
+		return x.RemoveNodeCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetAllNamespaces() bool {
+	if x != nil {
+		return x.AllNamespaces
+	}
+	return false
+}
+
+func (x *ChangeGrantRequest) GetMaxNodes() uint64 {
+	if x != nil && x.MaxNodes != nil {
+		return *x.MaxNodes
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxIdentities() uint64 {
+	if x != nil && x.MaxIdentities != nil {
+		return *x.MaxIdentities
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxIps() uint64 {
+	if x != nil && x.MaxIps != nil {
+		return *x.MaxIps
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxServices() uint64 {
+	if x != nil && x.MaxServices != nil {
+		return *x.MaxServices
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxBackends() uint64 {
+	if x != nil && x.MaxBackends != nil {
+		return *x.MaxBackends
+	}
+	return 0
+}
+
+type ChangeGrantResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grant         *PeerGrant             `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGrantResponse) Reset() {
+	*x = ChangeGrantResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGrantResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGrantResponse) ProtoMessage() {}
+
+func (x *ChangeGrantResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGrantResponse.ProtoReflect.Descriptor instead.
+func (*ChangeGrantResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ChangeGrantResponse) GetGrant() *PeerGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *ChangeGrantResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 type MeshStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -970,7 +1375,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1387,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1400,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 type MeshStatusResponse struct {
@@ -1008,7 +1413,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1425,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1438,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -1088,7 +1493,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1505,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1518,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -1329,7 +1734,7 @@ type MeshDiffRequest struct {
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1746,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1759,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -1381,7 +1786,7 @@ type MeshDiffResponse struct {
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1798,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1811,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -1433,7 +1838,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1850,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1863,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -1485,7 +1890,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1902,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1915,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *InviteNodeRequest) GetNode() string {
@@ -1537,7 +1942,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1954,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1967,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -1589,7 +1994,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +2006,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +2019,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -1642,7 +2047,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +2059,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +2072,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ForgetNodeResponse) GetKeysRemoved() uint64 {
@@ -1699,7 +2104,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +2116,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +2129,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 type ListNodesResponse struct {
@@ -1736,7 +2141,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +2153,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +2166,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -1788,7 +2193,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2205,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2218,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -1887,7 +2292,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2304,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2317,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 type ListIdentitiesResponse struct {
@@ -1924,7 +2329,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2341,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2354,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -1976,7 +2381,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2393,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2406,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -2061,7 +2466,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2478,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2491,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 type ListVTEPsResponse struct {
@@ -2098,7 +2503,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2515,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2528,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -2145,7 +2550,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2562,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2575,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -2211,7 +2616,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2628,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2641,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -2262,7 +2667,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2679,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2692,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -2309,7 +2714,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2726,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2739,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -2376,7 +2781,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2793,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2806,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -2434,7 +2839,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +2851,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +2864,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -2477,7 +2882,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2894,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2907,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 type ListPoliciesResponse struct {
@@ -2514,7 +2919,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2931,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2944,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -2565,7 +2970,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2982,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2995,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -2659,7 +3064,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +3076,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +3089,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -2710,7 +3115,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +3127,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3140,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -2756,7 +3161,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +3173,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3186,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -2814,7 +3219,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +3231,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +3244,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -2857,7 +3262,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +3274,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +3287,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 type ListServicesResponse struct {
@@ -2894,7 +3299,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3311,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3324,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -2948,7 +3353,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2960,7 +3365,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2973,7 +3378,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -3065,7 +3470,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3482,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3495,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -3203,6 +3608,57 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\"2\n" +
 	"\rLeaveResponse\x12!\n" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
+	"\x11ListGrantsRequest\"B\n" +
+	"\x12ListGrantsResponse\x12,\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\tPeerGrant\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\rR\tclusterId\x12\x1b\n" +
+	"\tpod_cidrs\x18\x03 \x03(\tR\bpodCidrs\x12\x1d\n" +
+	"\n" +
+	"node_cidrs\x18\x04 \x03(\tR\tnodeCidrs\x12!\n" +
+	"\fidentity_min\x18\x05 \x01(\rR\videntityMin\x12!\n" +
+	"\fidentity_max\x18\x06 \x01(\rR\videntityMax\x12\x1b\n" +
+	"\tmax_nodes\x18\a \x01(\x04R\bmaxNodes\x12%\n" +
+	"\x0emax_identities\x18\b \x01(\x04R\rmaxIdentities\x12\x17\n" +
+	"\amax_ips\x18\t \x01(\x04R\x06maxIps\x12!\n" +
+	"\fmax_services\x18\n" +
+	" \x01(\x04R\vmaxServices\x12!\n" +
+	"\fmax_backends\x18\v \x01(\x04R\vmaxBackends\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\f \x03(\tR\n" +
+	"namespaces\x12;\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\fRefusedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x12ChangeGrantRequest\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\"\n" +
+	"\radd_pod_cidrs\x18\x02 \x03(\tR\vaddPodCidrs\x12(\n" +
+	"\x10remove_pod_cidrs\x18\x03 \x03(\tR\x0eremovePodCidrs\x12$\n" +
+	"\x0eadd_node_cidrs\x18\x04 \x03(\tR\faddNodeCidrs\x12*\n" +
+	"\x11remove_node_cidrs\x18\x05 \x03(\tR\x0fremoveNodeCidrs\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x06 \x03(\tR\n" +
+	"namespaces\x12%\n" +
+	"\x0eall_namespaces\x18\a \x01(\bR\rallNamespaces\x12 \n" +
+	"\tmax_nodes\x18\b \x01(\x04H\x00R\bmaxNodes\x88\x01\x01\x12*\n" +
+	"\x0emax_identities\x18\t \x01(\x04H\x01R\rmaxIdentities\x88\x01\x01\x12\x1c\n" +
+	"\amax_ips\x18\n" +
+	" \x01(\x04H\x02R\x06maxIps\x88\x01\x01\x12&\n" +
+	"\fmax_services\x18\v \x01(\x04H\x03R\vmaxServices\x88\x01\x01\x12&\n" +
+	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01B\f\n" +
+	"\n" +
+	"_max_nodesB\x11\n" +
+	"\x0f_max_identitiesB\n" +
+	"\n" +
+	"\b_max_ipsB\x0f\n" +
+	"\r_max_servicesB\x0f\n" +
+	"\r_max_backends\"[\n" +
+	"\x13ChangeGrantResponse\x12*\n" +
+	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x13\n" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
@@ -3380,13 +3836,15 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xfb\n" +
-	"\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\x94\f\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
 	"\x04Join\x12\x16.hawser.v1.JoinRequest\x1a\x17.hawser.v1.JoinResponse\x12:\n" +
 	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12I\n" +
+	"\n" +
+	"ListGrants\x12\x1c.hawser.v1.ListGrantsRequest\x1a\x1d.hawser.v1.ListGrantsResponse\x12L\n" +
+	"\vChangeGrant\x12\x1d.hawser.v1.ChangeGrantRequest\x1a\x1e.hawser.v1.ChangeGrantResponse\x12I\n" +
 	"\n" +
 	"MeshStatus\x12\x1c.hawser.v1.MeshStatusRequest\x1a\x1d.hawser.v1.MeshStatusResponse\x12?\n" +
 	"\x04Diff\x12\x1a.hawser.v1.MeshDiffRequest\x1a\x1b.hawser.v1.MeshDiffResponse\x12<\n" +
@@ -3418,7 +3876,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -3434,112 +3892,125 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*Finding)(nil),                // 11: hawser.v1.Finding
 	(*LeaveRequest)(nil),           // 12: hawser.v1.LeaveRequest
 	(*LeaveResponse)(nil),          // 13: hawser.v1.LeaveResponse
-	(*MeshStatusRequest)(nil),      // 14: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 15: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 16: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 17: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 18: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 19: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 20: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 21: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 22: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 23: hawser.v1.ForgetNodeResponse
-	(*ListNodesRequest)(nil),       // 24: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 25: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 26: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 27: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 28: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 29: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 30: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 31: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 32: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 33: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 34: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 35: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 36: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 37: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 38: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 39: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 40: hawser.v1.PolicyInfo
-	(*ApplyServiceRequest)(nil),    // 41: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 42: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 43: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 44: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 45: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 46: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 47: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 48: hawser.v1.ServicePortInfo
-	nil,                            // 49: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 50: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 51: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 52: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 53: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 54: hawser.v1.FrontendBackend
+	(*ListGrantsRequest)(nil),      // 14: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),     // 15: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),              // 16: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),     // 17: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),    // 18: hawser.v1.ChangeGrantResponse
+	(*MeshStatusRequest)(nil),      // 19: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),     // 20: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),             // 21: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),        // 22: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),       // 23: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                // 24: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),      // 25: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),     // 26: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),      // 27: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),     // 28: hawser.v1.ForgetNodeResponse
+	(*ListNodesRequest)(nil),       // 29: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 30: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),               // 31: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),  // 32: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil), // 33: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),           // 34: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),       // 35: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),      // 36: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),               // 37: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),     // 38: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 39: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 40: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 41: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 42: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 43: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 44: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 45: hawser.v1.PolicyInfo
+	(*ApplyServiceRequest)(nil),    // 46: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 47: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 48: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 49: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 50: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 51: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 52: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 53: hawser.v1.ServicePortInfo
+	nil,                            // 54: hawser.v1.PeerGrant.RefusedEntry
+	nil,                            // 55: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 56: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 57: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 58: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 59: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 60: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	53, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	59, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	16, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	49, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	50, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	19, // 6: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	26, // 7: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	29, // 8: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	32, // 9: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	35, // 10: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	35, // 11: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	40, // 12: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	35, // 13: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	35, // 14: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	47, // 15: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	48, // 16: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	54, // 17: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	51, // 18: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	52, // 19: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 20: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 21: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 22: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	12, // 23: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	14, // 24: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	17, // 25: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 26: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 27: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	20, // 28: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	22, // 29: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	24, // 30: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	27, // 31: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	30, // 32: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	33, // 33: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	36, // 34: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	38, // 35: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	41, // 36: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	43, // 37: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	45, // 38: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 39: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 40: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 41: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	13, // 42: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	15, // 43: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	18, // 44: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 45: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 46: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	21, // 47: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	23, // 48: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	25, // 49: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	28, // 50: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	31, // 51: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	34, // 52: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	37, // 53: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	39, // 54: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	42, // 55: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	44, // 56: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	46, // 57: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	39, // [39:58] is the sub-list for method output_type
-	20, // [20:39] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	16, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	54, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	16, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	21, // 6: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	55, // 7: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	56, // 8: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	24, // 9: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	31, // 10: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	34, // 11: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	37, // 12: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	40, // 13: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	40, // 14: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	45, // 15: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	40, // 16: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	40, // 17: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 18: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	53, // 19: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	60, // 20: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	57, // 21: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	58, // 22: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 23: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 24: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 25: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	12, // 26: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	14, // 27: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	17, // 28: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	19, // 29: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	22, // 30: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 31: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 32: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	25, // 33: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	27, // 34: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	29, // 35: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	32, // 36: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	35, // 37: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	38, // 38: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	41, // 39: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	43, // 40: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	46, // 41: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	48, // 42: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	50, // 43: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 44: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 45: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 46: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	13, // 47: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	15, // 48: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	18, // 49: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	20, // 50: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	23, // 51: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 52: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 53: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	26, // 54: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	28, // 55: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	30, // 56: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	33, // 57: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	36, // 58: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	39, // 59: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	42, // 60: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	44, // 61: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	47, // 62: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	49, // 63: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	51, // 64: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	44, // [44:65] is the sub-list for method output_type
+	23, // [23:44] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -3548,13 +4019,14 @@ func file_api_hawser_v1_mesh_proto_init() {
 		return
 	}
 	file_api_hawser_v1_node_proto_init()
+	file_api_hawser_v1_mesh_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,8 @@ const (
 	Mesh_Invite_FullMethodName         = "/hawser.v1.Mesh/Invite"
 	Mesh_Join_FullMethodName           = "/hawser.v1.Mesh/Join"
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
+	Mesh_ListGrants_FullMethodName     = "/hawser.v1.Mesh/ListGrants"
+	Mesh_ChangeGrant_FullMethodName    = "/hawser.v1.Mesh/ChangeGrant"
 	Mesh_MeshStatus_FullMethodName     = "/hawser.v1.Mesh/MeshStatus"
 	Mesh_Diff_FullMethodName           = "/hawser.v1.Mesh/Diff"
 	Mesh_Backup_FullMethodName         = "/hawser.v1.Mesh/Backup"
@@ -54,6 +56,9 @@ type MeshClient interface {
 	// Join does both halves: prepare and confirm.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// ListGrants shows what peers may publish here; ChangeGrant widens or narrows it.
+	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
+	ChangeGrant(ctx context.Context, in *ChangeGrantRequest, opts ...grpc.CallOption) (*ChangeGrantResponse, error)
 	MeshStatus(ctx context.Context, in *MeshStatusRequest, opts ...grpc.CallOption) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc.CallOption) (*MeshDiffResponse, error)
@@ -120,6 +125,26 @@ func (c *meshClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.C
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LeaveResponse)
 	err := c.cc.Invoke(ctx, Mesh_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGrantsResponse)
+	err := c.cc.Invoke(ctx, Mesh_ListGrants_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) ChangeGrant(ctx context.Context, in *ChangeGrantRequest, opts ...grpc.CallOption) (*ChangeGrantResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeGrantResponse)
+	err := c.cc.Invoke(ctx, Mesh_ChangeGrant_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -297,6 +322,9 @@ type MeshServer interface {
 	// Join does both halves: prepare and confirm.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// ListGrants shows what peers may publish here; ChangeGrant widens or narrows it.
+	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
+	ChangeGrant(context.Context, *ChangeGrantRequest) (*ChangeGrantResponse, error)
 	MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error)
@@ -340,6 +368,12 @@ func (UnimplementedMeshServer) Join(context.Context, *JoinRequest) (*JoinRespons
 }
 func (UnimplementedMeshServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedMeshServer) ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGrants not implemented")
+}
+func (UnimplementedMeshServer) ChangeGrant(context.Context, *ChangeGrantRequest) (*ChangeGrantResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeGrant not implemented")
 }
 func (UnimplementedMeshServer) MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeshStatus not implemented")
@@ -475,6 +509,42 @@ func _Mesh_Leave_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_ListGrants_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGrantsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ListGrants(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ListGrants_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ListGrants(ctx, req.(*ListGrantsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_ChangeGrant_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeGrantRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ChangeGrant(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ChangeGrant_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ChangeGrant(ctx, req.(*ChangeGrantRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -753,6 +823,14 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Leave",
 			Handler:    _Mesh_Leave_Handler,
+		},
+		{
+			MethodName: "ListGrants",
+			Handler:    _Mesh_ListGrants_Handler,
+		},
+		{
+			MethodName: "ChangeGrant",
+			Handler:    _Mesh_ChangeGrant_Handler,
 		},
 		{
 			MethodName: "MeshStatus",

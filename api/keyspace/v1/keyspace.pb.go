@@ -1924,9 +1924,12 @@ func (x *PeerView) GetUpdatedAt() int64 {
 // Position names a point in a cluster's history. Another incarnation, or a
 // revision ahead of the store, means: list again.
 type Position struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Incarnation   string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Revision    int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Only in private/<c>/progress/: which grant judged what was stored. Under
+	// another one all is copied again.
+	Grant         []byte `protobuf:"bytes,3,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1973,6 +1976,13 @@ func (x *Position) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Position) GetGrant() []byte {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
 }
 
 // Synced is local/<c>/synced/<cluster>/<kind>.
@@ -2752,10 +2762,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"node_cidrs\x18\v \x03(\tR\tnodeCidrs\x12@\n" +
 	"\facknowledged\x18\f \x01(\v2\x1c.hawser.keyspace.v1.PositionR\facknowledged\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"H\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"^\n" +
 	"\bPosition\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xcd\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05grant\x18\x03 \x01(\fR\x05grant\"\xcd\x01\n" +
 	"\x06Synced\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
