@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -150,6 +151,25 @@ func (m *Manager) Acknowledged(peer string) (pos *keyspacev1.Position, ok bool) 
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return proto.CloneOf(st.acked), st.session != nil
+}
+
+// Trusting says of each confirmed peer whether it believes our trust bundle of
+// the moment, as it said on a stream that is up.
+func (m *Manager) Trusting() map[string]bool {
+	sum := peering.BundleHash(m.trust.Bundle())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[string]bool{}
+	for name, p := range m.peers {
+		if p.GetState() != keyspacev1.Peer_STATE_CONFIRMED {
+			continue
+		}
+		out[name] = false
+		if st := m.states[name]; st != nil {
+			st.do(func() { out[name] = bytes.Equal(st.trustAcked, sum[:]) })
+		}
+	}
+	return out
 }
 
 // Ready is nil when every peer is connected and its copy complete; else it says

@@ -219,6 +219,8 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		case keyspacev1.Peer_STATE_CONFIRMED:
 			if m.runner(p.GetName()) == nil {
 				m.start(ctx, p, list)
+			} else if err := m.trust.SetPeer(p.GetName(), p.GetTrustBundle()); err != nil {
+				m.log.Error("peer's new CA not trusted", "peer", p.GetName(), "err", err)
 			}
 		case keyspacev1.Peer_STATE_LEAVING:
 			m.finishLeave(ctx, p.GetName())
@@ -231,6 +233,7 @@ func (m *Manager) reconcile(ctx context.Context) error {
 func samePeer(a, b *keyspacev1.Peer) bool {
 	x, y := proto.CloneOf(a), proto.CloneOf(b)
 	x.UpdatedAt, y.UpdatedAt = 0, 0
+	x.TrustBundle, y.TrustBundle = nil, nil // taken up without a new stream
 	return proto.Equal(x, y)
 }
 
@@ -264,7 +267,15 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 		m.log.Warn("grant narrowed", "peer", p.GetName(), "err", err)
 	}
 	rctx, cancel := context.WithCancel(ctx)
-	r := &runner{kv: m.kv, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
+	learn := func(ctx context.Context, bundle [][]byte) error {
+		changed, err := m.store.LearnTrust(ctx, m.trust, p.GetName(), bundle)
+		if changed {
+			m.log.Info("peer's CAs changed", "peer", p.GetName(), "certificates", len(bundle))
+			m.poke()
+		}
+		return err
+	}
+	r := &runner{learn: learn, kv: m.kv, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()
 	m.runners[p.GetName()] = r

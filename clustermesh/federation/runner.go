@@ -42,6 +42,7 @@ type runner struct {
 	trust   *peering.Trust
 	peer    *keyspacev1.Peer
 	guard   *peering.Guard
+	learn   func(context.Context, [][]byte) error // takes the peer's trust bundle
 	st      *peerState
 	log     *slog.Logger
 	stopped chan struct{}
@@ -182,6 +183,7 @@ func (r *runner) carry(ctx context.Context, s *session, incarnation string) erro
 	ex := newExporter(r.kv, r.own(), incarnation, r.cfg, r.st, c, s.send)
 	im := newImporter(importer{kv: r.kv, own: r.own(), peer: r.name(), replica: r.cfg.Replica, cfg: r.cfg,
 		guard: r.guard, st: r.st, codec: c, send: s.send, log: r.log})
+	s.bundle, s.learn = r.trust.Bundle, r.learn
 	return s.run(ctx, r.cfg, r.st, ex, im)
 }
 

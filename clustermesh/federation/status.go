@@ -56,6 +56,8 @@ type peerState struct {
 	acked    *keyspacev1.Position // of our stream, stored by the peer
 	kinds    map[string]uint64
 	synced   []string
+	// trustAcked is the hash of our bundle that the peer says it believes.
+	trustAcked []byte
 }
 
 func newPeerState(now func() time.Time) *peerState {

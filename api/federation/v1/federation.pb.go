@@ -73,7 +73,7 @@ func (x Resync_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Resync_Mode.Descriptor instead.
 func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type Frame struct {
@@ -86,6 +86,8 @@ type Frame struct {
 	//	*Frame_Ack
 	//	*Frame_Heartbeat
 	//	*Frame_Resync
+	//	*Frame_Trust
+	//	*Frame_TrustAck
 	Body          isFrame_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -182,6 +184,24 @@ func (x *Frame) GetResync() *Resync {
 	return nil
 }
 
+func (x *Frame) GetTrust() *Trust {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Trust); ok {
+			return x.Trust
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetTrustAck() *TrustAck {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_TrustAck); ok {
+			return x.TrustAck
+		}
+	}
+	return nil
+}
+
 type isFrame_Body interface {
 	isFrame_Body()
 }
@@ -210,6 +230,14 @@ type Frame_Resync struct {
 	Resync *Resync `protobuf:"bytes,6,opt,name=resync,proto3,oneof"`
 }
 
+type Frame_Trust struct {
+	Trust *Trust `protobuf:"bytes,20,opt,name=trust,proto3,oneof"`
+}
+
+type Frame_TrustAck struct {
+	TrustAck *TrustAck `protobuf:"bytes,21,opt,name=trust_ack,json=trustAck,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Body() {}
 
 func (*Frame_Subscribe) isFrame_Body() {}
@@ -221,6 +249,101 @@ func (*Frame_Ack) isFrame_Body() {}
 func (*Frame_Heartbeat) isFrame_Body() {}
 
 func (*Frame_Resync) isFrame_Body() {}
+
+func (*Frame_Trust) isFrame_Body() {}
+
+func (*Frame_TrustAck) isFrame_Body() {}
+
+// Trust is whose certificates are the sender's from now on: sent when a stream
+// begins and when the sender replaces its CA.
+type Trust struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bundle        [][]byte               `protobuf:"bytes,1,rep,name=bundle,proto3" json:"bundle,omitempty"` // DER, the signing CA first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Trust) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+// TrustAck says that the receiver believes a bundle.
+type TrustAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sha256        []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustAck) Reset() {
+	*x = TrustAck{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustAck) ProtoMessage() {}
+
+func (x *TrustAck) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustAck.ProtoReflect.Descriptor instead.
+func (*TrustAck) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TrustAck) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
 
 // Hello opens each direction.
 type Hello struct {
@@ -239,7 +362,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +374,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +387,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{1}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Hello) GetProtocolMin() uint32 {
@@ -334,7 +457,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +469,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +482,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Subscribe) GetKinds() []string {
@@ -389,7 +512,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +524,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +537,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Resync) GetMode() Resync_Mode {
@@ -466,7 +589,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +601,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +614,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Batch) GetSequence() uint64 {
@@ -552,7 +675,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +687,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +700,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Changes) GetChanges() []*Change {
@@ -599,7 +722,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +734,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +747,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Change) GetKey() string {
@@ -665,7 +788,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +800,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +813,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ack) GetSequence() uint64 {
@@ -723,7 +846,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +858,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +871,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Heartbeat) GetTime() int64 {
@@ -795,7 +918,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +930,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +943,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DiffRequest) GetPrefix() string {
@@ -840,7 +963,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +975,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +988,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -893,7 +1016,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1028,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1041,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -958,7 +1081,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1093,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1106,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1041,7 +1164,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1176,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1189,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1115,7 +1238,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1250,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1263,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1172,7 +1295,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1307,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1320,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 // Finding is one result of a preflight.
@@ -1214,7 +1337,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1349,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1362,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1281,15 +1404,21 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xe2\x02\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xd6\x03\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
 	"\x05batch\x18\x03 \x01(\v2\x1b.hawser.federation.v1.BatchH\x00R\x05batch\x12-\n" +
 	"\x03ack\x18\x04 \x01(\v2\x19.hawser.federation.v1.AckH\x00R\x03ack\x12?\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1f.hawser.federation.v1.HeartbeatH\x00R\theartbeat\x126\n" +
-	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resyncB\x06\n" +
-	"\x04body\"\xa5\x02\n" +
+	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x123\n" +
+	"\x05trust\x18\x14 \x01(\v2\x1b.hawser.federation.v1.TrustH\x00R\x05trust\x12=\n" +
+	"\ttrust_ack\x18\x15 \x01(\v2\x1e.hawser.federation.v1.TrustAckH\x00R\btrustAckB\x06\n" +
+	"\x04body\"\x1f\n" +
+	"\x05Trust\x12\x16\n" +
+	"\x06bundle\x18\x01 \x03(\fR\x06bundle\"\"\n" +
+	"\bTrustAck\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"\xa5\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\"\n" +
@@ -1390,59 +1519,63 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 }
 
 var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(Resync_Mode)(0),        // 0: hawser.federation.v1.Resync.Mode
 	(*Frame)(nil),           // 1: hawser.federation.v1.Frame
-	(*Hello)(nil),           // 2: hawser.federation.v1.Hello
-	(*Subscribe)(nil),       // 3: hawser.federation.v1.Subscribe
-	(*Resync)(nil),          // 4: hawser.federation.v1.Resync
-	(*Batch)(nil),           // 5: hawser.federation.v1.Batch
-	(*Changes)(nil),         // 6: hawser.federation.v1.Changes
-	(*Change)(nil),          // 7: hawser.federation.v1.Change
-	(*Ack)(nil),             // 8: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),       // 9: hawser.federation.v1.Heartbeat
-	(*DiffRequest)(nil),     // 10: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),        // 11: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),       // 12: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),  // 13: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil), // 14: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),  // 15: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil), // 16: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),         // 17: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),      // 18: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),     // 19: hawser.keyspace.v1.Position
+	(*Trust)(nil),           // 2: hawser.federation.v1.Trust
+	(*TrustAck)(nil),        // 3: hawser.federation.v1.TrustAck
+	(*Hello)(nil),           // 4: hawser.federation.v1.Hello
+	(*Subscribe)(nil),       // 5: hawser.federation.v1.Subscribe
+	(*Resync)(nil),          // 6: hawser.federation.v1.Resync
+	(*Batch)(nil),           // 7: hawser.federation.v1.Batch
+	(*Changes)(nil),         // 8: hawser.federation.v1.Changes
+	(*Change)(nil),          // 9: hawser.federation.v1.Change
+	(*Ack)(nil),             // 10: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),       // 11: hawser.federation.v1.Heartbeat
+	(*DiffRequest)(nil),     // 12: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),        // 13: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),       // 14: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),  // 15: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil), // 16: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),  // 17: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil), // 18: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),         // 19: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),      // 20: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),     // 21: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
-	2,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	3,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	5,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	8,  // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	9,  // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	4,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
-	18, // 6: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	19, // 7: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 8: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	7,  // 9: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	19, // 10: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	19, // 11: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	12, // 12: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	18, // 13: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	18, // 14: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	17, // 15: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	1,  // 16: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	10, // 17: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	13, // 18: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	15, // 19: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	1,  // 20: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	11, // 21: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	14, // 22: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	16, // 23: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
+	5,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	7,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	10, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	11, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	6,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	2,  // 6: hawser.federation.v1.Frame.trust:type_name -> hawser.federation.v1.Trust
+	3,  // 7: hawser.federation.v1.Frame.trust_ack:type_name -> hawser.federation.v1.TrustAck
+	20, // 8: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	21, // 9: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 10: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	9,  // 11: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	21, // 12: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	21, // 13: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	14, // 14: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	20, // 15: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	20, // 16: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	19, // 17: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	1,  // 18: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	12, // 19: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	15, // 20: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	17, // 21: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	1,  // 22: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	13, // 23: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	16, // 24: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	18, // 25: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1457,6 +1590,8 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Ack)(nil),
 		(*Frame_Heartbeat)(nil),
 		(*Frame_Resync)(nil),
+		(*Frame_Trust)(nil),
+		(*Frame_TrustAck)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1464,7 +1599,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1367,6 +1367,216 @@ func (x *ChangeGrantResponse) GetChanged() bool {
 	return false
 }
 
+type CAStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CAStatusRequest) Reset() {
+	*x = CAStatusRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CAStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CAStatusRequest) ProtoMessage() {}
+
+func (x *CAStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CAStatusRequest.ProtoReflect.Descriptor instead.
+func (*CAStatusRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+}
+
+type CAStatusReport struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Phase        string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`               // none, announced, switched
+	Certificates []*CertificateInfo     `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"` // that are believed, the signing one first
+	// Who has confirmed what is believed now, and, once switched, has a
+	// certificate of the new CA; and who has not.
+	Confirmed     []string `protobuf:"bytes,3,rep,name=confirmed,proto3" json:"confirmed,omitempty"` // "peer west", "node east-1"
+	Waiting       []string `protobuf:"bytes,4,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CAStatusReport) Reset() {
+	*x = CAStatusReport{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CAStatusReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CAStatusReport) ProtoMessage() {}
+
+func (x *CAStatusReport) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CAStatusReport.ProtoReflect.Descriptor instead.
+func (*CAStatusReport) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CAStatusReport) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *CAStatusReport) GetCertificates() []*CertificateInfo {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *CAStatusReport) GetConfirmed() []string {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
+func (x *CAStatusReport) GetWaiting() []string {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+type CertificateInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sha256        string                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`                      // hexadecimal
+	NotAfter      int64                  `protobuf:"varint,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"` // Unix ns
+	Signs         bool                   `protobuf:"varint,3,opt,name=signs,proto3" json:"signs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateInfo) Reset() {
+	*x = CertificateInfo{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateInfo) ProtoMessage() {}
+
+func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateInfo.ProtoReflect.Descriptor instead.
+func (*CertificateInfo) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CertificateInfo) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *CertificateInfo) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+func (x *CertificateInfo) GetSigns() bool {
+	if x != nil {
+		return x.Signs
+	}
+	return false
+}
+
+type RotateCARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // the phase to reach: announced, switched, none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCARequest) Reset() {
+	*x = RotateCARequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCARequest) ProtoMessage() {}
+
+func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
+func (*RotateCARequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RotateCARequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
 type MeshStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1375,7 +1585,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1597,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1610,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 type MeshStatusResponse struct {
@@ -1413,7 +1623,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1635,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1648,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -1493,7 +1703,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1715,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1728,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -1734,7 +1944,7 @@ type MeshDiffRequest struct {
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1956,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1969,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -1786,7 +1996,7 @@ type MeshDiffResponse struct {
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2008,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2021,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -1838,7 +2048,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +2060,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2073,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -1890,7 +2100,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2112,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2125,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *InviteNodeRequest) GetNode() string {
@@ -1942,7 +2152,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2164,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2177,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -1994,7 +2204,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2216,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2229,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -2047,7 +2257,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2269,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2282,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ForgetNodeResponse) GetKeysRemoved() uint64 {
@@ -2104,7 +2314,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2326,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2339,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 type ListNodesResponse struct {
@@ -2141,7 +2351,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2363,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2376,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2193,7 +2403,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2415,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2428,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -2292,7 +2502,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2514,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2527,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 type ListIdentitiesResponse struct {
@@ -2329,7 +2539,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2551,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2564,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -2381,7 +2591,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2603,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2616,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -2466,7 +2676,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2688,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2701,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 type ListVTEPsResponse struct {
@@ -2503,7 +2713,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2725,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2738,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -2550,7 +2760,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2772,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2785,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -2616,7 +2826,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2838,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2851,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -2667,7 +2877,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2889,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2902,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -2714,7 +2924,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2936,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2949,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -2781,7 +2991,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3003,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3016,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -2839,7 +3049,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +3061,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +3074,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -2882,7 +3092,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3104,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3117,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 type ListPoliciesResponse struct {
@@ -2919,7 +3129,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3141,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3154,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -2970,7 +3180,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3192,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3205,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -3064,7 +3274,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3076,7 +3286,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3089,7 +3299,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -3115,7 +3325,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3337,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3350,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -3161,7 +3371,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3383,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3396,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -3219,7 +3429,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3441,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3454,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -3262,7 +3472,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3274,7 +3484,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3287,7 +3497,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 type ListServicesResponse struct {
@@ -3299,7 +3509,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3311,7 +3521,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3324,7 +3534,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -3353,7 +3563,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3575,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3588,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -3470,7 +3680,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3482,7 +3692,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3495,7 +3705,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -3658,7 +3868,19 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\r_max_backends\"[\n" +
 	"\x13ChangeGrantResponse\x12*\n" +
 	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\x13\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x11\n" +
+	"\x0fCAStatusRequest\"\x9e\x01\n" +
+	"\x0eCAStatusReport\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12>\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x1a.hawser.v1.CertificateInfoR\fcertificates\x12\x1c\n" +
+	"\tconfirmed\x18\x03 \x03(\tR\tconfirmed\x12\x18\n" +
+	"\awaiting\x18\x04 \x03(\tR\awaiting\"\\\n" +
+	"\x0fCertificateInfo\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1b\n" +
+	"\tnot_after\x18\x02 \x01(\x03R\bnotAfter\x12\x14\n" +
+	"\x05signs\x18\x03 \x01(\bR\x05signs\"!\n" +
+	"\x0fRotateCARequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"\x13\n" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
@@ -3836,7 +4058,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\x94\f\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\x9a\r\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -3844,7 +4066,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12I\n" +
 	"\n" +
 	"ListGrants\x12\x1c.hawser.v1.ListGrantsRequest\x1a\x1d.hawser.v1.ListGrantsResponse\x12L\n" +
-	"\vChangeGrant\x12\x1d.hawser.v1.ChangeGrantRequest\x1a\x1e.hawser.v1.ChangeGrantResponse\x12I\n" +
+	"\vChangeGrant\x12\x1d.hawser.v1.ChangeGrantRequest\x1a\x1e.hawser.v1.ChangeGrantResponse\x12A\n" +
+	"\bCAStatus\x12\x1a.hawser.v1.CAStatusRequest\x1a\x19.hawser.v1.CAStatusReport\x12A\n" +
+	"\bRotateCA\x12\x1a.hawser.v1.RotateCARequest\x1a\x19.hawser.v1.CAStatusReport\x12I\n" +
 	"\n" +
 	"MeshStatus\x12\x1c.hawser.v1.MeshStatusRequest\x1a\x1d.hawser.v1.MeshStatusResponse\x12?\n" +
 	"\x04Diff\x12\x1a.hawser.v1.MeshDiffRequest\x1a\x1b.hawser.v1.MeshDiffResponse\x12<\n" +
@@ -3876,7 +4100,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -3897,120 +4121,129 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*PeerGrant)(nil),              // 16: hawser.v1.PeerGrant
 	(*ChangeGrantRequest)(nil),     // 17: hawser.v1.ChangeGrantRequest
 	(*ChangeGrantResponse)(nil),    // 18: hawser.v1.ChangeGrantResponse
-	(*MeshStatusRequest)(nil),      // 19: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 20: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 21: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 22: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 23: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 24: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 25: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 26: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 27: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 28: hawser.v1.ForgetNodeResponse
-	(*ListNodesRequest)(nil),       // 29: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 30: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 31: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 32: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 33: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 34: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 35: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 36: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 37: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 38: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 39: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 40: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 41: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 42: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 43: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 44: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 45: hawser.v1.PolicyInfo
-	(*ApplyServiceRequest)(nil),    // 46: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 47: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 48: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 49: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 50: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 51: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 52: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 53: hawser.v1.ServicePortInfo
-	nil,                            // 54: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 55: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 56: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 57: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 58: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 59: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 60: hawser.v1.FrontendBackend
+	(*CAStatusRequest)(nil),        // 19: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),         // 20: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),        // 21: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),        // 22: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),      // 23: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),     // 24: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),             // 25: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),        // 26: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),       // 27: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                // 28: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),      // 29: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),     // 30: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),      // 31: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),     // 32: hawser.v1.ForgetNodeResponse
+	(*ListNodesRequest)(nil),       // 33: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 34: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),               // 35: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),  // 36: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil), // 37: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),           // 38: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),       // 39: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),      // 40: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),               // 41: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),     // 42: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 43: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 44: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 45: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 46: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 47: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 48: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 49: hawser.v1.PolicyInfo
+	(*ApplyServiceRequest)(nil),    // 50: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 51: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 52: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 53: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 54: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 55: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 56: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 57: hawser.v1.ServicePortInfo
+	nil,                            // 58: hawser.v1.PeerGrant.RefusedEntry
+	nil,                            // 59: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 60: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 61: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 62: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 63: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 64: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	59, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	63, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
 	16, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	54, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	58, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
 	16, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
-	21, // 6: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	55, // 7: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	56, // 8: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	24, // 9: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	31, // 10: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	34, // 11: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	37, // 12: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	40, // 13: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	40, // 14: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	45, // 15: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	40, // 16: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	40, // 17: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	52, // 18: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	53, // 19: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	60, // 20: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	57, // 21: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	58, // 22: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 23: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 24: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 25: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	12, // 26: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	14, // 27: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	17, // 28: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	19, // 29: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	22, // 30: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 31: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 32: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	25, // 33: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	27, // 34: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	29, // 35: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	32, // 36: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	35, // 37: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	38, // 38: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	41, // 39: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	43, // 40: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	46, // 41: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	48, // 42: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	50, // 43: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 44: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 45: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 46: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	13, // 47: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	15, // 48: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	18, // 49: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	20, // 50: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	23, // 51: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 52: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 53: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	26, // 54: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	28, // 55: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	30, // 56: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	33, // 57: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	36, // 58: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	39, // 59: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	42, // 60: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	44, // 61: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	47, // 62: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	49, // 63: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	51, // 64: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	44, // [44:65] is the sub-list for method output_type
-	23, // [23:44] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	21, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	25, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	59, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	60, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	28, // 10: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	35, // 11: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	38, // 12: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	41, // 13: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	44, // 14: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	44, // 15: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	49, // 16: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	44, // 17: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	44, // 18: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	56, // 19: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	57, // 20: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	64, // 21: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	61, // 22: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	62, // 23: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 24: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 25: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 26: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	12, // 27: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	14, // 28: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	17, // 29: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	19, // 30: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	22, // 31: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	23, // 32: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	26, // 33: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 34: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 35: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	29, // 36: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	31, // 37: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	33, // 38: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	36, // 39: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	39, // 40: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	42, // 41: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	45, // 42: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	47, // 43: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	50, // 44: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	52, // 45: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	54, // 46: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 47: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 48: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 49: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	13, // 50: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	15, // 51: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	18, // 52: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	20, // 53: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	20, // 54: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	24, // 55: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	27, // 56: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 57: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 58: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	30, // 59: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	32, // 60: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	34, // 61: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	37, // 62: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	40, // 63: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	43, // 64: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	46, // 65: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	48, // 66: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	51, // 67: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	53, // 68: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	55, // 69: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	47, // [47:70] is the sub-list for method output_type
+	24, // [24:47] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -4026,7 +4259,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,8 @@ const (
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
 	Mesh_ListGrants_FullMethodName     = "/hawser.v1.Mesh/ListGrants"
 	Mesh_ChangeGrant_FullMethodName    = "/hawser.v1.Mesh/ChangeGrant"
+	Mesh_CAStatus_FullMethodName       = "/hawser.v1.Mesh/CAStatus"
+	Mesh_RotateCA_FullMethodName       = "/hawser.v1.Mesh/RotateCA"
 	Mesh_MeshStatus_FullMethodName     = "/hawser.v1.Mesh/MeshStatus"
 	Mesh_Diff_FullMethodName           = "/hawser.v1.Mesh/Diff"
 	Mesh_Backup_FullMethodName         = "/hawser.v1.Mesh/Backup"
@@ -59,6 +61,10 @@ type MeshClient interface {
 	// ListGrants shows what peers may publish here; ChangeGrant widens or narrows it.
 	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
 	ChangeGrant(ctx context.Context, in *ChangeGrantRequest, opts ...grpc.CallOption) (*ChangeGrantResponse, error)
+	// CAStatus shows how far the replacement of the cluster's CA has come; RotateCA
+	// does its next step.
+	CAStatus(ctx context.Context, in *CAStatusRequest, opts ...grpc.CallOption) (*CAStatusReport, error)
+	RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*CAStatusReport, error)
 	MeshStatus(ctx context.Context, in *MeshStatusRequest, opts ...grpc.CallOption) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc.CallOption) (*MeshDiffResponse, error)
@@ -145,6 +151,26 @@ func (c *meshClient) ChangeGrant(ctx context.Context, in *ChangeGrantRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ChangeGrantResponse)
 	err := c.cc.Invoke(ctx, Mesh_ChangeGrant_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) CAStatus(ctx context.Context, in *CAStatusRequest, opts ...grpc.CallOption) (*CAStatusReport, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CAStatusReport)
+	err := c.cc.Invoke(ctx, Mesh_CAStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*CAStatusReport, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CAStatusReport)
+	err := c.cc.Invoke(ctx, Mesh_RotateCA_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -325,6 +351,10 @@ type MeshServer interface {
 	// ListGrants shows what peers may publish here; ChangeGrant widens or narrows it.
 	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
 	ChangeGrant(context.Context, *ChangeGrantRequest) (*ChangeGrantResponse, error)
+	// CAStatus shows how far the replacement of the cluster's CA has come; RotateCA
+	// does its next step.
+	CAStatus(context.Context, *CAStatusRequest) (*CAStatusReport, error)
+	RotateCA(context.Context, *RotateCARequest) (*CAStatusReport, error)
 	MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error)
@@ -374,6 +404,12 @@ func (UnimplementedMeshServer) ListGrants(context.Context, *ListGrantsRequest) (
 }
 func (UnimplementedMeshServer) ChangeGrant(context.Context, *ChangeGrantRequest) (*ChangeGrantResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ChangeGrant not implemented")
+}
+func (UnimplementedMeshServer) CAStatus(context.Context, *CAStatusRequest) (*CAStatusReport, error) {
+	return nil, status.Error(codes.Unimplemented, "method CAStatus not implemented")
+}
+func (UnimplementedMeshServer) RotateCA(context.Context, *RotateCARequest) (*CAStatusReport, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateCA not implemented")
 }
 func (UnimplementedMeshServer) MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeshStatus not implemented")
@@ -545,6 +581,42 @@ func _Mesh_ChangeGrant_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).ChangeGrant(ctx, req.(*ChangeGrantRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_CAStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CAStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).CAStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_CAStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).CAStatus(ctx, req.(*CAStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_RotateCA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateCARequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).RotateCA(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_RotateCA_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).RotateCA(ctx, req.(*RotateCARequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -831,6 +903,14 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ChangeGrant",
 			Handler:    _Mesh_ChangeGrant_Handler,
+		},
+		{
+			MethodName: "CAStatus",
+			Handler:    _Mesh_CAStatus_Handler,
+		},
+		{
+			MethodName: "RotateCA",
+			Handler:    _Mesh_RotateCA_Handler,
 		},
 		{
 			MethodName: "MeshStatus",

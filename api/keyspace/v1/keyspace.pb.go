@@ -226,7 +226,7 @@ func (x Synced_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Synced_State.Descriptor instead.
 func (Synced_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type Peer_State int32
@@ -278,7 +278,7 @@ func (x Peer_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Peer_State.Descriptor instead.
 func (Peer_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // Cluster is state/<c>/cluster: what a cluster tells the mesh about itself.
@@ -1640,6 +1640,8 @@ type NodeStatus struct {
 	Seen map[string]int64 `protobuf:"bytes,4,rep,name=seen,proto3" json:"seen,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Kind -> revision whose effect is in the kernel.
 	Enforced      map[string]int64 `protobuf:"bytes,5,rep,name=enforced,proto3" json:"enforced,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Trust         []byte           `protobuf:"bytes,6,opt,name=trust,proto3" json:"trust,omitempty"`   // SHA-256 of the TrustBundle that the node believes
+	Signer        []byte           `protobuf:"bytes,7,opt,name=signer,proto3" json:"signer,omitempty"` // SHA-256 of the CA that signed the node's certificate
 	UpdatedAt     int64            `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1710,7 +1712,75 @@ func (x *NodeStatus) GetEnforced() map[string]int64 {
 	return nil
 }
 
+func (x *NodeStatus) GetTrust() []byte {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetSigner() []byte {
+	if x != nil {
+		return x.Signer
+	}
+	return nil
+}
+
 func (x *NodeStatus) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
+// TrustBundle is local/<c>/trust: the CAs of the cluster that its nodes believe,
+// the one that signs first.
+type TrustBundle struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  [][]byte               `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"` // DER
+	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustBundle) Reset() {
+	*x = TrustBundle{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustBundle) ProtoMessage() {}
+
+func (x *TrustBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
+func (*TrustBundle) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TrustBundle) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *TrustBundle) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
 	}
@@ -1729,7 +1799,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1811,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1824,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{17}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Presence) GetNode() string {
@@ -1802,7 +1872,7 @@ type PeerView struct {
 
 func (x *PeerView) Reset() {
 	*x = PeerView{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1884,7 @@ func (x *PeerView) String() string {
 func (*PeerView) ProtoMessage() {}
 
 func (x *PeerView) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1897,7 @@ func (x *PeerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerView.ProtoReflect.Descriptor instead.
 func (*PeerView) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PeerView) GetPeer() string {
@@ -1936,7 +2006,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2018,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2031,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Position) GetIncarnation() string {
@@ -1998,7 +2068,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2080,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2093,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Synced) GetIncarnation() string {
@@ -2073,7 +2143,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2155,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2168,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Peer) GetName() string {
@@ -2190,7 +2260,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2272,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2285,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -2308,7 +2378,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2390,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2403,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Token) GetId() string {
@@ -2419,7 +2489,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2501,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2514,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -2493,7 +2563,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2575,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2588,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -2722,14 +2792,16 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xf9\x02\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xa7\x03\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\tR\vincarnation\x12<\n" +
 	"\x04seen\x18\x04 \x03(\v2(.hawser.keyspace.v1.NodeStatus.SeenEntryR\x04seen\x12H\n" +
-	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12\x1d\n" +
+	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12\x14\n" +
+	"\x05trust\x18\x06 \x01(\fR\x05trust\x12\x16\n" +
+	"\x06signer\x18\a \x01(\fR\x06signer\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
@@ -2737,7 +2809,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a;\n" +
 	"\rEnforcedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"V\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"P\n" +
+	"\vTrustBundle\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"V\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
@@ -2859,7 +2935,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -2883,44 +2959,45 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(*BackendPort)(nil),    // 19: hawser.keyspace.v1.BackendPort
 	(*PolicyObject)(nil),   // 20: hawser.keyspace.v1.PolicyObject
 	(*NodeStatus)(nil),     // 21: hawser.keyspace.v1.NodeStatus
-	(*Presence)(nil),       // 22: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 23: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 24: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 25: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 26: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 27: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 28: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 29: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 30: hawser.keyspace.v1.Enrolment
-	nil,                    // 31: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 32: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 33: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 34: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 35: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 36: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(*TrustBundle)(nil),    // 22: hawser.keyspace.v1.TrustBundle
+	(*Presence)(nil),       // 23: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),       // 24: hawser.keyspace.v1.PeerView
+	(*Position)(nil),       // 25: hawser.keyspace.v1.Position
+	(*Synced)(nil),         // 26: hawser.keyspace.v1.Synced
+	(*Peer)(nil),           // 27: hawser.keyspace.v1.Peer
+	(*Grant)(nil),          // 28: hawser.keyspace.v1.Grant
+	(*Token)(nil),          // 29: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),       // 30: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),      // 31: hawser.keyspace.v1.Enrolment
+	nil,                    // 32: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 33: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 34: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 35: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 36: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 37: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	6,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	8,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	31, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	32, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	12, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	15, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	32, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	33, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	34, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	33, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	34, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	35, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	18, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	19, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	35, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	36, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
-	24, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	24, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	36, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	37, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	25, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
+	25, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
 	3,  // 19: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	27, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	28, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
 	4,  // 21: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
 	22, // [22:22] is the sub-list for method output_type
 	22, // [22:22] is the sub-list for method input_type
@@ -2940,7 +3017,7 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
