@@ -71,6 +71,7 @@ type Agent struct {
 	unknown   *unknowns
 	hub       observe.Hub
 	dns       *dns.Server // nil when it is off
+	trust     *trust
 
 	ready    chan struct{} // own policies and identities are known
 	complete chan struct{} // everything of every cluster is known
@@ -93,6 +94,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
+	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
@@ -167,7 +169,7 @@ func (a *Agent) openKeyspace() error {
 	a.publisher = &publisher{
 		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
-		enforced: a.enforcedRevisions,
+		enforced: a.enforcedRevisions, trust: a.trust.believed,
 	}
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
@@ -269,6 +271,7 @@ func (a *Agent) makeStores() error {
 		a.index.Apply(b)
 		a.view.apply(b)
 		told(b)
+		a.trust.apply(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err
@@ -343,6 +346,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
 	g.Go(func() error { return a.runNames(ctx) })
+	g.Go(func() error { return a.trust.run(ctx, func() { a.publisher.publishStatus(a.history()) }) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })

@@ -27,7 +27,6 @@ const renewCheck = time.Minute
 // start, and at two thirds of their life; whoever uses the files reads them at
 // each handshake.
 type certificates struct {
-	ca       *pki.CA
 	dir      string
 	requests map[string]pki.Request // by name of the files
 	server   pki.Files              // spiffe://<c>/apiserver: etcd server, federation, etcd client
@@ -35,6 +34,7 @@ type certificates struct {
 	peer     pki.Files              // to the other members of an embedded etcd, if there are any
 
 	mu   sync.Mutex
+	ca   *pki.CA
 	cert tls.Certificate
 	leaf *x509.Certificate
 }
@@ -82,7 +82,7 @@ func newCredentials(cfg *Config, now time.Time) (*certificates, error) {
 // issue makes all leaves anew.
 func (c *certificates) issue(now time.Time) error {
 	for name, r := range c.requests {
-		leaf, err := c.ca.Issue(r, now)
+		leaf, err := c.authority().Issue(r, now)
 		if err == nil {
 			_, err = leaf.Save(c.dir, name)
 		}
@@ -165,7 +165,26 @@ func (c *certificates) Certificate() (*tls.Certificate, error) {
 }
 
 // CA implements peering.Credentials.
-func (c *certificates) CA() []*x509.Certificate { return []*x509.Certificate{c.ca.Certificate()} }
+func (c *certificates) CA() []*x509.Certificate { return c.authority().Bundle() }
+
+// authority is the CA as it is now.
+func (c *certificates) authority() *pki.CA {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ca
+}
+
+// reload takes up the CA as it is on disk.
+func (c *certificates) reload() error {
+	ca, err := pki.LoadCA(c.dir)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ca = ca
+	return nil
+}
 
 // Issue writes a certificate of the cluster whose CA is in dataDir, for an agent
 // (role agent, name the node) or an administrator, with the CA's certificate

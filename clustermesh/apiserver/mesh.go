@@ -138,7 +138,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), StartedAt: s.started.UnixNano(),
 		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
 		FederationEndpoints: []string{s.cfg.advertised()},
-		CaExpiresAt:         s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
+		CaExpiresAt:         s.creds.authority().Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 	}
 	s.reportEtcd(r, stats)
@@ -163,7 +163,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		})
 	}
 	for name, until := range map[string]time.Time{
-		"certificate of the API server": s.creds.expires(), "CA": s.creds.ca.Certificate().NotAfter,
+		"certificate of the API server": s.creds.expires(), "CA": s.creds.authority().Certificate().NotAfter,
 	} {
 		if left := time.Until(until); left < certificateWarning {
 			r.Problems = append(r.Problems, &hawserv1.Problem{

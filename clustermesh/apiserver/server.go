@@ -102,11 +102,16 @@ func (s *Server) open(ctx context.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("publish the cluster record: %w", err)
 	}
+	if err := s.publishTrust(ctx); errors.Is(err, kvstore.ErrNoSpace) {
+		s.log.Error("CAs not published", "error", err)
+	} else if err != nil {
+		return err
+	}
 	if s.mesh, err = s.newFederation(); err != nil {
 		return err
 	}
 	s.enrol = enrol.NewService(enrol.Deps{
-		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
+		CA: s.creds.authority(), KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
 	})
 	return s.openPort(ctx)
 }
