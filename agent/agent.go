@@ -270,6 +270,9 @@ func (a *Agent) makeStores() error {
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.verdictsRead()
+		}
 		told(b)
 		a.trust.apply(b)
 		a.marks.local(b)
@@ -319,7 +322,7 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
+	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost(), a.attachSockets()); err != nil {
 		return err
 	}
 	api := grpc.NewServer()
@@ -347,6 +350,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.unknown.run(ctx) })
 	g.Go(func() error { return a.runNames(ctx) })
 	g.Go(func() error { return a.trust.run(ctx, func() { a.publisher.publishStatus(a.history()) }) })
+	g.Go(func() error { return a.endSockets(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })

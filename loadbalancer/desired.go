@@ -44,6 +44,7 @@ type Desired struct {
 	mu       sync.Mutex
 	entries  map[serviceKey]*entry
 	clusters map[string]uint32
+	ages     map[string]Age // of clusters whose data is not fresh
 	// claims are the services that have each frontend: one, unless two were
 	// given the same address.
 	claims map[datapath.FrontendKey]map[serviceKey]struct{}
@@ -56,7 +57,7 @@ func NewDesired(ownCluster string) (*Desired, error) {
 		return nil, errors.New("load balancer: own cluster's name is required")
 	}
 	return &Desired{
-		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{},
+		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{}, ages: map[string]Age{},
 		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{},
 	}, nil
 }
@@ -110,6 +111,11 @@ func (d *Desired) SetCluster(name string, id uint32) {
 		return
 	}
 	d.clusters[name] = id
+	d.touchCluster(name)
+}
+
+// touchCluster marks all services with backends of a cluster.
+func (d *Desired) touchCluster(name string) {
 	for k, e := range d.entries {
 		for s := range e.slices {
 			if s.Cluster == name {
@@ -208,27 +214,48 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			for _, b := range ofPort(all, p, isTerminating) {
+				if !slices.Contains(row.Backends, b) {
+					row.Keeping = append(row.Keeping, b)
+				}
+			}
+			rows[key] = row
 		}
 	}
 	return rows
 }
 
 // taking are the backends of a port that take new connections: the active ones,
-// or the terminating ones when nothing active is left.
+// or the terminating ones when nothing active is left; those of stale records
+// only when there is nothing else.
 func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
-	for _, state := range []keyspacev1.Backend_State{keyspacev1.Backend_STATE_ACTIVE, keyspacev1.Backend_STATE_TERMINATING} {
-		var out []datapath.Backend
-		for _, b := range all {
-			if b.State == state && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
-				out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
-			}
-		}
-		if len(out) > 0 {
+	for _, c := range []struct {
+		age   Age
+		state keyspacev1.Backend_State
+	}{
+		{Fresh, keyspacev1.Backend_STATE_ACTIVE}, {Fresh, keyspacev1.Backend_STATE_TERMINATING},
+		{Stale, keyspacev1.Backend_STATE_ACTIVE}, {Stale, keyspacev1.Backend_STATE_TERMINATING},
+	} {
+		rank := func(b *BackendView) bool { return b.Age == c.age && b.State == c.state }
+		if out := ofPort(all, p, rank); len(out) > 0 {
 			return out
 		}
 	}
 	return nil
+}
+
+func isTerminating(b *BackendView) bool { return b.State == keyspacev1.Backend_STATE_TERMINATING }
+
+// ofPort are the backends of a port that are wanted.
+func ofPort(all []BackendView, p *keyspacev1.ServicePort, wanted func(*BackendView) bool) []datapath.Backend {
+	var out []datapath.Backend
+	for _, b := range all {
+		if wanted(&b) && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
+			out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
+		}
+	}
+	return out
 }
 
 // names are the keys of all entries with an object of ours, sorted.

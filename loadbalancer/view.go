@@ -31,6 +31,15 @@ type BackendView struct {
 	Node      string
 	Workload  string
 	State     keyspacev1.Backend_State
+	Age       Age // of its cluster's records
+}
+
+// StateName is its state in a word, or what its cluster's age makes of it.
+func (b BackendView) StateName() string {
+	if b.Age == Expired || b.Age == Stale && b.State == keyspacev1.Backend_STATE_ACTIVE {
+		return b.Age.String()
+	}
+	return StateName(b.State)
 }
 
 // StateName is a backend's state in a word: "active".
@@ -100,7 +109,7 @@ func (d *Desired) backends(e *entry, ours *keyspacev1.Service) []BackendView {
 			continue
 		}
 		for _, b := range slice.GetBackends() {
-			out = append(out, portsOf(k.Cluster, id, b)...)
+			out = append(out, portsOf(k.Cluster, id, d.ages[k.Cluster], b)...)
 		}
 	}
 	slices.SortFunc(out, func(a, b BackendView) int {
@@ -118,7 +127,7 @@ func (b BackendView) compare(o BackendView) int {
 
 // portsOf is a backend by port; addresses and ports that cannot be a backend's
 // are left out.
-func portsOf(cluster string, id uint32, b *keyspacev1.Backend) []BackendView {
+func portsOf(cluster string, id uint32, age Age, b *keyspacev1.Backend) []BackendView {
 	addr, err := netip.ParseAddr(b.GetIp())
 	if err != nil || addr.Is4In6() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() {
 		return nil
@@ -130,7 +139,7 @@ func portsOf(cluster string, id uint32, b *keyspacev1.Backend) []BackendView {
 		}
 		out = append(out, BackendView{
 			Cluster: cluster, ClusterID: id, Addr: addr, Port: uint16(p.GetPort()), Protocol: p.GetProtocol(),
-			PortName: p.GetName(), Node: b.GetNode(), Workload: b.GetWorkload(), State: b.GetState(),
+			PortName: p.GetName(), Node: b.GetNode(), Workload: b.GetWorkload(), State: b.GetState(), Age: age,
 		})
 	}
 	return out

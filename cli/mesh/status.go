@@ -162,6 +162,9 @@ func notes(w io.Writer, p *hawserv1.PeerStatus) {
 			fmt.Fprintf(w, "  %s: last error: %s\n", p.GetName(), p.GetLastError())
 		}
 	}
+	for _, f := range p.GetFindings() {
+		fmt.Fprintf(w, "  %s: %s; %s\n", p.GetName(), f.GetProblem(), f.GetFix())
+	}
 	for _, r := range p.GetLastRefused() {
 		fmt.Fprintf(w, "  %s: refused %s\n", p.GetName(), r)
 	}

@@ -110,9 +110,9 @@ func (s *Server) open(ctx context.Context) error {
 	if s.mesh, err = s.newFederation(); err != nil {
 		return err
 	}
-	s.enrol = enrol.NewService(enrol.Deps{
-		CA: s.creds.authority(), KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
-	})
+	if err := s.openEnrolment(ctx); err != nil {
+		return err
+	}
 	return s.openPort(ctx)
 }
 

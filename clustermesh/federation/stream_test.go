@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -173,8 +174,10 @@ func TestPositionAheadOfStoreIsCopied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	grant := peering.GrantHash(peerOf(t, b, a).GetGrant())
 	b.stop()
-	b.put(kvstore.NewKey(kvstore.Private, b.name, kvstore.KindProgress, a.name), &keyspacev1.Position{Incarnation: inc, Revision: 1 << 40})
+	b.put(kvstore.NewKey(kvstore.Private, b.name, kvstore.KindProgress, a.name), &keyspacev1.Position{
+		Incarnation: inc, Revision: 1 << 40, Grant: grant})
 	b.start()
 	connected(t, a, b)
 	mirrored(t, a, b)

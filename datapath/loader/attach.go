@@ -22,7 +22,7 @@ const pinSeparator = "@"
 // Attachment is one program on one device.
 type Attachment struct {
 	Program string
-	Device  string
+	Device  string // or "cgroup"
 	LinkID  uint32 // 0 with clsact
 }
 
@@ -233,6 +233,9 @@ func (d *Datapath) PruneLinks() (n int, err error) {
 	var errs []error
 	for _, pin := range pins {
 		_, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		if dev == cgroupDevice {
+			continue
+		}
 		if _, err := netlink.LinkByName(dev); !errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue
 		}

@@ -5,6 +5,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -26,7 +27,7 @@ type frontends struct {
 
 	numbers *numbering[maps.FrontendKey]
 	ids     *numbering[maps.Backend]
-	used    map[maps.Backend]int // by how many wanted slots
+	used    map[maps.Backend]int // by how many wanted rows
 	adopted bool                 // unknown leftovers may use backends
 }
 
@@ -69,6 +70,11 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 		}
 		moved = moved || changed
 	}
+	for _, b := range row.Keeping {
+		if _, err := s.putBackend(maps.EncodeBackend(b)); err != nil {
+			return err
+		}
+	}
 	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends))}
 	before := s.services.have[key].Count
 	changed, err := s.services.set(key, v)
@@ -95,14 +101,18 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 }
 
 func (s *frontends) putSlot(k maps.SlotKey, b maps.Backend) (bool, error) {
-	id, err := s.ids.of(b)
+	id, err := s.putBackend(b)
 	if err != nil {
 		return false, err
 	}
-	if _, err := s.backends.set(id, b); err != nil {
-		return false, err
-	}
 	return s.slots.set(k, id)
+}
+
+func (s *frontends) putBackend(b maps.Backend) (id uint32, err error) {
+	if id, err = s.ids.of(b); err == nil {
+		_, err = s.backends.set(id, b)
+	}
+	return id, err
 }
 
 // trim deletes the slots from count on and the backends that nothing uses.
@@ -115,7 +125,7 @@ func (s *frontends) trim(number, count, before uint32, old *datapath.Frontend) e
 	if old == nil {
 		return nil
 	}
-	for _, b := range old.Backends {
+	for _, b := range slices.Concat(old.Backends, old.Keeping) {
 		if err := s.dropBackend(maps.EncodeBackend(b)); err != nil {
 			return err
 		}
@@ -140,7 +150,7 @@ func (s *frontends) dropBackend(b maps.Backend) error {
 }
 
 func (s *frontends) count(row datapath.Frontend, by int) {
-	for _, b := range row.Backends {
+	for _, b := range slices.Concat(row.Backends, row.Keeping) {
 		key := maps.EncodeBackend(b)
 		s.used[key] += by
 		if s.used[key] == 0 {

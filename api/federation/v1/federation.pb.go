@@ -76,6 +76,58 @@ func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
 	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5, 0}
 }
 
+type Explanation_Outcome int32
+
+const (
+	Explanation_OUTCOME_UNSPECIFIED Explanation_Outcome = 0
+	Explanation_OUTCOME_ANSWERED    Explanation_Outcome = 1
+	Explanation_OUTCOME_NOT_GRANTED Explanation_Outcome = 2
+	Explanation_OUTCOME_REFUSED     Explanation_Outcome = 3 // reason says why
+)
+
+// Enum value maps for Explanation_Outcome.
+var (
+	Explanation_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "OUTCOME_ANSWERED",
+		2: "OUTCOME_NOT_GRANTED",
+		3: "OUTCOME_REFUSED",
+	}
+	Explanation_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"OUTCOME_ANSWERED":    1,
+		"OUTCOME_NOT_GRANTED": 2,
+		"OUTCOME_REFUSED":     3,
+	}
+)
+
+func (x Explanation_Outcome) Enum() *Explanation_Outcome {
+	p := new(Explanation_Outcome)
+	*p = x
+	return p
+}
+
+func (x Explanation_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Explanation_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_federation_v1_federation_proto_enumTypes[1].Descriptor()
+}
+
+func (Explanation_Outcome) Type() protoreflect.EnumType {
+	return &file_api_federation_v1_federation_proto_enumTypes[1]
+}
+
+func (x Explanation_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Explanation_Outcome.Descriptor instead.
+func (Explanation_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13, 0}
+}
+
 type Frame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -88,6 +140,8 @@ type Frame struct {
 	//	*Frame_Resync
 	//	*Frame_Trust
 	//	*Frame_TrustAck
+	//	*Frame_Explain
+	//	*Frame_Explanation
 	Body          isFrame_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -202,6 +256,24 @@ func (x *Frame) GetTrustAck() *TrustAck {
 	return nil
 }
 
+func (x *Frame) GetExplain() *Explain {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Explain); ok {
+			return x.Explain
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetExplanation() *Explanation {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Explanation); ok {
+			return x.Explanation
+		}
+	}
+	return nil
+}
+
 type isFrame_Body interface {
 	isFrame_Body()
 }
@@ -238,6 +310,14 @@ type Frame_TrustAck struct {
 	TrustAck *TrustAck `protobuf:"bytes,21,opt,name=trust_ack,json=trustAck,proto3,oneof"`
 }
 
+type Frame_Explain struct {
+	Explain *Explain `protobuf:"bytes,10,opt,name=explain,proto3,oneof"`
+}
+
+type Frame_Explanation struct {
+	Explanation *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Body() {}
 
 func (*Frame_Subscribe) isFrame_Body() {}
@@ -253,6 +333,10 @@ func (*Frame_Resync) isFrame_Body() {}
 func (*Frame_Trust) isFrame_Body() {}
 
 func (*Frame_TrustAck) isFrame_Body() {}
+
+func (*Frame_Explain) isFrame_Body() {}
+
+func (*Frame_Explanation) isFrame_Body() {}
 
 // Trust is whose certificates are the sender's from now on: sent when a stream
 // begins and when the sender replaces its CA.
@@ -347,15 +431,18 @@ func (x *TrustAck) GetSha256() []byte {
 
 // Hello opens each direction.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProtocolMin   uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
-	ProtocolMax   uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
-	Capabilities  []string               `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	Description   *v1.Cluster            `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ProtocolMin  uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
+	ProtocolMax  uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
+	Capabilities []string               `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Cluster      string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterId    uint32                 `protobuf:"varint,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Incarnation  string                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Version      string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	Description  *v1.Cluster            `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	// With the capability "expire-after": how long the sender believes the
+	// receiver's records without hearing from it, ns; 0 is for ever.
+	ExpireAfter   int64 `protobuf:"varint,9,opt,name=expire_after,json=expireAfter,proto3" json:"expire_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -446,6 +533,13 @@ func (x *Hello) GetDescription() *v1.Cluster {
 	return nil
 }
 
+func (x *Hello) GetExpireAfter() int64 {
+	if x != nil {
+		return x.ExpireAfter
+	}
+	return 0
+}
+
 // Subscribe is the receiver's wish and its position.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -501,11 +595,14 @@ func (x *Subscribe) GetPosition() *v1.Position {
 
 // Resync announces what follows for a Subscribe.
 type Resync struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mode          Resync_Mode            `protobuf:"varint,1,opt,name=mode,proto3,enum=hawser.federation.v1.Resync_Mode" json:"mode,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why a snapshot, for logs and status
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Mode        Resync_Mode            `protobuf:"varint,1,opt,name=mode,proto3,enum=hawser.federation.v1.Resync_Mode" json:"mode,omitempty"`
+	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Revision    int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reason      string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why a snapshot, for logs and status
+	// The sender's revision at this moment: once the receiver stands there it
+	// knows what it missed.
+	Target        int64 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +663,13 @@ func (x *Resync) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Resync) GetTarget() int64 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
 }
 
 // Batch carries changes, zstd-compressed.
@@ -909,16 +1013,231 @@ func (x *Heartbeat) GetPending() uint64 {
 	return 0
 }
 
+// Explain asks what the receiver's policies say of one packet. It is answered by
+// an Explanation, in any order.
+type Explain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`         // the asker's, to find the answer by
+	Egress        bool                   `protobuf:"varint,2,opt,name=egress,proto3" json:"egress,omitempty"` // of self; else ingress
+	Self          *ExplainEnd            `protobuf:"bytes,3,opt,name=self,proto3" json:"self,omitempty"`      // a workload of the cluster that is asked
+	Peer          *ExplainEnd            `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`      // a workload of the asker's cluster
+	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // for ICMP 256 and the type
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explain) Reset() {
+	*x = Explain{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explain) ProtoMessage() {}
+
+func (x *Explain) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explain.ProtoReflect.Descriptor instead.
+func (*Explain) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Explain) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Explain) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
+}
+
+func (x *Explain) GetSelf() *ExplainEnd {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *Explain) GetPeer() *ExplainEnd {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Explain) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Explain) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type ExplainEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`   // "source:key=value"
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // empty: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainEnd) Reset() {
+	*x = ExplainEnd{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainEnd) ProtoMessage() {}
+
+func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainEnd.ProtoReflect.Descriptor instead.
+func (*ExplainEnd) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ExplainEnd) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ExplainEnd) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type Explanation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Outcome       Explanation_Outcome    `protobuf:"varint,2,opt,name=outcome,proto3,enum=hawser.federation.v1.Explanation_Outcome" json:"outcome,omitempty"`
+	Allowed       bool                   `protobuf:"varint,3,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`    // names of rules and nothing of what they say
+	Audited       bool                   `protobuf:"varint,5,opt,name=audited,proto3" json:"audited,omitempty"` // denied in audit mode only: it passes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Explanation) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Explanation) GetOutcome() Explanation_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return Explanation_OUTCOME_UNSPECIFIED
+}
+
+func (x *Explanation) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *Explanation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Explanation) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // below state/<self>/
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`   // only keys behind this one, given like prefix
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1249,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,12 +1262,19 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DiffRequest) GetPrefix() string {
 	if x != nil {
 		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetAfter() string {
+	if x != nil {
+		return x.After
 	}
 	return ""
 }
@@ -963,7 +1289,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1301,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1314,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -1016,7 +1342,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1354,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1367,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -1081,7 +1407,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1419,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1432,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1164,7 +1490,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1502,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1515,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1238,7 +1564,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1576,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1589,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1295,7 +1621,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1633,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1646,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{20}
 }
 
 // Finding is one result of a preflight.
@@ -1337,7 +1663,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1675,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1688,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1404,7 +1730,7 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xd6\x03\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xd8\x04\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
@@ -1413,12 +1739,15 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\theartbeat\x18\x05 \x01(\v2\x1f.hawser.federation.v1.HeartbeatH\x00R\theartbeat\x126\n" +
 	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x123\n" +
 	"\x05trust\x18\x14 \x01(\v2\x1b.hawser.federation.v1.TrustH\x00R\x05trust\x12=\n" +
-	"\ttrust_ack\x18\x15 \x01(\v2\x1e.hawser.federation.v1.TrustAckH\x00R\btrustAckB\x06\n" +
+	"\ttrust_ack\x18\x15 \x01(\v2\x1e.hawser.federation.v1.TrustAckH\x00R\btrustAck\x129\n" +
+	"\aexplain\x18\n" +
+	" \x01(\v2\x1d.hawser.federation.v1.ExplainH\x00R\aexplain\x12E\n" +
+	"\vexplanation\x18\v \x01(\v2!.hawser.federation.v1.ExplanationH\x00R\vexplanationB\x06\n" +
 	"\x04body\"\x1f\n" +
 	"\x05Trust\x12\x16\n" +
 	"\x06bundle\x18\x01 \x03(\fR\x06bundle\"\"\n" +
 	"\bTrustAck\x12\x16\n" +
-	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"\xa5\x02\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"\xc8\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\"\n" +
@@ -1428,15 +1757,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"cluster_id\x18\x05 \x01(\rR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12=\n" +
-	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\"[\n" +
+	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\x12!\n" +
+	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"[\n" +
 	"\tSubscribe\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\x128\n" +
-	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xd7\x01\n" +
+	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xef\x01\n" +
 	"\x06Resync\x125\n" +
 	"\x04mode\x18\x01 \x01(\x0e2!.hawser.federation.v1.Resync.ModeR\x04mode\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"@\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\x03R\x06target\"@\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_RESUME\x10\x01\x12\x11\n" +
@@ -1464,9 +1795,32 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\x12\x1b\n" +
 	"\techo_time\x18\x03 \x01(\x03R\bechoTime\x12\x1b\n" +
 	"\techo_held\x18\x04 \x01(\x03R\bechoHeld\x12\x18\n" +
-	"\apending\x18\x05 \x01(\x04R\apending\"%\n" +
+	"\apending\x18\x05 \x01(\x04R\apending\"\xcd\x01\n" +
+	"\aExplain\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06egress\x18\x02 \x01(\bR\x06egress\x124\n" +
+	"\x04self\x18\x03 \x01(\v2 .hawser.federation.v1.ExplainEndR\x04self\x124\n" +
+	"\x04peer\x18\x04 \x01(\v2 .hawser.federation.v1.ExplainEndR\x04peer\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\">\n" +
+	"\n" +
+	"ExplainEnd\x12\x16\n" +
+	"\x06labels\x18\x01 \x03(\tR\x06labels\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x96\x02\n" +
+	"\vExplanation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12C\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2).hawser.federation.v1.Explanation.OutcomeR\aoutcome\x12\x18\n" +
+	"\aallowed\x18\x03 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\aaudited\x18\x05 \x01(\bR\aaudited\"f\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10OUTCOME_ANSWERED\x10\x01\x12\x17\n" +
+	"\x13OUTCOME_NOT_GRANTED\x10\x02\x12\x13\n" +
+	"\x0fOUTCOME_REFUSED\x10\x03\";\n" +
 	"\vDiffRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"a\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"a\n" +
 	"\bDiffPage\x129\n" +
 	"\aentries\x18\x01 \x03(\v2\x1f.hawser.federation.v1.DiffEntryR\aentries\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"c\n" +
@@ -1518,64 +1872,73 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_federation_v1_federation_proto_goTypes = []any{
-	(Resync_Mode)(0),        // 0: hawser.federation.v1.Resync.Mode
-	(*Frame)(nil),           // 1: hawser.federation.v1.Frame
-	(*Trust)(nil),           // 2: hawser.federation.v1.Trust
-	(*TrustAck)(nil),        // 3: hawser.federation.v1.TrustAck
-	(*Hello)(nil),           // 4: hawser.federation.v1.Hello
-	(*Subscribe)(nil),       // 5: hawser.federation.v1.Subscribe
-	(*Resync)(nil),          // 6: hawser.federation.v1.Resync
-	(*Batch)(nil),           // 7: hawser.federation.v1.Batch
-	(*Changes)(nil),         // 8: hawser.federation.v1.Changes
-	(*Change)(nil),          // 9: hawser.federation.v1.Change
-	(*Ack)(nil),             // 10: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),       // 11: hawser.federation.v1.Heartbeat
-	(*DiffRequest)(nil),     // 12: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),        // 13: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),       // 14: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),  // 15: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil), // 16: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),  // 17: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil), // 18: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),         // 19: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),      // 20: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),     // 21: hawser.keyspace.v1.Position
+	(Resync_Mode)(0),         // 0: hawser.federation.v1.Resync.Mode
+	(Explanation_Outcome)(0), // 1: hawser.federation.v1.Explanation.Outcome
+	(*Frame)(nil),            // 2: hawser.federation.v1.Frame
+	(*Trust)(nil),            // 3: hawser.federation.v1.Trust
+	(*TrustAck)(nil),         // 4: hawser.federation.v1.TrustAck
+	(*Hello)(nil),            // 5: hawser.federation.v1.Hello
+	(*Subscribe)(nil),        // 6: hawser.federation.v1.Subscribe
+	(*Resync)(nil),           // 7: hawser.federation.v1.Resync
+	(*Batch)(nil),            // 8: hawser.federation.v1.Batch
+	(*Changes)(nil),          // 9: hawser.federation.v1.Changes
+	(*Change)(nil),           // 10: hawser.federation.v1.Change
+	(*Ack)(nil),              // 11: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),        // 12: hawser.federation.v1.Heartbeat
+	(*Explain)(nil),          // 13: hawser.federation.v1.Explain
+	(*ExplainEnd)(nil),       // 14: hawser.federation.v1.ExplainEnd
+	(*Explanation)(nil),      // 15: hawser.federation.v1.Explanation
+	(*DiffRequest)(nil),      // 16: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),         // 17: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),        // 18: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),   // 19: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil),  // 20: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),   // 21: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),  // 22: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),          // 23: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),       // 24: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),      // 25: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
-	4,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	5,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	7,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	10, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	11, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	6,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
-	2,  // 6: hawser.federation.v1.Frame.trust:type_name -> hawser.federation.v1.Trust
-	3,  // 7: hawser.federation.v1.Frame.trust_ack:type_name -> hawser.federation.v1.TrustAck
-	20, // 8: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	21, // 9: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 10: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	9,  // 11: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	21, // 12: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	21, // 13: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	14, // 14: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	20, // 15: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	20, // 16: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	19, // 17: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	1,  // 18: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	12, // 19: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	15, // 20: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	17, // 21: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	1,  // 22: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	13, // 23: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	16, // 24: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	18, // 25: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	5,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
+	6,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	8,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	11, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	12, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	7,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	3,  // 6: hawser.federation.v1.Frame.trust:type_name -> hawser.federation.v1.Trust
+	4,  // 7: hawser.federation.v1.Frame.trust_ack:type_name -> hawser.federation.v1.TrustAck
+	13, // 8: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
+	15, // 9: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
+	24, // 10: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	25, // 11: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 12: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	10, // 13: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	25, // 14: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	25, // 15: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	14, // 16: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
+	14, // 17: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
+	1,  // 18: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
+	18, // 19: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	24, // 20: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	24, // 21: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	23, // 22: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	2,  // 23: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	16, // 24: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	19, // 25: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	21, // 26: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	2,  // 27: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	17, // 28: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	20, // 29: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	22, // 30: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	27, // [27:31] is the sub-list for method output_type
+	23, // [23:27] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1592,14 +1955,16 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Resync)(nil),
 		(*Frame_Trust)(nil),
 		(*Frame_TrustAck)(nil),
+		(*Frame_Explain)(nil),
+		(*Frame_Explanation)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   19,
+			NumEnums:      2,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
