@@ -27,7 +27,7 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "mesh",
 		Short: "Join clusters and see how they are connected",
 	}
-	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newGrant(s), newRotateCA(s), newSet(s), newStatus(s), newList(s), doctor.New(s))
+	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newGrant(s), newDeclare(s), newRotateCA(s), newSet(s), newStatus(s), newList(s), doctor.New(s))
 	return cmd
 }
 

@@ -92,7 +92,7 @@ func (s *Server) CAStatus(ctx context.Context, _ *hawserv1.CAStatusRequest) (*ha
 	for i, c := range s.creds.CA() {
 		sum := pki.Hash(c)
 		r.Certificates = append(r.Certificates, &hawserv1.CertificateInfo{
-			Sha256: hex.EncodeToString(sum[:]), NotAfter: c.NotAfter.UnixNano(), Signs: i == 0,
+			Sha256: hex.EncodeToString(sum[:]), NotAfter: c.NotAfter.UnixNano(), Signs: i == 0, Pem: string(pki.EncodeCertificate(c)),
 		})
 		raw = append(raw, c.Raw)
 	}

@@ -44,6 +44,7 @@ type Server struct {
 	enrol       *enrol.Service
 	reopen      chan *errReopen // capacity 1
 	unwanted    refusals        // clusters of a shared etcd
+	declared    declared        // peers of --peers-file
 
 	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate
@@ -154,6 +155,7 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
+	g.Go(func() error { return s.keepDeclared(ctx) })
 	g.Go(func() error { return s.creds.keep(ctx, time.Now, s.log) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })

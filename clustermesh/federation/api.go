@@ -80,6 +80,11 @@ func (m *Manager) ChangeGrant(ctx context.Context, peer string, c peering.GrantC
 	return p, changed, err
 }
 
+// Declare makes peers what a file declares; see peering.Store.Declare.
+func (m *Manager) Declare(ctx context.Context, want []peering.Declaration) (map[string]error, error) {
+	return m.store.Declare(ctx, m.cfg.Cluster, m.deps.Creds.CA(), want)
+}
+
 // Peers are the records of all peers.
 func (m *Manager) Peers(ctx context.Context) ([]*keyspacev1.Peer, error) {
 	ps, _, err := m.store.Peers(ctx)

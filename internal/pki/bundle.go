@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -18,19 +19,28 @@ func ReadBundle(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read certificates: %w", err)
 	}
+	out, err := ParseBundle(b)
+	if err != nil {
+		return nil, fmt.Errorf("read certificates %s: %w", path, err)
+	}
+	return out, nil
+}
+
+// ParseBundle is ReadBundle of what such a file holds.
+func ParseBundle(b []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("read certificates %s: a %s in it", path, block.Type)
+			return nil, fmt.Errorf("a %s in it", block.Type)
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("read certificates %s: %w", path, err)
+			return nil, err
 		}
 		out = append(out, c)
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("read certificates %s: no PEM certificate in it", path)
+		return nil, errors.New("no PEM certificate in it")
 	}
 	return out, nil
 }
@@ -47,6 +57,9 @@ func encodeBundle(certs []*x509.Certificate) []byte {
 	}
 	return b.Bytes()
 }
+
+// EncodeCertificate is a certificate as PEM.
+func EncodeCertificate(c *x509.Certificate) []byte { return encodeCert(c.Raw) }
 
 // PoolOf is a pool of certificates.
 func PoolOf(certs []*x509.Certificate) *x509.CertPool {

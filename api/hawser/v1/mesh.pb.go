@@ -89,6 +89,7 @@ type ClusterStatusReport struct {
 	EtcdMembers         []*EtcdMember          `protobuf:"bytes,33,rep,name=etcd_members,json=etcdMembers,proto3" json:"etcd_members,omitempty"`
 	SnapshotAt          int64                  `protobuf:"varint,34,opt,name=snapshot_at,json=snapshotAt,proto3" json:"snapshot_at,omitempty"` // newest of this API server, Unix ns; 0: none
 	SnapshotPath        string                 `protobuf:"bytes,35,opt,name=snapshot_path,json=snapshotPath,proto3" json:"snapshot_path,omitempty"`
+	NodeCidrs           []string               `protobuf:"bytes,36,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -296,6 +297,13 @@ func (x *ClusterStatusReport) GetSnapshotPath() string {
 		return x.SnapshotPath
 	}
 	return ""
+}
+
+func (x *ClusterStatusReport) GetNodeCidrs() []string {
+	if x != nil {
+		return x.NodeCidrs
+	}
+	return nil
 }
 
 type EtcdMember struct {
@@ -1591,6 +1599,7 @@ func (x *CAStatusReport) GetWaiting() []string {
 
 type CertificateInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pem           string                 `protobuf:"bytes,4,opt,name=pem,proto3" json:"pem,omitempty"`
 	Sha256        string                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`                      // hexadecimal
 	NotAfter      int64                  `protobuf:"varint,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"` // Unix ns
 	Signs         bool                   `protobuf:"varint,3,opt,name=signs,proto3" json:"signs,omitempty"`
@@ -1626,6 +1635,13 @@ func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
 // Deprecated: Use CertificateInfo.ProtoReflect.Descriptor instead.
 func (*CertificateInfo) Descriptor() ([]byte, []int) {
 	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CertificateInfo) GetPem() string {
+	if x != nil {
+		return x.Pem
+	}
+	return ""
 }
 
 func (x *CertificateInfo) GetSha256() string {
@@ -4199,7 +4215,7 @@ var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/mesh.proto\x12\thawser.v1\x1a\x18api/hawser/v1/node.proto\"\x16\n" +
-	"\x14ClusterStatusRequest\"\xfa\x06\n" +
+	"\x14ClusterStatusRequest\"\x99\a\n" +
 	"\x13ClusterStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -4230,7 +4246,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fetcd_members\x18! \x03(\v2\x15.hawser.v1.EtcdMemberR\vetcdMembers\x12\x1f\n" +
 	"\vsnapshot_at\x18\" \x01(\x03R\n" +
 	"snapshotAt\x12#\n" +
-	"\rsnapshot_path\x18# \x01(\tR\fsnapshotPath\"\xc8\x01\n" +
+	"\rsnapshot_path\x18# \x01(\tR\fsnapshotPath\x12\x1d\n" +
+	"\n" +
+	"node_cidrs\x18$ \x03(\tR\tnodeCidrs\"\xc8\x01\n" +
 	"\n" +
 	"EtcdMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -4345,8 +4363,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12>\n" +
 	"\fcertificates\x18\x02 \x03(\v2\x1a.hawser.v1.CertificateInfoR\fcertificates\x12\x1c\n" +
 	"\tconfirmed\x18\x03 \x03(\tR\tconfirmed\x12\x18\n" +
-	"\awaiting\x18\x04 \x03(\tR\awaiting\"\\\n" +
-	"\x0fCertificateInfo\x12\x16\n" +
+	"\awaiting\x18\x04 \x03(\tR\awaiting\"n\n" +
+	"\x0fCertificateInfo\x12\x10\n" +
+	"\x03pem\x18\x04 \x01(\tR\x03pem\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1b\n" +
 	"\tnot_after\x18\x02 \x01(\x03R\bnotAfter\x12\x14\n" +
 	"\x05signs\x18\x03 \x01(\bR\x05signs\"!\n" +

@@ -2199,8 +2199,10 @@ type Peer struct {
 	PendingUntil int64                  `protobuf:"varint,9,opt,name=pending_until,json=pendingUntil,proto3" json:"pending_until,omitempty"` // Unix ns; removed then unless confirmed
 	// Ages, in ns, past which the peer's data is the last resort, and is not
 	// believed any more (0: never). Absent: the cluster's default.
-	StaleAfter    *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
-	ExpireAfter   *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	StaleAfter  *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	// SHA-256 of the declaration that made it; empty for one that joined.
+	Declared      []byte `protobuf:"bytes,12,opt,name=declared,proto3" json:"declared,omitempty"`
 	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2311,6 +2313,13 @@ func (x *Peer) GetExpireAfter() int64 {
 		return *x.ExpireAfter
 	}
 	return 0
+}
+
+func (x *Peer) GetDeclared() []byte {
+	if x != nil {
+		return x.Declared
+	}
+	return nil
 }
 
 func (x *Peer) GetUpdatedAt() int64 {
@@ -2949,7 +2958,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\".\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_COPYING\x10\x00\x12\x12\n" +
-	"\x0eSTATE_COMPLETE\x10\x01\"\xa9\x04\n" +
+	"\x0eSTATE_COMPLETE\x10\x01\"\xc5\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2965,7 +2974,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\vstale_after\x18\n" +
 	" \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1d\n" +
+	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1a\n" +
+	"\bdeclared\x18\f \x01(\fR\bdeclared\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"Y\n" +
 	"\x05State\x12\x15\n" +
