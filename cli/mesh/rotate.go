@@ -4,6 +4,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -31,6 +32,7 @@ type rotation struct {
 	out        io.Writer // for people; discards with -o
 	wait       time.Duration
 	requireAll bool
+	stepping   bool // it has answered before: who is away comes back
 }
 
 func newRotateCA(s *session.Session) *cobra.Command {
@@ -168,7 +170,10 @@ func (r *rotation) status(ctx context.Context) (report *hawserv1.CAStatusReport,
 func (r *rotation) call(ctx context.Context, fn func(context.Context, hawserv1.MeshClient) error) error {
 	for deadline := time.Now().Add(comeBack); ; {
 		err := r.once(ctx, fn)
-		if status.Code(err) != codes.Unavailable || time.Now().After(deadline) {
+		if err == nil {
+			r.stepping = true
+		}
+		if err == nil || !r.stepping || !away(err) || time.Now().After(deadline) {
 			return err
 		}
 		select {
@@ -177,6 +182,12 @@ func (r *rotation) call(ctx context.Context, fn func(context.Context, hawserv1.M
 			return ctx.Err()
 		}
 	}
+}
+
+// away reports whether nobody answers at the moment.
+func away(err error) bool {
+	var e *session.Error
+	return status.Code(err) == codes.Unavailable || errors.As(err, &e) && e.Code == session.CouldNotAsk
 }
 
 func (r *rotation) once(ctx context.Context, fn func(context.Context, hawserv1.MeshClient) error) error {
