@@ -74,7 +74,13 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if err := ages.Validate(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	res, err := s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+	var res peering.Result
+	var err error
+	if r.GetPeer() != "" {
+		res, err = s.mesh.PreflightPeer(ctx, r.GetPeer())
+	} else {
+		res, err = s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+	}
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}

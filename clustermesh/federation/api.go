@@ -48,6 +48,26 @@ func (m *Manager) SetAges(ctx context.Context, peer string, a peering.Ages) erro
 	return err
 }
 
+// PreflightPeer looks again at a peer as it is now, and changes nothing. Its
+// clock is measured on the stream.
+func (m *Manager) PreflightPeer(ctx context.Context, name string) (peering.Result, error) {
+	peers, err := m.Peers(ctx)
+	if err != nil {
+		return peering.Result{}, err
+	}
+	i := slices.IndexFunc(peers, func(p *keyspacev1.Peer) bool { return p.GetName() == name })
+	if i < 0 {
+		return peering.Result{}, fmt.Errorf("preflight of %s: %w; peers are listed by: hawser mesh list", name, peering.ErrNoPeer)
+	}
+	var skew time.Duration
+	m.mu.Lock()
+	if st := m.states[name]; st != nil {
+		st.do(func() { skew = st.lag.offset() })
+	}
+	m.mu.Unlock()
+	return peering.Again(ctx, m.deps, peers[i], peers, skew)
+}
+
 // Leave ends the peering, also when the other side is gone: its stream is cut
 // and what it published is removed, services first. It returns how many keys of
 // state/<peer>/ were removed. A leave whose context ends goes on; call again to

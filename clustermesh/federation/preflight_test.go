@@ -64,6 +64,31 @@ func TestPreflightWarns(t *testing.T) {
 	}
 }
 
+// A peer is looked at again as it is now.
+func TestPreflightOfAPeer(t *testing.T) {
+	a, b := pair(t)
+	mirrored(t, a, b)
+	res, err := a.m.PreflightPeer(t.Context(), b.name)
+	if err != nil || len(res.Findings) != 0 || res.Peer.GetName() != b.name {
+		t.Errorf("%v %v", res, err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis.Close()
+	p := a.peer(b.name)
+	p.Endpoints = []string{lis.Addr().String()}
+	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "10.1.0.0/16")
+	res, err = peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, time.Minute)
+	if err != nil || !has(res.Findings, "reach", b.name) || !has(res.Findings, "clock-skew", b.name) || !peering.Blocks(res.Findings) {
+		t.Errorf("one that does not fit any more: %v %v", res.Findings, err)
+	}
+	if _, err := a.m.PreflightPeer(t.Context(), "nobody"); err == nil {
+		t.Error("a stranger was looked at")
+	}
+}
+
 // A CA at the end of its life.
 func TestPreflightLooksAtCertificates(t *testing.T) {
 	a := newCluster(t, 1)

@@ -693,6 +693,7 @@ type JoinRequest struct {
 	// As in SetPeerRequest.
 	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
 	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	Peer          string `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"` // instead of a token: look at a peer again, and change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -753,6 +754,13 @@ func (x *JoinRequest) GetExpireAfter() int64 {
 		return *x.ExpireAfter
 	}
 	return 0
+}
+
+func (x *JoinRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
 }
 
 type JoinResponse struct {
@@ -4275,13 +4283,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xb9\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xcd\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
 	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
 	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01B\x0e\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x12\n" +
+	"\x04peer\x18\x0f \x01(\tR\x04peerB\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
 	"\r_expire_after\"\x83\x01\n" +
 	"\fJoinResponse\x12\x12\n" +
