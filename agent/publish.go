@@ -231,6 +231,7 @@ func (p *publisher) publishStatus(at history) {
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
 		Trust: trust, Signer: signer,
 		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
+		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit,
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

@@ -73,7 +73,7 @@ func (x Resync_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Resync_Mode.Descriptor instead.
 func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type Explanation_Outcome int32
@@ -125,7 +125,7 @@ func (x Explanation_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Explanation_Outcome.Descriptor instead.
 func (Explanation_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type Frame struct {
@@ -140,6 +140,7 @@ type Frame struct {
 	//	*Frame_Resync
 	//	*Frame_Trust
 	//	*Frame_TrustAck
+	//	*Frame_Goodbye
 	//	*Frame_Explain
 	//	*Frame_Explanation
 	Body          isFrame_Body `protobuf_oneof:"body"`
@@ -256,6 +257,15 @@ func (x *Frame) GetTrustAck() *TrustAck {
 	return nil
 }
 
+func (x *Frame) GetGoodbye() *Goodbye {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Goodbye); ok {
+			return x.Goodbye
+		}
+	}
+	return nil
+}
+
 func (x *Frame) GetExplain() *Explain {
 	if x != nil {
 		if x, ok := x.Body.(*Frame_Explain); ok {
@@ -310,6 +320,10 @@ type Frame_TrustAck struct {
 	TrustAck *TrustAck `protobuf:"bytes,21,opt,name=trust_ack,json=trustAck,proto3,oneof"`
 }
 
+type Frame_Goodbye struct {
+	Goodbye *Goodbye `protobuf:"bytes,7,opt,name=goodbye,proto3,oneof"`
+}
+
 type Frame_Explain struct {
 	Explain *Explain `protobuf:"bytes,10,opt,name=explain,proto3,oneof"`
 }
@@ -333,6 +347,8 @@ func (*Frame_Resync) isFrame_Body() {}
 func (*Frame_Trust) isFrame_Body() {}
 
 func (*Frame_TrustAck) isFrame_Body() {}
+
+func (*Frame_Goodbye) isFrame_Body() {}
 
 func (*Frame_Explain) isFrame_Body() {}
 
@@ -540,6 +556,60 @@ func (x *Hello) GetExpireAfter() int64 {
 	return 0
 }
 
+// Goodbye is the last frame of a stream that its sender gives up because of
+// what it was sent.
+type Goodbye struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a word, as it is counted
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"` // for the operator of the other cluster
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Goodbye) Reset() {
+	*x = Goodbye{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Goodbye) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Goodbye) ProtoMessage() {}
+
+func (x *Goodbye) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
+func (*Goodbye) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Goodbye) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Goodbye) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // Subscribe is the receiver's wish and its position.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -551,7 +621,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +633,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +646,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Subscribe) GetKinds() []string {
@@ -609,7 +679,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +691,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +704,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resync) GetMode() Resync_Mode {
@@ -693,7 +763,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +775,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +788,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Batch) GetSequence() uint64 {
@@ -779,7 +849,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +861,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +874,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Changes) GetChanges() []*Change {
@@ -826,7 +896,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +908,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +921,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Change) GetKey() string {
@@ -892,7 +962,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +974,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +987,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ack) GetSequence() uint64 {
@@ -950,7 +1020,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1032,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1045,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Heartbeat) GetTime() int64 {
@@ -1029,7 +1099,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1111,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1124,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -1109,7 +1179,7 @@ type ExplainEnd struct {
 
 func (x *ExplainEnd) Reset() {
 	*x = ExplainEnd{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1191,7 @@ func (x *ExplainEnd) String() string {
 func (*ExplainEnd) ProtoMessage() {}
 
 func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1204,7 @@ func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEnd.ProtoReflect.Descriptor instead.
 func (*ExplainEnd) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainEnd) GetLabels() []string {
@@ -1164,7 +1234,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1246,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1259,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -1237,7 +1307,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1319,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1332,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DiffRequest) GetPrefix() string {
@@ -1289,7 +1359,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1371,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1384,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -1342,7 +1412,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1424,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1437,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -1407,7 +1477,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1489,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1502,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1490,7 +1560,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1572,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1585,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1564,7 +1634,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1646,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1659,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1621,7 +1691,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1703,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1716,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{20}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{21}
 }
 
 // Finding is one result of a preflight.
@@ -1663,7 +1733,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1745,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1758,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{21}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1730,7 +1800,7 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xd8\x04\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\x93\x05\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
@@ -1740,6 +1810,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x123\n" +
 	"\x05trust\x18\x14 \x01(\v2\x1b.hawser.federation.v1.TrustH\x00R\x05trust\x12=\n" +
 	"\ttrust_ack\x18\x15 \x01(\v2\x1e.hawser.federation.v1.TrustAckH\x00R\btrustAck\x129\n" +
+	"\agoodbye\x18\a \x01(\v2\x1d.hawser.federation.v1.GoodbyeH\x00R\agoodbye\x129\n" +
 	"\aexplain\x18\n" +
 	" \x01(\v2\x1d.hawser.federation.v1.ExplainH\x00R\aexplain\x12E\n" +
 	"\vexplanation\x18\v \x01(\v2!.hawser.federation.v1.ExplanationH\x00R\vexplanationB\x06\n" +
@@ -1758,7 +1829,10 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\vincarnation\x18\x06 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12=\n" +
 	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\x12!\n" +
-	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"[\n" +
+	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"9\n" +
+	"\aGoodbye\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"[\n" +
 	"\tSubscribe\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\x128\n" +
 	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xef\x01\n" +
@@ -1873,7 +1947,7 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 }
 
 var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(Resync_Mode)(0),         // 0: hawser.federation.v1.Resync.Mode
 	(Explanation_Outcome)(0), // 1: hawser.federation.v1.Explanation.Outcome
@@ -1881,64 +1955,66 @@ var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Trust)(nil),            // 3: hawser.federation.v1.Trust
 	(*TrustAck)(nil),         // 4: hawser.federation.v1.TrustAck
 	(*Hello)(nil),            // 5: hawser.federation.v1.Hello
-	(*Subscribe)(nil),        // 6: hawser.federation.v1.Subscribe
-	(*Resync)(nil),           // 7: hawser.federation.v1.Resync
-	(*Batch)(nil),            // 8: hawser.federation.v1.Batch
-	(*Changes)(nil),          // 9: hawser.federation.v1.Changes
-	(*Change)(nil),           // 10: hawser.federation.v1.Change
-	(*Ack)(nil),              // 11: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),        // 12: hawser.federation.v1.Heartbeat
-	(*Explain)(nil),          // 13: hawser.federation.v1.Explain
-	(*ExplainEnd)(nil),       // 14: hawser.federation.v1.ExplainEnd
-	(*Explanation)(nil),      // 15: hawser.federation.v1.Explanation
-	(*DiffRequest)(nil),      // 16: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),         // 17: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),        // 18: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),   // 19: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil),  // 20: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),   // 21: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),  // 22: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),          // 23: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),       // 24: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),      // 25: hawser.keyspace.v1.Position
+	(*Goodbye)(nil),          // 6: hawser.federation.v1.Goodbye
+	(*Subscribe)(nil),        // 7: hawser.federation.v1.Subscribe
+	(*Resync)(nil),           // 8: hawser.federation.v1.Resync
+	(*Batch)(nil),            // 9: hawser.federation.v1.Batch
+	(*Changes)(nil),          // 10: hawser.federation.v1.Changes
+	(*Change)(nil),           // 11: hawser.federation.v1.Change
+	(*Ack)(nil),              // 12: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),        // 13: hawser.federation.v1.Heartbeat
+	(*Explain)(nil),          // 14: hawser.federation.v1.Explain
+	(*ExplainEnd)(nil),       // 15: hawser.federation.v1.ExplainEnd
+	(*Explanation)(nil),      // 16: hawser.federation.v1.Explanation
+	(*DiffRequest)(nil),      // 17: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),         // 18: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),        // 19: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),   // 20: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil),  // 21: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),   // 22: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),  // 23: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),          // 24: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),       // 25: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),      // 26: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	5,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	6,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	8,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	11, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	12, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	7,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	7,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	9,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	12, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	13, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	8,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
 	3,  // 6: hawser.federation.v1.Frame.trust:type_name -> hawser.federation.v1.Trust
 	4,  // 7: hawser.federation.v1.Frame.trust_ack:type_name -> hawser.federation.v1.TrustAck
-	13, // 8: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
-	15, // 9: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
-	24, // 10: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	25, // 11: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 12: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	10, // 13: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	25, // 14: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	25, // 15: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	14, // 16: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
-	14, // 17: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
-	1,  // 18: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
-	18, // 19: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	24, // 20: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	24, // 21: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	23, // 22: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	2,  // 23: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	16, // 24: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	19, // 25: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	21, // 26: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	2,  // 27: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	17, // 28: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	20, // 29: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	22, // 30: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	27, // [27:31] is the sub-list for method output_type
-	23, // [23:27] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	6,  // 8: hawser.federation.v1.Frame.goodbye:type_name -> hawser.federation.v1.Goodbye
+	14, // 9: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
+	16, // 10: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
+	25, // 11: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	26, // 12: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 13: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	11, // 14: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	26, // 15: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	26, // 16: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	15, // 17: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
+	15, // 18: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
+	1,  // 19: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
+	19, // 20: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	25, // 21: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	25, // 22: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	24, // 23: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	2,  // 24: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	17, // 25: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	20, // 26: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	22, // 27: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	2,  // 28: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	18, // 29: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	21, // 30: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	23, // 31: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	28, // [28:32] is the sub-list for method output_type
+	24, // [24:28] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1955,6 +2031,7 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Resync)(nil),
 		(*Frame_Trust)(nil),
 		(*Frame_TrustAck)(nil),
+		(*Frame_Goodbye)(nil),
 		(*Frame_Explain)(nil),
 		(*Frame_Explanation)(nil),
 	}
@@ -1964,7 +2041,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
