@@ -35,7 +35,7 @@ func testView(t *testing.T) *view {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newView("east", space, slog.New(slog.DiscardHandler), datapath.NewTables(), engine, ips, lb)
+	return newView("east", space, slog.New(slog.DiscardHandler), datapath.NewTables(), engine, ips, lb, newNames("east", lb, nil, nil))
 }
 
 func identityOf(cluster string, n uint32) store.Change {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/hawser-mesh/hawser/agent/dns"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/datapath"
@@ -70,7 +71,9 @@ type Agent struct {
 	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
 	hub       observe.Hub
-	watching  sync.Mutex // serialises watch
+	watching  sync.Mutex  // serialises watch
+	dns       *dns.Server // nil when it is off
+	trust     *trust
 
 	ready    chan struct{} // own policies and identities are known
 	complete chan struct{} // everything of every cluster is known
@@ -93,6 +96,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
+	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
@@ -105,6 +109,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer func() { _ = a.kv.Close() }()
+	if err := a.openNames(); err != nil {
+		return err
+	}
 	return a.run(ctx)
 }
 
@@ -167,7 +174,7 @@ func (a *Agent) openKeyspace() error {
 	a.publisher = &publisher{
 		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
-		enforced: a.enforcedRevisions,
+		enforced: a.enforcedRevisions, trust: a.trust.believed,
 	}
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
@@ -221,7 +228,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	if err != nil {
 		return err
 	}
-	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb)
+	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
 	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
@@ -272,6 +279,7 @@ func (a *Agent) makeStores() error {
 			a.view.verdictsRead()
 		}
 		told(b)
+		a.trust.apply(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err
@@ -346,6 +354,8 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	g.Go(func() error { return a.runNames(ctx) })
+	g.Go(func() error { return a.trust.run(ctx, func() { a.publisher.publishStatus(a.history()) }) })
 	g.Go(func() error { return a.endSockets(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)

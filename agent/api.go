@@ -216,6 +216,14 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix: "see what the numbers are and what retired ones wait for: hawser identity list",
 		})
 	}
+	if a.dns != nil {
+		if st := a.dns.Status(); st.Problem != "" {
+			r.Problems = append(r.Problems, &hawserv1.Problem{
+				Object: "names", Problem: "pods get no answers: " + st.Problem,
+				Fix: "free the address, or give another one: hawser-agent --dns-listen ADDRESS:PORT; it is tried again",
+			})
+		}
+	}
 	for id, p := range a.view.policyProblems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{Object: "policy " + id, Problem: p, Fix: "apply it anew: hawser policy apply -f FILE"})
 	}

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"path/filepath"
 
+	"github.com/hawser-mesh/hawser/agent/dns"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/pki"
@@ -69,6 +70,13 @@ type Config struct {
 	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
 	MetricsListen string
 
+	// DNSListen is ADDRESS:PORT of the name server; empty: port 53 of the node's
+	// address; DNSOff: none.
+	DNSListen string
+	// DNSUpstreams are ADDRESS or ADDRESS:PORT of the resolvers that answer for
+	// names outside the mesh; none: those of the host's resolv.conf.
+	DNSUpstreams []string
+
 	// PolicyScope and PolicyMode are ScopeLocal and ModeDefault when empty.
 	PolicyScope policy.Scope
 	PolicyMode  policy.Mode
@@ -87,6 +95,21 @@ type Config struct {
 
 // DefaultMetrics is where an agent's metrics are served.
 const DefaultMetrics = "127.0.0.1:9962"
+
+// DNSOff as DNSListen means that the node answers no names.
+const DNSOff = "off"
+
+// parseUpstream reads an address with or without a port.
+func parseUpstream(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.AddrPortFrom(a, dns.Port), nil
+	}
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return ap, fmt.Errorf("--dns-upstream %q: must be ADDRESS or ADDRESS:PORT", s)
+	}
+	return ap, nil
+}
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -124,6 +147,16 @@ func (c *Config) Validate() error {
 	if c.MetricsListen != "" {
 		if _, err := netip.ParseAddrPort(c.MetricsListen); err != nil {
 			errs = append(errs, fmt.Errorf("--metrics-listen %q: must be ADDRESS:PORT", c.MetricsListen))
+		}
+	}
+	if c.DNSListen != "" && c.DNSListen != DNSOff {
+		if _, err := netip.ParseAddrPort(c.DNSListen); err != nil {
+			errs = append(errs, fmt.Errorf("--dns-listen %q: must be ADDRESS:PORT, or %s", c.DNSListen, DNSOff))
+		}
+	}
+	for _, u := range c.DNSUpstreams {
+		if _, err := parseUpstream(u); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if c.TunnelPort == 0 {

@@ -31,12 +31,14 @@ type grants struct {
 	guards map[string]*peering.Guard
 	views  map[string]*keyspacev1.PeerView
 	held   map[string]map[string]store.Change // by cluster and key
+	passed map[string]map[string]store.Change // what a narrower grant may take back
 }
 
 func newGrants(own string, space identity.Space, log *slog.Logger, use func(store.Batch)) *grants {
 	return &grants{
 		own: own, space: space, log: log, use: use,
 		guards: map[string]*peering.Guard{}, views: map[string]*keyspacev1.PeerView{}, held: map[string]map[string]store.Change{},
+		passed: map[string]map[string]store.Change{},
 	}
 }
 
@@ -63,6 +65,7 @@ func (g *grants) allows(c store.Change) bool {
 	held := g.held[c.Key.Cluster]
 	if c.Deleted {
 		delete(held, c.KV.Key)
+		delete(g.passed[c.Key.Cluster], c.KV.Key)
 		return true // of what never passed it means nothing
 	}
 	guard := g.guards[c.Key.Cluster]
@@ -70,16 +73,38 @@ func (g *grants) allows(c store.Change) bool {
 		err := guard.Check(c.Key, c.Record)
 		if err == nil {
 			delete(held, c.KV.Key)
+			remember(g.passed, c)
 			return true
 		}
 		g.log.Warn("record refused", "key", c.KV.Key, "error", err)
 	}
-	if held == nil {
-		held = map[string]store.Change{}
-		g.held[c.Key.Cluster] = held
-	}
-	held[c.KV.Key] = c
+	remember(g.held, c)
 	return false
+}
+
+func remember(in map[string]map[string]store.Change, c store.Change) {
+	if in[c.Key.Cluster] == nil {
+		in[c.Key.Cluster] = map[string]store.Change{}
+	}
+	in[c.Key.Cluster][c.KV.Key] = c
+}
+
+// retract are the ends of what has passed and is granted no more; it is held
+// from now on. The caller holds mu.
+func (g *grants) retract(cluster string) []store.Change {
+	var out []store.Change
+	for key, c := range g.passed[cluster] {
+		if err := g.guards[cluster].Check(c.Key, c.Record); err == nil {
+			continue
+		}
+		delete(g.passed[cluster], key)
+		remember(g.held, c)
+		gone := c
+		gone.Deleted, gone.Record = true, nil
+		gone.KV.Value = nil
+		out = append(out, gone)
+	}
+	return out
 }
 
 // local takes a batch of the local/ reader: who is admitted, with which grant.
@@ -99,8 +124,8 @@ func (g *grants) local(b store.Batch) {
 	}
 }
 
-// admit takes a grant and passes on what it allows of what was held. The caller
-// holds mu.
+// admit takes a grant, passes on what it allows of what was held, and takes back
+// what it does not allow of what has passed. The caller holds mu.
 func (g *grants) admit(v *keyspacev1.PeerView) {
 	name := v.GetPeer()
 	if old := g.views[name]; old != nil && old.GetClusterId() == v.GetClusterId() &&
@@ -122,7 +147,7 @@ func (g *grants) admit(v *keyspacev1.PeerView) {
 	g.guards[name], g.views[name] = guard, proto.CloneOf(v)
 	held := g.held[name]
 	delete(g.held, name)
-	var b store.Batch
+	b := store.Batch{Changes: g.retract(name)}
 	for _, c := range held {
 		if g.allows(c) {
 			b.Changes = append(b.Changes, c)

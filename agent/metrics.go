@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hawser-mesh/hawser/agent/dns"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/observe/metrics"
@@ -45,6 +46,12 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_keyspace_revision", Help: "Revision of etcd that the node has reached.", Kind: metrics.Gauge},
 		{Name: "hawser_mesh_complete", Help: "1 when everything of every cluster is known and stale state is being removed.", Kind: metrics.Gauge},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this node.", Kind: metrics.Gauge},
+		{Name: "hawser_dns_listening", Help: "1 while the node's name server answers; absent when it is off.", Kind: metrics.Gauge},
+		{Name: "hawser_dns_answers_total", Help: "Answers of the name server by who knew: mesh (names), reverse (addresses), forwarded (the host's resolvers), none.", Kind: metrics.Counter, Labels: []string{"source", "rcode", "transport"}},
+		{Name: "hawser_dns_refused_total", Help: "Questions without an answer of substance: source (asked by somebody who may not), malformed, busy (too many wait), loop (asked by a resolver that the node asks).", Kind: metrics.Counter, Labels: []string{"reason"}},
+		{Name: "hawser_dns_forwards_total", Help: "Questions that the host's resolvers were asked.", Kind: metrics.Counter},
+		{Name: "hawser_dns_forward_failures_total", Help: "Of these, those without any answer.", Kind: metrics.Counter},
+		{Name: "hawser_dns_forward_seconds_total", Help: "Time that questions waited for the host's resolvers.", Kind: metrics.Counter},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the node's (node) or the cluster's CA (ca).", Kind: metrics.Gauge, Labels: []string{"certificate"}},
 	}
 }
@@ -78,6 +85,7 @@ type nodeState struct {
 	ipcache   *hawserv1.ListIPCacheResponse
 	complete  bool
 	certs     map[string]time.Time
+	dns       *dns.Status // nil when it is off
 }
 
 // metricsSource reads the node's state as its API shows it.
@@ -92,6 +100,10 @@ func (a *Agent) metricsSource() metrics.Source {
 		s.endpoints, errs[3] = api.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
 		s.ipcache, errs[4] = api.ListIPCache(ctx, &hawserv1.ListIPCacheRequest{})
 		s.complete, s.certs = isClosed(a.complete), a.cfg.certificates()
+		if a.dns != nil {
+			st := a.dns.Status()
+			s.dns = &st
+		}
 		s.emit(emit)
 		return errors.Join(errs[:]...)
 	}
@@ -128,6 +140,22 @@ func (s *nodeState) emit(emit metrics.Emit) {
 	}
 	s.emitTraffic(emit)
 	s.emitRows(emit)
+	if s.dns != nil {
+		emitNames(s.dns, emit)
+	}
+}
+
+func emitNames(s *dns.Status, emit metrics.Emit) {
+	emit("hawser_dns_listening", metrics.Bool(s.Listening != ""))
+	for k, n := range s.Answers {
+		emit("hawser_dns_answers_total", float64(n), string(k.Kind), k.Rcode, k.Transport)
+	}
+	for reason, n := range s.Refused {
+		emit("hawser_dns_refused_total", float64(n), reason)
+	}
+	emit("hawser_dns_forwards_total", float64(s.Forwards))
+	emit("hawser_dns_forward_failures_total", float64(s.ForwardFailed))
+	emit("hawser_dns_forward_seconds_total", s.ForwardTime.Seconds())
 }
 
 func (s *nodeState) emitTraffic(emit metrics.Emit) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hawser-mesh/hawser/agent/dns"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/metrics/metricstest"
@@ -26,7 +27,11 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		maps:      &hawserv1.ListMapsResponse{Maps: []*hawserv1.Map{{Name: "ct", Entries: 25, MaxEntries: 100}, {Name: "nodes", Type: "Array", Entries: 4, MaxEntries: 4}}},
 		endpoints: &hawserv1.ListEndpointsResponse{Endpoints: []*hawserv1.Endpoint{{State: stateReady}, {State: stateReady}}},
 		ipcache:   &hawserv1.ListIPCacheResponse{Entries: []*hawserv1.IPCacheEntry{{Cluster: "west"}, {}}},
-		complete:  true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
+		dns: &dns.Status{
+			Listening: "10.0.0.1:53", Answers: map[dns.AnswerKey]uint64{{Kind: dns.KindMesh, Rcode: "NOERROR", Transport: "udp"}: 6},
+			Refused: map[string]uint64{"source": 2}, Forwards: 3, ForwardFailed: 1, ForwardTime: 1500 * time.Millisecond,
+		},
+		complete: true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
 	}
 	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler)))
@@ -39,6 +44,8 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_forward_packets_total{direction="ingress",program="from_pod"}`:                    10,
 		`hawser_drop_packets_total{direction="egress",program="from_pod",reason="policy denied"}`: 3,
 		`hawser_map_pressure_ratio{map="ct"}`:                                                     0.25, `hawser_endpoints{state="ready"}`: 2, `hawser_ipcache_entries{target_cluster="west"}`: 1,
+		`hawser_dns_listening`: 1, `hawser_dns_answers_total{rcode="NOERROR",source="mesh",transport="udp"}`: 6,
+		`hawser_dns_refused_total{reason="source"}`: 2, `hawser_dns_forwards_total`: 3, `hawser_dns_forward_failures_total`: 1, `hawser_dns_forward_seconds_total`: 1.5,
 		`hawser_mesh_complete`: 1, `hawser_certificate_expiry_timestamp_seconds{certificate="node"}`: 5,
 	} {
 		if got[sample] != want {

@@ -40,6 +40,7 @@ type publisher struct {
 	slices    map[serviceName][]kvstore.Key // stored for each service
 	changed   chan struct{}
 	enforced  func() map[string]int64 // NodeStatus.enforced
+	trust     func() (bundle, signer []byte)
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -226,7 +227,9 @@ func (p *publisher) publishStatus(at history) {
 	if at.mixed {
 		delete(seen, string(kvstore.KindIdentity))
 	}
+	trust, signer := p.trust()
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
+		Trust: trust, Signer: signer,
 		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
 		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit,
 	}); err != nil {

@@ -33,6 +33,7 @@ type view struct {
 	engine *policy.Engine
 	ips    *ipcache.Cache
 	lb     *loadbalancer.Desired
+	names  *names
 	// podRoutes are the prefixes, of pods and of the own services, that the host
 	// reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
@@ -62,9 +63,9 @@ type knownIdentity struct {
 
 type serviceName struct{ namespace, name string }
 
-func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired) *view {
+func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired, names *names) *view {
 	return &view{
-		own: own, log: log, space: space, tables: tables, engine: engine, ips: ips, lb: lb,
+		own: own, log: log, space: space, tables: tables, engine: engine, ips: ips, lb: lb, names: names,
 		podRoutes:    table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
 		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
 		identityLost: make(chan struct{}, 1),
@@ -164,6 +165,7 @@ func (v *view) cluster(c store.Change) error {
 	if c.Deleted {
 		delete(v.clusters, c.Key.Cluster)
 		v.ips.DeleteCluster(c.Key.Cluster)
+		v.names.setRanges(c.Key.Cluster, nil)
 		return nil
 	}
 	r := c.Record.(*keyspacev1.Cluster)
@@ -179,6 +181,7 @@ func (v *view) cluster(c store.Change) error {
 		ranges = append(ranges, p.Masked())
 	}
 	v.ips.SetRanges(c.Key.Cluster, ranges)
+	v.names.setRanges(c.Key.Cluster, ranges)
 	if c.Key.Cluster == v.own {
 		v.routeServices(r.GetServiceCidrs())
 	}
@@ -244,12 +247,14 @@ func (v *view) ip(c store.Change) error {
 	}
 	if c.Deleted {
 		v.setNamedPorts(c.Key.String(), 0, nil)
+		v.names.setAddress(c.Key.String(), c.Key.Cluster, nil)
 		p, err := netip.ParsePrefix(c.Key.Names[0])
 		v.ips.DeleteIP(c.Key.Cluster, p)
 		return err
 	}
 	r := c.Record.(*keyspacev1.IPEntry)
 	v.setNamedPorts(c.Key.String(), identity.Number(r.GetIdentity()), r.GetNamedPorts())
+	v.names.setAddress(c.Key.String(), c.Key.Cluster, r)
 	return v.ips.UpsertIP(c.Key.Cluster, r)
 }
 
@@ -297,6 +302,7 @@ func (v *view) service(c store.Change) error {
 		// The service may have moved to the other subtree.
 		if s, ok := v.services.Get(name); ok && c.Key.Cluster == v.own && s.GetShared() == (c.Key.Subtree == kvstore.State) {
 			v.services.Delete(name)
+			v.names.setService(name, nil)
 		}
 		return nil
 	}
@@ -304,6 +310,7 @@ func (v *view) service(c store.Change) error {
 	v.lb.UpsertService(source(c.Key), s)
 	if c.Key.Cluster == v.own {
 		v.services.Set(name, s)
+		v.names.setService(name, s)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func TestWrongUse(t *testing.T) {
 		"status --timeout soon":     "invalid duration",
 		"identity get abc":          "give its number",
 		"mesh join garbage":         "hawser mesh invite",
-		"mesh preflight garbage":    "hawser mesh invite",
+		"mesh preflight Garbage":    "hawser mesh invite",
 		"lab up --nodes 0":          "between 1 and 200",
 		"lab up --clusters 0":       "between 1 and 255",
 		"lab up --clusters 256":     "between 1 and 255",

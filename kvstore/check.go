@@ -71,6 +71,10 @@ func checkInternal(k Key, m proto.Message) error {
 			return err
 		}
 		return agree(k, "ip", r.GetIp())
+	case *keyspacev1.TrustBundle:
+		if n := len(r.GetCertificates()); n == 0 || n > MaxTrust {
+			return bad(k, ReasonMismatch, "%d certificates, want 1 to %d", n, MaxTrust)
+		}
 	case *keyspacev1.Synced:
 		if r.GetIncarnation() == "" {
 			return bad(k, ReasonMismatch, "no incarnation")
@@ -111,7 +115,7 @@ func (k Key) checkPlace() error {
 		in = []Subtree{State}
 	case KindService, KindSlice:
 		in = []Subtree{State, Local}
-	case KindPolicy, KindRef, KindRetired, KindPresence, KindStatus, KindNodeConfig, KindSynced:
+	case KindPolicy, KindRef, KindRetired, KindPresence, KindStatus, KindNodeConfig, KindSynced, KindTrust:
 		in = []Subtree{Local}
 	case KindPeerView:
 		in = []Subtree{Local, Private}

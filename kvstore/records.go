@@ -20,6 +20,9 @@ const MaxRecord = 1 << 20
 // MaxBackends is the largest number of backends in one slice.
 const MaxBackends = 100
 
+// MaxTrust is the most CAs that a cluster believes at once.
+const MaxTrust = 4
+
 // ErrUnknownKind says that this version has no record type for a key. Readers
 // skip such keys without counting them as bad; mirrors keep them.
 var ErrUnknownKind = errors.New("no record type is known for this kind")
@@ -81,6 +84,8 @@ func newInternalRecord(k Key) (m proto.Message, ok bool) {
 		return &keyspacev1.Presence{}, true
 	case KindStatus:
 		return &keyspacev1.NodeStatus{}, true
+	case KindTrust:
+		return &keyspacev1.TrustBundle{}, true
 	case KindPeerView:
 		if k.Subtree == Private {
 			return &keyspacev1.Peer{}, true

@@ -74,9 +74,6 @@ func (b *builder) demo(ctx context.Context) error {
 				return "", err
 			}
 		}
-		if err := b.refreshHosts(ctx); err != nil {
-			return "", err
-		}
 		return count(len(pods), "pod") + ", service echo (global)", nil
 	})
 	if err != nil {

@@ -51,11 +51,13 @@ func testSpec(name string) lab.Spec {
 func hostState(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	hosts, err := os.ReadFile("/etc/hosts")
-	if err != nil {
-		t.Fatal(err)
+	for _, path := range []string{"/etc/hosts", "/etc/resolv.conf"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[path] = string(text)
 	}
-	out["/etc/hosts"] = string(hosts)
 	for _, args := range []string{"route show table all", "rule", "link show", "address show"} {
 		// Counters and lifetimes are not shown by these.
 		raw, err := exec.Command("ip", strings.Fields("-o "+args)...).Output()
@@ -210,9 +212,8 @@ func TestLab(t *testing.T) {
 	if _, err := lab.Up(t.Context(), testSpec(name), lab.Options{Binaries: programs(t)}); !errors.Is(err, lab.ErrExists) {
 		t.Errorf("a second lab of the same name: %v, want ErrExists", err)
 	}
-	must(t, lab.WriteHosts(t.Context(), name))
-	out := run(t, name, 0, "east/client", "sh", "-c", "cat /etc/hosts; hostname; cat /proc/self/cgroup; ip -o address show dev eth0; echo $$ to stderr >&2")
-	for _, want := range []string{"172.31.1.10 echo.demo.mesh", "10.1.1.2 client", "\nclient\n", "/hawser-lab-" + name + "/east-1/client\n", "inet 10.1.1.2/32"} {
+	out := run(t, name, 0, "east/client", "sh", "-c", "cat /etc/hosts /etc/resolv.conf; hostname; cat /proc/self/cgroup; ip -o address show dev eth0; echo $$ to stderr >&2")
+	for _, want := range []string{"nameserver 172.30.1.11\nsearch demo.mesh mesh\n", "10.1.1.2 client", "\nclient\n", "/hawser-lab-" + name + "/east-1/client\n", "inet 10.1.1.2/32"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("in the pod %q is missing:\n%s", want, out)
 		}

@@ -75,7 +75,8 @@ func (l *Lab) undoPod(ctx context.Context, p Pod) error {
 func (p Pod) remove() error {
 	err := netns.Delete(p.Place.Netns)
 	_, cerr := removeCgroup(p.Place.Cgroup)
-	return errors.Join(err, cerr, ignore(os.Remove(p.Place.Hosts), os.ErrNotExist))
+	return errors.Join(err, cerr,
+		ignore(os.Remove(p.Place.Hosts), os.ErrNotExist), ignore(os.Remove(p.Place.Resolv), os.ErrNotExist))
 }
 
 // forget takes the pod out of the record.
@@ -135,7 +136,8 @@ func (l *Lab) newPod(c Cluster, s PodSpec) Pod {
 		Place: place{
 			Netns:  l.netns(s.Node + "-" + s.Name),
 			Cgroup: filepath.Join(l.state.CgroupRoot, s.Node, s.Name),
-			Hosts:  l.dir("hosts", s.Node+"-"+s.Name),
+			Hosts:  l.dir("names", s.Node+"-"+s.Name+".hosts"),
+			Resolv: l.dir("names", s.Node+"-"+s.Name+".resolv"),
 			UTS:    s.Name,
 		},
 	}
@@ -189,7 +191,7 @@ func (b *builder) addPod(ctx context.Context, p Pod) (Pod, error) {
 	if err != nil {
 		return fail(err)
 	}
-	if err := b.writeHosts(p); err != nil {
+	if err := b.writeNames(p); err != nil {
 		return fail(err)
 	}
 	b.trap("process of pod " + p.Name)

@@ -20,10 +20,11 @@ import (
 
 // place is where a process of the lab runs.
 type place struct {
-	Netns  string `json:"netns"`           // path
-	Cgroup string `json:"cgroup"`          // path
-	Hosts  string `json:"hosts,omitempty"` // file that it sees as /etc/hosts; "" is the host's
-	UTS    string `json:"uts,omitempty"`   // host name that it sees; "" is the host's
+	Netns  string `json:"netns"`            // path
+	Cgroup string `json:"cgroup"`           // path
+	Hosts  string `json:"hosts,omitempty"`  // file that it sees as /etc/hosts; "" is the host's
+	Resolv string `json:"resolv,omitempty"` // file that it sees as /etc/resolv.conf; "" is the host's
+	UTS    string `json:"uts,omitempty"`    // host name that it sees; "" is the host's
 }
 
 // Process is a process that the lab keeps: an agent, an API server, or a pod's.
@@ -44,7 +45,7 @@ func (p place) enter() error {
 	if err := nsthread.EnterNetns(p.Netns); err != nil {
 		return err
 	}
-	if p.Hosts == "" && p.UTS == "" {
+	if p.Hosts == "" && p.Resolv == "" && p.UTS == "" {
 		return nil
 	}
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
@@ -55,9 +56,12 @@ func (p place) enter() error {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("separate mounts: %w", err)
 	}
-	if p.Hosts != "" {
-		if err := unix.Mount(p.Hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("put %s on /etc/hosts: %w", p.Hosts, err)
+	for _, f := range [...]struct{ from, to string }{{p.Hosts, "/etc/hosts"}, {p.Resolv, "/etc/resolv.conf"}} {
+		if f.from == "" {
+			continue
+		}
+		if err := unix.Mount(f.from, f.to, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("put %s on %s, which must be there on the host, be it empty: %w", f.from, f.to, err)
 		}
 	}
 	if p.UTS != "" {

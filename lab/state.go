@@ -64,10 +64,8 @@ type State struct {
 	Clusters   []Cluster `json:"clusters"`
 	Processes  []Process `json:"processes"`
 	Pods       []Pod     `json:"pods"`
-	// Hosts are the names of services per cluster, as its pods see them.
-	Hosts   map[string]map[string]string `json:"hosts,omitempty"`
-	Started time.Time                    `json:"started"`
-	Ready   time.Time                    `json:"ready,omitzero"`
+	Started    time.Time `json:"started"`
+	Ready      time.Time `json:"ready,omitzero"`
 }
 
 // Lab is a lab that exists, wholly or in part.

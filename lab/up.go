@@ -83,7 +83,7 @@ func Up(ctx context.Context, spec Spec, opts Options) (*Lab, error) {
 	defer unlock()
 	l := &Lab{names: n, state: State{
 		Spec: spec, Binaries: opts.Binaries, Clusters: plan(spec), Started: time.Now(),
-		CgroupRoot: filepath.Join(root, n.cgroupName()), Hosts: map[string]map[string]string{},
+		CgroupRoot: filepath.Join(root, n.cgroupName()),
 	}}
 	b := &builder{Lab: l, opts: opts}
 	if err := b.build(ctx); err != nil {

@@ -218,7 +218,7 @@ func (o *Object) parseClusterIPs(spec manifest.Node) {
 			continue // "": one is to be allocated
 		}
 		if text == "None" {
-			n.Problem("headless services are not supported yet")
+			o.Service.Headless = true
 			continue
 		}
 		a, err := netip.ParseAddr(text)
@@ -229,6 +229,9 @@ func (o *Object) parseClusterIPs(spec manifest.Node) {
 		if !slices.Contains(o.ClusterIPs, a) {
 			o.ClusterIPs = append(o.ClusterIPs, a)
 		}
+	}
+	if o.Service.Headless && len(o.ClusterIPs) > 0 {
+		spec.At("spec.clusterIPs").Problem("a service has an address or None, not both")
 	}
 	if len(o.ClusterIPs) > 1 {
 		spec.At("spec.clusterIPs").Problem("more than one address is not supported yet")

@@ -74,6 +74,19 @@ func (d *Desired) Get(namespace, name string) (View, bool) {
 	return d.view(e), true
 }
 
+// Service is the record of one service of the own cluster, which must not be
+// changed.
+func (d *Desired) Service(namespace, name string) (*keyspacev1.Service, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e, ok := d.entries[serviceKey{namespace, name}]
+	if !ok {
+		return nil, false
+	}
+	s := d.service(e)
+	return s, s != nil
+}
+
 func (d *Desired) view(e *entry) View {
 	v := View{Service: d.service(e)}
 	v.Backends = d.backends(e, v.Service)

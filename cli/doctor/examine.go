@@ -76,7 +76,7 @@ func (e *examination) apiServer() {
 			e.add(Problem, "health", p.GetObject(), p.GetFix(), "%s", p.GetProblem())
 		}
 	}
-	e.expiry("CA of "+e.Cluster, e.Status.GetCaExpiresAt(), "every certificate of the cluster ends with it: plan its replacement")
+	e.expiry("CA of "+e.Cluster, e.Status.GetCaExpiresAt(), "every certificate of the cluster ends with it: hawser mesh rotate-ca")
 	if b := e.Status.GetDatabaseBytes(); b > quotaWarning {
 		e.add(Warning, "etcd", object, "find what grows: hawser kvstore tree; at 8 GiB etcd takes no more writes", "its database has %s", printer.Bytes(b))
 	}
@@ -127,9 +127,9 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 		refused = append(refused, fmt.Sprintf("%d %s", n, reason))
 	}
 	if slices.Sort(refused); len(refused) > 0 {
-		e.add(Warning, "refused records", object, "the peer publishes what its grant does not allow; newest: "+strings.Join(p.GetLastRefused(), "; "), "%s", strings.Join(refused, ", "))
+		e.add(Warning, "refused records", object, "the peer publishes what its grant does not allow (hawser mesh grant shows and widens it); newest: "+strings.Join(p.GetLastRefused(), "; "), "%s", strings.Join(refused, ", "))
 	}
-	e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "restart its API server to renew it")
+	e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "it should have renewed itself at two thirds of its life: see the log of its API server")
 }
 
 // members compares the nodes that the cluster knows of.

@@ -33,7 +33,7 @@ func New(s *session.Session) *cobra.Command {
 			"behind. It needs root.",
 	}
 	cmd.PersistentFlags().StringVar(&o.name, "name", "", "name of the lab (default: the context's, if it is a lab's, else "+lab.DefaultName+"; a new one: "+lab.DefaultName+")")
-	cmd.AddCommand(newUp(o), newDown(o), newList(o), newStatus(o), newExec(o), newRun(o), newRemove(o), newHosts(o), newDrill(o), newWorkload())
+	cmd.AddCommand(newUp(o), newDown(o), newList(o), newStatus(o), newExec(o), newRun(o), newRemove(o), newDrill(o), newWorkload())
 	return cmd
 }
 

@@ -97,21 +97,6 @@ func newRemove(o *options) *cobra.Command {
 	}
 }
 
-func newHosts(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "hosts",
-		Short: "Give all pods the names of the services that there are now",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := o.open()
-			if err != nil {
-				return err
-			}
-			return lab.WriteHosts(cmd.Context(), l.Name())
-		},
-	}
-}
-
 func splitPod(s string) (cluster, pod string, err error) {
 	cluster, pod, ok := strings.Cut(s, "/")
 	if !ok || cluster == "" || pod == "" {

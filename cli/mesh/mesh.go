@@ -19,6 +19,7 @@ import (
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
+	"github.com/hawser-mesh/hawser/kvstore"
 )
 
 // New returns the command.
@@ -27,7 +28,7 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "mesh",
 		Short: "Join clusters and see how they are connected",
 	}
-	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newSet(s), newStatus(s), newList(s), doctor.New(s))
+	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newGrant(s), newDeclare(s), newRotateCA(s), newSet(s), newStatus(s), newList(s), doctor.New(s))
 	return cmd
 }
 
@@ -105,10 +106,13 @@ func newJoin(s *session.Session) *cobra.Command {
 
 func newPreflight(s *session.Session) *cobra.Command {
 	return &cobra.Command{
-		Use:   "preflight <token>",
-		Short: "Check whether a join would succeed, and change nothing",
+		Use:   "preflight <token|peer>",
+		Short: "Check whether a join would succeed, or how a peer fits by now, and change nothing",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if kvstore.ValidateClusterName(args[0]) == nil { // no token is one
+				return join(cmd, s, &hawserv1.JoinRequest{Peer: args[0], PreflightOnly: true})
+			}
 			return join(cmd, s, &hawserv1.JoinRequest{Token: args[0], PreflightOnly: true})
 		},
 	}
@@ -136,7 +140,7 @@ func readToken(stdin io.Reader, args []string, file string) (string, error) {
 }
 
 func join(cmd *cobra.Command, s *session.Session, req *hawserv1.JoinRequest) error {
-	if _, err := invitation.Parse(req.GetToken()); err != nil {
+	if _, err := invitation.Parse(req.GetToken()); err != nil && req.GetPeer() == "" {
 		return session.Usage("%v", err)
 	}
 	client, conn, err := s.Mesh()
@@ -164,12 +168,18 @@ func join(cmd *cobra.Command, s *session.Session, req *hawserv1.JoinRequest) err
 		switch {
 		case r.GetJoined():
 			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n", r.GetPeer(), r.GetPeerId())
+		case req.GetPeer() != "" && len(r.GetFindings()) == 0:
+			fmt.Fprintf(w, "%s fits: nothing stands against it.\n", r.GetPeer())
+		case req.GetPeer() != "":
 		case req.GetPreflightOnly() && !blocked(r.GetFindings()):
 			fmt.Fprintf(w, "A join with %s would succeed.\n", r.GetPeer())
 		}
 		return nil
 	}); err != nil {
 		return err
+	}
+	if blocked(r.GetFindings()) && req.GetPeer() != "" {
+		return session.Answer("%s would not be admitted again as it is now", r.GetPeer())
 	}
 	if blocked(r.GetFindings()) {
 		return session.Answer("cannot join %q; nothing was changed on either side", r.GetPeer())

@@ -104,7 +104,7 @@ func newList(s *session.Session) *cobra.Command {
 				{Header: "ID", Cell: func(r row) string { return fmt.Sprint(r.GetId()) }},
 				{Header: "NAMESPACE", Cell: row.GetNamespace},
 				{Header: "NAME", Cell: row.GetName},
-				{Header: "ADDRESS", Cell: func(r row) string { return strings.Join(r.GetVips(), ",") }},
+				{Header: "ADDRESS", Cell: address},
 				{Header: "PORTS", Cell: ports},
 				{Header: "SCOPE", Cell: scope},
 				{Header: "CLUSTERS", Cell: func(r row) string { return strings.Join(r.GetClusters(), ",") }},
@@ -112,6 +112,14 @@ func newList(s *session.Session) *cobra.Command {
 			}, "No services.  Make one:  hawser service apply -f FILE")
 		},
 	}
+}
+
+// address is None for a headless service, as in its manifest.
+func address(r *hawserv1.ServiceInfo) string {
+	if len(r.GetVips()) == 0 {
+		return "None"
+	}
+	return strings.Join(r.GetVips(), ",")
 }
 
 func scope(r *hawserv1.ServiceInfo) string {
@@ -158,7 +166,7 @@ func show(w io.Writer, r *hawserv1.ServiceInfo) error {
 	if err := printer.Fields(w,
 		"Service", r.GetNamespace()+"/"+r.GetName(),
 		"Global id", fmt.Sprint(r.GetId()),
-		"Address", strings.Join(r.GetVips(), ", "),
+		"Address", address(r),
 		"Ports", ports(r),
 		"Scope", scope(r),
 		"Clusters", strings.Join(r.GetClusters(), ", "),

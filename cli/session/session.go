@@ -281,7 +281,7 @@ func dialMesh(cl *clicontext.Cluster) (*grpc.ClientConn, error) {
 	if cl.Socket != "" {
 		return dial(cl.Socket)
 	}
-	cfg, err := pki.FilesIn(cl.TLSDir, "tls").ClientTLSByID(pki.ID{Cluster: cl.Name, Role: pki.RoleAPIServer})
+	cfg, err := pki.FilesIn(cl.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: cl.Name, Role: pki.RoleAPIServer})
 	if err != nil {
 		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf("%w\nan administrator's certificate is made by: hawser-apiserver issue --admin USER --out DIR", err)}
 	}

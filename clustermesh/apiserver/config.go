@@ -36,6 +36,8 @@ type Config struct {
 
 	ListenEtcd       netip.AddrPort // of an embedded etcd
 	ListenFederation netip.AddrPort
+	// PeersFile declares peers, by manifests of kind Peer; empty: none are.
+	PeersFile string
 	// ListenAPI is where nodes enrol and administrators call; the zero value
 	// serves neither.
 	ListenAPI netip.AddrPort
@@ -108,6 +110,9 @@ func (c *Config) Validate() error {
 		if !filepath.IsAbs(value) {
 			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, value))
 		}
+	}
+	if c.PeersFile != "" && c.Etcd.Shared {
+		errs = append(errs, errors.New("--peers-file: the clusters of a shared etcd see each other without; leave it out"))
 	}
 	if !c.ListenFederation.IsValid() {
 		errs = append(errs, errors.New("--listen-federation: must be ADDRESS:PORT"))

@@ -74,7 +74,13 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if err := ages.Validate(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	res, err := s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+	var res peering.Result
+	var err error
+	if r.GetPeer() != "" {
+		res, err = s.mesh.PreflightPeer(ctx, r.GetPeer())
+	} else {
+		res, err = s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+	}
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
@@ -171,11 +177,11 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), StartedAt: s.started.UnixNano(),
 		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
 		FederationEndpoints: s.cfg.advertised(),
-		CaExpiresAt:         s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
+		CaExpiresAt:         s.creds.authority().Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs), NodeCidrs: texts(s.cfg.NodeCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 	}
 	s.reportEtcd(r, stats)
-	r.Problems = append(r.Problems, s.refusedProblems()...)
+	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)
@@ -196,11 +202,11 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		})
 	}
 	for name, until := range map[string]time.Time{
-		"certificate of the API server": s.creds.leaf.NotAfter, "CA": s.creds.ca.Certificate().NotAfter,
+		"certificate of the API server": s.creds.expires(), "CA": s.creds.authority().Certificate().NotAfter,
 	} {
 		if left := time.Until(until); left < certificateWarning {
 			r.Problems = append(r.Problems, &hawserv1.Problem{
-				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "restart the API server to renew its certificate",
+				Object: name, Problem: "expires " + until.Format(time.DateOnly), Fix: "it should have renewed itself: see the API server's log; the CA is renewed by: hawser mesh rotate-ca",
 			})
 		}
 	}

@@ -61,7 +61,7 @@ func (s *Server) metricsSource() metrics.Source {
 	return func(ctx context.Context, emit metrics.Emit) error {
 		c := clusterState{
 			refused: s.refused.Load(),
-			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.ca.Certificate().NotAfter},
+			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.authority().Certificate().NotAfter},
 		}
 		var errs [3]error
 		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})

@@ -32,7 +32,7 @@ func (s *Server) parameters() *hawserv1.ClusterParameters {
 // remembers.
 func (s *Server) openEnrolment(ctx context.Context) error {
 	d := enrol.Deps{
-		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
+		CA: s.creds.authority(), KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
 	}
 	if s.etcd != nil {
 		d.Access = s.etcd.Root()

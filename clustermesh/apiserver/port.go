@@ -153,14 +153,14 @@ func (g *gate) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 func (c *certificates) apiTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true,
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: c.ca.Pool(),
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: c.authority().Pool(),
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			own, err := c.Certificate()
 			if err != nil {
 				return nil, err
 			}
 			out := *own
-			out.Certificate = append(append([][]byte(nil), own.Certificate...), c.ca.Certificate().Raw)
+			out.Certificate = append(append([][]byte(nil), own.Certificate...), c.authority().Certificate().Raw)
 			return &out, nil
 		},
 	}

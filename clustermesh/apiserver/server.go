@@ -45,6 +45,7 @@ type Server struct {
 	enrol       *enrol.Service
 	reopen      chan *errReopen // capacity 1
 	unwanted    refusals        // clusters of a shared etcd
+	declared    declared        // peers of --peers-file
 	cut         cutOffs         // peers
 
 	portListener net.Listener  // nil without an API port
@@ -104,6 +105,11 @@ func (s *Server) open(ctx context.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("publish the cluster record: %w", err)
 	}
+	if err := s.publishTrust(ctx); errors.Is(err, kvstore.ErrNoSpace) {
+		s.log.Error("CAs not published", "error", err)
+	} else if err != nil {
+		return err
+	}
 	if s.mesh, err = s.newFederation(); err != nil {
 		return err
 	}
@@ -151,6 +157,8 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
+	g.Go(func() error { return s.keepDeclared(ctx) })
+	g.Go(func() error { return s.creds.keep(ctx, time.Now, s.log) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
 	g.Go(func() error { return rest.Serve(lis, api, web) })

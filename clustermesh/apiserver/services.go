@@ -154,6 +154,10 @@ func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dry
 // version.
 func keepNumbers(want, old *keyspacev1.Service, asked []netip.Addr) error {
 	want.Id, want.Vips = old.GetId(), old.GetVips()
+	if want.GetHeadless() != old.GetHeadless() {
+		return status.Error(codes.FailedPrecondition,
+			"spec.clusterIP: a service cannot get or lose its address; delete the service first")
+	}
 	for _, a := range asked {
 		if len(old.GetVips()) > 0 && a.String() != old.GetVips()[0] {
 			return status.Errorf(codes.FailedPrecondition,
@@ -177,25 +181,30 @@ func (s *Server) allocate(ctx context.Context, want *keyspacev1.Service, asked [
 	if want.Id, err = loadbalancer.NextServiceID(s.cfg.ClusterID, func(n uint32) bool { return usedIDs[n] }); err != nil {
 		return nil, nil, err
 	}
-	vip, err := s.chooseVIP(ctx, asked)
-	if err != nil {
-		return nil, nil, err
+	var vip netip.Addr
+	if !want.GetHeadless() {
+		if vip, err = s.chooseVIP(ctx, asked); err != nil {
+			return nil, nil, err
+		}
+		want.Vips = []string{vip.String()}
 	}
-	want.Vips = []string{vip.String()}
-
 	idKey := kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(want.GetId()))
-	vipKey := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip.String())
 	idOp, err := put(idKey, &keyspacev1.ServiceID{
 		Number: want.GetId(), Namespace: want.GetNamespace(), Name: want.GetName(), Vips: want.GetVips(),
 	})
 	if err != nil {
 		return nil, nil, err
 	}
+	cmps, ops := []kvstore.Cmp{kvstore.Absent(idKey.String())}, []kvstore.Op{idOp}
+	if want.GetHeadless() {
+		return cmps, ops, nil
+	}
+	vipKey := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip.String())
 	vipOp, err := put(vipKey, &keyspacev1.VIPOwner{Ip: vip.String(), Namespace: want.GetNamespace(), Name: want.GetName()})
 	if err != nil {
 		return nil, nil, err
 	}
-	return []kvstore.Cmp{kvstore.Absent(idKey.String()), kvstore.Absent(vipKey.String())}, []kvstore.Op{idOp, vipOp}, nil
+	return append(cmps, kvstore.Absent(vipKey.String())), append(ops, vipOp), nil
 }
 
 func (s *Server) chooseVIP(ctx context.Context, asked []netip.Addr) (netip.Addr, error) {

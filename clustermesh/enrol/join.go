@@ -128,7 +128,7 @@ func joinTLS(tok invitation.Token, now func() time.Time) *tls.Config {
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			for _, c := range cs.PeerCertificates {
 				if c.IsCA && sha256.Sum256(c.Raw) == tok.CAHash {
-					return pki.VerifyServer(cs.PeerCertificates, c, pki.ID{Cluster: tok.Inviter, Role: pki.RoleAPIServer}, now())
+					return pki.VerifyServer(cs.PeerCertificates, []*x509.Certificate{c}, pki.ID{Cluster: tok.Inviter, Role: pki.RoleAPIServer}, now())
 				}
 			}
 			return errors.New("the server's CA is not the one that the token names: the token is from before a change of CA, or something is in between")
@@ -150,21 +150,21 @@ func checkLeaf(resp *hawserv1.EnrolResponse, tok invitation.Token, key crypto.Si
 	if p.GetName() != tok.Inviter || p.GetNode() != tok.Node || len(p.GetEtcdEndpoints()) == 0 {
 		return nil, fmt.Errorf("the answer is for node %q of cluster %q with etcd at %v", p.GetNode(), p.GetName(), p.GetEtcdEndpoints())
 	}
-	return newLeaf(resp.GetCertificate(), ca, key, pki.ID{Cluster: tok.Inviter, Role: pki.RoleAgent, Name: tok.Node}, now)
+	return newLeaf(resp.GetCertificate(), []*x509.Certificate{ca}, key, pki.ID{Cluster: tok.Inviter, Role: pki.RoleAgent, Name: tok.Node}, now)
 }
 
-func newLeaf(der []byte, ca *x509.Certificate, key crypto.Signer, want pki.ID, now time.Time) (*pki.Leaf, error) {
+func newLeaf(der []byte, cas []*x509.Certificate, key crypto.Signer, want pki.ID, now time.Time) (*pki.Leaf, error) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("the answer's certificate: %w", err)
 	}
-	if err := pki.VerifyServer([]*x509.Certificate{cert}, ca, want, now); err != nil {
+	if err := pki.VerifyServer([]*x509.Certificate{cert}, cas, want, now); err != nil {
 		return nil, fmt.Errorf("the answer's certificate: %w", err)
 	}
 	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(cert.PublicKey) {
 		return nil, errors.New("the answer's certificate is for another key")
 	}
-	return &pki.Leaf{Cert: cert, Key: key, CA: ca}, nil
+	return &pki.Leaf{Cert: cert, Key: key, CA: cas[0], Also: cas[1:]}, nil
 }
 
 func dialFirst(ctx context.Context, endpoints []string, cfg *tls.Config) (*tls.Conn, error) {

@@ -80,7 +80,7 @@ func (r *Renewer) Renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := newLeaf(resp.GetCertificate(), leaf.CA, leaf.Key, state.id(), r.Now())
+	fresh, err := newLeaf(resp.GetCertificate(), leaf.Bundle(), leaf.Key, state.id(), r.Now())
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (r *Renewer) askAgain(ctx context.Context, state State, files pki.Files, le
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := files.ClientTLSByID(pki.ID{Cluster: state.Cluster, Role: pki.RoleAPIServer})
+	cfg, err := files.ClientTLS(&pki.ID{Cluster: state.Cluster, Role: pki.RoleAPIServer})
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,26 @@ func (m *Manager) SetAges(ctx context.Context, peer string, a peering.Ages) erro
 	return err
 }
 
+// PreflightPeer looks again at a peer as it is now, and changes nothing. Its
+// clock is measured on the stream.
+func (m *Manager) PreflightPeer(ctx context.Context, name string) (peering.Result, error) {
+	peers, err := m.Peers(ctx)
+	if err != nil {
+		return peering.Result{}, err
+	}
+	i := slices.IndexFunc(peers, func(p *keyspacev1.Peer) bool { return p.GetName() == name })
+	if i < 0 {
+		return peering.Result{}, fmt.Errorf("preflight of %s: %w; peers are listed by: hawser mesh list", name, peering.ErrNoPeer)
+	}
+	var skew time.Duration
+	m.mu.Lock()
+	if st := m.states[name]; st != nil {
+		st.do(func() { skew = st.lag.offset() })
+	}
+	m.mu.Unlock()
+	return peering.Again(ctx, m.deps, peers[i], peers, skew)
+}
+
 // Leave ends the peering, also when the other side is gone: its stream is cut
 // and what it published is removed, services first. It returns how many keys of
 // state/<peer>/ were removed. A leave whose context ends goes on; call again to
@@ -69,6 +90,25 @@ func (m *Manager) Leave(ctx context.Context, peer string) (removed uint64, err e
 	case <-ctx.Done():
 		return 0, fmt.Errorf("leave %s: it goes on in the background: %w", peer, ctx.Err())
 	}
+}
+
+// ChangeGrant changes what a peer may publish here. All that it publishes is
+// judged anew.
+func (m *Manager) ChangeGrant(ctx context.Context, peer string, c peering.GrantChange) (*keyspacev1.Peer, bool, error) {
+	p, changed, err := m.store.ChangeGrant(ctx, m.cfg.Cluster, peer, c)
+	m.poke()
+	return p, changed, err
+}
+
+// Declare makes peers what a file declares; see peering.Store.Declare.
+func (m *Manager) Declare(ctx context.Context, want []peering.Declaration) (map[string]error, error) {
+	return m.store.Declare(ctx, m.cfg.Cluster, m.deps.Creds.CA(), want)
+}
+
+// Peers are the records of all peers.
+func (m *Manager) Peers(ctx context.Context) ([]*keyspacev1.Peer, error) {
+	ps, _, err := m.store.Peers(ctx)
+	return ps, err
 }
 
 // finishLeave withdraws, once at a time, what a leaving peer published.
@@ -143,6 +183,25 @@ func (m *Manager) Acknowledged(peer string) (pos *keyspacev1.Position, ok bool) 
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return proto.CloneOf(st.acked), st.session != nil
+}
+
+// Trusting says of each confirmed peer whether it believes our trust bundle of
+// the moment, as it said on a stream that is up.
+func (m *Manager) Trusting() map[string]bool {
+	sum := peering.BundleHash(m.trust.Bundle())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[string]bool{}
+	for name, p := range m.peers {
+		if p.GetState() != keyspacev1.Peer_STATE_CONFIRMED {
+			continue
+		}
+		out[name] = false
+		if st := m.states[name]; st != nil {
+			st.do(func() { out[name] = bytes.Equal(st.trustAcked, sum[:]) })
+		}
+	}
+	return out
 }
 
 // Ready is nil when every peer is connected and its copy complete; else it says

@@ -145,7 +145,9 @@ func (im *importer) txn(ctx context.Context, ops []kvstore.Op) error {
 // progressOp stores the position; the caller commits it.
 func (im *importer) progressOp() kvstore.Op {
 	im.stored, im.storedAt = proto.CloneOf(im.position), time.Now()
-	return kvstore.Put(im.progressKey(), encode(im.stored))
+	kept := proto.CloneOf(im.stored)
+	kept.Grant = im.guard.Hash()
+	return kvstore.Put(im.progressKey(), encode(kept))
 }
 
 // mark sets the synced markers of all kinds, and with the complete ones stores

@@ -41,7 +41,20 @@ func (c *testCreds) Certificate() (*tls.Certificate, error) {
 	return &l, nil
 }
 
-func (c *testCreds) CA() []*x509.Certificate { return c.ca }
+func (c *testCreds) CA() []*x509.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ca
+}
+
+// set replaces the bundle, and the leaf unless it is nil.
+func (c *testCreds) set(leaf *tls.Certificate, bundle ...*x509.Certificate) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ca = bundle; leaf != nil {
+		c.leaf = *leaf
+	}
+}
 
 func credsOf(t testing.TB, ca *pki.CA, role pki.Role, name string) *testCreds {
 	t.Helper()

@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -122,6 +123,11 @@ func (im *importer) loadPosition(ctx context.Context) error {
 	if kv != nil && proto.Unmarshal(kv.Value, im.stored) != nil {
 		im.stored = &keyspacev1.Position{} // unreadable is the same as none
 	}
+	if !bytes.Equal(im.stored.GetGrant(), im.guard.Hash()) {
+		// What was refused may be granted now, and the other way round.
+		im.stored = &keyspacev1.Position{}
+	}
+	im.stored.Grant = nil
 	im.storedAt, im.position = time.Now(), proto.CloneOf(im.stored)
 	return nil
 }

@@ -222,6 +222,9 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		case keyspacev1.Peer_STATE_CONFIRMED:
 			if r := m.runner(p.GetName()); r != nil {
 				r.setTerms(termsOf(p, &m.cfg))
+				if err := m.trust.SetPeer(p.GetName(), p.GetTrustBundle()); err != nil {
+					m.log.Error("peer's new CA not trusted", "peer", p.GetName(), "err", err)
+				}
 			} else {
 				m.start(ctx, p, list)
 			}
@@ -263,7 +266,15 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 	}
 	st.do(func() { st.narrowed = err })
 	rctx, cancel := context.WithCancel(ctx)
-	r := &runner{kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain,
+	believe := func(ctx context.Context, bundle [][]byte) error {
+		changed, err := m.store.LearnTrust(ctx, m.trust, p.GetName(), bundle)
+		if changed {
+			m.log.Info("peer's CAs changed", "peer", p.GetName(), "certificates", len(bundle))
+			m.poke()
+		}
+		return err
+	}
+	r := &runner{believe: believe, kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain,
 		office: newOffice(m.kv, &m.cfg, m.own(), p.GetName()), terms: termsOf(p, &m.cfg), learned: make(chan []string, 1),
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()

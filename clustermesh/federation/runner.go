@@ -47,6 +47,7 @@ type runner struct {
 	trust   *peering.Trust
 	peer    *keyspacev1.Peer
 	guard   *peering.Guard
+	believe func(context.Context, [][]byte) error // takes the peer's trust bundle
 	st      *peerState
 	log     *slog.Logger
 	office  *office
@@ -255,6 +256,7 @@ func (r *runner) carry(ctx context.Context, s *session, term *election.Term, inc
 	im := newImporter(importer{kv: r.kv, own: r.own(), peer: r.name(), lock: term, cfg: r.cfg,
 		guard: r.guard, st: r.st, codec: c, send: s.send, log: r.log, source: s.agreed.incarnation,
 		learn: func(c *keyspacev1.Cluster) { r.learn(c.GetEndpoints()) }})
+	s.bundle, s.learn = r.trust.Bundle, r.believe
 	return s.run(ctx, r.cfg, r.st, ex, im)
 }
 

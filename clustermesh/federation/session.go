@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 )
 
 const (
@@ -37,6 +39,10 @@ type session struct {
 	// sever closes the connection below, which ends every blocked Send and
 	// Recv. It may be called more than once.
 	sever func()
+
+	// bundle is our own trust bundle of the moment; learn takes the peer's.
+	bundle func() [][]byte
+	learn  func(context.Context, [][]byte) error
 
 	done chan struct{} // closed when run has returned
 	stop chan error    // has the reason when somebody wants it to end
@@ -181,6 +187,10 @@ func (s *session) receive(ctx context.Context, st *peerState, ex *exporter, im *
 			err = im.receive(ctx, inbound{mark: b.Heartbeat.GetPosition()})
 		case *federationv1.Frame_Resync:
 			err = im.receive(ctx, inbound{resync: b.Resync})
+		case *federationv1.Frame_Trust:
+			err = s.trusted(ctx, st, b.Trust)
+		case *federationv1.Frame_TrustAck:
+			st.do(func() { st.trustAcked = b.TrustAck.GetSha256() })
 		case *federationv1.Frame_Goodbye:
 			return fmt.Errorf("%s gives the stream up: %s: %s", s.peer, shorten(b.Goodbye.GetReason()), shorten(b.Goodbye.GetDetail()))
 		case *federationv1.Frame_Batch:
@@ -214,7 +224,11 @@ func (s *session) heartbeat(st *peerState, h *federationv1.Heartbeat) {
 func (s *session) heartbeats(ctx context.Context, cfg *Config, st *peerState, ex *exporter) error {
 	t := time.NewTicker(cfg.HeartbeatEvery)
 	defer t.Stop()
+	var told []byte
 	for {
+		if err := s.tellTrust(&told); err != nil {
+			return err
+		}
 		s.mu.Lock()
 		h := &federationv1.Heartbeat{EchoTime: s.echoTime}
 		if s.echoTime != 0 {
@@ -235,6 +249,31 @@ func (s *session) heartbeats(ctx context.Context, cfg *Config, st *peerState, ex
 			return fmt.Errorf("%s: %w", s.peer, errSilent)
 		}
 	}
+}
+
+// tellTrust sends our bundle when it is not the one that was told last.
+func (s *session) tellTrust(told *[]byte) error {
+	if s.bundle == nil {
+		return nil
+	}
+	now := s.bundle()
+	sum := peering.BundleHash(now)
+	if bytes.Equal(*told, sum[:]) {
+		return nil
+	}
+	*told = sum[:]
+	return s.send(&federationv1.Frame{Body: &federationv1.Frame_Trust{Trust: &federationv1.Trust{Bundle: now}}})
+}
+
+// trusted takes the peer's bundle and says so. One that is refused is told to
+// people here, and never confirmed.
+func (s *session) trusted(ctx context.Context, st *peerState, t *federationv1.Trust) error {
+	if err := s.learn(ctx, t.GetBundle()); err != nil {
+		st.failed(fmt.Errorf("trust bundle of %s: %w", s.peer, err))
+		return nil
+	}
+	sum := peering.BundleHash(t.GetBundle())
+	return s.send(&federationv1.Frame{Body: &federationv1.Frame_TrustAck{TrustAck: &federationv1.TrustAck{Sha256: sum[:]}}})
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -60,6 +60,8 @@ type peerState struct {
 	acked    *keyspacev1.Position // of our stream, stored by the peer
 	kinds    map[string]uint64
 	synced   []string
+	// trustAcked is the hash of our bundle that the peer says it believes.
+	trustAcked []byte
 
 	waiting   time.Time // since when acknowledgements do not move on; zero: none is due
 	agreed    agreement // of the newest stream

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -173,8 +174,10 @@ func TestPositionAheadOfStoreIsCopied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	grant := peering.GrantHash(peerOf(t, b, a).GetGrant())
 	b.stop()
-	b.put(kvstore.NewKey(kvstore.Private, b.name, kvstore.KindProgress, a.name), &keyspacev1.Position{Incarnation: inc, Revision: 1 << 40})
+	b.put(kvstore.NewKey(kvstore.Private, b.name, kvstore.KindProgress, a.name), &keyspacev1.Position{
+		Incarnation: inc, Revision: 1 << 40, Grant: grant})
 	b.start()
 	connected(t, a, b)
 	mirrored(t, a, b)
@@ -240,7 +243,7 @@ func TestLimitsHold(t *testing.T) {
 	}
 	p.Grant.MaxIps = 10
 	a.put(peerKey, &p)
-	eventually(t, "grant taken up", func() bool { return a.status(b).GetResumesReceived() > 0 })
+	eventually(t, "grant taken up", func() bool { return a.status(b).GetSnapshotsReceived() > 1 })
 	b.fill(0, 15)
 	eventually(t, "surplus refused", func() bool { return a.status(b).GetRefused()["limit"] == 5 })
 	eventually(t, "the others landed", func() bool { return len(a.keys(b)) == 10 })

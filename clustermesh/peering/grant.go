@@ -86,6 +86,9 @@ func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
 	return g, errors.Join(errs...)
 }
 
+// Hash tells the Guards of different grants apart.
+func (g *Guard) Hash() []byte { return GrantHash(g.grant) }
+
 func overlapping(p netip.Prefix, with []netip.Prefix) (netip.Prefix, bool) {
 	for _, t := range with {
 		if p.Overlaps(t) {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -35,6 +36,7 @@ type Result struct {
 type joinConn struct {
 	federationv1.JoinClient
 	state tls.ConnectionState
+	conn  net.Conn
 	close func()
 }
 
@@ -127,9 +129,13 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 			mine = "" // joined before: no repetition of an unfinished join
 		}
 	}
-	res.Findings = merge(res.Findings, Preflight(
+	ours := Preflight(
 		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Now: now, TokenID: mine},
-		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())}))
+		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
+	ours = append(ours, checkPathMTU(r.GetCluster().GetName(), j.conn.conn, j.Store.nodeMTU(ctx))...)
+	res.Findings = merge(res.Findings, ours)
+	// Ways differ by direction: what each side cannot reach is said of each.
+	res.Findings = append(res.Findings, checkReach(ctx, r.GetCluster().GetName(), r.GetCluster().GetEndpoints())...)
 	return res, nil
 }
 
@@ -231,7 +237,7 @@ func dialInviter(ctx context.Context, d Deps, tok invitation.Token) (joinConn, e
 			c.Close()
 			return joinConn{}, fmt.Errorf("join %q: %w", tok.Inviter, err)
 		}
-		return joinConn{federationv1.NewJoinClient(cc), c.ConnectionState(), func() { cc.Close(); c.Close() }}, nil
+		return joinConn{federationv1.NewJoinClient(cc), c.ConnectionState(), c, func() { cc.Close(); c.Close() }}, nil
 	}
 	return joinConn{}, fmt.Errorf("join %q: no endpoint of the token answers; if it cannot be reached from here, invite from this side instead: %w", tok.Inviter, errors.Join(errs...))
 }

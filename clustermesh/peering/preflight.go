@@ -3,12 +3,16 @@
 package peering
 
 import (
+	"context"
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -64,6 +68,33 @@ func Preflight(s Side, c Candidate) []*federationv1.Finding {
 			"set both clocks by NTP")
 	}
 	return f.list
+}
+
+// Again is the preflight of a cluster that is a peer already: as it describes
+// itself by now, if that has arrived, else as it joined.
+func Again(ctx context.Context, d Deps, p *keyspacev1.Peer, all []*keyspacev1.Peer, skew time.Duration) (Result, error) {
+	own := d.Own()
+	c := &keyspacev1.Cluster{
+		Name: p.GetName(), Id: p.GetClusterId(), PodCidrs: p.GetGrant().GetPodCidrs(), NodeCidrs: p.GetGrant().GetNodeCidrs(),
+		Mesh: own.GetMesh(), Version: own.GetVersion(),
+	}
+	kv, _, err := d.Store.kv.Get(ctx, kvstore.NewKey(kvstore.State, p.GetName(), kvstore.KindCluster).String())
+	if err != nil {
+		return Result{}, fmt.Errorf("preflight of %s: %w", p.GetName(), err)
+	}
+	if kv != nil {
+		mirrored := &keyspacev1.Cluster{}
+		if proto.Unmarshal(kv.Value, mirrored) == nil {
+			c = mirrored
+		}
+	}
+	bundle, err := parseBundle(p.GetTrustBundle())
+	if err != nil {
+		return Result{}, fmt.Errorf("preflight of %s: %w", p.GetName(), err)
+	}
+	others := slices.DeleteFunc(slices.Clone(all), func(o *keyspacev1.Peer) bool { return o.GetName() == p.GetName() })
+	fs := Preflight(Side{Own: own, CA: d.Creds.CA(), Peers: others, Now: d.Now()}, Candidate{Cluster: c, Bundle: bundle, Skew: skew})
+	return Result{Peer: c, Findings: append(fs, checkReach(ctx, p.GetName(), p.GetEndpoints())...)}, nil
 }
 
 // Blocks reports whether a finding stops the join.

@@ -98,13 +98,13 @@ func (s *Service) Prepare(ctx context.Context, r *federationv1.PrepareRequest) (
 		if err != nil {
 			return err
 		}
-		resp, err = s.prepare(ctx, conn.State, tok, r, joinerCA)
+		resp, err = s.prepare(ctx, conn, tok, r, joinerCA)
 		return err
 	})
 	return resp, err
 }
 
-func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok cas.Record[*keyspacev1.Token], r *federationv1.PrepareRequest, joinerCA [32]byte) (*federationv1.PrepareResponse, error) {
+func (s *Service) prepare(ctx context.Context, conn tlsgrpc.ConnInfo, tok cas.Record[*keyspacev1.Token], r *federationv1.PrepareRequest, joinerCA [32]byte) (*federationv1.PrepareResponse, error) {
 	name := r.GetCluster().GetName()
 	if err := s.usable(tok.Msg, name, joinerCA); err != nil {
 		return nil, err
@@ -113,7 +113,7 @@ func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok cas.R
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if err := verifyAgainst(cs.PeerCertificates, name, bundle, s.Now()); err != nil {
+	if err := verifyAgainst(conn.State.PeerCertificates, name, bundle, s.Now()); err != nil {
 		return nil, status.Errorf(codes.PermissionDenied, "the joiner's certificate does not fit the CA and name that it presents: %v", err)
 	}
 	peers, _, err := s.Store.Peers(ctx)
@@ -124,6 +124,8 @@ func (s *Service) prepare(ctx context.Context, cs tls.ConnectionState, tok cas.R
 	fs := Preflight(
 		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Now: now, TokenID: tok.Msg.GetId()},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
+	fs = append(fs, checkReach(ctx, name, r.GetCluster().GetEndpoints())...)
+	fs = append(fs, checkPathMTU(name, conn.Conn, s.Store.nodeMTU(ctx))...)
 	resp := &federationv1.PrepareResponse{
 		Cluster: s.Own(), TrustBundle: rawBundle(s.Creds.CA()), Time: now.UnixNano(), Findings: fs, Accepted: !Blocks(fs),
 	}

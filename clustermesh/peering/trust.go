@@ -71,16 +71,28 @@ func (t *Trust) SetPeer(name string, ders [][]byte) error {
 	if err != nil {
 		return fmt.Errorf("trust peer %s: %w", name, err)
 	}
-	for _, b := range t.set.Bundles() {
-		for _, c := range certs {
-			if b.TrustDomain() != td && slices.ContainsFunc(b.X509Authorities(), func(o *x509.Certificate) bool { return sameCA(o, c) }) {
-				return fmt.Errorf("trust peer %s: its CA %q is that of cluster %s", name, c.Subject.CommonName, b.TrustDomain())
-			}
-		}
+	if err := t.foreign(td, certs); err != nil {
+		return fmt.Errorf("trust peer %s: %w", name, err)
 	}
 	t.set.Add(x509bundle.FromX509Authorities(td, certs))
 	return nil
 }
+
+// foreign says that a CA is another cluster's, or nil.
+func (t *Trust) foreign(td spiffeid.TrustDomain, certs []*x509.Certificate) error {
+	owners := append(t.set.Bundles(), x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString(t.own), t.creds.CA()))
+	for _, b := range owners {
+		for _, c := range certs {
+			if b.TrustDomain() != td && slices.ContainsFunc(b.X509Authorities(), func(o *x509.Certificate) bool { return sameCA(o, c) }) {
+				return fmt.Errorf("its CA %q is that of cluster %s", c.Subject.CommonName, b.TrustDomain())
+			}
+		}
+	}
+	return nil
+}
+
+// Bundle is the own trust bundle of the moment, the signing CA first.
+func (t *Trust) Bundle() [][]byte { return rawBundle(t.creds.CA()) }
 
 // RemovePeer ends belief in the peer: every later handshake fails. Closing its
 // open connections is the owner of those.

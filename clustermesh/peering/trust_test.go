@@ -155,6 +155,42 @@ func TestEachClusterOnlyByItsOwnCA(t *testing.T) {
 	}
 }
 
+// An expired leaf, and one that is not valid yet, are believed by neither side.
+func TestCertificatesOutOfTime(t *testing.T) {
+	east, west := newAuthority(t, "east"), newAuthority(t, "west")
+	for what, off := range map[string]time.Duration{"expired": 100 * 365 * 24 * time.Hour, "not valid yet": -100 * 365 * 24 * time.Hour, "": 0} {
+		now := func() time.Time { return time.Now().Add(off) }
+		server, err := NewTrust("east", east.leaf("east", "/apiserver"), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.SetPeer("west", [][]byte{west.cert.Raw}); err != nil {
+			t.Fatal(err)
+		}
+		caller := newTrust(t, "west", west.leaf("west", "/apiserver"))
+		if err := caller.SetPeer("east", [][]byte{east.cert.Raw}); err != nil {
+			t.Fatal(err)
+		}
+		if err, _ := handshake(t, server.ServerConfig(), caller.ClientConfig("east")); (err == nil) != (off == 0) {
+			t.Errorf("a caller whose certificate is %s: %v", what, err)
+		}
+		strict, err := NewTrust("west", west.leaf("west", "/apiserver"), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := strict.SetPeer("east", [][]byte{east.cert.Raw}); err != nil {
+			t.Fatal(err)
+		}
+		normal := newTrust(t, "east", east.leaf("east", "/apiserver"))
+		if err := normal.SetPeer("west", [][]byte{west.cert.Raw}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := handshake(t, normal.ServerConfig(), strict.ClientConfig("east")); (err == nil) != (off == 0) {
+			t.Errorf("a server whose certificate is %s: %v", what, err)
+		}
+	}
+}
+
 // TestRemovedPeerCannotResume: with a session cache on the client and our
 // configuration on the server there must be nothing to resume.
 func TestRemovedPeerCannotResume(t *testing.T) {

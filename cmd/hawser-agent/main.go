@@ -93,6 +93,8 @@ func newCommand() *cobra.Command {
 	f.StringVar((*string)(&cfg.PolicyMode), "policy-enforcement", string(policy.ModeDefault), "default: for endpoints that a policy selects; always: for all; never: for none")
 	f.BoolVar(&cfg.PolicyAudit, "policy-audit", false, "report what policy would drop, and let it pass")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
+	f.StringVar(&cfg.DNSListen, "dns-listen", "", "ADDRESS:PORT of the name server of pods; off for none (default: port 53 of --node-address)")
+	f.StringSliceVar(&cfg.DNSUpstreams, "dns-upstream", nil, "ADDRESS[:PORT] of the resolvers for names outside the mesh (default: those of /etc/resolv.conf)")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")
 	opts.Bind(cmd, "HAWSER_AGENT")

@@ -40,6 +40,7 @@ func (s *settings) bind(cmd *cobra.Command) {
 	f.StringVar(&cfg.Socket, "socket", "/run/hawser/apiserver.sock", "unix socket of the cluster API")
 	f.StringVar(&s.etcd, "listen-etcd", "", "ADDRESS:PORT on which agents reach the embedded etcd")
 	f.StringVar(&s.federation, "listen-federation", "", "ADDRESS:PORT on which peers reach this cluster")
+	f.StringVar(&cfg.PeersFile, "peers-file", "", "file with manifests of kind Peer; peers are kept as it says, and it is read again when it changes")
 	f.StringSliceVar(&cfg.AdvertiseFederation, "advertise-federation", nil, "HOST:PORT of all API servers of this cluster, by which peers dial them; none: peers cannot, it dials them (default: --listen-federation)")
 	f.StringVar(&s.api, "listen-api", "", "ADDRESS:PORT on which nodes enrol and administrators call; by custom port 4244 (default: no such port)")
 	f.StringVar(&cfg.AdvertiseAPI, "advertise-api", "", "HOST:PORT by which nodes dial it (default: --listen-api)")

@@ -205,6 +205,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindRetired, "<number>"), "API server: not to be given again yet"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindPresence, "<node>"), "agent, leased for 60 s"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindStatus, "<node>"), "agent"},
+		{kvstore.NewKey(kvstore.Local, c, kvstore.KindTrust), "API server"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindPeerView, "<peer>"), "API server"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindSynced, "<cluster>", "<kind>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindIncarnation), "API server; plain text"},

@@ -28,6 +28,7 @@ import (
 	"math/big"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -51,6 +52,7 @@ const (
 type CA struct {
 	cluster string
 	cert    *x509.Certificate
+	also    []*x509.Certificate // believed beside it while one replaces the other
 	key     crypto.Signer
 }
 
@@ -92,22 +94,27 @@ func NewCA(cluster string, now time.Time) (*CA, error) {
 
 // LoadCA reads the CA of a directory. A missing one is an fs.ErrNotExist.
 func LoadCA(dir string) (*CA, error) {
-	cert, err := ReadCertificate(filepath.Join(dir, CACertFile))
+	path := filepath.Join(dir, CACertFile)
+	bundle, err := ReadBundle(path)
 	if err != nil {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}
-	if !cert.IsCA || len(cert.URIs) != 1 || cert.URIs[0].Scheme != "spiffe" || cert.URIs[0].Path != "" {
-		return nil, fmt.Errorf("load CA %s: not a CA with a SPIFFE trust domain", filepath.Join(dir, CACertFile))
+	for _, cert := range bundle {
+		if !cert.IsCA || len(cert.URIs) != 1 || cert.URIs[0].Scheme != "spiffe" || cert.URIs[0].Path != "" {
+			return nil, fmt.Errorf("load CA %s: not a CA with a SPIFFE trust domain", path)
+		}
 	}
 	key, err := readKey(filepath.Join(dir, CAKeyFile))
 	if err != nil {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !pub.Equal(cert.PublicKey) {
+	i := slices.IndexFunc(bundle, func(c *x509.Certificate) bool { return ok && pub.Equal(c.PublicKey) })
+	if i < 0 {
 		return nil, fmt.Errorf("load CA %s: certificate and key do not belong together", dir)
 	}
-	return &CA{cluster: cert.URIs[0].Host, cert: cert, key: key}, nil
+	signs := bundle[i]
+	return &CA{cluster: signs.URIs[0].Host, cert: signs, also: slices.Delete(bundle, i, i+1), key: key}, nil
 }
 
 // EnsureCA loads the CA of a directory, or makes and saves it when there is
@@ -138,7 +145,7 @@ func (c *CA) Save(dir string) error {
 	if err := WriteFile(filepath.Join(dir, CAKeyFile), key); err != nil {
 		return fmt.Errorf("save CA of %s: %w", c.cluster, err)
 	}
-	if err := WriteFile(filepath.Join(dir, CACertFile), c.PEM()); err != nil {
+	if err := WriteBundle(filepath.Join(dir, CACertFile), c.Bundle()); err != nil {
 		return fmt.Errorf("save CA of %s: %w", c.cluster, err)
 	}
 	return nil
@@ -150,6 +157,12 @@ func (c *CA) Cluster() string { return c.cluster }
 // Certificate is the CA's own certificate; do not change it.
 func (c *CA) Certificate() *x509.Certificate { return c.cert }
 
+// Bundle is the CA's certificate, and behind it those that are believed beside
+// it while one replaces the other; do not change them.
+func (c *CA) Bundle() []*x509.Certificate {
+	return append([]*x509.Certificate{c.cert}, c.also...)
+}
+
 // PEM is the CA's certificate as text.
 func (c *CA) PEM() []byte { return encodeCert(c.cert.Raw) }
 
@@ -159,12 +172,8 @@ func (c *CA) Hash() [sha256.Size]byte { return Hash(c.cert) }
 // Hash is the SHA-256 of a certificate in DER form.
 func Hash(cert *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(cert.Raw) }
 
-// Pool is a pool with the CA's certificate alone.
-func (c *CA) Pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(c.cert)
-	return p
-}
+// Pool is a pool with the CA's bundle.
+func (c *CA) Pool() *x509.CertPool { return PoolOf(c.Bundle()) }
 
 // Equal reports whether two CAs have the same certificate.
 func (c *CA) Equal(o *CA) bool { return bytes.Equal(c.cert.Raw, o.cert.Raw) }

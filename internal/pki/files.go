@@ -35,54 +35,45 @@ func (f Files) Certificate() (tls.Certificate, error) {
 
 // ClientTLS is a configuration to dial servers of this CA with (TLS 1.3 only).
 // The certificate is read again for each handshake, so a renewed one is used
-// from the next connection on. With a server id, the server must also hold
-// exactly that SPIFFE id: an agent's certificate cannot pose as an API server.
+// from the next connection on. With a server id, the server is known by that
+// SPIFFE id alone, whatever name or address it is dialled by: an agent's
+// certificate cannot pose as an API server.
 func (f Files) ClientTLS(server *ID) (*tls.Config, error) {
 	if _, err := f.Certificate(); err != nil {
 		return nil, err
 	}
-	ca, err := ReadCertificate(f.CA)
+	cas, err := ReadBundle(f.CA)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	pool.AddCert(ca)
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, GetClientCertificate: f.present}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: PoolOf(cas), GetClientCertificate: f.present}
 	if server != nil {
-		want := *server
-		cfg.VerifyConnection = func(s tls.ConnectionState) error { return showsID(s.PeerCertificates, want) }
+		f.verifyByID(cfg, *server)
 	}
 	return cfg, nil
 }
 
-// ClientTLSByID is ClientTLS for servers that are known by their SPIFFE id
-// alone, whatever name or address they are dialled by.
-func (f Files) ClientTLSByID(server ID) (*tls.Config, error) {
-	cfg, err := f.ClientTLS(nil)
-	if err != nil {
-		return nil, err
-	}
-	ca, err := ReadCertificate(f.CA)
-	if err != nil {
-		return nil, err
-	}
+// verifyByID judges servers by their SPIFFE id and the CAs of the moment: the
+// file is read again for each handshake, as the cluster may replace its CA.
+func (f Files) verifyByID(cfg *tls.Config, want ID) {
 	cfg.InsecureSkipVerify = true // host names say nothing here: VerifyConnection does it all
 	cfg.VerifyConnection = func(s tls.ConnectionState) error {
-		return VerifyServer(s.PeerCertificates, ca, server, time.Now())
+		cas, err := ReadBundle(f.CA)
+		if err != nil {
+			return err
+		}
+		return VerifyServer(s.PeerCertificates, cas, want, time.Now())
 	}
-	return cfg, nil
 }
 
-// VerifyServer checks that a chain is signed by the CA, valid now, and the
-// certificate of exactly this id.
-func VerifyServer(chain []*x509.Certificate, ca *x509.Certificate, want ID, now time.Time) error {
+// VerifyServer checks that a chain is signed by one of the CAs, valid now, and
+// the certificate of exactly this id.
+func VerifyServer(chain, cas []*x509.Certificate, want ID, now time.Time) error {
 	if err := showsID(chain, want); err != nil {
 		return err
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca)
 	if _, err := chain[0].Verify(x509.VerifyOptions{
-		Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		Roots: PoolOf(cas), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}); err != nil {
 		var invalid x509.CertificateInvalidError
 		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
@@ -189,14 +180,14 @@ func LoadLeaf(f Files) (*Leaf, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca, err := ReadCertificate(f.CA)
+	cas, err := ReadBundle(f.CA)
 	if err != nil {
 		return nil, err
 	}
 	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("certificate %s does not belong to the key %s", f.Cert, f.Key)
 	}
-	return &Leaf{Cert: cert, Key: key, CA: ca}, nil
+	return &Leaf{Cert: cert, Key: key, CA: cas[0], Also: cas[1:]}, nil
 }
 
 func encodeKey(k crypto.Signer) ([]byte, error) {

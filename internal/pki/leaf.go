@@ -167,7 +167,12 @@ type Leaf struct {
 	Cert *x509.Certificate
 	Key  crypto.Signer
 	CA   *x509.Certificate
+	// Also are believed beside the CA while one replaces the other.
+	Also []*x509.Certificate
 }
+
+// Bundle are the CA and those that are believed beside it.
+func (l *Leaf) Bundle() []*x509.Certificate { return append([]*x509.Certificate{l.CA}, l.Also...) }
 
 // Issue makes a key and signs a certificate for it.
 func (c *CA) Issue(r Request, now time.Time) (*Leaf, error) {
@@ -183,7 +188,7 @@ func (c *CA) Issue(r Request, now time.Time) (*Leaf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate: %w", err)
 	}
-	return &Leaf{Cert: cert, Key: key, CA: c.cert}, nil
+	return &Leaf{Cert: cert, Key: key, CA: c.cert, Also: c.also}, nil
 }
 
 // TLS is the leaf as crypto/tls wants it.
@@ -202,7 +207,7 @@ func (l *Leaf) Save(dir, name string) (Files, error) {
 	for _, w := range []struct {
 		path string
 		data []byte
-	}{{f.CA, encodeCert(l.CA.Raw)}, {f.Key, key}, {f.Cert, encodeCert(l.Cert.Raw)}} {
+	}{{f.CA, encodeBundle(l.Bundle())}, {f.Key, key}, {f.Cert, encodeCert(l.Cert.Raw)}} {
 		if err := WriteFile(w.path, w.data); err != nil {
 			return f, fmt.Errorf("save certificate %s: %w", name, err)
 		}

@@ -175,11 +175,97 @@ func TestClientWantsTheServersID(t *testing.T) {
 	}{
 		{Request{Role: RoleAPIServer, IPs: loopback}, true},
 		{Request{Role: RoleAgent, Name: "n1", IPs: loopback}, false}, // an agent in the API server's place
-		{Request{Role: RoleAPIServer}, false},                        // of another address
+		{Request{Role: RoleAPIServer}, true},                         // known by its id, whatever the address
 	} {
 		if err := shake(t, cfg, issue(t, ca, c.r).TLS(), ca); (err == nil) != c.ok {
 			t.Errorf("server %+v: %v", c.r, err)
 		}
+	}
+	poser := issue(t, newCA(t, "east"), Request{Role: RoleAPIServer, IPs: loopback})
+	if err := shake(t, cfg, poser.TLS(), ca); err == nil {
+		t.Error("another CA of the same name was believed")
+	}
+}
+
+// While a CA is replaced, clients that are running believe what their file says
+// at the moment, and every step can be interrupted and repeated.
+func TestRotation(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	old, err := EnsureCA(dir, "east", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	phase := func(want Phase) *CA {
+		t.Helper()
+		got, err := RotationPhase(dir)
+		if err != nil || got != want {
+			t.Fatalf("phase %s (%v), want %s", got, err, want)
+		}
+		ca, err := LoadCA(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ca
+	}
+	server := func(ca *CA) tls.Certificate { return issue(t, ca, Request{Role: RoleAPIServer}).TLS() }
+	f, err := issue(t, old, Request{Role: RoleAgent, Name: "n1"}).Save(t.TempDir(), "tls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := f.ClientTLS(&ID{Cluster: "east", Role: RoleAPIServer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Switch(dir); err == nil {
+		t.Error("switched to a CA that nobody was told of")
+	}
+	phase(PhaseNone)
+	for range 2 {
+		if err := Announce(dir, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both := phase(PhaseAnnounced)
+	if !both.Equal(old) || len(both.Bundle()) != 2 {
+		t.Error("the next CA signs already")
+	}
+	if err := Retire(dir); err == nil {
+		t.Error("the CA that signs was retired")
+	}
+	// A crash right after the rename: the key says who signs.
+	if err := os.Rename(filepath.Join(dir, nextKeyFile), filepath.Join(dir, CAKeyFile)); err != nil {
+		t.Fatal(err)
+	}
+	if next := phase(PhaseSwitched); next.Equal(old) || next.Cluster() != "east" {
+		t.Error("the old CA signs still")
+	}
+	if err := Switch(dir); err != nil {
+		t.Fatal(err)
+	}
+	next := phase(PhaseSwitched)
+	if err := shake(t, cfg, server(next), both); err == nil {
+		t.Error("a server of the new CA was believed by who was not told")
+	}
+	if err := WriteBundle(f.CA, both.Bundle()); err != nil {
+		t.Fatal(err)
+	}
+	for who, ca := range map[string]*CA{"old": old, "new": next} {
+		if err := shake(t, cfg, server(ca), both); err != nil {
+			t.Errorf("a server of the %s CA: %v", who, err)
+		}
+	}
+	if err := Retire(dir); err != nil {
+		t.Fatal(err)
+	}
+	last := phase(PhaseNone)
+	if !last.Equal(next) || len(last.Bundle()) != 1 {
+		t.Error("the old CA is believed still")
+	}
+	if err := WriteBundle(f.CA, last.Bundle()); err != nil {
+		t.Fatal(err)
+	}
+	if err := shake(t, cfg, server(old), both); err == nil {
+		t.Error("a server of the retired CA was believed")
 	}
 }
 

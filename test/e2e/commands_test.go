@@ -59,6 +59,8 @@ func commands() map[string]command {
 		"token":      cmdToken,     // a join token, changed
 		"peers":      cmdPeers,     // addresses that a node has TCP connections with
 		"mtu":        cmdMTU,       // of a pod's route
+		"dns":        cmdDNS,       // what a pod's name server answers
+		"upstream":   cmdUpstream,  // a resolver outside the mesh
 		"host":       cmdHost,      // files, routes and sysctls of this machine
 	}
 }

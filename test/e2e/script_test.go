@@ -27,7 +27,9 @@ type script struct {
 	loads   map[string]*loadRun
 	streams map[string]*openStream
 	asking  *asking
-	dialing *dialing
+	// upstream stops the played resolver, when there is one.
+	upstream func()
+	dialing  *dialing
 	// events of the lab, and how many there were when the script began
 	events       *events
 	eventsBefore int

@@ -50,7 +50,9 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 	name := labName(kind)
 	switch kind {
 	case "demo": // shared: two clusters of two nodes with the demo
-		return withEtcd(lab.NewSpec(name, 2, 2)), lab.Options{Demo: true}, nil
+		s := withEtcd(lab.NewSpec(name, 2, 2))
+		s.Agent = map[string]string{"dns-upstream": fmt.Sprintf("172.30.1.1:%d", upstreamPort)}
+		return s, lab.Options{Demo: true}, nil
 	case "pair": // two clusters of one node, empty
 		return withEtcd(lab.NewSpec(name, 2, 1)), lab.Options{}, nil
 	case "shared": // two clusters of two nodes on one etcd, with the demo

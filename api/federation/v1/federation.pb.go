@@ -73,7 +73,7 @@ func (x Resync_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Resync_Mode.Descriptor instead.
 func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type Explanation_Outcome int32
@@ -125,7 +125,7 @@ func (x Explanation_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Explanation_Outcome.Descriptor instead.
 func (Explanation_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type Frame struct {
@@ -138,6 +138,8 @@ type Frame struct {
 	//	*Frame_Ack
 	//	*Frame_Heartbeat
 	//	*Frame_Resync
+	//	*Frame_Trust
+	//	*Frame_TrustAck
 	//	*Frame_Goodbye
 	//	*Frame_Explain
 	//	*Frame_Explanation
@@ -237,6 +239,24 @@ func (x *Frame) GetResync() *Resync {
 	return nil
 }
 
+func (x *Frame) GetTrust() *Trust {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Trust); ok {
+			return x.Trust
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetTrustAck() *TrustAck {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_TrustAck); ok {
+			return x.TrustAck
+		}
+	}
+	return nil
+}
+
 func (x *Frame) GetGoodbye() *Goodbye {
 	if x != nil {
 		if x, ok := x.Body.(*Frame_Goodbye); ok {
@@ -292,6 +312,14 @@ type Frame_Resync struct {
 	Resync *Resync `protobuf:"bytes,6,opt,name=resync,proto3,oneof"`
 }
 
+type Frame_Trust struct {
+	Trust *Trust `protobuf:"bytes,20,opt,name=trust,proto3,oneof"`
+}
+
+type Frame_TrustAck struct {
+	TrustAck *TrustAck `protobuf:"bytes,21,opt,name=trust_ack,json=trustAck,proto3,oneof"`
+}
+
 type Frame_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,7,opt,name=goodbye,proto3,oneof"`
 }
@@ -316,11 +344,106 @@ func (*Frame_Heartbeat) isFrame_Body() {}
 
 func (*Frame_Resync) isFrame_Body() {}
 
+func (*Frame_Trust) isFrame_Body() {}
+
+func (*Frame_TrustAck) isFrame_Body() {}
+
 func (*Frame_Goodbye) isFrame_Body() {}
 
 func (*Frame_Explain) isFrame_Body() {}
 
 func (*Frame_Explanation) isFrame_Body() {}
+
+// Trust is whose certificates are the sender's from now on: sent when a stream
+// begins and when the sender replaces its CA.
+type Trust struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bundle        [][]byte               `protobuf:"bytes,1,rep,name=bundle,proto3" json:"bundle,omitempty"` // DER, the signing CA first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Trust) GetBundle() [][]byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+// TrustAck says that the receiver believes a bundle.
+type TrustAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sha256        []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustAck) Reset() {
+	*x = TrustAck{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustAck) ProtoMessage() {}
+
+func (x *TrustAck) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustAck.ProtoReflect.Descriptor instead.
+func (*TrustAck) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TrustAck) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
 
 // Hello opens each direction.
 type Hello struct {
@@ -342,7 +465,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +477,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[1]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +490,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{1}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Hello) GetProtocolMin() uint32 {
@@ -445,7 +568,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +580,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +593,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Goodbye) GetReason() string {
@@ -498,7 +621,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +633,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +646,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Subscribe) GetKinds() []string {
@@ -556,7 +679,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +691,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +704,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resync) GetMode() Resync_Mode {
@@ -640,7 +763,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +775,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +788,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Batch) GetSequence() uint64 {
@@ -726,7 +849,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +861,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +874,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Changes) GetChanges() []*Change {
@@ -773,7 +896,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +908,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +921,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Change) GetKey() string {
@@ -839,7 +962,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +974,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +987,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ack) GetSequence() uint64 {
@@ -897,7 +1020,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1032,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1045,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Heartbeat) GetTime() int64 {
@@ -976,7 +1099,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1111,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1124,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -1056,7 +1179,7 @@ type ExplainEnd struct {
 
 func (x *ExplainEnd) Reset() {
 	*x = ExplainEnd{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1191,7 @@ func (x *ExplainEnd) String() string {
 func (*ExplainEnd) ProtoMessage() {}
 
 func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1204,7 @@ func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEnd.ProtoReflect.Descriptor instead.
 func (*ExplainEnd) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainEnd) GetLabels() []string {
@@ -1111,7 +1234,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1246,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1259,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -1184,7 +1307,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1319,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1332,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DiffRequest) GetPrefix() string {
@@ -1236,7 +1359,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1371,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1384,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -1289,7 +1412,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1424,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1437,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -1354,7 +1477,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1489,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1502,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1437,7 +1560,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1572,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1585,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1511,7 +1634,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1646,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1659,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1568,7 +1691,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1703,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1716,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{21}
 }
 
 // Finding is one result of a preflight.
@@ -1610,7 +1733,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1745,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1758,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{20}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1677,19 +1800,25 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\x9f\x04\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\x93\x05\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
 	"\x05batch\x18\x03 \x01(\v2\x1b.hawser.federation.v1.BatchH\x00R\x05batch\x12-\n" +
 	"\x03ack\x18\x04 \x01(\v2\x19.hawser.federation.v1.AckH\x00R\x03ack\x12?\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1f.hawser.federation.v1.HeartbeatH\x00R\theartbeat\x126\n" +
-	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x129\n" +
+	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x123\n" +
+	"\x05trust\x18\x14 \x01(\v2\x1b.hawser.federation.v1.TrustH\x00R\x05trust\x12=\n" +
+	"\ttrust_ack\x18\x15 \x01(\v2\x1e.hawser.federation.v1.TrustAckH\x00R\btrustAck\x129\n" +
 	"\agoodbye\x18\a \x01(\v2\x1d.hawser.federation.v1.GoodbyeH\x00R\agoodbye\x129\n" +
 	"\aexplain\x18\n" +
 	" \x01(\v2\x1d.hawser.federation.v1.ExplainH\x00R\aexplain\x12E\n" +
 	"\vexplanation\x18\v \x01(\v2!.hawser.federation.v1.ExplanationH\x00R\vexplanationB\x06\n" +
-	"\x04body\"\xc8\x02\n" +
+	"\x04body\"\x1f\n" +
+	"\x05Trust\x12\x16\n" +
+	"\x06bundle\x18\x01 \x03(\fR\x06bundle\"\"\n" +
+	"\bTrustAck\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\"\xc8\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\"\n" +
@@ -1818,70 +1947,74 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 }
 
 var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(Resync_Mode)(0),         // 0: hawser.federation.v1.Resync.Mode
 	(Explanation_Outcome)(0), // 1: hawser.federation.v1.Explanation.Outcome
 	(*Frame)(nil),            // 2: hawser.federation.v1.Frame
-	(*Hello)(nil),            // 3: hawser.federation.v1.Hello
-	(*Goodbye)(nil),          // 4: hawser.federation.v1.Goodbye
-	(*Subscribe)(nil),        // 5: hawser.federation.v1.Subscribe
-	(*Resync)(nil),           // 6: hawser.federation.v1.Resync
-	(*Batch)(nil),            // 7: hawser.federation.v1.Batch
-	(*Changes)(nil),          // 8: hawser.federation.v1.Changes
-	(*Change)(nil),           // 9: hawser.federation.v1.Change
-	(*Ack)(nil),              // 10: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),        // 11: hawser.federation.v1.Heartbeat
-	(*Explain)(nil),          // 12: hawser.federation.v1.Explain
-	(*ExplainEnd)(nil),       // 13: hawser.federation.v1.ExplainEnd
-	(*Explanation)(nil),      // 14: hawser.federation.v1.Explanation
-	(*DiffRequest)(nil),      // 15: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),         // 16: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),        // 17: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),   // 18: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil),  // 19: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),   // 20: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),  // 21: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),          // 22: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),       // 23: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),      // 24: hawser.keyspace.v1.Position
+	(*Trust)(nil),            // 3: hawser.federation.v1.Trust
+	(*TrustAck)(nil),         // 4: hawser.federation.v1.TrustAck
+	(*Hello)(nil),            // 5: hawser.federation.v1.Hello
+	(*Goodbye)(nil),          // 6: hawser.federation.v1.Goodbye
+	(*Subscribe)(nil),        // 7: hawser.federation.v1.Subscribe
+	(*Resync)(nil),           // 8: hawser.federation.v1.Resync
+	(*Batch)(nil),            // 9: hawser.federation.v1.Batch
+	(*Changes)(nil),          // 10: hawser.federation.v1.Changes
+	(*Change)(nil),           // 11: hawser.federation.v1.Change
+	(*Ack)(nil),              // 12: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),        // 13: hawser.federation.v1.Heartbeat
+	(*Explain)(nil),          // 14: hawser.federation.v1.Explain
+	(*ExplainEnd)(nil),       // 15: hawser.federation.v1.ExplainEnd
+	(*Explanation)(nil),      // 16: hawser.federation.v1.Explanation
+	(*DiffRequest)(nil),      // 17: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),         // 18: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),        // 19: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),   // 20: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil),  // 21: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),   // 22: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),  // 23: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),          // 24: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),       // 25: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),      // 26: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
-	3,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	5,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	7,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	10, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	11, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	6,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
-	4,  // 6: hawser.federation.v1.Frame.goodbye:type_name -> hawser.federation.v1.Goodbye
-	12, // 7: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
-	14, // 8: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
-	23, // 9: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	24, // 10: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 11: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	9,  // 12: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	24, // 13: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	24, // 14: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	13, // 15: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
-	13, // 16: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
-	1,  // 17: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
-	17, // 18: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	23, // 19: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	23, // 20: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	22, // 21: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	2,  // 22: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	15, // 23: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	18, // 24: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	20, // 25: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	2,  // 26: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	16, // 27: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	19, // 28: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	21, // 29: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	26, // [26:30] is the sub-list for method output_type
-	22, // [22:26] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	5,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
+	7,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	9,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	12, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	13, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	8,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	3,  // 6: hawser.federation.v1.Frame.trust:type_name -> hawser.federation.v1.Trust
+	4,  // 7: hawser.federation.v1.Frame.trust_ack:type_name -> hawser.federation.v1.TrustAck
+	6,  // 8: hawser.federation.v1.Frame.goodbye:type_name -> hawser.federation.v1.Goodbye
+	14, // 9: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
+	16, // 10: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
+	25, // 11: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	26, // 12: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 13: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	11, // 14: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	26, // 15: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	26, // 16: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	15, // 17: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
+	15, // 18: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
+	1,  // 19: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
+	19, // 20: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	25, // 21: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	25, // 22: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	24, // 23: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	2,  // 24: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	17, // 25: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	20, // 26: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	22, // 27: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	2,  // 28: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	18, // 29: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	21, // 30: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	23, // 31: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	28, // [28:32] is the sub-list for method output_type
+	24, // [24:28] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1896,6 +2029,8 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Ack)(nil),
 		(*Frame_Heartbeat)(nil),
 		(*Frame_Resync)(nil),
+		(*Frame_Trust)(nil),
+		(*Frame_TrustAck)(nil),
 		(*Frame_Goodbye)(nil),
 		(*Frame_Explain)(nil),
 		(*Frame_Explanation)(nil),
@@ -1906,7 +2041,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -89,6 +89,7 @@ type ClusterStatusReport struct {
 	EtcdMembers         []*EtcdMember          `protobuf:"bytes,33,rep,name=etcd_members,json=etcdMembers,proto3" json:"etcd_members,omitempty"`
 	SnapshotAt          int64                  `protobuf:"varint,34,opt,name=snapshot_at,json=snapshotAt,proto3" json:"snapshot_at,omitempty"` // newest of this API server, Unix ns; 0: none
 	SnapshotPath        string                 `protobuf:"bytes,35,opt,name=snapshot_path,json=snapshotPath,proto3" json:"snapshot_path,omitempty"`
+	NodeCidrs           []string               `protobuf:"bytes,36,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -296,6 +297,13 @@ func (x *ClusterStatusReport) GetSnapshotPath() string {
 		return x.SnapshotPath
 	}
 	return ""
+}
+
+func (x *ClusterStatusReport) GetNodeCidrs() []string {
+	if x != nil {
+		return x.NodeCidrs
+	}
+	return nil
 }
 
 type EtcdMember struct {
@@ -685,6 +693,7 @@ type JoinRequest struct {
 	// As in SetPeerRequest.
 	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
 	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	Peer          string `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"` // instead of a token: look at a peer again, and change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -745,6 +754,13 @@ func (x *JoinRequest) GetExpireAfter() int64 {
 		return *x.ExpireAfter
 	}
 	return 0
+}
+
+func (x *JoinRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
 }
 
 type JoinResponse struct {
@@ -1078,6 +1094,629 @@ func (x *LeaveResponse) GetKeysRemoved() uint64 {
 	return 0
 }
 
+type ListGrantsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGrantsRequest) Reset() {
+	*x = ListGrantsRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGrantsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGrantsRequest) ProtoMessage() {}
+
+func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGrantsRequest.ProtoReflect.Descriptor instead.
+func (*ListGrantsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+}
+
+type ListGrantsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grants        []*PeerGrant           `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGrantsResponse) Reset() {
+	*x = ListGrantsResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGrantsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGrantsResponse) ProtoMessage() {}
+
+func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGrantsResponse.ProtoReflect.Descriptor instead.
+func (*ListGrantsResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListGrantsResponse) GetGrants() []*PeerGrant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+// PeerGrant is what a peer may publish here.
+type PeerGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	PodCidrs      []string               `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	NodeCidrs     []string               `protobuf:"bytes,4,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	IdentityMin   uint32                 `protobuf:"varint,5,opt,name=identity_min,json=identityMin,proto3" json:"identity_min,omitempty"`
+	IdentityMax   uint32                 `protobuf:"varint,6,opt,name=identity_max,json=identityMax,proto3" json:"identity_max,omitempty"`
+	MaxNodes      uint64                 `protobuf:"varint,7,opt,name=max_nodes,json=maxNodes,proto3" json:"max_nodes,omitempty"`
+	MaxIdentities uint64                 `protobuf:"varint,8,opt,name=max_identities,json=maxIdentities,proto3" json:"max_identities,omitempty"`
+	MaxIps        uint64                 `protobuf:"varint,9,opt,name=max_ips,json=maxIps,proto3" json:"max_ips,omitempty"`
+	MaxServices   uint64                 `protobuf:"varint,10,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
+	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
+	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
+	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerGrant) Reset() {
+	*x = PeerGrant{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerGrant) ProtoMessage() {}
+
+func (x *PeerGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerGrant.ProtoReflect.Descriptor instead.
+func (*PeerGrant) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PeerGrant) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *PeerGrant) GetClusterId() uint32 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetNodeCidrs() []string {
+	if x != nil {
+		return x.NodeCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetIdentityMin() uint32 {
+	if x != nil {
+		return x.IdentityMin
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetIdentityMax() uint32 {
+	if x != nil {
+		return x.IdentityMax
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxNodes() uint64 {
+	if x != nil {
+		return x.MaxNodes
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxIdentities() uint64 {
+	if x != nil {
+		return x.MaxIdentities
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxIps() uint64 {
+	if x != nil {
+		return x.MaxIps
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxServices() uint64 {
+	if x != nil {
+		return x.MaxServices
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetMaxBackends() uint64 {
+	if x != nil {
+		return x.MaxBackends
+	}
+	return 0
+}
+
+func (x *PeerGrant) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetRefused() map[string]uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+type ChangeGrantRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Peer            string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	AddPodCidrs     []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
+	RemovePodCidrs  []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
+	AddNodeCidrs    []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
+	RemoveNodeCidrs []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
+	Namespaces      []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
+	AllNamespaces   bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
+	MaxNodes        *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
+	MaxIdentities   *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
+	MaxIps          *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
+	MaxServices     *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
+	MaxBackends     *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ChangeGrantRequest) Reset() {
+	*x = ChangeGrantRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGrantRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGrantRequest) ProtoMessage() {}
+
+func (x *ChangeGrantRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGrantRequest.ProtoReflect.Descriptor instead.
+func (*ChangeGrantRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ChangeGrantRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *ChangeGrantRequest) GetAddPodCidrs() []string {
+	if x != nil {
+		return x.AddPodCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemovePodCidrs() []string {
+	if x != nil {
+		return x.RemovePodCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetAddNodeCidrs() []string {
+	if x != nil {
+		return x.AddNodeCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemoveNodeCidrs() []string {
+	if x != nil {
+		return x.RemoveNodeCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetAllNamespaces() bool {
+	if x != nil {
+		return x.AllNamespaces
+	}
+	return false
+}
+
+func (x *ChangeGrantRequest) GetMaxNodes() uint64 {
+	if x != nil && x.MaxNodes != nil {
+		return *x.MaxNodes
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxIdentities() uint64 {
+	if x != nil && x.MaxIdentities != nil {
+		return *x.MaxIdentities
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxIps() uint64 {
+	if x != nil && x.MaxIps != nil {
+		return *x.MaxIps
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxServices() uint64 {
+	if x != nil && x.MaxServices != nil {
+		return *x.MaxServices
+	}
+	return 0
+}
+
+func (x *ChangeGrantRequest) GetMaxBackends() uint64 {
+	if x != nil && x.MaxBackends != nil {
+		return *x.MaxBackends
+	}
+	return 0
+}
+
+type ChangeGrantResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grant         *PeerGrant             `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGrantResponse) Reset() {
+	*x = ChangeGrantResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGrantResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGrantResponse) ProtoMessage() {}
+
+func (x *ChangeGrantResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGrantResponse.ProtoReflect.Descriptor instead.
+func (*ChangeGrantResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ChangeGrantResponse) GetGrant() *PeerGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *ChangeGrantResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+type CAStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CAStatusRequest) Reset() {
+	*x = CAStatusRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CAStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CAStatusRequest) ProtoMessage() {}
+
+func (x *CAStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CAStatusRequest.ProtoReflect.Descriptor instead.
+func (*CAStatusRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+}
+
+type CAStatusReport struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Phase        string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`               // none, announced, switched
+	Certificates []*CertificateInfo     `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"` // that are believed, the signing one first
+	// Who has confirmed what is believed now, and, once switched, has a
+	// certificate of the new CA; and who has not.
+	Confirmed     []string `protobuf:"bytes,3,rep,name=confirmed,proto3" json:"confirmed,omitempty"` // "peer west", "node east-1"
+	Waiting       []string `protobuf:"bytes,4,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CAStatusReport) Reset() {
+	*x = CAStatusReport{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CAStatusReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CAStatusReport) ProtoMessage() {}
+
+func (x *CAStatusReport) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CAStatusReport.ProtoReflect.Descriptor instead.
+func (*CAStatusReport) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CAStatusReport) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *CAStatusReport) GetCertificates() []*CertificateInfo {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *CAStatusReport) GetConfirmed() []string {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
+func (x *CAStatusReport) GetWaiting() []string {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+type CertificateInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pem           string                 `protobuf:"bytes,4,opt,name=pem,proto3" json:"pem,omitempty"`
+	Sha256        string                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`                      // hexadecimal
+	NotAfter      int64                  `protobuf:"varint,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"` // Unix ns
+	Signs         bool                   `protobuf:"varint,3,opt,name=signs,proto3" json:"signs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateInfo) Reset() {
+	*x = CertificateInfo{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateInfo) ProtoMessage() {}
+
+func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateInfo.ProtoReflect.Descriptor instead.
+func (*CertificateInfo) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CertificateInfo) GetPem() string {
+	if x != nil {
+		return x.Pem
+	}
+	return ""
+}
+
+func (x *CertificateInfo) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *CertificateInfo) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+func (x *CertificateInfo) GetSigns() bool {
+	if x != nil {
+		return x.Signs
+	}
+	return false
+}
+
+type RotateCARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // the phase to reach: announced, switched, none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCARequest) Reset() {
+	*x = RotateCARequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCARequest) ProtoMessage() {}
+
+func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
+func (*RotateCARequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RotateCARequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
 type MeshStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1086,7 +1725,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1737,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1750,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 type MeshStatusResponse struct {
@@ -1124,7 +1763,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1775,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1788,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -1216,7 +1855,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1867,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1880,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -1536,7 +2175,7 @@ type MeshDiffRequest struct {
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +2187,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +2200,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -1603,7 +2242,7 @@ type MeshDiffResponse struct {
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +2254,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +2267,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -1662,7 +2301,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +2313,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +2326,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -1714,7 +2353,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +2365,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +2378,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InviteNodeRequest) GetNode() string {
@@ -1766,7 +2405,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2417,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2430,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -1818,7 +2457,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +2469,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +2482,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -1873,7 +2512,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2524,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2537,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ForgetNodeResponse) GetKeysRemoved() uint64 {
@@ -1937,7 +2576,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2588,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2601,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 type ListNodesResponse struct {
@@ -1974,7 +2613,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2625,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2638,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2026,7 +2665,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2677,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2690,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -2125,7 +2764,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2776,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2789,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 type ListIdentitiesResponse struct {
@@ -2162,7 +2801,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2813,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2826,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -2214,7 +2853,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2865,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2878,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -2299,7 +2938,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2950,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2963,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 type ListVTEPsResponse struct {
@@ -2336,7 +2975,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2987,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +3000,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -2383,7 +3022,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +3034,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +3047,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -2449,7 +3088,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +3100,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +3113,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -2502,7 +3141,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +3153,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +3166,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -2556,7 +3195,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +3207,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +3220,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -2623,7 +3262,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +3274,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +3287,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -2681,7 +3320,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +3332,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +3345,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -2724,7 +3363,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +3375,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +3388,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 type ListPoliciesResponse struct {
@@ -2761,7 +3400,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +3412,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +3425,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -2812,7 +3451,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +3463,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +3476,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -2910,7 +3549,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +3561,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +3574,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ExplainPolicyRequest) GetCluster() string {
@@ -2991,7 +3630,7 @@ type ExplainPolicyEnd struct {
 
 func (x *ExplainPolicyEnd) Reset() {
 	*x = ExplainPolicyEnd{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3642,7 @@ func (x *ExplainPolicyEnd) String() string {
 func (*ExplainPolicyEnd) ProtoMessage() {}
 
 func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3655,7 @@ func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExplainPolicyEnd) GetLabels() []string {
@@ -3053,7 +3692,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3704,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3717,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExplainPolicyResponse) GetAnswered() bool {
@@ -3126,7 +3765,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3138,7 +3777,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,7 +3790,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -3177,7 +3816,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3828,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3841,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -3223,7 +3862,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3874,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3887,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -3281,7 +3920,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3293,7 +3932,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3306,7 +3945,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -3324,7 +3963,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3336,7 +3975,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3349,7 +3988,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
 }
 
 type ListServicesResponse struct {
@@ -3361,7 +4000,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +4012,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +4025,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -3415,7 +4054,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3427,7 +4066,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3440,7 +4079,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -3532,7 +4171,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +4183,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +4196,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -3593,7 +4232,7 @@ var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/mesh.proto\x12\thawser.v1\x1a\x18api/hawser/v1/node.proto\"\x16\n" +
-	"\x14ClusterStatusRequest\"\xfa\x06\n" +
+	"\x14ClusterStatusRequest\"\x99\a\n" +
 	"\x13ClusterStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -3624,7 +4263,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fetcd_members\x18! \x03(\v2\x15.hawser.v1.EtcdMemberR\vetcdMembers\x12\x1f\n" +
 	"\vsnapshot_at\x18\" \x01(\x03R\n" +
 	"snapshotAt\x12#\n" +
-	"\rsnapshot_path\x18# \x01(\tR\fsnapshotPath\"\xc8\x01\n" +
+	"\rsnapshot_path\x18# \x01(\tR\fsnapshotPath\x12\x1d\n" +
+	"\n" +
+	"node_cidrs\x18$ \x03(\tR\tnodeCidrs\"\xc8\x01\n" +
 	"\n" +
 	"EtcdMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -3651,13 +4292,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xb9\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xcd\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
 	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
 	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01B\x0e\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x12\n" +
+	"\x04peer\x18\x0f \x01(\tR\x04peerB\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
 	"\r_expire_after\"\x83\x01\n" +
 	"\fJoinResponse\x12\x12\n" +
@@ -3683,6 +4325,70 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\"2\n" +
 	"\rLeaveResponse\x12!\n" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
+	"\x11ListGrantsRequest\"B\n" +
+	"\x12ListGrantsResponse\x12,\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\tPeerGrant\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\rR\tclusterId\x12\x1b\n" +
+	"\tpod_cidrs\x18\x03 \x03(\tR\bpodCidrs\x12\x1d\n" +
+	"\n" +
+	"node_cidrs\x18\x04 \x03(\tR\tnodeCidrs\x12!\n" +
+	"\fidentity_min\x18\x05 \x01(\rR\videntityMin\x12!\n" +
+	"\fidentity_max\x18\x06 \x01(\rR\videntityMax\x12\x1b\n" +
+	"\tmax_nodes\x18\a \x01(\x04R\bmaxNodes\x12%\n" +
+	"\x0emax_identities\x18\b \x01(\x04R\rmaxIdentities\x12\x17\n" +
+	"\amax_ips\x18\t \x01(\x04R\x06maxIps\x12!\n" +
+	"\fmax_services\x18\n" +
+	" \x01(\x04R\vmaxServices\x12!\n" +
+	"\fmax_backends\x18\v \x01(\x04R\vmaxBackends\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\f \x03(\tR\n" +
+	"namespaces\x12;\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\fRefusedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x12ChangeGrantRequest\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\"\n" +
+	"\radd_pod_cidrs\x18\x02 \x03(\tR\vaddPodCidrs\x12(\n" +
+	"\x10remove_pod_cidrs\x18\x03 \x03(\tR\x0eremovePodCidrs\x12$\n" +
+	"\x0eadd_node_cidrs\x18\x04 \x03(\tR\faddNodeCidrs\x12*\n" +
+	"\x11remove_node_cidrs\x18\x05 \x03(\tR\x0fremoveNodeCidrs\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x06 \x03(\tR\n" +
+	"namespaces\x12%\n" +
+	"\x0eall_namespaces\x18\a \x01(\bR\rallNamespaces\x12 \n" +
+	"\tmax_nodes\x18\b \x01(\x04H\x00R\bmaxNodes\x88\x01\x01\x12*\n" +
+	"\x0emax_identities\x18\t \x01(\x04H\x01R\rmaxIdentities\x88\x01\x01\x12\x1c\n" +
+	"\amax_ips\x18\n" +
+	" \x01(\x04H\x02R\x06maxIps\x88\x01\x01\x12&\n" +
+	"\fmax_services\x18\v \x01(\x04H\x03R\vmaxServices\x88\x01\x01\x12&\n" +
+	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01B\f\n" +
+	"\n" +
+	"_max_nodesB\x11\n" +
+	"\x0f_max_identitiesB\n" +
+	"\n" +
+	"\b_max_ipsB\x0f\n" +
+	"\r_max_servicesB\x0f\n" +
+	"\r_max_backends\"[\n" +
+	"\x13ChangeGrantResponse\x12*\n" +
+	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x11\n" +
+	"\x0fCAStatusRequest\"\x9e\x01\n" +
+	"\x0eCAStatusReport\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12>\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x1a.hawser.v1.CertificateInfoR\fcertificates\x12\x1c\n" +
+	"\tconfirmed\x18\x03 \x03(\tR\tconfirmed\x12\x18\n" +
+	"\awaiting\x18\x04 \x03(\tR\awaiting\"n\n" +
+	"\x0fCertificateInfo\x12\x10\n" +
+	"\x03pem\x18\x04 \x01(\tR\x03pem\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1b\n" +
+	"\tnot_after\x18\x02 \x01(\x03R\bnotAfter\x12\x14\n" +
+	"\x05signs\x18\x03 \x01(\bR\x05signs\"!\n" +
+	"\x0fRotateCARequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"\x13\n" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
@@ -3895,12 +4601,17 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\x91\f\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\xb0\x0e\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
 	"\x04Join\x12\x16.hawser.v1.JoinRequest\x1a\x17.hawser.v1.JoinResponse\x12:\n" +
-	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12@\n" +
+	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12I\n" +
+	"\n" +
+	"ListGrants\x12\x1c.hawser.v1.ListGrantsRequest\x1a\x1d.hawser.v1.ListGrantsResponse\x12L\n" +
+	"\vChangeGrant\x12\x1d.hawser.v1.ChangeGrantRequest\x1a\x1e.hawser.v1.ChangeGrantResponse\x12A\n" +
+	"\bCAStatus\x12\x1a.hawser.v1.CAStatusRequest\x1a\x19.hawser.v1.CAStatusReport\x12A\n" +
+	"\bRotateCA\x12\x1a.hawser.v1.RotateCARequest\x1a\x19.hawser.v1.CAStatusReport\x12@\n" +
 	"\aSetPeer\x12\x19.hawser.v1.SetPeerRequest\x1a\x1a.hawser.v1.SetPeerResponse\x12I\n" +
 	"\n" +
 	"MeshStatus\x12\x1c.hawser.v1.MeshStatusRequest\x1a\x1d.hawser.v1.MeshStatusResponse\x12?\n" +
@@ -3934,7 +4645,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -3952,122 +4663,144 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*SetPeerResponse)(nil),        // 13: hawser.v1.SetPeerResponse
 	(*LeaveRequest)(nil),           // 14: hawser.v1.LeaveRequest
 	(*LeaveResponse)(nil),          // 15: hawser.v1.LeaveResponse
-	(*MeshStatusRequest)(nil),      // 16: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 17: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 18: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 19: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 20: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 21: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 22: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 23: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 24: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 25: hawser.v1.ForgetNodeResponse
-	(*ListNodesRequest)(nil),       // 26: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 27: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 28: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 29: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 30: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 31: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 32: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 33: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 34: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 35: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 36: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 37: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 38: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 39: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 40: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 41: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 42: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 43: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 44: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 45: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 46: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 47: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 48: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 49: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 50: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 51: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 52: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 53: hawser.v1.ServicePortInfo
-	nil,                            // 54: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 55: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 56: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 57: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 58: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 59: hawser.v1.FrontendBackend
+	(*ListGrantsRequest)(nil),      // 16: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),     // 17: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),              // 18: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),     // 19: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),    // 20: hawser.v1.ChangeGrantResponse
+	(*CAStatusRequest)(nil),        // 21: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),         // 22: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),        // 23: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),        // 24: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),      // 25: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),     // 26: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),             // 27: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),        // 28: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),       // 29: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                // 30: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),      // 31: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),     // 32: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),      // 33: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),     // 34: hawser.v1.ForgetNodeResponse
+	(*ListNodesRequest)(nil),       // 35: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 36: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),               // 37: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),  // 38: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil), // 39: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),           // 40: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),       // 41: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),      // 42: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),               // 43: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),     // 44: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 45: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 46: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 47: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 48: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 49: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 50: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 51: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),   // 52: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),       // 53: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),  // 54: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),    // 55: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 56: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 57: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 58: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 59: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 60: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 61: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 62: hawser.v1.ServicePortInfo
+	nil,                            // 63: hawser.v1.PeerGrant.RefusedEntry
+	nil,                            // 64: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 65: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 66: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 67: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 68: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 69: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	58, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	68, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	18, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	54, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	55, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	11, // 6: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
-	21, // 7: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	28, // 8: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	31, // 9: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	34, // 10: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	37, // 11: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	37, // 12: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	42, // 13: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	44, // 14: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	44, // 15: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	37, // 16: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	37, // 17: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	52, // 18: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	53, // 19: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	59, // 20: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	56, // 21: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	57, // 22: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 23: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 24: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 25: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	14, // 26: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	12, // 27: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	16, // 28: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	19, // 29: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 30: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 31: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	22, // 32: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	24, // 33: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	26, // 34: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	29, // 35: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	32, // 36: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	35, // 37: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	38, // 38: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	40, // 39: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	43, // 40: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	46, // 41: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	48, // 42: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	50, // 43: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 44: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 45: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 46: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 47: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	13, // 48: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	17, // 49: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	20, // 50: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 51: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 52: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	23, // 53: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	25, // 54: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	27, // 55: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	30, // 56: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	33, // 57: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	36, // 58: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	39, // 59: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	41, // 60: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	45, // 61: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	47, // 62: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	49, // 63: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	51, // 64: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	44, // [44:65] is the sub-list for method output_type
-	23, // [23:44] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	18, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	63, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	18, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	23, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	27, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	64, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	65, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	11, // 10: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	30, // 11: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	37, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	40, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	43, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	46, // 15: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	46, // 16: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	51, // 17: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	53, // 18: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	53, // 19: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	46, // 20: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	46, // 21: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	61, // 22: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	62, // 23: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	69, // 24: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	66, // 25: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	67, // 26: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 27: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 28: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 29: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	14, // 30: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	16, // 31: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	19, // 32: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	21, // 33: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	24, // 34: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	12, // 35: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	25, // 36: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	28, // 37: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 38: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 39: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	31, // 40: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	33, // 41: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	35, // 42: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	38, // 43: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	41, // 44: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	44, // 45: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	47, // 46: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	49, // 47: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	52, // 48: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	55, // 49: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	57, // 50: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	59, // 51: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 52: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 53: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 54: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 55: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	17, // 56: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	20, // 57: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	22, // 58: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	22, // 59: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	13, // 60: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	26, // 61: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	29, // 62: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 63: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 64: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	32, // 65: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	34, // 66: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	36, // 67: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	39, // 68: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	42, // 69: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	45, // 70: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	48, // 71: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	50, // 72: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	54, // 73: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	56, // 74: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	58, // 75: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	60, // 76: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	52, // [52:77] is the sub-list for method output_type
+	27, // [27:52] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -4078,13 +4811,14 @@ func file_api_hawser_v1_mesh_proto_init() {
 	file_api_hawser_v1_node_proto_init()
 	file_api_hawser_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{}
 	file_api_hawser_v1_mesh_proto_msgTypes[12].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

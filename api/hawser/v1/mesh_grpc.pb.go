@@ -28,6 +28,10 @@ const (
 	Mesh_Invite_FullMethodName         = "/hawser.v1.Mesh/Invite"
 	Mesh_Join_FullMethodName           = "/hawser.v1.Mesh/Join"
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
+	Mesh_ListGrants_FullMethodName     = "/hawser.v1.Mesh/ListGrants"
+	Mesh_ChangeGrant_FullMethodName    = "/hawser.v1.Mesh/ChangeGrant"
+	Mesh_CAStatus_FullMethodName       = "/hawser.v1.Mesh/CAStatus"
+	Mesh_RotateCA_FullMethodName       = "/hawser.v1.Mesh/RotateCA"
 	Mesh_SetPeer_FullMethodName        = "/hawser.v1.Mesh/SetPeer"
 	Mesh_MeshStatus_FullMethodName     = "/hawser.v1.Mesh/MeshStatus"
 	Mesh_Diff_FullMethodName           = "/hawser.v1.Mesh/Diff"
@@ -56,6 +60,13 @@ type MeshClient interface {
 	// Join does both halves: prepare and confirm.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// ListGrants shows what peers may publish here; ChangeGrant widens or narrows it.
+	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
+	ChangeGrant(ctx context.Context, in *ChangeGrantRequest, opts ...grpc.CallOption) (*ChangeGrantResponse, error)
+	// CAStatus shows how far the replacement of the cluster's CA has come; RotateCA
+	// does its next step.
+	CAStatus(ctx context.Context, in *CAStatusRequest, opts ...grpc.CallOption) (*CAStatusReport, error)
+	RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*CAStatusReport, error)
 	// SetPeer changes how long the data of a peer is believed.
 	SetPeer(ctx context.Context, in *SetPeerRequest, opts ...grpc.CallOption) (*SetPeerResponse, error)
 	MeshStatus(ctx context.Context, in *MeshStatusRequest, opts ...grpc.CallOption) (*MeshStatusResponse, error)
@@ -127,6 +138,46 @@ func (c *meshClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.C
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LeaveResponse)
 	err := c.cc.Invoke(ctx, Mesh_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGrantsResponse)
+	err := c.cc.Invoke(ctx, Mesh_ListGrants_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) ChangeGrant(ctx context.Context, in *ChangeGrantRequest, opts ...grpc.CallOption) (*ChangeGrantResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeGrantResponse)
+	err := c.cc.Invoke(ctx, Mesh_ChangeGrant_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) CAStatus(ctx context.Context, in *CAStatusRequest, opts ...grpc.CallOption) (*CAStatusReport, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CAStatusReport)
+	err := c.cc.Invoke(ctx, Mesh_CAStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*CAStatusReport, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CAStatusReport)
+	err := c.cc.Invoke(ctx, Mesh_RotateCA_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -324,6 +375,13 @@ type MeshServer interface {
 	// Join does both halves: prepare and confirm.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// ListGrants shows what peers may publish here; ChangeGrant widens or narrows it.
+	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
+	ChangeGrant(context.Context, *ChangeGrantRequest) (*ChangeGrantResponse, error)
+	// CAStatus shows how far the replacement of the cluster's CA has come; RotateCA
+	// does its next step.
+	CAStatus(context.Context, *CAStatusRequest) (*CAStatusReport, error)
+	RotateCA(context.Context, *RotateCARequest) (*CAStatusReport, error)
 	// SetPeer changes how long the data of a peer is believed.
 	SetPeer(context.Context, *SetPeerRequest) (*SetPeerResponse, error)
 	MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error)
@@ -372,6 +430,18 @@ func (UnimplementedMeshServer) Join(context.Context, *JoinRequest) (*JoinRespons
 }
 func (UnimplementedMeshServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedMeshServer) ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGrants not implemented")
+}
+func (UnimplementedMeshServer) ChangeGrant(context.Context, *ChangeGrantRequest) (*ChangeGrantResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeGrant not implemented")
+}
+func (UnimplementedMeshServer) CAStatus(context.Context, *CAStatusRequest) (*CAStatusReport, error) {
+	return nil, status.Error(codes.Unimplemented, "method CAStatus not implemented")
+}
+func (UnimplementedMeshServer) RotateCA(context.Context, *RotateCARequest) (*CAStatusReport, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateCA not implemented")
 }
 func (UnimplementedMeshServer) SetPeer(context.Context, *SetPeerRequest) (*SetPeerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetPeer not implemented")
@@ -513,6 +583,78 @@ func _Mesh_Leave_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_ListGrants_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGrantsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ListGrants(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ListGrants_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ListGrants(ctx, req.(*ListGrantsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_ChangeGrant_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeGrantRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ChangeGrant(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ChangeGrant_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ChangeGrant(ctx, req.(*ChangeGrantRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_CAStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CAStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).CAStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_CAStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).CAStatus(ctx, req.(*CAStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_RotateCA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateCARequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).RotateCA(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_RotateCA_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).RotateCA(ctx, req.(*RotateCARequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -827,6 +969,22 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Leave",
 			Handler:    _Mesh_Leave_Handler,
+		},
+		{
+			MethodName: "ListGrants",
+			Handler:    _Mesh_ListGrants_Handler,
+		},
+		{
+			MethodName: "ChangeGrant",
+			Handler:    _Mesh_ChangeGrant_Handler,
+		},
+		{
+			MethodName: "CAStatus",
+			Handler:    _Mesh_CAStatus_Handler,
+		},
+		{
+			MethodName: "RotateCA",
+			Handler:    _Mesh_RotateCA_Handler,
 		},
 		{
 			MethodName: "SetPeer",

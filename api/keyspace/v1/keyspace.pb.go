@@ -226,7 +226,7 @@ func (x Synced_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Synced_State.Descriptor instead.
 func (Synced_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type Peer_State int32
@@ -278,7 +278,7 @@ func (x Peer_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Peer_State.Descriptor instead.
 func (Peer_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // Cluster is state/<c>/cluster: what a cluster tells the mesh about itself.
@@ -1033,9 +1033,11 @@ type Service struct {
 	Vips                   []string          `protobuf:"bytes,10,rep,name=vips,proto3" json:"vips,omitempty"`                                                                                  // informative to peers
 	SessionAffinitySeconds uint32            `protobuf:"varint,11,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`             // 0 is off
 	Labels                 map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	UpdatedAt              int64             `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// Without an address: its name is those of its backends.
+	Headless      bool  `protobuf:"varint,13,opt,name=headless,proto3" json:"headless,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -1150,6 +1152,13 @@ func (x *Service) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Service) GetHeadless() bool {
+	if x != nil {
+		return x.Headless
+	}
+	return false
 }
 
 func (x *Service) GetUpdatedAt() int64 {
@@ -1631,6 +1640,8 @@ type NodeStatus struct {
 	Seen map[string]int64 `protobuf:"bytes,4,rep,name=seen,proto3" json:"seen,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Kind -> revision whose effect is in the kernel.
 	Enforced map[string]int64 `protobuf:"bytes,5,rep,name=enforced,proto3" json:"enforced,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Trust    []byte           `protobuf:"bytes,6,opt,name=trust,proto3" json:"trust,omitempty"`   // SHA-256 of the TrustBundle that the node believes
+	Signer   []byte           `protobuf:"bytes,7,opt,name=signer,proto3" json:"signer,omitempty"` // SHA-256 of the CA that signed the node's certificate
 	// How the node was told to enforce policy; empty: not known.
 	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
 	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
@@ -1705,6 +1716,20 @@ func (x *NodeStatus) GetEnforced() map[string]int64 {
 	return nil
 }
 
+func (x *NodeStatus) GetTrust() []byte {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetSigner() []byte {
+	if x != nil {
+		return x.Signer
+	}
+	return nil
+}
+
 func (x *NodeStatus) GetPolicyScope() string {
 	if x != nil {
 		return x.PolicyScope
@@ -1733,6 +1758,60 @@ func (x *NodeStatus) GetUpdatedAt() int64 {
 	return 0
 }
 
+// TrustBundle is local/<c>/trust: the CAs of the cluster that its nodes believe,
+// the one that signs first.
+type TrustBundle struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  [][]byte               `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"` // DER
+	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustBundle) Reset() {
+	*x = TrustBundle{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustBundle) ProtoMessage() {}
+
+func (x *TrustBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
+func (*TrustBundle) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TrustBundle) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *TrustBundle) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
 // Presence is local/<c>/presence/<node>, leased.
 type Presence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1745,7 +1824,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1836,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[17]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1849,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{17}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Presence) GetNode() string {
@@ -1826,7 +1905,7 @@ type PeerView struct {
 
 func (x *PeerView) Reset() {
 	*x = PeerView{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1917,7 @@ func (x *PeerView) String() string {
 func (*PeerView) ProtoMessage() {}
 
 func (x *PeerView) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1930,7 @@ func (x *PeerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerView.ProtoReflect.Descriptor instead.
 func (*PeerView) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PeerView) GetPeer() string {
@@ -1976,16 +2055,19 @@ func (x *PeerView) GetFreshAt() int64 {
 // Position names a point in a cluster's history. Another incarnation, or a
 // revision ahead of the store, means: list again.
 type Position struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Incarnation   string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Incarnation string                 `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Revision    int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Only in private/<c>/progress/: which grant judged what was stored. Under
+	// another one all is copied again.
+	Grant         []byte `protobuf:"bytes,3,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2079,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2092,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Position) GetIncarnation() string {
@@ -2027,6 +2109,13 @@ func (x *Position) GetRevision() int64 {
 	return 0
 }
 
+func (x *Position) GetGrant() []byte {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
 // Synced is local/<c>/synced/<cluster>/<kind>.
 type Synced struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2040,7 +2129,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2141,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2154,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Synced) GetIncarnation() string {
@@ -2110,8 +2199,10 @@ type Peer struct {
 	PendingUntil int64                  `protobuf:"varint,9,opt,name=pending_until,json=pendingUntil,proto3" json:"pending_until,omitempty"` // Unix ns; removed then unless confirmed
 	// Ages, in ns, past which the peer's data is the last resort, and is not
 	// believed any more (0: never). Absent: the cluster's default.
-	StaleAfter    *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
-	ExpireAfter   *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	StaleAfter  *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	// SHA-256 of the declaration that made it; empty for one that joined.
+	Declared      []byte `protobuf:"bytes,12,opt,name=declared,proto3" json:"declared,omitempty"`
 	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2119,7 +2210,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2222,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2235,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Peer) GetName() string {
@@ -2224,6 +2315,13 @@ func (x *Peer) GetExpireAfter() int64 {
 	return 0
 }
 
+func (x *Peer) GetDeclared() []byte {
+	if x != nil {
+		return x.Declared
+	}
+	return nil
+}
+
 func (x *Peer) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
@@ -2252,7 +2350,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2362,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2375,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -2377,7 +2475,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2389,7 +2487,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2402,7 +2500,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Token) GetId() string {
@@ -2488,7 +2586,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2598,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2611,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -2562,7 +2660,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +2672,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +2685,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -2721,7 +2819,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc3\x05\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdf\x05\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -2735,7 +2833,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04vips\x18\n" +
 	" \x03(\tR\x04vips\x128\n" +
 	"\x18session_affinity_seconds\x18\v \x01(\rR\x16sessionAffinitySeconds\x12?\n" +
-	"\x06labels\x18\f \x03(\v2'.hawser.keyspace.v1.Service.LabelsEntryR\x06labels\x12\x1d\n" +
+	"\x06labels\x18\f \x03(\v2'.hawser.keyspace.v1.Service.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bheadless\x18\r \x01(\bR\bheadless\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
@@ -2790,14 +2889,16 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xe0\x03\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x8e\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\tR\vincarnation\x12<\n" +
 	"\x04seen\x18\x04 \x03(\v2(.hawser.keyspace.v1.NodeStatus.SeenEntryR\x04seen\x12H\n" +
-	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12!\n" +
+	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12\x14\n" +
+	"\x05trust\x18\x06 \x01(\fR\x05trust\x12\x16\n" +
+	"\x06signer\x18\a \x01(\fR\x06signer\x12!\n" +
 	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18\r \x01(\tR\n" +
 	"policyMode\x12!\n" +
@@ -2809,7 +2910,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a;\n" +
 	"\rEnforcedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"V\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"P\n" +
+	"\vTrustBundle\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"V\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
@@ -2840,10 +2945,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
 	"\bfresh_at\x18\x11 \x01(\x03R\afreshAtB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
-	"\r_expire_after\"H\n" +
+	"\r_expire_after\"^\n" +
 	"\bPosition\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xcd\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05grant\x18\x03 \x01(\fR\x05grant\"\xcd\x01\n" +
 	"\x06Synced\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
@@ -2852,7 +2958,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\".\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_COPYING\x10\x00\x12\x12\n" +
-	"\x0eSTATE_COMPLETE\x10\x01\"\xa9\x04\n" +
+	"\x0eSTATE_COMPLETE\x10\x01\"\xc5\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2868,7 +2974,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\vstale_after\x18\n" +
 	" \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1d\n" +
+	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1a\n" +
+	"\bdeclared\x18\f \x01(\fR\bdeclared\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"Y\n" +
 	"\x05State\x12\x15\n" +
@@ -2943,7 +3050,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -2967,44 +3074,45 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(*BackendPort)(nil),    // 19: hawser.keyspace.v1.BackendPort
 	(*PolicyObject)(nil),   // 20: hawser.keyspace.v1.PolicyObject
 	(*NodeStatus)(nil),     // 21: hawser.keyspace.v1.NodeStatus
-	(*Presence)(nil),       // 22: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 23: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 24: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 25: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 26: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 27: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 28: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 29: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 30: hawser.keyspace.v1.Enrolment
-	nil,                    // 31: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 32: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 33: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 34: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 35: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 36: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(*TrustBundle)(nil),    // 22: hawser.keyspace.v1.TrustBundle
+	(*Presence)(nil),       // 23: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),       // 24: hawser.keyspace.v1.PeerView
+	(*Position)(nil),       // 25: hawser.keyspace.v1.Position
+	(*Synced)(nil),         // 26: hawser.keyspace.v1.Synced
+	(*Peer)(nil),           // 27: hawser.keyspace.v1.Peer
+	(*Grant)(nil),          // 28: hawser.keyspace.v1.Grant
+	(*Token)(nil),          // 29: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),       // 30: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),      // 31: hawser.keyspace.v1.Enrolment
+	nil,                    // 32: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 33: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 34: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 35: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 36: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 37: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	6,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	8,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	31, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	32, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	12, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	15, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	32, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	33, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	34, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	33, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	34, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	35, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	18, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	19, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	35, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	36, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
-	24, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	24, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	36, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	37, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	25, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
+	25, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
 	3,  // 19: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	27, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	28, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
 	4,  // 21: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
 	22, // [22:22] is the sub-list for method output_type
 	22, // [22:22] is the sub-list for method input_type
@@ -3018,15 +3126,15 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	if File_api_keyspace_v1_keyspace_proto != nil {
 		return
 	}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[18].OneofWrappers = []any{}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[21].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[19].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/hawser-mesh/hawser/agent/dns"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/loadbalancer"
+)
+
+// names are what the name server answers from: an index of the records that
+// view has, by name and by address.
+type names struct {
+	own         string // cluster
+	lb          *loadbalancer.Desired
+	ready, full <-chan struct{}
+
+	mu         sync.RWMutex
+	vips       map[netip.Addr]map[serviceName]struct{}
+	services   map[serviceName][]netip.Addr
+	workloads  map[workload]map[netip.Addr]struct{}
+	called     map[netip.Addr]map[workload]struct{}
+	byKey      map[string]addressed // key of an address's record
+	namespaces map[string]int       // of services and of the own cluster's workloads
+	ranges     map[string][]netip.Prefix
+}
+
+type workload struct{ cluster, namespace, name string }
+
+type addressed struct {
+	workload
+	addr netip.Addr
+}
+
+func newNames(own string, lb *loadbalancer.Desired, ready, full <-chan struct{}) *names {
+	return &names{
+		own: own, lb: lb, ready: ready, full: full,
+		vips: map[netip.Addr]map[serviceName]struct{}{}, services: map[serviceName][]netip.Addr{},
+		workloads: map[workload]map[netip.Addr]struct{}{}, called: map[netip.Addr]map[workload]struct{}{},
+		byKey: map[string]addressed{}, namespaces: map[string]int{}, ranges: map[string][]netip.Prefix{},
+	}
+}
+
+// setService takes the addresses of a service of the own cluster; nil when it is
+// gone.
+func (n *names) setService(name serviceName, s *keyspacev1.Service) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old, was := n.services[name]; was {
+		for _, a := range old {
+			drop(n.vips, a, name)
+		}
+		delete(n.services, name)
+		n.count(name.namespace, -1)
+	}
+	if s == nil {
+		return
+	}
+	var vips []netip.Addr
+	for _, text := range s.GetVips() {
+		if a, err := netip.ParseAddr(text); err == nil {
+			vips = append(vips, a)
+			put(n.vips, a, name)
+		}
+	}
+	n.services[name] = vips
+	n.count(name.namespace, 1)
+}
+
+// setAddress takes the record of an address; nil when it is gone.
+func (n *names) setAddress(key, cluster string, r *keyspacev1.IPEntry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old, was := n.byKey[key]; was {
+		drop(n.workloads, old.workload, old.addr)
+		drop(n.called, old.addr, old.workload)
+		delete(n.byKey, key)
+		if old.cluster == n.own {
+			n.count(old.namespace, -1)
+		}
+	}
+	p, err := netip.ParsePrefix(r.GetPrefix())
+	if r == nil || err != nil || !p.IsSingleIP() || r.GetWorkload() == "" {
+		return
+	}
+	now := addressed{workload{cluster, r.GetNamespace(), r.GetWorkload()}, p.Addr()}
+	n.byKey[key] = now
+	put(n.workloads, now.workload, now.addr)
+	put(n.called, now.addr, now.workload)
+	if cluster == n.own {
+		n.count(now.namespace, 1)
+	}
+}
+
+// setRanges takes a cluster's ranges; nil when it is gone.
+func (n *names) setRanges(cluster string, ranges []netip.Prefix) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ranges[cluster] = ranges; ranges == nil {
+		delete(n.ranges, cluster)
+	}
+}
+
+func (n *names) count(namespace string, by int) {
+	if n.namespaces[namespace] += by; n.namespaces[namespace] == 0 {
+		delete(n.namespaces, namespace)
+	}
+}
+
+func put[A, B comparable](m map[A]map[B]struct{}, a A, b B) {
+	if m[a] == nil {
+		m[a] = map[B]struct{}{}
+	}
+	m[a][b] = struct{}{}
+}
+
+func drop[A, B comparable](m map[A]map[B]struct{}, a A, b B) {
+	if delete(m[a], b); len(m[a]) == 0 {
+		delete(m, a)
+	}
+}
+
+// Service implements dns.Directory.
+func (n *names) Service(namespace, name string) ([]netip.Addr, bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	vips, ok := n.services[serviceName{namespace, name}]
+	return vips, ok
+}
+
+// Backends implements dns.Directory: the active ones, or the terminating ones
+// when nothing active is left, as for connections.
+func (n *names) Backends(namespace, name string) []dns.Backend {
+	v, _ := n.lb.Get(namespace, name)
+	for _, state := range []keyspacev1.Backend_State{keyspacev1.Backend_STATE_ACTIVE, keyspacev1.Backend_STATE_TERMINATING} {
+		var out []dns.Backend
+		for _, b := range v.Backends {
+			if b.State == state {
+				_, workload, _ := strings.Cut(b.Workload, "/")
+				out = append(out, dns.Backend{Cluster: b.Cluster, Workload: workload, Addr: b.Addr})
+			}
+		}
+		if len(out) > 0 {
+			return out
+		}
+	}
+	return nil
+}
+
+// Workload implements dns.Directory.
+func (n *names) Workload(cluster, namespace, name string) []netip.Addr {
+	if cluster == "" {
+		cluster = n.own
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return slices.SortedFunc(maps.Keys(n.workloads[workload{cluster, namespace, name}]), netip.Addr.Compare)
+}
+
+// Cluster implements dns.Directory.
+func (n *names) Cluster(name string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	_, ok := n.ranges[name]
+	return ok || name == n.own
+}
+
+// Namespace implements dns.Directory.
+func (n *names) Namespace(name string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.namespaces[name] > 0
+}
+
+// Names implements dns.Directory. Workloads of peers have their cluster in
+// front, as when they are asked for: what a peer publishes never looks like a
+// name of the own cluster.
+func (n *names) Names(a netip.Addr) []string {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	var out []string
+	for s := range n.vips[a] {
+		out = append(out, s.name+"."+s.namespace)
+	}
+	for w := range n.called[a] {
+		name := w.name + "." + w.namespace
+		if _, isService := n.services[serviceName{w.namespace, w.name}]; isService {
+			continue // the name means something else
+		}
+		if w.cluster != n.own {
+			name = w.cluster + "." + name
+		}
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Inside implements dns.Directory.
+func (n *names) Inside(a netip.Addr) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, ranges := range n.ranges {
+		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// Known implements dns.Directory.
+func (n *names) Known() (own, all bool) { return isClosed(n.ready), isClosed(n.full) }
+
+// mayAsk says whose questions the node answers: its own, and those of the pods
+// of its cluster. A pod may have other nodes as further servers, for the time in
+// which its own node's agent is replaced.
+func (n *names) mayAsk(node netip.Addr, pods netip.Prefix) func(netip.Addr) bool {
+	return func(a netip.Addr) bool {
+		if a == node || a.IsLoopback() || pods.Contains(a) {
+			return true
+		}
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		return slices.ContainsFunc(n.ranges[n.own], func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+}
+
+// openNames makes the name server, unless it is off.
+func (a *Agent) openNames() error {
+	if a.cfg.DNSListen == DNSOff {
+		return nil
+	}
+	at := netip.AddrPortFrom(a.cfg.NodeAddress, dns.Port)
+	if a.cfg.DNSListen != "" {
+		at = netip.MustParseAddrPort(a.cfg.DNSListen) // validated
+	}
+	var upstreams []netip.AddrPort
+	for _, u := range a.cfg.DNSUpstreams {
+		ap, err := parseUpstream(u)
+		if err != nil {
+			return err // validated
+		}
+		upstreams = append(upstreams, ap)
+	}
+	if len(upstreams) == 0 {
+		var err error
+		if upstreams, err = dns.HostUpstreams("/etc/resolv.conf", at); err != nil {
+			return err
+		}
+	}
+	var err error
+	a.dns, err = dns.New(dns.Config{
+		Listen: at, Upstreams: upstreams, Names: a.view.names, Log: a.log,
+		Allowed: a.view.names.mayAsk(a.cfg.NodeAddress, a.cfg.PodCIDR),
+	})
+	return err
+}
+
+func (a *Agent) runNames(ctx context.Context) error {
+	if a.dns == nil {
+		return nil
+	}
+	return a.dns.Run(ctx)
+}

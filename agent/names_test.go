@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/loadbalancer"
+)
+
+func TestNamesFollowTheRecords(t *testing.T) {
+	lb, err := loadbalancer.NewDesired("east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNames("east", lb, make(chan struct{}), make(chan struct{}))
+	addr := netip.MustParseAddr
+	record := func(a, ns, name string) *keyspacev1.IPEntry {
+		return &keyspacev1.IPEntry{Prefix: a + "/32", Namespace: ns, Workload: name}
+	}
+	called := func(a string, want ...string) {
+		t.Helper()
+		if got := n.Names(addr(a)); !slices.Equal(got, want) {
+			t.Errorf("%s is called %v, want %v", a, got, want)
+		}
+	}
+	n.setAddress("k1", "east", record("10.1.1.2", "demo", "client"))
+	n.setAddress("k2", "west", record("10.2.1.2", "demo", "client"))
+	n.setAddress("k3", "west", record("10.2.1.3", "theirs", "spy"))
+	called("10.1.1.2", "client.demo")
+	called("10.2.1.2", "west.client.demo")
+	if got := n.Workload("", "demo", "client"); !slices.Equal(got, []netip.Addr{addr("10.1.1.2")}) {
+		t.Errorf("client without a cluster is %v", got)
+	}
+	if n.Workload("", "theirs", "spy") != nil || n.Namespace("theirs") || !n.Namespace("demo") {
+		t.Error("a peer's workload made a name of this cluster")
+	}
+
+	// A pod that got another address, and one that took over an address.
+	n.setAddress("k1", "east", record("10.1.1.9", "demo", "client"))
+	called("10.1.1.2")
+	called("10.1.1.9", "client.demo")
+	n.setAddress("k1", "east", record("10.1.1.9", "demo", "other"))
+	called("10.1.1.9", "other.demo")
+	if n.Workload("east", "demo", "client") != nil {
+		t.Error("client is still there")
+	}
+
+	echo := serviceName{"shop", "echo"}
+	n.setService(echo, &keyspacev1.Service{Vips: []string{"172.31.1.10"}})
+	n.setAddress("k4", "east", record("10.1.1.4", "shop", "echo"))
+	called("172.31.1.10", "echo.shop")
+	called("10.1.1.4") // its name is the service's
+	if vips, ok := n.Service("shop", "echo"); !ok || len(vips) != 1 {
+		t.Errorf("the service has %v %v", vips, ok)
+	}
+	n.setService(echo, &keyspacev1.Service{Vips: []string{"172.31.1.11"}})
+	called("172.31.1.10")
+	n.setService(echo, nil)
+	n.setService(echo, nil)
+	called("172.31.1.11")
+	called("10.1.1.4", "echo.shop")
+	n.setAddress("k4", "east", nil)
+	n.setAddress("k4", "east", nil)
+	if n.Namespace("shop") {
+		t.Error("a namespace outlived its last name")
+	}
+	n.setAddress("k1", "east", nil)
+	n.setAddress("k2", "west", nil)
+	n.setAddress("k3", "west", nil)
+	if len(n.workloads)+len(n.called)+len(n.byKey)+len(n.namespaces)+len(n.vips)+len(n.services) != 0 {
+		t.Errorf("something is left: %+v", n)
+	}
+}
+
+func TestBackendsThatTakeConnectionsHaveNames(t *testing.T) {
+	lb, err := loadbalancer.NewDesired("east")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNames("east", lb, nil, nil)
+	lb.SetCluster("east", 1)
+	from := loadbalancer.Source{Cluster: "east"}
+	lb.UpsertService(from, &keyspacev1.Service{Namespace: "demo", Name: "db", Headless: true})
+	backend := func(a, name string, s keyspacev1.Backend_State) *keyspacev1.Backend {
+		return &keyspacev1.Backend{Ip: a, Workload: "demo/" + name, State: s, Ports: []*keyspacev1.BackendPort{{Port: 1}, {Port: 2, Name: "b"}}}
+	}
+	is := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, b := range n.Backends("demo", "db") {
+			if !slices.Contains(got, b.Workload) {
+				got = append(got, b.Workload)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("backends %v, want %v", got, want)
+		}
+	}
+	is()
+	lb.UpsertSlice(from, &keyspacev1.BackendSlice{Namespace: "demo", Service: "db", Name: "n", Backends: []*keyspacev1.Backend{
+		backend("10.1.1.2", "db-0", keyspacev1.Backend_STATE_ACTIVE), backend("10.1.1.3", "db-1", keyspacev1.Backend_STATE_TERMINATING),
+		backend("10.1.1.4", "db-2", keyspacev1.Backend_STATE_QUARANTINED),
+	}})
+	is("db-0")
+	lb.UpsertSlice(from, &keyspacev1.BackendSlice{Namespace: "demo", Service: "db", Name: "n", Backends: []*keyspacev1.Backend{
+		backend("10.1.1.3", "db-1", keyspacev1.Backend_STATE_TERMINATING), backend("10.1.1.4", "db-2", keyspacev1.Backend_STATE_QUARANTINED),
+	}})
+	is("db-1")
+}
+
+func TestWhoMayAskForNames(t *testing.T) {
+	n := newNames("east", nil, nil, nil)
+	n.setRanges("east", []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")})
+	n.setRanges("west", []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")})
+	may := n.mayAsk(netip.MustParseAddr("172.30.1.11"), netip.MustParsePrefix("10.9.1.0/24"))
+	for a, want := range map[string]bool{
+		"172.30.1.11": true, "127.0.0.1": true, "10.9.1.7": true, "10.1.2.3": true, // the node, its pods, its cluster's
+		"10.2.1.1": false, "172.30.1.12": false, "192.0.2.1": false,
+	} {
+		if may(netip.MustParseAddr(a)) != want {
+			t.Errorf("%s may ask: %v, want %v", a, !want, want)
+		}
+	}
+}

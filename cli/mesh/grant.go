@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+func newGrant(s *session.Session) *cobra.Command {
+	q := &hawserv1.ChangeGrantRequest{}
+	var namespaces []string
+	limits := map[string]*uint64{}
+	cmd := &cobra.Command{
+		Use:   "grant [peer]",
+		Short: "Show, widen or narrow what peers may publish here",
+		Long: "Show what peers may publish here, or change what one may. A grant is pinned when\n" +
+			"the peer joins: what it declares later is refused until the grant is widened. Never\n" +
+			"granted are a default route, this cluster's own ranges and those of another peer.",
+		Example: "  hawser mesh grant\n" +
+			"  hawser mesh grant west --add-pod-cidr 10.20.0.0/16\n" +
+			"  hawser mesh grant west --remove-pod-cidr 10.20.0.0/16 --namespaces shop,web\n" +
+			"  hawser mesh grant west --namespaces all --max-services 500",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			changes := false
+			for _, f := range append([]string{"add-pod-cidr", "remove-pod-cidr", "add-node-cidr", "remove-node-cidr", "namespaces"}, slices.Collect(maps.Keys(limits))...) {
+				changes = changes || cmd.Flags().Changed(f)
+			}
+			switch {
+			case changes && len(args) == 0:
+				return session.Usage("name the peer whose grant is to change; see: hawser mesh grant")
+			case !changes:
+				return showGrants(cmd, s, args)
+			}
+			q.Peer = args[0]
+			if q.AllNamespaces = slices.Equal(namespaces, []string{"all"}); !q.AllNamespaces {
+				q.Namespaces = namespaces
+			}
+			for name, to := range map[string]**uint64{
+				"max-nodes": &q.MaxNodes, "max-identities": &q.MaxIdentities, "max-ips": &q.MaxIps,
+				"max-services": &q.MaxServices, "max-backends": &q.MaxBackends,
+			} {
+				if cmd.Flags().Changed(name) {
+					*to = limits[name]
+				}
+			}
+			return changeGrant(cmd, s, q)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&q.AddPodCidrs, "add-pod-cidr", nil, "ranges of pods to grant")
+	f.StringSliceVar(&q.RemovePodCidrs, "remove-pod-cidr", nil, "ranges of pods to grant no more")
+	f.StringSliceVar(&q.AddNodeCidrs, "add-node-cidr", nil, "ranges of node and tunnel addresses to grant")
+	f.StringSliceVar(&q.RemoveNodeCidrs, "remove-node-cidr", nil, "ranges of node and tunnel addresses to grant no more")
+	f.StringSliceVar(&namespaces, "namespaces", nil, "the only namespaces to grant, or all")
+	for name, what := range map[string]string{
+		"max-nodes": "nodes", "max-identities": "identities", "max-ips": "addresses", "max-services": "services", "max-backends": "backends",
+	} {
+		limits[name] = f.Uint64(name, 0, "how many "+what+" to grant")
+	}
+	return cmd
+}
+
+func showGrants(cmd *cobra.Command, s *session.Session, args []string) error {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(cmd.Context())
+	defer cancel()
+	r, err := client.ListGrants(ctx, &hawserv1.ListGrantsRequest{})
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		return listGrants(cmd.OutOrStdout(), s.Output, r.GetGrants())
+	}
+	for _, g := range r.GetGrants() {
+		if g.GetPeer() == args[0] {
+			return printer.One(cmd.OutOrStdout(), s.Output, g, func(w io.Writer) error { return showGrant(w, g) })
+		}
+	}
+	return session.Answer("no peer %q; see: hawser mesh list", args[0])
+}
+
+func listGrants(w io.Writer, format printer.Format, rows []*hawserv1.PeerGrant) error {
+	type row = *hawserv1.PeerGrant
+	return printer.List(w, format, rows, printer.Columns[row]{
+		{Header: "PEER", Cell: row.GetPeer},
+		{Header: "PODS", Cell: func(g row) string { return strings.Join(g.GetPodCidrs(), ",") }},
+		{Header: "NODES", Cell: func(g row) string { return strings.Join(g.GetNodeCidrs(), ",") }},
+		{Header: "IDENTITIES", Cell: identities},
+		{Header: "NAMESPACES", Cell: grantedNamespaces},
+		{Header: "REFUSED", Cell: refusedRecords},
+	}, "No peers.  Invite one:  hawser mesh invite")
+}
+
+func changeGrant(cmd *cobra.Command, s *session.Session, q *hawserv1.ChangeGrantRequest) error {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(cmd.Context())
+	defer cancel()
+	r, err := client.ChangeGrant(ctx, q)
+	if err != nil {
+		return err
+	}
+	return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
+		if !r.GetChanged() {
+			fmt.Fprintln(w, "Nothing changed.")
+		}
+		return showGrant(w, r.GetGrant())
+	})
+}
+
+func showGrant(w io.Writer, g *hawserv1.PeerGrant) error {
+	return printer.Fields(w,
+		"Peer", g.GetPeer(),
+		"Pods", strings.Join(g.GetPodCidrs(), ", "),
+		"Nodes", strings.Join(g.GetNodeCidrs(), ", "),
+		"Identities", identities(g),
+		"Namespaces", grantedNamespaces(g),
+		"At most", fmt.Sprintf("%s nodes, %s identities, %s addresses, %s services, %s backends", printer.Count(g.GetMaxNodes()),
+			printer.Count(g.GetMaxIdentities()), printer.Count(g.GetMaxIps()), printer.Count(g.GetMaxServices()), printer.Count(g.GetMaxBackends())),
+		"Refused", refusedRecords(g),
+	)
+}
+
+func identities(g *hawserv1.PeerGrant) string {
+	return fmt.Sprintf("%d-%d", g.GetIdentityMin(), g.GetIdentityMax())
+}
+
+func grantedNamespaces(g *hawserv1.PeerGrant) string {
+	if len(g.GetNamespaces()) == 0 {
+		return "all"
+	}
+	return strings.Join(g.GetNamespaces(), ",")
+}
+
+func refusedRecords(g *hawserv1.PeerGrant) string {
+	var out []string
+	for _, reason := range slices.Sorted(maps.Keys(g.GetRefused())) {
+		out = append(out, fmt.Sprintf("%s %d", reason, g.GetRefused()[reason]))
+	}
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, ", ")
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/internal/pki"
+)
+
+const (
+	rotatePoll = 300 * time.Millisecond
+	// comeBack is how long an API server may take to begin anew.
+	comeBack = 30 * time.Second
+)
+
+// rotation is one `mesh rotate-ca`.
+type rotation struct {
+	s          *session.Session
+	out        io.Writer // for people; discards with -o
+	wait       time.Duration
+	requireAll bool
+	stepping   bool // it has answered before: who is away comes back
+}
+
+func newRotateCA(s *session.Session) *cobra.Command {
+	r := &rotation{s: s}
+	var show bool
+	cmd := &cobra.Command{
+		Use:   "rotate-ca",
+		Short: "Replace this cluster's CA while everything runs",
+		Long: "Replace this cluster's CA while everything runs: another CA is made and told to\n" +
+			"peers and nodes, then signs all certificates, then the old one is retired. Each\n" +
+			"step waits until all have confirmed it, up to --wait; whoever has not by then is\n" +
+			"left behind, unless --require-all: a peer joins again by token, a node is invited\n" +
+			"again. Interrupted, the command goes on where it stopped when it is run again.\n" +
+			"Administrators need new certificates: hawser-apiserver issue --admin.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r.out = cmd.ErrOrStderr()
+			if s.Quiet {
+				r.out = io.Discard
+			}
+			var report *hawserv1.CAStatusReport
+			var err error
+			if show {
+				report, err = r.status(cmd.Context())
+			} else {
+				report, err = r.run(cmd.Context())
+			}
+			if err != nil {
+				return err
+			}
+			return printer.One(cmd.OutOrStdout(), s.Output, report, func(w io.Writer) error { return showCA(w, report) })
+		},
+	}
+	cmd.Flags().DurationVar(&r.wait, "wait", 5*time.Minute, "how long each step waits for those who have not confirmed")
+	cmd.Flags().BoolVar(&r.requireAll, "require-all", false, "stop, and leave nobody behind, when somebody has not confirmed by then")
+	cmd.Flags().BoolVar(&show, "status", false, "only show how far it has come")
+	return cmd
+}
+
+// run does the steps that are left.
+func (r *rotation) run(ctx context.Context) (*hawserv1.CAStatusReport, error) {
+	report, err := r.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	steps := []pki.Phase{pki.PhaseAnnounced, pki.PhaseSwitched, pki.PhaseNone}
+	switch pki.Phase(report.GetPhase()) {
+	case pki.PhaseAnnounced:
+		steps = steps[1:]
+	case pki.PhaseSwitched:
+		steps = steps[2:]
+	}
+	for i, to := range steps {
+		if i > 0 || len(steps) < 3 { // what an earlier step changed must be known
+			if err := r.confirmed(ctx, to); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.step(ctx, to); err != nil {
+			return nil, err
+		}
+		fmt.Fprintln(r.out, map[pki.Phase]string{
+			pki.PhaseAnnounced: "Announced: another CA is told to peers and nodes; the present one still signs.",
+			pki.PhaseSwitched:  "Switched: the new CA signs; the old one is still believed.",
+			pki.PhaseNone:      "Retired: the old CA is not believed any more.",
+		}[to])
+	}
+	return r.settled(ctx)
+}
+
+// settled is the status once all have heard of the last step, or soon after.
+func (r *rotation) settled(ctx context.Context) (*hawserv1.CAStatusReport, error) {
+	for deadline := time.Now().Add(min(r.wait, comeBack)); ; {
+		report, err := r.status(ctx)
+		if err != nil || len(report.GetWaiting()) == 0 || time.Now().After(deadline) {
+			return report, err
+		}
+		select {
+		case <-time.After(rotatePoll):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// confirmed waits until nobody is missing, or the time is up.
+func (r *rotation) confirmed(ctx context.Context, next pki.Phase) error {
+	deadline := time.Now().Add(r.wait)
+	last := ""
+	for {
+		report, err := r.status(ctx)
+		if err != nil {
+			return err
+		}
+		missing := strings.Join(report.GetWaiting(), ", ")
+		if missing == "" {
+			return nil
+		}
+		if missing != last {
+			fmt.Fprintf(r.out, "Waiting for %s\n", missing)
+			last = missing
+		}
+		if time.Now().After(deadline) {
+			if r.requireAll {
+				return session.Answer("%s not confirmed after %s; the step to %q was not done. Nothing is lost: run it again to go on, or without --require-all to leave them behind",
+					missing, r.wait, next)
+			}
+			fmt.Fprintf(r.out, "Left behind: %s. A peer joins again by token (hawser mesh leave, then invite), a node is invited again (hawser node invite)\n", missing)
+			return nil
+		}
+		select {
+		case <-time.After(rotatePoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (r *rotation) step(ctx context.Context, to pki.Phase) error {
+	return r.call(ctx, func(ctx context.Context, c hawserv1.MeshClient) error {
+		_, err := c.RotateCA(ctx, &hawserv1.RotateCARequest{To: string(to)})
+		return err
+	})
+}
+
+func (r *rotation) status(ctx context.Context) (report *hawserv1.CAStatusReport, err error) {
+	err = r.call(ctx, func(ctx context.Context, c hawserv1.MeshClient) (err error) {
+		report, err = c.CAStatus(ctx, &hawserv1.CAStatusRequest{})
+		return err
+	})
+	return report, err
+}
+
+// call asks again while the API server begins anew. Every step may be repeated.
+func (r *rotation) call(ctx context.Context, fn func(context.Context, hawserv1.MeshClient) error) error {
+	for deadline := time.Now().Add(comeBack); ; {
+		err := r.once(ctx, fn)
+		if err == nil {
+			r.stepping = true
+		}
+		if err == nil || !r.stepping || !away(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(rotatePoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// away reports whether nobody answers at the moment.
+func away(err error) bool {
+	var e *session.Error
+	return status.Code(err) == codes.Unavailable || errors.As(err, &e) && e.Code == session.CouldNotAsk
+}
+
+func (r *rotation) once(ctx context.Context, fn func(context.Context, hawserv1.MeshClient) error) error {
+	client, conn, err := r.s.Mesh()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := r.s.Deadline(ctx)
+	defer cancel()
+	return fn(ctx, client)
+}
+
+func showCA(w io.Writer, r *hawserv1.CAStatusReport) error {
+	fields := []string{"Phase", r.GetPhase()}
+	for _, c := range r.GetCertificates() {
+		name := "Believed"
+		if c.GetSigns() {
+			name = "Signs"
+		}
+		fields = append(fields, name, fmt.Sprintf("%s until %s", c.GetSha256()[:16], time.Unix(0, c.GetNotAfter()).UTC().Format(time.DateOnly)))
+	}
+	fields = append(fields, "Confirmed", or(strings.Join(r.GetConfirmed(), ", "), "nobody"), "Waiting", or(strings.Join(r.GetWaiting(), ", "), "nobody"))
+	return printer.Fields(w, fields...)
+}
+
+func or(s, empty string) string {
+	if s == "" {
+		return empty
+	}
+	return s
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// ListGrants shows what peers may publish here.
+func (s *Server) ListGrants(ctx context.Context, _ *hawserv1.ListGrantsRequest) (*hawserv1.ListGrantsResponse, error) {
+	out := &hawserv1.ListGrantsResponse{}
+	if s.cfg.Etcd.Shared {
+		views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
+		if err != nil {
+			return nil, apiError(err)
+		}
+		for _, v := range views {
+			p, err := s.neighbourPeer(v.msg)
+			if err != nil {
+				return nil, apiError(err)
+			}
+			out.Grants = append(out.Grants, s.peerGrant(p))
+		}
+		return out, nil
+	}
+	peers, err := s.mesh.Peers(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	for _, p := range peers {
+		out.Grants = append(out.Grants, s.peerGrant(p))
+	}
+	return out, nil
+}
+
+// ChangeGrant widens or narrows what a peer may publish here.
+func (s *Server) ChangeGrant(ctx context.Context, r *hawserv1.ChangeGrantRequest) (*hawserv1.ChangeGrantResponse, error) {
+	c := peering.GrantChange{
+		AddPods: r.GetAddPodCidrs(), RemovePods: r.GetRemovePodCidrs(), AddNodes: r.GetAddNodeCidrs(), RemoveNodes: r.GetRemoveNodeCidrs(),
+		MaxNodes: r.MaxNodes, MaxIdentities: r.MaxIdentities, MaxIPs: r.MaxIps, MaxServices: r.MaxServices, MaxBackends: r.MaxBackends,
+	}
+	switch {
+	case r.GetAllNamespaces() && len(r.GetNamespaces()) > 0:
+		return nil, status.Error(codes.InvalidArgument, "all namespaces and a list of them exclude each other")
+	case r.GetAllNamespaces():
+		c.Namespaces = []string{}
+	case len(r.GetNamespaces()) > 0:
+		c.Namespaces = r.GetNamespaces()
+	}
+	change := s.mesh.ChangeGrant
+	if s.cfg.Etcd.Shared {
+		change = s.changeNeighbour
+	}
+	p, changed, err := change(ctx, r.GetPeer(), c)
+	if errors.Is(err, peering.ErrNoPeer) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return &hawserv1.ChangeGrantResponse{Grant: s.peerGrant(p), Changed: changed}, nil
+}
+
+func (s *Server) peerGrant(p *keyspacev1.Peer) *hawserv1.PeerGrant {
+	g := p.GetGrant()
+	out := &hawserv1.PeerGrant{
+		Peer: p.GetName(), ClusterId: p.GetClusterId(), PodCidrs: g.GetPodCidrs(), NodeCidrs: g.GetNodeCidrs(),
+		IdentityMin: g.GetIdentityMin(), IdentityMax: g.GetIdentityMax(), MaxNodes: g.GetMaxNodes(), MaxIdentities: g.GetMaxIdentities(),
+		MaxIps: g.GetMaxIps(), MaxServices: g.GetMaxServices(), MaxBackends: g.GetMaxBackends(), Namespaces: g.GetNamespaces(),
+	}
+	if s.cfg.Etcd.Shared {
+		return out
+	}
+	for _, st := range s.mesh.Status() {
+		if st.GetName() == p.GetName() {
+			out.Refused = st.GetRefused()
+		}
+	}
+	return out
+}
+
+// neighbourPeer is a cluster of a shared etcd as a peer with its grant.
+func (s *Server) neighbourPeer(v *keyspacev1.PeerView) (*keyspacev1.Peer, error) {
+	g, err := peering.GrantFor(&keyspacev1.Cluster{
+		Name: v.GetPeer(), Id: v.GetClusterId(), PodCidrs: v.GetPodCidrs(), NodeCidrs: v.GetNodeCidrs(),
+		Mesh: &keyspacev1.MeshParameters{ClusterBits: s.cfg.ClusterBits},
+	})
+	return &keyspacev1.Peer{Name: v.GetPeer(), ClusterId: v.GetClusterId(), Grant: g}, err
+}
+
+// changeNeighbour is ChangeGrant of a cluster in the shared etcd: its PeerView
+// tells the agents, who judge by it. Ranges only; they know no more of a grant.
+func (s *Server) changeNeighbour(ctx context.Context, name string, c peering.GrantChange) (*keyspacev1.Peer, bool, error) {
+	if c.Namespaces != nil || c.MaxNodes != nil || c.MaxIdentities != nil || c.MaxIPs != nil || c.MaxServices != nil || c.MaxBackends != nil {
+		return nil, false, errors.New("in a shared etcd only the ranges of a grant can be changed")
+	}
+	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
+	if err != nil {
+		return nil, false, err
+	}
+	var all []*keyspacev1.Peer
+	var view *keyspacev1.PeerView
+	for _, v := range views {
+		p, err := s.neighbourPeer(v.msg)
+		if err != nil {
+			return nil, false, err
+		}
+		all = append(all, p)
+		if v.msg.GetPeer() == name {
+			view = proto.CloneOf(v.msg)
+		}
+	}
+	i := slices.IndexFunc(all, func(p *keyspacev1.Peer) bool { return p.GetName() == name })
+	if i < 0 {
+		return nil, false, peering.ErrNoPeer
+	}
+	g, err := c.Apply(name, all[i].GetGrant(), peering.Taken(s.cfg.record(), all, name))
+	if err != nil {
+		return nil, false, err
+	}
+	changed := !proto.Equal(g, all[i].GetGrant())
+	view.PodCidrs, view.NodeCidrs, all[i].Grant = g.GetPodCidrs(), g.GetNodeCidrs(), g
+	if changed {
+		_, err = s.putIfChanged(ctx, kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView, name), view)
+	}
+	return all[i], changed, err
+}

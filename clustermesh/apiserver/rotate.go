@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// RotateCA does the next step of the replacement of the cluster's CA: it makes
+// another one and tells peers and nodes of it (announced), lets it sign
+// (switched), and ends the belief in the old one (none). A step that is done
+// already changes nothing. After the last two the API server begins anew, as its
+// etcd must believe others.
+func (s *Server) RotateCA(ctx context.Context, r *hawserv1.RotateCARequest) (*hawserv1.CAStatusReport, error) {
+	if len(s.cfg.Etcd.Members) > 0 {
+		return nil, status.Error(codes.FailedPrecondition, "several API servers have a copy of this cluster's CA, and only a single one can replace it")
+	}
+	before, err := pki.RotationPhase(s.creds.dir)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	switch to := pki.Phase(r.GetTo()); to {
+	case pki.PhaseAnnounced:
+		err = pki.Announce(s.creds.dir, time.Now())
+	case pki.PhaseSwitched:
+		err = pki.Switch(s.creds.dir)
+	case pki.PhaseNone:
+		err = pki.Retire(s.creds.dir)
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "%q is no step: announced, switched or none", to)
+	}
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	if err := s.creds.reload(); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	if err := s.publishTrust(ctx); err != nil {
+		return nil, apiError(err)
+	}
+	report, err := s.CAStatus(ctx, &hawserv1.CAStatusRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if after := report.GetPhase(); after != string(before) {
+		s.log.Info("CA replaced by steps", "from", before, "to", after)
+		if after != string(pki.PhaseAnnounced) {
+			select {
+			case s.reopen <- &errReopen{why: "the cluster's CA changed: " + after}:
+			default: // it begins anew already
+			}
+		}
+	}
+	return report, nil
+}
+
+// publishTrust tells the own nodes whom to believe.
+func (s *Server) publishTrust(ctx context.Context) error {
+	rec := &keyspacev1.TrustBundle{}
+	for _, c := range s.creds.CA() {
+		rec.Certificates = append(rec.Certificates, c.Raw)
+	}
+	if _, err := s.putIfChanged(ctx, kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindTrust), rec); err != nil {
+		return fmt.Errorf("publish the CAs: %w", err)
+	}
+	return nil
+}
+
+// CAStatus shows how far the replacement of the CA has come.
+func (s *Server) CAStatus(ctx context.Context, _ *hawserv1.CAStatusRequest) (*hawserv1.CAStatusReport, error) {
+	phase, err := pki.RotationPhase(s.creds.dir)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	r := &hawserv1.CAStatusReport{Phase: string(phase)}
+	var raw [][]byte
+	for i, c := range s.creds.CA() {
+		sum := pki.Hash(c)
+		r.Certificates = append(r.Certificates, &hawserv1.CertificateInfo{
+			Sha256: hex.EncodeToString(sum[:]), NotAfter: c.NotAfter.UnixNano(), Signs: i == 0, Pem: string(pki.EncodeCertificate(c)),
+		})
+		raw = append(raw, c.Raw)
+	}
+	note := func(who string, confirmed bool) {
+		if confirmed {
+			r.Confirmed = append(r.Confirmed, who)
+		} else {
+			r.Waiting = append(r.Waiting, who)
+		}
+	}
+	for name, ok := range s.mesh.Trusting() {
+		note("peer "+name, ok)
+	}
+	if err := s.nodesTrusting(ctx, raw, note); err != nil {
+		return nil, apiError(err)
+	}
+	slices.Sort(r.Confirmed)
+	slices.Sort(r.Waiting)
+	return r, nil
+}
+
+// nodesTrusting asks of each node whether it believes the bundle and has a
+// certificate of the CA that signs.
+func (s *Server) nodesTrusting(ctx context.Context, bundle [][]byte, note func(string, bool)) error {
+	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
+	if err != nil {
+		return err
+	}
+	statuses, err := list[*keyspacev1.NodeStatus](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindStatus)
+	if err != nil {
+		return err
+	}
+	said := map[string]*keyspacev1.NodeStatus{}
+	for _, st := range statuses {
+		said[st.msg.GetNode()] = st.msg
+	}
+	trust, signer := peering.BundleHash(bundle), sha256.Sum256(bundle[0])
+	for _, n := range nodes {
+		st := said[n.msg.GetName()]
+		note("node "+n.msg.GetName(), bytes.Equal(st.GetTrust(), trust[:]) && bytes.Equal(st.GetSigner(), signer[:]))
+	}
+	return nil
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"strings"
+	"testing"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// What was refused comes when it is granted, although the peer sends it once
+// only; what is granted no more goes.
+func TestGrantsAreWidenedAndNarrowed(t *testing.T) {
+	a, b := pair(t)
+	good := b.ip(1, "good")
+	_, rec := b.ipRecord(1, "later")
+	rec.Prefix = "10.77.0.9/32"
+	k := kvstore.NewKey(kvstore.State, b.name, kvstore.KindIP, rec.GetPrefix())
+	b.put(k, rec)
+	eventually(t, "growth refused", func() bool { return a.status(b).GetRefused()["address"] == 1 && a.get(good) != nil })
+	if a.get(k.String()) != nil {
+		t.Fatal("what was not granted has landed")
+	}
+	// A stream that begins anew, also after a restart, changes nothing.
+	a.restart()
+	connected(t, a, b)
+	if a.get(k.String()) != nil {
+		t.Fatal("what was not granted has landed after a restart")
+	}
+	change := func(c peering.GrantChange) (*keyspacev1.Peer, bool) {
+		t.Helper()
+		p, changed, err := a.m.ChangeGrant(t.Context(), b.name, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p, changed
+	}
+	if p, changed := change(peering.GrantChange{AddPods: []string{"10.77.0.0/24"}}); !changed || len(p.GetGrant().GetPodCidrs()) != 2 {
+		t.Errorf("widened: %v %v", changed, p.GetGrant())
+	}
+	eventually(t, "what is granted now landed", func() bool { return a.get(k.String()) != nil && a.get(good) != nil })
+	if _, changed := change(peering.GrantChange{AddPods: []string{"10.77.0.0/24"}}); changed {
+		t.Error("granting it again changed something")
+	}
+	change(peering.GrantChange{RemovePods: []string{"10.77.0.0/24"}})
+	eventually(t, "what is granted no more went", func() bool { return a.get(k.String()) == nil })
+	if a.get(good) == nil {
+		t.Error("the rest went with it")
+	}
+	change(peering.GrantChange{Namespaces: []string{"shop"}})
+	eventually(t, "other namespaces went", func() bool { return a.get(good) == nil })
+	change(peering.GrantChange{Namespaces: []string{}})
+	eventually(t, "all namespaces came back", func() bool { return a.get(good) != nil })
+}
+
+func TestWhatNoPeerIsGranted(t *testing.T) {
+	a, b := pair(t)
+	c := newCluster(t, 3)
+	joinPeers(t, a, c)
+	for _, x := range []struct {
+		c    peering.GrantChange
+		want string
+	}{
+		{peering.GrantChange{AddPods: []string{"0.0.0.0/0"}}, "default route"},
+		{peering.GrantChange{AddNodes: []string{"::/0"}}, "default route"},
+		{peering.GrantChange{AddPods: []string{"10.1.4.0/24"}}, "overlaps 10.1.0.0/16"},     // ours
+		{peering.GrantChange{AddNodes: []string{"192.168.1.0/25"}}, "overlaps 192.168.1.0"}, // our nodes
+		{peering.GrantChange{AddPods: []string{"172.17.0.0/24"}}, "overlaps 172.17.0.0/16"}, // our services
+		{peering.GrantChange{AddPods: []string{"10.3.0.0/24"}}, "overlaps 10.3.0.0/16"},     // another peer's
+		{peering.GrantChange{AddPods: []string{"10.0.0.0/8"}}, "overlaps"},                  // around all of them
+		{peering.GrantChange{AddPods: []string{"10.9.0.1/16"}}, "did you mean 10.9.0.0/16"},
+		{peering.GrantChange{AddPods: []string{"x"}}, "ADDRESS/BITS"},
+		{peering.GrantChange{RemovePods: []string{"10.9.0.0/16"}}, "is not granted; granted are [10.2.0.0/16]"},
+	} {
+		if _, _, err := a.m.ChangeGrant(t.Context(), b.name, x.c); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%+v: %v, want %q", x.c, err, x.want)
+		}
+	}
+	if _, _, err := a.m.ChangeGrant(t.Context(), "nobody", peering.GrantChange{}); err == nil {
+		t.Error("a stranger has a grant")
+	}
+	peers, err := a.m.Peers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range peers {
+		if len(p.GetGrant().GetPodCidrs()) != 1 || len(p.GetGrant().GetNodeCidrs()) != 1 {
+			t.Errorf("refused changes changed the grant of %s: %v", p.GetName(), p.GetGrant())
+		}
+	}
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+func has(fs []*federationv1.Finding, check, object string) bool {
+	for _, f := range fs {
+		if f.GetCheck() == check && (object == "" || f.GetObject() == object) && !f.GetBlocking() && f.GetFix() != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Warnings let a join go on, and each side's are shown.
+func TestPreflightWarns(t *testing.T) {
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := lis.Addr().String()
+	lis.Close()
+	at := &clock{}
+	a := newCluster(t, 1, func(c *testCluster) { c.cfg.Cluster.Endpoints = append(c.cfg.Cluster.Endpoints, dead) })
+	b := newCluster(t, 2, func(c *testCluster) {
+		c.now = at.now
+		c.cfg.Cluster.Endpoints = []string{dead}
+		c.cfg.Cluster.NodeCidrs = []string{"203.0.113.0/24"}
+	})
+	at.advance(7 * time.Second)
+	for _, c := range []*testCluster{a, b} { // loopback carries 65536 at most
+		c.put(kvstore.NewKey(kvstore.State, c.name, kvstore.KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: c.name, Mtu: 70000})
+	}
+	res, err := b.m.Join(t.Context(), invite(t, a, b.name), true)
+	if err != nil || peering.Blocks(res.Findings) {
+		t.Fatalf("%v %v", res, err)
+	}
+	for check, object := range map[string]string{"clock-skew": "", "encryption": "", "path-mtu": ""} {
+		if !has(res.Findings, check, object) {
+			t.Errorf("no finding %s: %v", check, res.Findings)
+		}
+	}
+	for _, of := range []string{a.name, b.name} { // each has an endpoint that does not answer
+		if !has(res.Findings, "reach", of) {
+			t.Errorf("nothing on the reach of %s: %v", of, res.Findings)
+		}
+	}
+	// And none of it where all is well.
+	c := newCluster(t, 3)
+	d := newCluster(t, 4)
+	if res, err := d.m.Join(t.Context(), invite(t, c, d.name), true); err != nil || len(res.Findings) != 0 {
+		t.Errorf("findings without a cause: %v %v", res.Findings, err)
+	}
+}
+
+// A peer is looked at again as it is now.
+func TestPreflightOfAPeer(t *testing.T) {
+	a, b := pair(t)
+	mirrored(t, a, b)
+	res, err := a.m.PreflightPeer(t.Context(), b.name)
+	if err != nil || len(res.Findings) != 0 || res.Peer.GetName() != b.name {
+		t.Errorf("%v %v", res, err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis.Close()
+	p := a.peer(b.name)
+	p.Endpoints = []string{lis.Addr().String()}
+	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "10.1.0.0/16")
+	res, err = peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, time.Minute)
+	if err != nil || !has(res.Findings, "reach", b.name) || !has(res.Findings, "clock-skew", b.name) || !peering.Blocks(res.Findings) {
+		t.Errorf("one that does not fit any more: %v %v", res.Findings, err)
+	}
+	if _, err := a.m.PreflightPeer(t.Context(), "nobody"); err == nil {
+		t.Error("a stranger was looked at")
+	}
+}
+
+// A CA at the end of its life.
+func TestPreflightLooksAtCertificates(t *testing.T) {
+	a := newCluster(t, 1)
+	ca, err := pki.NewCA("west", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	side := func(now time.Time) peering.Side {
+		return peering.Side{Own: a.cfg.Cluster, CA: a.creds.CA(), Now: now}
+	}
+	candidate := peering.Candidate{Cluster: describe("west", 2, "x:1"), Bundle: credsOf(t, ca, pki.RoleAPIServer, "").CA()}
+	ends := ca.Certificate().NotAfter
+	if fs := peering.Preflight(side(ends.Add(-60*24*time.Hour)), candidate); len(fs) != 0 {
+		t.Errorf("long before its end: %v", fs)
+	}
+	if fs := peering.Preflight(side(ends.Add(-24*time.Hour)), candidate); !has(fs, "certificate", "") {
+		t.Errorf("a day before its end: %v", fs)
+	}
+	if fs := peering.Preflight(side(ends.Add(time.Hour)), candidate); !peering.Blocks(fs) {
+		t.Errorf("after its end: %v", fs)
+	}
+}
