@@ -6,6 +6,7 @@
  * Everything is decided on the packet as it came; it is stripped last. */
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/probe.h"
 
 /* What a packet from outside this node goes through, tunnelled or not. */
 struct arrival {
@@ -182,6 +183,8 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	ret = parse4(skb, TUNNEL_INNER, p);
 	if (ret < 0)
 		return ret;
+	if (unlikely(is_probe(p)))
+		return probe(skb, p);
 	a.rx = endpoint_by_addr4(p->t.daddr);
 	p->dst_id = a.rx ? a.rx->identity : ID_HOST;
 	p->endpoint = a.rx ? a.rx->id : 0;

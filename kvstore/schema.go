@@ -53,6 +53,8 @@ const (
 	KindPodCIDR        Kind = "podcidrs"
 	KindVIP            Kind = "vips"
 	KindEnrolment      Kind = "enrolments"
+	KindGossip         Kind = "gossip"
+	KindGossipKeys     Kind = "gossip-keys"
 )
 
 // PublicKinds are the kinds below state/, in the order in which a writer stores
@@ -70,7 +72,7 @@ func (k Kind) Arity() int {
 	switch k {
 	case KindElection: // elections/import/<peer>, and a candidate's lease below it
 		return AnyArity
-	case KindCluster, KindIncarnation:
+	case KindCluster, KindIncarnation, KindGossip, KindGossipKeys:
 		return 0
 	case KindService, KindPolicy, KindRef, KindSynced:
 		return 2
@@ -195,7 +197,7 @@ func (k Kind) Known() bool {
 		KindService, KindServiceID, KindSlice, KindHealth, KindPolicy, KindRef,
 		KindRetired, KindPresence, KindStatus, KindNodeConfig, KindPeerView,
 		KindSynced, KindIncarnation, KindProgress, KindToken, KindElection,
-		KindPodCIDR, KindVIP, KindEnrolment:
+		KindPodCIDR, KindVIP, KindEnrolment, KindGossip, KindGossipKeys:
 		return true
 	}
 	return false

@@ -1782,6 +1782,12 @@ type NodeInfo struct {
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // present, absent; remote: published
 	Workloads     uint64                 `protobuf:"varint,9,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	// As its own cluster judges: alive, agent down, suspect, dead; empty: unknown.
+	Health        string   `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	HealthSince   int64    `protobuf:"varint,11,opt,name=health_since,json=healthSince,proto3" json:"health_since,omitempty"` // Unix ns
+	Process       string   `protobuf:"bytes,12,opt,name=process,proto3" json:"process,omitempty"`                             // up, down or unknown: its agent, by gossip
+	Path          string   `protobuf:"bytes,13,opt,name=path,proto3" json:"path,omitempty"`                                   // up, down or unknown: its datapath, by its neighbours' probes
+	Witnesses     []string `protobuf:"bytes,14,rep,name=witnesses,proto3" json:"witnesses,omitempty"`                         // the neighbours whose probes count
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1877,6 +1883,41 @@ func (x *NodeInfo) GetWorkloads() uint64 {
 		return x.Workloads
 	}
 	return 0
+}
+
+func (x *NodeInfo) GetHealth() string {
+	if x != nil {
+		return x.Health
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetHealthSince() int64 {
+	if x != nil {
+		return x.HealthSince
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetWitnesses() []string {
+	if x != nil {
+		return x.Witnesses
+	}
+	return nil
 }
 
 type ListIdentitiesRequest struct {
@@ -3281,7 +3322,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x16certificate_expires_at\x18\x03 \x01(\x03R\x14certificateExpiresAt\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\xfa\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\x81\x03\n" +
 	"\bNodeInfo\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -3291,7 +3332,13 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\b \x01(\tR\x05state\x12\x1c\n" +
-	"\tworkloads\x18\t \x01(\x04R\tworkloads\"\x17\n" +
+	"\tworkloads\x18\t \x01(\x04R\tworkloads\x12\x16\n" +
+	"\x06health\x18\n" +
+	" \x01(\tR\x06health\x12!\n" +
+	"\fhealth_since\x18\v \x01(\x03R\vhealthSince\x12\x18\n" +
+	"\aprocess\x18\f \x01(\tR\aprocess\x12\x12\n" +
+	"\x04path\x18\r \x01(\tR\x04path\x12\x1c\n" +
+	"\twitnesses\x18\x0e \x03(\tR\twitnesses\"\x17\n" +
 	"\x15ListIdentitiesRequest\"Q\n" +
 	"\x16ListIdentitiesResponse\x127\n" +
 	"\n" +
