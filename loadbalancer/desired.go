@@ -48,7 +48,11 @@ type Desired struct {
 	// given the same address.
 	claims map[datapath.FrontendKey]map[serviceKey]struct{}
 	dirty  map[serviceKey]struct{}
+	// away are the nodes whose backends are to be passed over.
+	away map[nodeKey]struct{}
 }
+
+type nodeKey struct{ cluster, node string }
 
 // NewDesired makes an empty Desired for a cluster.
 func NewDesired(ownCluster string) (*Desired, error) {
@@ -57,7 +61,7 @@ func NewDesired(ownCluster string) (*Desired, error) {
 	}
 	return &Desired{
 		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{},
-		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{},
+		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{}, away: map[nodeKey]struct{}{},
 	}, nil
 }
 
@@ -118,6 +122,66 @@ func (d *Desired) SetCluster(name string, id uint32) {
 			}
 		}
 	}
+}
+
+// Node is a node whose backends are to be chosen, or to be passed over as long
+// as a service has others.
+type Node struct {
+	Cluster, Name string
+	Away          bool
+}
+
+// SetNodes tells which nodes' backends are to be passed over from now on, and
+// which are not any more; all others stay as they are. It looks at every backend
+// once.
+func (d *Desired) SetNodes(nodes []Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	changed := map[nodeKey]struct{}{}
+	for _, n := range nodes {
+		k := nodeKey{n.Cluster, n.Name}
+		if _, away := d.away[k]; away == n.Away {
+			continue
+		}
+		if changed[k] = struct{}{}; n.Away {
+			d.away[k] = struct{}{}
+		} else {
+			delete(d.away, k)
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	d.eachBackend(func(k serviceKey, n nodeKey) {
+		if _, ok := changed[n]; ok {
+			d.dirty[k] = struct{}{}
+		}
+	})
+}
+
+// eachBackend calls fn for every backend of every cluster.
+func (d *Desired) eachBackend(fn func(serviceKey, nodeKey)) {
+	for k, e := range d.entries {
+		for s, slice := range e.slices {
+			for _, b := range slice.GetBackends() {
+				fn(k, nodeKey{s.Cluster, b.GetNode()})
+			}
+		}
+	}
+}
+
+// Serving are the nodes with backends of services that this cluster has, by
+// cluster and name.
+func (d *Desired) Serving() map[[2]string]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := map[[2]string]bool{}
+	d.eachBackend(func(k serviceKey, n nodeKey) {
+		if d.service(d.entries[k]) != nil {
+			out[[2]string{n.cluster, n.node}] = true
+		}
+	})
+	return out
 }
 
 // DeleteCluster forgets a cluster's number.
@@ -214,21 +278,46 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 	return rows
 }
 
-// taking are the backends of a port that take new connections: the active ones,
-// or the terminating ones when nothing active is left.
+// taking are the backends of a port that take new connections: those of the best
+// rank that there is one of.
 func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
-	for _, state := range []keyspacev1.Backend_State{keyspacev1.Backend_STATE_ACTIVE, keyspacev1.Backend_STATE_TERMINATING} {
-		var out []datapath.Backend
-		for _, b := range all {
-			if b.State == state && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
-				out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
-			}
+	best, out := never, []datapath.Backend(nil)
+	for _, b := range all {
+		r := b.rank()
+		if r > best || r == never || b.PortName != p.GetName() || b.Protocol != p.GetProtocol() {
+			continue
 		}
-		if len(out) > 0 {
-			return out
+		if r < best {
+			best, out = r, nil
 		}
+		out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
 	}
-	return nil
+	return out
+}
+
+// Ranks of backends. A service is never left without backends because of what
+// is only believed of nodes: those that nobody reaches are the last, not gone.
+const (
+	ready  = iota // active, on a node that is reached
+	ending        // terminating, on a node that is reached
+	away          // active, on a node that is not reached
+	awayEnding
+	never // quarantined or in maintenance: takes none
+)
+
+// rank is the one place where backends are compared.
+func (b BackendView) rank() int {
+	switch {
+	case b.State == keyspacev1.Backend_STATE_ACTIVE && !b.Away:
+		return ready
+	case b.State == keyspacev1.Backend_STATE_TERMINATING && !b.Away:
+		return ending
+	case b.State == keyspacev1.Backend_STATE_ACTIVE:
+		return away
+	case b.State == keyspacev1.Backend_STATE_TERMINATING:
+		return awayEnding
+	}
+	return never
 }
 
 // names are the keys of all entries with an object of ours, sorted.

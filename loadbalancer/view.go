@@ -31,6 +31,17 @@ type BackendView struct {
 	Node      string
 	Workload  string
 	State     keyspacev1.Backend_State
+	// Away is set while its node is to be passed over.
+	Away bool
+}
+
+// Condition is a backend's state in a word, as it is in effect: an active one on
+// a node that is passed over is quarantined.
+func (b BackendView) Condition() string {
+	if b.Away && b.rank() != never {
+		return StateName(keyspacev1.Backend_STATE_QUARANTINED)
+	}
+	return StateName(b.State)
 }
 
 // StateName is a backend's state in a word: "active".
@@ -87,11 +98,15 @@ func (d *Desired) backends(e *entry, ours *keyspacev1.Service) []BackendView {
 			continue
 		}
 		for _, b := range slice.GetBackends() {
-			out = append(out, portsOf(k.Cluster, id, b)...)
+			_, gone := d.away[nodeKey{k.Cluster, b.GetNode()}]
+			for _, v := range portsOf(k.Cluster, id, b) {
+				v.Away = gone
+				out = append(out, v)
+			}
 		}
 	}
 	slices.SortFunc(out, func(a, b BackendView) int {
-		return cmp.Or(a.compare(b), cmp.Compare(a.State, b.State),
+		return cmp.Or(a.compare(b), cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.State, b.State),
 			strings.Compare(a.Node, b.Node), strings.Compare(a.Workload, b.Workload))
 	})
 	return slices.CompactFunc(out, func(a, b BackendView) bool { return a.compare(b) == 0 })

@@ -88,7 +88,7 @@ func serviceInfo(v loadbalancer.View) *hawserv1.ServiceInfo {
 	for _, b := range v.Backends {
 		info.Backends = append(info.Backends, &hawserv1.FrontendBackend{
 			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
-			Workload: b.Workload, State: loadbalancer.StateName(b.State),
+			Workload: b.Workload, State: b.Condition(),
 		})
 	}
 	return info
