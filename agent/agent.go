@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	gomaps "maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -68,6 +70,8 @@ type Agent struct {
 	endpoints *endpoints
 	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
+	watchman  *watchman
+	tunnel    *net.UDPConn // holds the tunnel's port; answers to probes come there
 	hub       observe.Hub
 
 	ready    chan struct{} // own policies and identities are known
@@ -99,6 +103,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer func() { _ = a.dp.Close() }()
+	if a.tunnel, err = holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort)); err != nil {
+		return err
+	}
+	defer func() { _ = a.tunnel.Close() }()
 	if err := a.openKeyspace(); err != nil {
 		return err
 	}
@@ -162,8 +170,10 @@ func (a *Agent) openKeyspace() error {
 	a.publisher = &publisher{
 		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
-		enforced: a.enforcedRevisions,
+		enforced: a.enforcedRevisions, tell: make(chan struct{}, 1),
 	}
+	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.publisher.wakeStatus, a.log)
+	a.publisher.paths = a.watchman.reports
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
@@ -216,7 +226,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	if err != nil {
 		return err
 	}
-	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb)
+	a.view = newView(liveness.NodeID{Cluster: a.cfg.Cluster, Node: a.cfg.Node}, a.space, a.log, a.tables, engine, ips, lb)
 	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
@@ -264,6 +274,7 @@ func (a *Agent) makeStores() error {
 		a.index.Apply(b)
 		a.view.apply(b)
 		told(b)
+		a.watchman.local(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err
@@ -302,11 +313,6 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
-	if err != nil {
-		return err
-	}
-	defer port.Close()
 	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
 	if err != nil {
 		return err
@@ -336,6 +342,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
+	g.Go(func() error { return a.watchman.run(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })

@@ -151,6 +151,11 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 	return row
 }
 
+// ListPaths implements hawserv1.NodeServer.
+func (s *service) ListPaths(context.Context, *hawserv1.ListPathsRequest) (*hawserv1.ListPathsResponse, error) {
+	return &hawserv1.ListPathsResponse{Paths: s.a.watchman.paths()}, nil
+}
+
 // ListRules implements hawserv1.NodeServer.
 func (s *service) ListRules(_ context.Context, q *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
 	sets := map[uint32]bool{}
@@ -252,6 +257,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
+	r.Problems = append(r.Problems, a.watchman.problems()...)
 	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
 			Object: "identities", Problem: p,

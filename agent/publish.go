@@ -14,6 +14,7 @@ import (
 	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/version"
@@ -40,6 +41,8 @@ type publisher struct {
 	slices    map[serviceName][]kvstore.Key // stored for each service
 	changed   chan struct{}
 	enforced  func() map[string]int64 // NodeStatus.enforced
+	paths     func() []*keyspacev1.PathReport
+	tell      chan struct{} // the status is to be told now
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -85,6 +88,7 @@ func (p *publisher) announceNode() error {
 		PodCidrs:      []string{p.cfg.PodCIDR.String()},
 		TunnelAddress: p.cfg.NodeAddress.String(),
 		Mtu:           uint32(p.mtu), BootId: boot, Zone: p.cfg.Zone, Region: p.cfg.Region, Version: version.String(),
+		Capabilities: []string{liveness.Capability},
 	}
 	vtep := &keyspacev1.VTEP{
 		Prefix: p.cfg.PodCIDR.String(), TunnelAddress: p.cfg.NodeAddress.String(), Node: p.cfg.Node,
@@ -174,7 +178,17 @@ func (p *publisher) run(ctx context.Context, at func() history) error {
 			}
 		case <-tick.C:
 			p.publishStatus(at())
+		case <-p.tell:
+			p.publishStatus(at())
 		}
+	}
+}
+
+// wakeStatus has the status published soon; it does not block.
+func (p *publisher) wakeStatus() {
+	select {
+	case p.tell <- struct{}{}:
+	default:
 	}
 }
 
@@ -227,7 +241,7 @@ func (p *publisher) publishStatus(at history) {
 		delete(seen, string(kvstore.KindIdentity))
 	}
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
-		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
+		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(), Paths: p.paths(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

@@ -47,6 +47,17 @@ func (s *Server) mergeServices(ctx context.Context) (*loadbalancer.Desired, erro
 			return nil, err
 		}
 	}
+	health, err := s.health(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var away []loadbalancer.Node
+	for node, h := range health {
+		if h.GetState() == keyspacev1.NodeHealth_STATE_DEAD {
+			away = append(away, loadbalancer.Node{Cluster: node[0], Name: node[1], Away: true})
+		}
+	}
+	merged.SetNodes(away)
 	return merged, s.mergeFrom(ctx, merged, kvstore.Local, s.cfg.Cluster)
 }
 

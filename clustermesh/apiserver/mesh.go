@@ -106,13 +106,22 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 	if err != nil {
 		return nil, apiError(err)
 	}
+	health, err := s.health(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
 	r := &hawserv1.MeshStatusResponse{Cluster: s.cfg.Cluster, Peers: peers}
 	for _, p := range r.GetPeers() {
 		nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, p.GetName(), kvstore.KindNode)
 		if err != nil {
 			return nil, apiError(err)
 		}
-		p.NodesTotal = uint32(len(nodes))
+		p.NodesTotal, p.NodesUnreachable = uint32(len(nodes)), s.watchman.unreached(p.GetName())
+		for _, n := range nodes {
+			if h := health[[2]string{p.GetName(), n.msg.GetName()}]; h == nil || h.GetState() == keyspacev1.NodeHealth_STATE_ALIVE {
+				p.NodesAlive++
+			}
+		}
 	}
 	return r, nil
 }
@@ -143,6 +152,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(r.Problems, s.refusedProblems()...)
+	r.Problems = append(r.Problems, s.watchman.problems()...)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)

@@ -42,6 +42,7 @@ type Server struct {
 	incarnation string
 	mesh        *federation.Manager
 	enrol       *enrol.Service
+	watchman    *watchman
 	reopen      chan *errReopen // capacity 1
 	unwanted    refusals        // clusters of a shared etcd
 
@@ -108,6 +109,7 @@ func (s *Server) open(ctx context.Context) error {
 	s.enrol = enrol.NewService(enrol.Deps{
 		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
 	})
+	s.watchman = newWatchman(s)
 	return s.openPort(ctx)
 }
 
@@ -151,6 +153,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g.Go(func() error { return s.keepMarkers(ctx) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
+	g.Go(func() error { return s.watchman.run(ctx) })
 	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
 		defer stopAPI(api)

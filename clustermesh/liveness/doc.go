@@ -13,6 +13,12 @@
 // means (package loadbalancer), and where records are kept.
 package liveness
 
+import (
+	"strings"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+)
+
 // NodeID names a node of the mesh.
 type NodeID struct{ Cluster, Node string }
 
@@ -54,4 +60,12 @@ func ParseWitness(s string) Witness {
 		}
 	}
 	return Unknown
+}
+
+// StateName is a health state in words: "agent down"; empty when it is unknown.
+func StateName(s keyspacev1.NodeHealth_State) string {
+	if s == keyspacev1.NodeHealth_STATE_UNKNOWN {
+		return ""
+	}
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(s.String(), "STATE_")), "_", " ")
 }

@@ -79,12 +79,15 @@ func (p *Probes) Assume(down []PathChange) {
 }
 
 func (p *Probes) assumeLocked() {
-	var changed []PathChange
+	var changed, later []PathChange
 	for _, a := range p.assume {
 		if c, ok := p.prober.Assume(a.NodeID, a.Since); ok {
 			changed = append(changed, c)
+		} else {
+			later = append(later, a)
 		}
 	}
+	p.assume = later
 	p.tell(changed)
 }
 

@@ -1051,26 +1051,27 @@ func (x *MeshStatusResponse) GetPeers() []*PeerStatus {
 }
 
 type PeerStatus struct {
-	state                protoimpl.MessageState `protogen:"open.v1"`
-	Name                 string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	ClusterId            uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	State                string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost
-	Since                int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // Unix ns
-	DialledBy            string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // us or them
-	Address              string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	LagEvents            int64                  `protobuf:"varint,7,opt,name=lag_events,json=lagEvents,proto3" json:"lag_events,omitempty"` // events of the peer not yet applied here
-	LagSeconds           float64                `protobuf:"fixed64,8,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
-	LagP50Seconds        float64                `protobuf:"fixed64,9,opt,name=lag_p50_seconds,json=lagP50Seconds,proto3" json:"lag_p50_seconds,omitempty"`
-	LagP99Seconds        float64                `protobuf:"fixed64,10,opt,name=lag_p99_seconds,json=lagP99Seconds,proto3" json:"lag_p99_seconds,omitempty"`
-	Keys                 uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`
-	KeysByKind           map[string]uint64      `protobuf:"bytes,12,rep,name=keys_by_kind,json=keysByKind,proto3" json:"keys_by_kind,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Refused              map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reason -> count
-	NodesAlive           uint32                 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
-	NodesTotal           uint32                 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
-	Data                 string                 `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale
-	CertificateExpiresAt int64                  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
-	PositionIncarnation  string                 `protobuf:"bytes,18,opt,name=position_incarnation,json=positionIncarnation,proto3" json:"position_incarnation,omitempty"`
-	PositionRevision     int64                  `protobuf:"varint,19,opt,name=position_revision,json=positionRevision,proto3" json:"position_revision,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // Unix ns
+	DialledBy     string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // us or them
+	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	LagEvents     int64                  `protobuf:"varint,7,opt,name=lag_events,json=lagEvents,proto3" json:"lag_events,omitempty"` // events of the peer not yet applied here
+	LagSeconds    float64                `protobuf:"fixed64,8,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
+	LagP50Seconds float64                `protobuf:"fixed64,9,opt,name=lag_p50_seconds,json=lagP50Seconds,proto3" json:"lag_p50_seconds,omitempty"`
+	LagP99Seconds float64                `protobuf:"fixed64,10,opt,name=lag_p99_seconds,json=lagP99Seconds,proto3" json:"lag_p99_seconds,omitempty"`
+	Keys          uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`
+	KeysByKind    map[string]uint64      `protobuf:"bytes,12,rep,name=keys_by_kind,json=keysByKind,proto3" json:"keys_by_kind,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reason -> count
+	// Nodes of which their cluster says nothing else.
+	NodesAlive           uint32 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
+	NodesTotal           uint32 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
+	Data                 string `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale
+	CertificateExpiresAt int64  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	PositionIncarnation  string `protobuf:"bytes,18,opt,name=position_incarnation,json=positionIncarnation,proto3" json:"position_incarnation,omitempty"`
+	PositionRevision     int64  `protobuf:"varint,19,opt,name=position_revision,json=positionRevision,proto3" json:"position_revision,omitempty"`
 	// Since the API server started.
 	SnapshotsReceived uint64   `protobuf:"varint,20,opt,name=snapshots_received,json=snapshotsReceived,proto3" json:"snapshots_received,omitempty"`
 	ResumesReceived   uint64   `protobuf:"varint,21,opt,name=resumes_received,json=resumesReceived,proto3" json:"resumes_received,omitempty"`
@@ -1082,8 +1083,10 @@ type PeerStatus struct {
 	LastError         string   `protobuf:"bytes,27,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	LastSync          string   `protobuf:"bytes,28,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // "resume", "snapshot (reason)"
 	SyncedKinds       []string `protobuf:"bytes,29,rep,name=synced_kinds,json=syncedKinds,proto3" json:"synced_kinds,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Nodes that some of our nodes probe and none reaches.
+	NodesUnreachable uint32 `protobuf:"varint,30,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -1317,6 +1320,13 @@ func (x *PeerStatus) GetSyncedKinds() []string {
 		return x.SyncedKinds
 	}
 	return nil
+}
+
+func (x *PeerStatus) GetNodesUnreachable() uint32 {
+	if x != nil {
+		return x.NodesUnreachable
+	}
+	return 0
 }
 
 type MeshDiffRequest struct {
@@ -3247,7 +3257,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xaa\t\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xd7\t\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -3287,7 +3297,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\x1b \x01(\tR\tlastError\x12\x1b\n" +
 	"\tlast_sync\x18\x1c \x01(\tR\blastSync\x12!\n" +
-	"\fsynced_kinds\x18\x1d \x03(\tR\vsyncedKinds\x1a=\n" +
+	"\fsynced_kinds\x18\x1d \x03(\tR\vsyncedKinds\x12+\n" +
+	"\x11nodes_unreachable\x18\x1e \x01(\rR\x10nodesUnreachable\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
