@@ -17,6 +17,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
+	"github.com/hawser-mesh/hawser/loadbalancer"
 )
 
 // retargetEvery bounds how often it is decided anew whom to probe.
@@ -202,7 +203,7 @@ func (w *watchman) paths() (out []*hawserv1.NodePath) {
 	for _, r := range w.table.Rows() {
 		row := &hawserv1.NodePath{
 			Cluster: r.Cluster, Node: r.Node, Process: r.Process.String(), Health: liveness.StateName(r.Health),
-			Chosen: r.Chosen, Why: r.Why,
+			Chosen: r.Chosen, Why: r.Why, PassedOver: r.PassedOver,
 		}
 		if r.Addr.IsValid() {
 			row.Address = r.Addr.String()
@@ -264,6 +265,18 @@ func (v *view) liveness(c store.Change) {
 			v.alive.DeletePeer(c.Key.Names[0])
 		}
 	}
+}
+
+// standing is what it means for a node's backends why they are not chosen. Where
+// only the path is down, the flows that are there may live on: it may return.
+func standing(why string) loadbalancer.Standing {
+	switch why {
+	case "":
+		return loadbalancer.Reached
+	case liveness.WhyPath:
+		return loadbalancer.Away
+	}
+	return loadbalancer.Gone
 }
 
 // takeMoved reports whether nodes or backends have changed since the last call.

@@ -26,7 +26,12 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		maps:      &hawserv1.ListMapsResponse{Maps: []*hawserv1.Map{{Name: "ct", Entries: 25, MaxEntries: 100}, {Name: "nodes", Type: "Array", Entries: 4, MaxEntries: 4}}},
 		endpoints: &hawserv1.ListEndpointsResponse{Endpoints: []*hawserv1.Endpoint{{State: stateReady}, {State: stateReady}}},
 		ipcache:   &hawserv1.ListIPCacheResponse{Entries: []*hawserv1.IPCacheEntry{{Cluster: "west"}, {}}},
-		complete:  true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
+		paths: []*hawserv1.NodePath{
+			{Cluster: "west", Node: "w1", Path: "up", RttSeconds: 0.001, Sent: 9, Answered: 8, Chosen: true},
+			{Cluster: "west", Node: "w2", Path: "returning", Why: "path down"}, {Cluster: "west", Node: "w3", Why: "dead"},
+		},
+		watch:    watchCounters{forged: 4, gossipRefused: 6, paused: time.Second},
+		complete: true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
 	}
 	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler)))
@@ -39,6 +44,9 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_forward_packets_total{direction="ingress",program="from_pod"}`:                    10,
 		`hawser_drop_packets_total{direction="egress",program="from_pod",reason="policy denied"}`: 3,
 		`hawser_map_pressure_ratio{map="ct"}`:                                                     0.25, `hawser_endpoints{state="ready"}`: 2, `hawser_ipcache_entries{target_cluster="west"}`: 1,
+		`hawser_path_up{target_cluster="west",target_node="w1"}`: 1, `hawser_path_up{target_cluster="west",target_node="w2"}`: 0,
+		`hawser_path_answers_total{target_cluster="west",target_node="w1"}`: 8, `hawser_path_refused_total`: 4, `hawser_gossip_refused_total`: 6,
+		`hawser_path_paused_seconds_total`: 1, `hawser_nodes_passed_over{target_cluster="west",why="dead"}`: 1,
 		`hawser_mesh_complete`: 1, `hawser_certificate_expiry_timestamp_seconds{certificate="node"}`: 5,
 	} {
 		if got[sample] != want {

@@ -117,9 +117,9 @@ func (v *view) publish() {
 	v.ips.Publish(v.tables.IPCache, v.tables.Nodes)
 	v.rollout.note(v.tables.RuleSets.Revision(), v.tables.IPCache.Revision())
 	var nodes []loadbalancer.Node
-	for id, chosen := range v.alive.Changes() {
-		nodes = append(nodes, loadbalancer.Node{Cluster: id.Cluster, Name: id.Node, Away: !chosen})
-		v.log.Info("backends of a node", "node", id, "chosen", chosen)
+	for id, why := range v.alive.Changes() {
+		nodes = append(nodes, loadbalancer.Node{Cluster: id.Cluster, Name: id.Node, Standing: standing(why)})
+		v.log.Info("backends of a node", "of", id, "chosen", why == "", "why", why)
 	}
 	v.lb.SetNodes(nodes)
 	v.lb.Publish(v.tables.Frontends)

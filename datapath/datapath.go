@@ -197,6 +197,8 @@ type FrontendKey struct {
 type Frontend struct {
 	Service  uint32 // global service id
 	Backends []Backend
+	// Keeping are backends that keep their flows and take no new ones.
+	Keeping []Backend
 }
 
 // Backend is one address that serves a frontend.
@@ -208,7 +210,7 @@ type Backend struct {
 
 // Equal reports whether two rows are the same.
 func (f Frontend) Equal(o Frontend) bool {
-	return f.Service == o.Service && slices.Equal(f.Backends, o.Backends)
+	return f.Service == o.Service && slices.Equal(f.Backends, o.Backends) && slices.Equal(f.Keeping, o.Keeping)
 }
 
 // Event is a decoded event of the programs: a drop, or a verdict of a new flow.

@@ -48,8 +48,8 @@ type Desired struct {
 	// given the same address.
 	claims map[datapath.FrontendKey]map[serviceKey]struct{}
 	dirty  map[serviceKey]struct{}
-	// away are the nodes whose backends are to be passed over.
-	away map[nodeKey]struct{}
+	// passed are the nodes whose backends are to be passed over.
+	passed map[nodeKey]Standing
 }
 
 type nodeKey struct{ cluster, node string }
@@ -61,7 +61,7 @@ func NewDesired(ownCluster string) (*Desired, error) {
 	}
 	return &Desired{
 		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{},
-		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{}, away: map[nodeKey]struct{}{},
+		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{}, passed: map[nodeKey]Standing{},
 	}, nil
 }
 
@@ -124,29 +124,38 @@ func (d *Desired) SetCluster(name string, id uint32) {
 	}
 }
 
-// Node is a node whose backends are to be chosen, or to be passed over as long
-// as a service has others.
+// Standing is how a node's backends are to be treated.
+type Standing uint8
+
+// Standings of nodes. Whatever it is, a service whose backends are all passed
+// over has them all.
+const (
+	Reached Standing = iota // as any other
+	Away                    // passed over; flows that they have go on
+	Gone                    // passed over; flows that they have are over
+)
+
+// Node is a node with its standing.
 type Node struct {
 	Cluster, Name string
-	Away          bool
+	Standing      Standing
 }
 
-// SetNodes tells which nodes' backends are to be passed over from now on, and
-// which are not any more; all others stay as they are. It looks at every backend
-// once.
+// SetNodes tells how these nodes' backends are to be treated from now on; all
+// others stay as they are. It looks at every backend once.
 func (d *Desired) SetNodes(nodes []Node) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	changed := map[nodeKey]struct{}{}
 	for _, n := range nodes {
 		k := nodeKey{n.Cluster, n.Name}
-		if _, away := d.away[k]; away == n.Away {
+		if d.passed[k] == n.Standing {
 			continue
 		}
-		if changed[k] = struct{}{}; n.Away {
-			d.away[k] = struct{}{}
+		if changed[k] = struct{}{}; n.Standing == Reached {
+			delete(d.passed, k)
 		} else {
-			delete(d.away, k)
+			d.passed[k] = n.Standing
 		}
 	}
 	if len(changed) == 0 {
@@ -272,7 +281,8 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taking(all, p)}
+			taken := taking(all, p)
+			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taken, Keeping: keeping(all, p, taken)}
 		}
 	}
 	return rows
@@ -290,9 +300,31 @@ func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
 		if r < best {
 			best, out = r, nil
 		}
-		out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
+		out = append(out, b.row())
 	}
 	return out
+}
+
+// keeping are the backends of a port that keep the flows that they have, and are
+// not among those taken.
+func keeping(all []BackendView, p *keyspacev1.ServicePort, taken []datapath.Backend) (out []datapath.Backend) {
+	for _, b := range all {
+		if b.PortName == p.GetName() && b.Protocol == p.GetProtocol() && b.keeps() && !slices.Contains(taken, b.row()) {
+			out = append(out, b.row())
+		}
+	}
+	return out
+}
+
+func (b BackendView) row() datapath.Backend {
+	return datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID}
+}
+
+// keeps reports whether a backend that takes no new flows keeps those it has.
+// Those of a node that is gone are better told at once: their next packet goes
+// to another backend, which resets them.
+func (b BackendView) keeps() bool {
+	return b.Standing != Gone && b.rank() != never
 }
 
 // Ranks of backends. A service is never left without backends because of what
@@ -300,22 +332,22 @@ func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
 const (
 	ready  = iota // active, on a node that is reached
 	ending        // terminating, on a node that is reached
-	away          // active, on a node that is not reached
-	awayEnding
+	passed        // active, on a node that is not reached
+	passedEnding
 	never // quarantined or in maintenance: takes none
 )
 
 // rank is the one place where backends are compared.
 func (b BackendView) rank() int {
 	switch {
-	case b.State == keyspacev1.Backend_STATE_ACTIVE && !b.Away:
+	case b.State == keyspacev1.Backend_STATE_ACTIVE && b.Standing == Reached:
 		return ready
-	case b.State == keyspacev1.Backend_STATE_TERMINATING && !b.Away:
+	case b.State == keyspacev1.Backend_STATE_TERMINATING && b.Standing == Reached:
 		return ending
 	case b.State == keyspacev1.Backend_STATE_ACTIVE:
-		return away
+		return passed
 	case b.State == keyspacev1.Backend_STATE_TERMINATING:
-		return awayEnding
+		return passedEnding
 	}
 	return never
 }

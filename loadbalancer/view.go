@@ -31,14 +31,13 @@ type BackendView struct {
 	Node      string
 	Workload  string
 	State     keyspacev1.Backend_State
-	// Away is set while its node is to be passed over.
-	Away bool
+	Standing  Standing // of its node
 }
 
 // Condition is a backend's state in a word, as it is in effect: an active one on
 // a node that is passed over is quarantined.
 func (b BackendView) Condition() string {
-	if b.Away && b.rank() != never {
+	if b.Standing != Reached && b.rank() != never {
 		return StateName(keyspacev1.Backend_STATE_QUARANTINED)
 	}
 	return StateName(b.State)
@@ -98,9 +97,9 @@ func (d *Desired) backends(e *entry, ours *keyspacev1.Service) []BackendView {
 			continue
 		}
 		for _, b := range slice.GetBackends() {
-			_, gone := d.away[nodeKey{k.Cluster, b.GetNode()}]
+			standing := d.passed[nodeKey{k.Cluster, b.GetNode()}]
 			for _, v := range portsOf(k.Cluster, id, b) {
-				v.Away = gone
+				v.Standing = standing
 				out = append(out, v)
 			}
 		}

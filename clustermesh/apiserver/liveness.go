@@ -315,23 +315,18 @@ func (w *watchman) problems() (out []*hawserv1.Problem) {
 	return out
 }
 
-// unreached are the nodes of a cluster that some of our agents probe and none
-// reaches.
-func (w *watchman) unreached(cluster string) (n uint32) {
+// reached are the nodes that some of our agents probe, and whether any reaches
+// them.
+func (w *watchman) reached() map[liveness.NodeID]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	reached := map[string]bool{}
+	out := map[liveness.NodeID]bool{}
 	for prober, paths := range w.reports {
 		for _, p := range paths {
-			if p.GetCluster() == cluster && w.present[prober] {
-				reached[p.GetNode()] = reached[p.GetNode()] || p.GetUp()
+			if id := (liveness.NodeID{Cluster: p.GetCluster(), Node: p.GetNode()}); w.present[prober] {
+				out[id] = out[id] || p.GetUp()
 			}
 		}
 	}
-	for _, up := range reached {
-		if !up {
-			n++
-		}
-	}
-	return n
+	return out
 }

@@ -51,13 +51,18 @@ func (s *Server) mergeServices(ctx context.Context) (*loadbalancer.Desired, erro
 	if err != nil {
 		return nil, err
 	}
-	var away []loadbalancer.Node
+	var passed []loadbalancer.Node
 	for node, h := range health {
 		if h.GetState() == keyspacev1.NodeHealth_STATE_DEAD {
-			away = append(away, loadbalancer.Node{Cluster: node[0], Name: node[1], Away: true})
+			passed = append(passed, loadbalancer.Node{Cluster: node[0], Name: node[1], Standing: loadbalancer.Gone})
 		}
 	}
-	merged.SetNodes(away)
+	for node, reached := range s.watchman.reached() {
+		if !reached {
+			passed = append(passed, loadbalancer.Node{Cluster: node.Cluster, Name: node.Node, Standing: loadbalancer.Away})
+		}
+	}
+	merged.SetNodes(passed)
 	return merged, s.mergeFrom(ctx, merged, kvstore.Local, s.cfg.Cluster)
 }
 

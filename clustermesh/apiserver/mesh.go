@@ -13,6 +13,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -110,14 +111,18 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 	if err != nil {
 		return nil, apiError(err)
 	}
+	reached := s.watchman.reached()
 	r := &hawserv1.MeshStatusResponse{Cluster: s.cfg.Cluster, Peers: peers}
 	for _, p := range r.GetPeers() {
 		nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, p.GetName(), kvstore.KindNode)
 		if err != nil {
 			return nil, apiError(err)
 		}
-		p.NodesTotal, p.NodesUnreachable = uint32(len(nodes)), s.watchman.unreached(p.GetName())
+		p.NodesTotal = uint32(len(nodes))
 		for _, n := range nodes {
+			if up, probed := reached[liveness.NodeID{Cluster: p.GetName(), Node: n.msg.GetName()}]; probed && !up {
+				p.NodesUnreachable++
+			}
 			if h := health[[2]string{p.GetName(), n.msg.GetName()}]; h == nil || h.GetState() == keyspacev1.NodeHealth_STATE_ALIVE {
 				p.NodesAlive++
 			}

@@ -25,6 +25,8 @@ type Row struct {
 	// Why it is not.
 	Chosen bool
 	Why    string
+	// PassedOver is how often it ceased to be chosen.
+	PassedOver uint64
 }
 
 // Reasons why backends of a node are not chosen.
@@ -46,7 +48,7 @@ type Table struct {
 	// peers are the clusters with a PeerView: whether their stream is up.
 	peers map[string]bool
 	dirty bool
-	out   map[NodeID]struct{} // as last returned by Changes
+	out   map[NodeID]string // as last returned by Changes
 }
 
 type row struct {
@@ -59,7 +61,7 @@ type row struct {
 
 // NewTable makes an empty table for a node.
 func NewTable(self NodeID) *Table {
-	return &Table{self: self, nodes: map[NodeID]*row{}, peers: map[string]bool{}, out: map[NodeID]struct{}{}}
+	return &Table{self: self, nodes: map[NodeID]*row{}, peers: map[string]bool{}, out: map[NodeID]string{}}
 }
 
 // edit changes a row and drops it when nothing is known of the node any more.
@@ -215,28 +217,31 @@ func (t *Table) Rows() []Row {
 	return out
 }
 
-// Changes are the nodes whose backends are chosen now and were not at the last
-// call (true), or the other way round (false).
-func (t *Table) Changes() map[NodeID]bool {
+// Changes are the nodes that stand otherwise than at the last call: why their
+// backends are not chosen, "" when they are again.
+func (t *Table) Changes() map[NodeID]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.dirty {
 		return nil
 	}
 	t.dirty = false
-	changes, clusters := map[NodeID]bool{}, t.clusters()
-	out := map[NodeID]struct{}{}
+	changes, clusters := map[NodeID]string{}, t.clusters()
+	out := map[NodeID]string{}
 	for id, r := range t.nodes {
-		if t.judge(r, clusters[id.Cluster]) != "" {
-			out[id] = struct{}{}
-			if _, was := t.out[id]; !was {
-				changes[id] = false
+		if why := t.judge(r, clusters[id.Cluster]); why != "" {
+			out[id] = why
+			if t.out[id] == "" {
+				r.PassedOver++
+			}
+			if t.out[id] != why {
+				changes[id] = why
 			}
 		}
 	}
 	for id := range t.out {
-		if _, is := out[id]; !is {
-			changes[id] = true
+		if out[id] == "" {
+			changes[id] = ""
 		}
 	}
 	t.out = out

@@ -71,7 +71,7 @@ func TestWhoIsChosen(t *testing.T) {
 				t.Errorf("%s, node of %s: %q, want %q", name, cluster, row.Why, want)
 			}
 			changes := table.Changes()
-			if chosen, said := changes[x.NodeID]; said == (want == "") || chosen {
+			if changes[x.NodeID] != want || len(changes) > 1 {
 				t.Errorf("%s, node of %s: changes %v", name, cluster, changes)
 			}
 			if again := table.Changes(); len(again) != 0 {
@@ -139,7 +139,7 @@ func TestClusterThatBuriesTheLiving(t *testing.T) {
 	}
 	table.SetPath(PathChange{node("west", 0).NodeID, PathUp, time.Now()})
 	changes := table.Changes()
-	if len(changes) != 3 || !changes[node("west", 2).NodeID] {
+	if why, said := changes[node("west", 2).NodeID]; len(changes) != 3 || !said || why != "" {
 		t.Errorf("one of the dead answers, and changed: %v", changes)
 	}
 }
@@ -151,8 +151,8 @@ func TestHealthOfAnotherCluster(t *testing.T) {
 	ours := node("east", 1)
 	table.SetNode(ours.NodeID, ours.Addr, true)
 	table.SetHealth(NodeID{"west", ours.Node}, health(dead))
-	if c := table.Changes(); len(c) != 1 || c[ours.NodeID] {
-		t.Errorf("changes %v", c)
+	if _, said := table.Changes()[ours.NodeID]; said {
+		t.Error("a peer changed how our node stands")
 	}
 	for _, r := range table.Rows() {
 		if r.NodeID == ours.NodeID && !r.Chosen {
@@ -167,7 +167,7 @@ func TestTableProperties(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		self := node("east", 0).NodeID
-		table, said := NewTable(self), map[NodeID]bool{}
+		table, said := NewTable(self), map[NodeID]string{}
 		paths := map[NodeID]Path{}
 		for range 300 {
 			id := node([]string{"east", "west", "north"}[r.IntN(3)], r.IntN(5))
@@ -189,24 +189,24 @@ func TestTableProperties(t *testing.T) {
 			if r.IntN(3) > 0 {
 				continue
 			}
-			for n, chosen := range table.Changes() {
-				if said[n] != chosen {
+			for n, why := range table.Changes() {
+				if said[n] == why {
 					t.Fatalf("seed %d: %s changed to what it was", seed, n)
 				}
-				if said[n] = !chosen; chosen {
+				if said[n] = why; why == "" {
 					delete(said, n)
 				}
 			}
-			rows := map[NodeID]bool{}
+			rows := map[NodeID]string{}
 			for _, row := range table.Rows() {
 				if !row.Chosen {
-					rows[row.NodeID] = true
+					rows[row.NodeID] = row.Why
 				}
 				if paths[row.NodeID] == PathUp && !row.Chosen {
 					t.Fatalf("seed %d: %s answers and is not chosen", seed, row.NodeID)
 				}
 			}
-			if said[self] || !maps.Equal(said, rows) {
+			if said[self] != "" || !maps.Equal(said, rows) {
 				t.Fatalf("seed %d: told %v, rows %v", seed, said, rows)
 			}
 		}

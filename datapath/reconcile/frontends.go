@@ -5,6 +5,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -26,7 +27,7 @@ type frontends struct {
 
 	numbers *numbering[maps.FrontendKey]
 	ids     *numbering[maps.Backend]
-	used    map[maps.Backend]int // by how many wanted slots
+	used    map[maps.Backend]int // by how many wanted rows
 	adopted bool                 // unknown leftovers may use backends
 }
 
@@ -63,11 +64,20 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	}
 	moved := false
 	for i, b := range row.Backends {
-		changed, err := s.putSlot(maps.SlotKey{Frontend: number, Slot: uint32(i)}, maps.EncodeBackend(b))
+		id, err := s.putBackend(maps.EncodeBackend(b))
+		if err != nil {
+			return err
+		}
+		changed, err := s.slots.set(maps.SlotKey{Frontend: number, Slot: uint32(i)}, id)
 		if err != nil {
 			return err
 		}
 		moved = moved || changed
+	}
+	for _, b := range row.Keeping {
+		if _, err := s.putBackend(maps.EncodeBackend(b)); err != nil {
+			return err
+		}
 	}
 	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends))}
 	before := s.services.have[key].Count
@@ -94,15 +104,11 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	return nil
 }
 
-func (s *frontends) putSlot(k maps.SlotKey, b maps.Backend) (bool, error) {
-	id, err := s.ids.of(b)
-	if err != nil {
-		return false, err
+func (s *frontends) putBackend(b maps.Backend) (id uint32, err error) {
+	if id, err = s.ids.of(b); err == nil {
+		_, err = s.backends.set(id, b)
 	}
-	if _, err := s.backends.set(id, b); err != nil {
-		return false, err
-	}
-	return s.slots.set(k, id)
+	return id, err
 }
 
 // trim deletes the slots from count on and the backends that nothing uses.
@@ -115,32 +121,38 @@ func (s *frontends) trim(number, count, before uint32, old *datapath.Frontend) e
 	if old == nil {
 		return nil
 	}
-	for _, b := range old.Backends {
-		if err := s.dropBackend(maps.EncodeBackend(b)); err != nil {
+	gone := false
+	for _, b := range slices.Concat(old.Backends, old.Keeping) {
+		dropped, err := s.dropBackend(maps.EncodeBackend(b))
+		if err != nil {
 			return err
 		}
+		gone = gone || dropped
 	}
-	return nil
+	if !gone {
+		return nil
+	}
+	return bump(s.epochs, number) // a flow may have been found alive meanwhile
 }
 
-func (s *frontends) dropBackend(b maps.Backend) error {
+func (s *frontends) dropBackend(b maps.Backend) (dropped bool, err error) {
 	id, ok := s.ids.numbers[b]
 	if !ok || s.used[b] > 0 {
-		return nil
+		return false, nil
 	}
 	if s.adopted {
 		delete(s.backends.want, id) // the first prune takes it
-		return nil
+		return false, nil
 	}
 	if _, err := s.backends.del(id); err != nil {
-		return err
+		return false, err
 	}
 	s.ids.release(b)
-	return nil
+	return true, nil
 }
 
 func (s *frontends) count(row datapath.Frontend, by int) {
-	for _, b := range row.Backends {
+	for _, b := range slices.Concat(row.Backends, row.Keeping) {
 		key := maps.EncodeBackend(b)
 		s.used[key] += by
 		if s.used[key] == 0 {

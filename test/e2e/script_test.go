@@ -27,6 +27,8 @@ type script struct {
 	loads   map[string]*loadRun
 	streams map[string]*openStream
 	asking  *asking
+
+	requests *requests
 	// events of the lab, and how many there were when the script began
 	events       *events
 	eventsBefore int

@@ -1887,10 +1887,11 @@ type NodePath struct {
 	RttSeconds    float64                `protobuf:"fixed64,6,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"` // of the newest answer, 0: none
 	Sent          uint64                 `protobuf:"varint,7,opt,name=sent,proto3" json:"sent,omitempty"`
 	Answered      uint64                 `protobuf:"varint,8,opt,name=answered,proto3" json:"answered,omitempty"`
-	Process       string                 `protobuf:"bytes,9,opt,name=process,proto3" json:"process,omitempty"` // up, down or unknown
-	Health        string                 `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`  // as its own cluster judges
-	Chosen        bool                   `protobuf:"varint,11,opt,name=chosen,proto3" json:"chosen,omitempty"` // backends on it take new connections of this node
-	Why           string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`        // it is not chosen
+	Process       string                 `protobuf:"bytes,9,opt,name=process,proto3" json:"process,omitempty"`                           // up, down or unknown
+	Health        string                 `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`                            // as its own cluster judges
+	Chosen        bool                   `protobuf:"varint,11,opt,name=chosen,proto3" json:"chosen,omitempty"`                           // backends on it take new connections of this node
+	Why           string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`                                  // it is not chosen
+	PassedOver    uint64                 `protobuf:"varint,13,opt,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"` // how often that began, since the agent started
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2007,6 +2008,13 @@ func (x *NodePath) GetWhy() string {
 		return x.Why
 	}
 	return ""
+}
+
+func (x *NodePath) GetPassedOver() uint64 {
+	if x != nil {
+		return x.PassedOver
+	}
+	return 0
 }
 
 type ListRulesRequest struct {
@@ -2657,7 +2665,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x05state\x18\x06 \x01(\tR\x05state\"\x12\n" +
 	"\x10ListPathsRequest\">\n" +
 	"\x11ListPathsResponse\x12)\n" +
-	"\x05paths\x18\x01 \x03(\v2\x13.hawser.v1.NodePathR\x05paths\"\xa9\x02\n" +
+	"\x05paths\x18\x01 \x03(\v2\x13.hawser.v1.NodePathR\x05paths\"\xca\x02\n" +
 	"\bNodePath\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2672,7 +2680,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06health\x18\n" +
 	" \x01(\tR\x06health\x12\x16\n" +
 	"\x06chosen\x18\v \x01(\bR\x06chosen\x12\x10\n" +
-	"\x03why\x18\f \x01(\tR\x03why\"3\n" +
+	"\x03why\x18\f \x01(\tR\x03why\x12\x1f\n" +
+	"\vpassed_over\x18\r \x01(\x04R\n" +
+	"passedOver\"3\n" +
 	"\x10ListRulesRequest\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
