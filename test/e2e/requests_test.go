@@ -31,13 +31,14 @@ type requests struct {
 	out, stderr bytes.Buffer
 }
 
-// cmdRequests is `requests start FROM ADDRESS tcp/PORT`: 500 requests a second;
+// cmdRequests is `requests start FROM ADDRESS tcp/PORT [LATE]`: 500 requests a
+// second, of which those that take longer than LATE have failed, too;
 // `requests fault`: now something is broken; `requests stop`: none has failed;
 // `requests stop TIME`: some have failed, and none of those that began TIME after
 // the fault or later.
 func cmdRequests(s *script, args []string) (string, error) {
 	switch {
-	case len(args) == 4 && args[0] == "start" && s.requests == nil:
+	case (len(args) == 4 || len(args) == 5) && args[0] == "start" && s.requests == nil:
 		return "", s.startRequests(args[1:])
 	case len(args) == 1 && args[0] == "fault" && s.requests != nil:
 		s.requests.fault = time.Now()
@@ -52,11 +53,15 @@ func cmdRequests(s *script, args []string) (string, error) {
 		}
 		return s.stopRequests(within)
 	}
-	return "", usage("requests start FROM ADDRESS tcp/PORT | requests fault | requests stop [TIME]")
+	return "", usage("requests start FROM ADDRESS tcp/PORT [LATE] | requests fault | requests stop [TIME]")
 }
 
 func (s *script) startRequests(args []string) error {
-	p, err := s.newProbe(args)
+	late := patience.String()
+	if len(args) > 3 {
+		late = args[3]
+	}
+	p, err := s.newProbe(args[:3])
 	if err != nil {
 		return err
 	}
@@ -66,7 +71,7 @@ func (s *script) startRequests(args []string) error {
 	_ = os.Remove(run.stop) // of an earlier run
 	_ = os.Remove(ready)
 	run.cmd = exec.CommandContext(context.Background(), s.bin.Hawser, "lab", "workload", "load-client",
-		"--connections", strconv.Itoa(requestRate), "--datagrams", "0", "--stream=false", "--max-latency", patience.String(),
+		"--connections", strconv.Itoa(requestRate), "--datagrams", "0", "--stream=false", "--max-latency", late,
 		"--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(p.to.addr, p.port).String())
 	run.cmd.Stdout, run.cmd.Stderr = &run.out, &run.stderr
 	l, err := lab.Open(s.world.lab.Name())
