@@ -273,6 +273,9 @@ func (a *Agent) makeStores() error {
 	if a.local, err = reader(kvstore.Prefix(kvstore.Local, a.cfg.Cluster), func(b store.Batch) {
 		a.index.Apply(b)
 		a.view.apply(b)
+		if b.Listed {
+			a.view.verdictsRead()
+		}
 		told(b)
 		a.watchman.local(b)
 		a.marks.local(b)
@@ -317,7 +320,7 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost()); err != nil {
+	if err := errors.Join(a.dp.AttachUnderlay(), a.dp.AttachHost(), a.attachSockets()); err != nil {
 		return err
 	}
 	api := grpc.NewServer()
@@ -339,10 +342,12 @@ func (a *Agent) run(ctx context.Context) error {
 	})
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })
+	g.Go(func() error { return a.dp.RunSettle(ctx) })
 	g.Go(func() error { return a.keepIdentities(ctx) })
 	g.Go(func() error { return a.view.retirePrefixes(ctx) })
 	g.Go(func() error { return a.unknown.run(ctx) })
 	g.Go(func() error { return a.watchman.run(ctx) })
+	g.Go(func() error { return a.endSockets(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })

@@ -145,7 +145,7 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 		}
 		row.Backends = append(row.Backends, &hawserv1.FrontendBackend{
 			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
-			Workload: b.Workload, State: b.Condition(),
+			Workload: b.Workload, State: b.StateName(),
 		})
 	}
 	return row

@@ -55,6 +55,10 @@ type Config struct {
 	// Attach is how programs are put on devices: tcx, clsact, or empty for the
 	// better one that the kernel has.
 	Attach string
+	// CgroupRoot is the cgroup2 directory whose processes, this node's and its
+	// pods', have services balanced at their sockets; CgroupAuto is the root of
+	// all, CgroupOff none. Empty is CgroupAuto.
+	CgroupRoot string
 	// SmallMaps sizes the maps for labs and tests.
 	SmallMaps   bool
 	ClusterBits uint32 // as the cluster's API server was told; 0: as enrolled, or the default
@@ -118,6 +122,9 @@ func (c *Config) Validate() error {
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
+	}
+	if root := c.CgroupRoot; root != "" && root != CgroupAuto && root != CgroupOff && !filepath.IsAbs(root) {
+		errs = append(errs, fmt.Errorf("--cgroup-root %q: must be auto, off or an absolute path", c.CgroupRoot))
 	}
 	if c.EtcdTLSDir != "" && !filepath.IsAbs(c.EtcdTLSDir) {
 		errs = append(errs, fmt.Errorf("--etcd-tls-dir %q: must be an absolute path", c.EtcdTLSDir))

@@ -239,16 +239,13 @@ func (m *endpoints) awaitReady(ctx context.Context) error {
 }
 
 // enlist gives an endpoint its identity and rules, brings them into the kernel
-// and tells the mesh. It may be repeated.
-//
-// Attaching the program takes the kernel an RCU grace period, which is longer
-// than all the rest; meanwhile the keyspace is asked. Until the endpoint's row
-// is there, the program drops what the pod sends.
+// and tells the mesh. It may be repeated. Until the endpoint's row is there, the
+// program drops what the pod sends.
 func (m *endpoints) enlist(ctx context.Context, r *record) error {
-	attached := make(chan error, 1)
-	go func() { attached <- m.kernel.AttachEndpoint(r.HostDevice) }()
-	err := m.register(ctx, r)
-	return errors.Join(err, <-attached)
+	if err := m.kernel.AttachEndpoint(r.HostDevice); err != nil {
+		return err
+	}
+	return m.register(ctx, r)
 }
 
 func (m *endpoints) register(ctx context.Context, r *record) error {

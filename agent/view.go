@@ -35,7 +35,8 @@ type view struct {
 	ips    *ipcache.Cache
 	lb     *loadbalancer.Desired
 	alive  *liveness.Table
-	// podRoutes are the prefixes that the host reaches through the datapath.
+	// podRoutes are the prefixes, of pods and of the own services, that the host
+	// reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
 	// identityLost wakes when an identity of the own cluster is deleted.
 	identityLost chan struct{}
@@ -44,13 +45,16 @@ type view struct {
 
 	mu         sync.Mutex
 	clusters   map[string]uint32
+	verdicts   verdicts
 	identities map[identity.Number]knownIdentity
 	ports      *namedPorts
 	rollout    *rollout
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
-	policies   map[string]string                    // key → problem of an object that cannot be enforced
-	seen       map[string]int64                     // kind → newest revision
-	moved      bool                                 // nodes or backends have changed
+	// serviceRoutes are those of podRoutes that are for services.
+	serviceRoutes []netip.Prefix
+	policies      map[string]string // key → problem of an object that cannot be enforced
+	seen          map[string]int64  // kind → newest revision
+	moved         bool              // nodes or backends have changed
 }
 
 type knownIdentity struct {
@@ -67,6 +71,7 @@ func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, table
 		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
 		identityLost: make(chan struct{}, 1),
 		clusters:     map[string]uint32{},
+		verdicts:     verdicts{expired: map[string]bool{}},
 		identities:   map[identity.Number]knownIdentity{},
 		ports:        newNamedPorts(),
 		rollout:      newRollout(),
@@ -153,6 +158,8 @@ func (v *view) change(c store.Change) error {
 		v.lb.UpsertSlice(source(c.Key), c.Record.(*keyspacev1.BackendSlice))
 	case kvstore.KindPolicy:
 		return v.policy(c)
+	case kvstore.KindPeerView:
+		v.peer(c)
 	}
 	return nil
 }
@@ -176,7 +183,30 @@ func (v *view) cluster(c store.Change) error {
 		ranges = append(ranges, p.Masked())
 	}
 	v.ips.SetRanges(c.Key.Cluster, ranges)
+	if c.Key.Cluster == v.own {
+		v.routeServices(r.GetServiceCidrs())
+	}
 	return nil
+}
+
+// routeServices lets the host reach its cluster's service addresses. Validation
+// has accepted the prefixes.
+func (v *view) routeServices(cidrs []string) {
+	var want []netip.Prefix
+	for _, text := range cidrs {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			want = append(want, p.Masked())
+		}
+	}
+	for _, p := range v.serviceRoutes {
+		if !slices.Contains(want, p) {
+			v.podRoutes.Delete(p)
+		}
+	}
+	for _, p := range want {
+		v.podRoutes.Set(p, struct{}{})
+	}
+	v.serviceRoutes = want
 }
 
 func (v *view) identity(c store.Change) error {
@@ -199,13 +229,8 @@ func (v *view) identity(c store.Change) error {
 	if err != nil {
 		return err
 	}
-	if err := v.engine.UpsertIdentity(n, c.Key.Cluster, ls); err != nil {
-		return err
-	}
 	v.identities[n] = knownIdentity{c.Key.Cluster, ls}
-	v.engine.SetNamedPorts(n, v.ports.of(n))
-	id, _ := v.space.Cluster(n)
-	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
+	v.judge(n, v.identities[n])
 	return nil
 }
 

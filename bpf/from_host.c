@@ -4,6 +4,8 @@
 #include "lib/arp.h"
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/reject.h"
+#include "lib/translate.h"
 
 /* The host's own packets come from its addresses. What it merely forwards is
  * judged as what it is. */
@@ -19,9 +21,9 @@ static __always_inline __u32 host_identity4(__be32 saddr)
 	return ip && ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
 }
 
-static __always_inline int host_route(struct packet *p, struct route *r)
+static __always_inline int host_route(struct packet *p, __be32 daddr, struct route *r)
 {
-	int ret = route4(p, p->t.daddr, r);
+	int ret = route4(p, daddr, r);
 
 	p->dst_id = r->identity;
 	if (ret < 0)
@@ -35,15 +37,17 @@ static __always_inline int host_route(struct packet *p, struct route *r)
 	return 0;
 }
 
-static __always_inline int host_judge(struct packet *p, const struct flow *f, struct route *r)
+/* Judges a packet with the (translated) tuple t. */
+static __always_inline int host_judge(struct packet *p, const struct flow *f,
+                                      const struct tuple4 *t, struct route *r)
 {
 	int reply = f->dir == FLOW_REPLY;
 
 	if (!r->ep)
 		return 0;
 	return policy_verdict(p, r->ep, rules_word(r->ep->rule_set),
-	                      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id, p->t.saddr,
-	                      reply ? p->t.sport : p->t.dport);
+	                      reply ? DIR_EGRESS : DIR_INGRESS, p->src_id, t->saddr,
+	                      reply ? t->sport : t->dport);
 }
 
 static __always_inline int host_record(struct packet *p, struct flow *f, struct ct_entry *e,
@@ -65,42 +69,98 @@ static __always_inline int host_record(struct packet *p, struct flow *f, struct 
 	return 0;
 }
 
-static __always_inline int host_ipv4(struct __sk_buff *skb, struct packet *p)
+/* A packet to a service address: the host's own processes reach services too. */
+static __always_inline int host_service(struct __sk_buff *skb, struct packet *p, struct flow *f,
+                                        struct ct_entry *e, struct route *r)
+{
+	struct tuple4 to = p->t;
+	struct choice c = {};
+	int ret;
+
+	if (e && !backend_alive(e)) {
+		ct_delete(f);
+		e = NULL;
+	}
+	f->dir = FLOW_FORWARD;
+	if (e) {
+		to.daddr = e->nat_addr.w[3];
+		to.dport = e->nat_port;
+	} else {
+		ret = service_choose(p, &to, &c);
+		if (ret < 0)
+			return ret;
+	}
+	ret = host_route(p, to.daddr, r);
+	if (ret < 0)
+		return ret;
+	ret = host_judge(p, f, &to, r);
+	if (ret < 0)
+		return ret;
+	ret = e ? service_follow(p, f, &e, &to) : service_create(p, f, &to, &c, 0, r);
+	if (ret < 0)
+		return ret;
+	if (e)
+		ct_touch(e, p, FLOW_FORWARD);
+	ret = can_reach(skb, p, r->hop);
+	return ret < 0 ? ret : nat4(skb, p, &to);
+}
+
+static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, struct flow *f,
+                                      struct ct_entry *e, struct route *r)
+{
+	int ret = host_route(p, p->t.daddr, r);
+
+	if (ret < 0)
+		return ret;
+	ret = host_judge(p, f, &p->t, r);
+	if (ret < 0)
+		return ret;
+	ret = host_record(p, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
+	return ret < 0 ? ret : can_reach(skb, p, r->hop);
+}
+
+static __always_inline int host_related(struct __sk_buff *skb, struct packet *p, struct flow *f,
+                                        struct route *r)
 {
 	struct tuple4 quoted = {};
+	int ret = host_route(p, p->t.daddr, r);
+
+	if (ret < 0)
+		return ret;
+	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+	if (!related_flow(skb, ETH_HLEN, p, f, &quoted) && p->src_id != ID_HOST)
+		return DROP(p, DROP_UNRELATED_ICMP);
+	return can_reach(skb, p, r->hop);
+}
+
+static __always_inline int host_flow(struct __sk_buff *skb, struct packet *p, struct flow *f,
+                                     struct route *r)
+{
+	struct ct_entry *e;
+
+	flow_key(f, &p->t);
+	e = ct_find(f);
+	if (e && ct_reopened(e, p)) {
+		ct_delete(f);
+		e = NULL;
+	}
+	if (!e)
+		f->dir = FLOW_FORWARD;
+	if (p->src_id == ID_HOST && (e ? e->flags & CT_SERVICE : frontend4(&p->t) != NULL))
+		return host_service(skb, p, f, e, r);
+	return host_plain(skb, p, f, e, r);
+}
+
+static __always_inline int host_ipv4(struct __sk_buff *skb, struct packet *p)
+{
 	struct route r = {};
 	struct flow f = {};
-	struct ct_entry *e;
 	int ret = parse4(skb, ETH_HLEN, p);
 
 	if (ret < 0)
 		return ret;
 	p->src_id = host_identity4(p->t.saddr);
-	ret = host_route(p, &r);
-	if (ret < 0)
-		return ret;
-	if (unlikely(p->icmp_error)) {
-		pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
-		e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
-		if (!e && p->src_id != ID_HOST)
-			return DROP(p, DROP_UNRELATED_ICMP);
-	} else {
-		flow_key(&f, &p->t);
-		e = ct_find(&f);
-		if (e && ct_reopened(e, p)) {
-			ct_delete(&f);
-			e = NULL;
-		}
-		if (!e)
-			f.dir = FLOW_FORWARD;
-		ret = host_judge(p, &f, &r);
-		if (ret < 0)
-			return ret;
-		ret = host_record(p, &f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
-		if (ret < 0)
-			return ret;
-	}
-	ret = can_reach(skb, p, r.hop);
+	ret = unlikely(p->icmp_error) ? host_related(skb, p, &f, &r) : host_flow(skb, p, &f, &r);
 	return ret < 0 ? ret : deliver(skb, p, &r, ID_REMOTE_NODE, f.hash);
 }
 
@@ -126,8 +186,6 @@ SEC("tc")
 int from_host(struct __sk_buff *skb)
 {
 	struct packet p = {.len = skb->len, .program = PROG_FROM_HOST, .direction = DIR_INGRESS};
-	int ret = host_packet(skb, &p);
-	int act = finish(&p, ret);
 
-	return ret == -DROP_PACKET_TOO_BIG && p.mtu ? answer_frag_needed(skb, &p) : act;
+	return finish_answering(skb, &p, host_packet(skb, &p));
 }

@@ -6,7 +6,8 @@
 #include "lib/arp.h"
 #include "lib/deliver.h"
 #include "lib/event.h"
-#include "lib/service.h"
+#include "lib/reject.h"
+#include "lib/translate.h"
 
 /* What is cached when both ends are here: the hop's epoch is the receiver's rule
  * set's, and both identities are part of the check. */
@@ -139,97 +140,28 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 	return deliver(skb, p, &r, tx->identity, f->hash);
 }
 
-/* Makes both entries of a new flow to a service: from before and after
- * translation. */
-static __always_inline int service_create(struct packet *p, struct flow *f, const struct tuple4 *to,
-                                          __u32 frontend, __u32 backend, __u64 verdict,
-                                          const struct route *r, __u16 flags)
-{
-	struct ct_entry e;
-	struct flow after = {};
-	int ret;
-
-	if (r->hop == HOP_WORLD)
-		flags |= CT_WORLD;
-	flow_key(&after, to);
-	if (ct_find(&after))
-		ct_delete(&after);
-	ct_init(&e, p, &after, flags | CT_NAT);
-	e.nat_addr = addr4(p->t.daddr);
-	e.nat_port = p->t.dport;
-	e.frontend = frontend;
-	e.backend = backend;
-	ret = ct_create(p, &after, &e);
-	if (ret < 0)
-		return ret;
-	ct_init(&e, p, f, flags | CT_SERVICE);
-	e.nat_addr = addr4(to->daddr);
-	e.nat_port = to->dport;
-	e.frontend = frontend;
-	e.backend = backend;
-	ct_cache(&e, FLOW_FORWARD, verdict, hop_word(r->hop, r->epoch));
-	return ct_create(p, f, &e);
-}
-
-/* The entry from after translation sees only replies: keep it as young as the
- * flow, make it again if it went, and follow it when it is established. */
-static __always_inline int service_follow(struct packet *p, struct flow *f, struct ct_entry **e,
-                                          const struct tuple4 *to)
-{
-	struct flow after = {};
-	struct ct_entry *other;
-
-	flow_key(&after, to);
-	other = ct_find(&after);
-	if (!other) {
-		struct ct_entry fresh;
-		__u16 flags = (*e)->flags & (CT_HAIRPIN | CT_WORLD);
-
-		ct_init(&fresh, p, &after, flags | CT_NAT);
-		fresh.nat_addr = addr4(p->t.daddr);
-		fresh.nat_port = p->t.dport;
-		fresh.frontend = (*e)->frontend;
-		fresh.backend = (*e)->backend;
-		return ct_create(p, &after, &fresh);
-	}
-	other->last_seen = bpf_jiffies64();
-	if (f->half_open && !after.half_open)
-		return ct_promote(p, f, e);
-	return 0;
-}
-
-enum {
-	FOLLOW_JIFFIES = 1024, /* one to ten seconds */
-};
-
 static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
                                        struct flow *f, struct ct_entry *e)
 {
 	struct tuple4 to = p->t;
+	struct choice c = {};
 	struct route r = {};
-	struct frontend *fe;
-	struct backend *b;
 	__u64 verdict = 0;
-	__u32 number = 0, epoch;
-	__u16 flags = 0;
 	int ret;
 
 	if (e) {
-		epoch = service_epoch(e->frontend);
+		c.epoch = service_epoch(e->frontend);
 		to.daddr = e->nat_addr.w[3];
 		to.dport = e->nat_port;
 		if (e->flags & CT_HAIRPIN)
 			to.saddr = HAIRPIN_ADDR4;
-		if (!pod_cached(e, f, tx, to.daddr, epoch, &r)) {
-			number = e->backend;
-			b = bpf_map_lookup_elem(&backends, &number);
-			if (!b || !is_addr4(&b->addr, to.daddr) || b->port != to.dport) {
+		if (!pod_cached(e, f, tx, to.daddr, c.epoch, &r)) {
+			if (!backend_alive(e)) {
 				ct_delete(f);
-				e = NULL;
 				to = p->t;
 				goto fresh;
 			}
-			ret = pod_judge(p, f, tx, &to, epoch, &r, &verdict);
+			ret = pod_judge(p, f, tx, &to, c.epoch, &r, &verdict);
 			if (ret < 0)
 				return ret;
 			mark_world(e, &r);
@@ -246,23 +178,13 @@ static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, 
 	}
 fresh:
 	f->dir = FLOW_FORWARD;
-	fe = frontend4(&p->t);
-	if (!fe)
-		return DROP(p, DROP_NO_BACKEND);
-	epoch = service_epoch(fe->number);
-	b = choose_backend(fe, &number);
-	if (!b)
-		return DROP(p, DROP_NO_BACKEND);
-	to.daddr = b->addr.w[3];
-	to.dport = b->port;
-	if (to.daddr == p->t.saddr) {
-		to.saddr = HAIRPIN_ADDR4;
-		flags = CT_HAIRPIN;
-	}
-	ret = pod_judge(p, f, tx, &to, epoch, &r, &verdict);
+	ret = service_choose(p, &to, &c);
 	if (ret < 0)
 		return ret;
-	ret = service_create(p, f, &to, fe->number, number, verdict, &r, flags);
+	ret = pod_judge(p, f, tx, &to, c.epoch, &r, &verdict);
+	if (ret < 0)
+		return ret;
+	ret = service_create(p, f, &to, &c, verdict, &r);
 	if (ret < 0)
 		return ret;
 send:
@@ -383,8 +305,6 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct packet p = {.len = skb->len, .program = PROG_FROM_POD, .direction = DIR_EGRESS};
-	int ret = pod_packet(skb, &p);
-	int act = finish(&p, ret);
 
-	return ret == -DROP_PACKET_TOO_BIG && p.mtu ? answer_frag_needed(skb, &p) : act;
+	return finish_answering(skb, &p, pod_packet(skb, &p));
 }

@@ -3,6 +3,7 @@
 #include "from_pod.c"
 #include "from_overlay.c"
 #include "from_host.c"
+#include "sock.c"
 
 /* The kernel's clock of conntrack entries, for user space: jiffies, 32 bits. */
 SEC("tc")

@@ -152,6 +152,8 @@ type RuleSet struct {
 	ID      uint32
 	Ingress bool // default deny for ingress
 	Egress  bool // default deny for egress
+	// Audit has what would be denied reported instead of dropped.
+	Audit   bool
 	Entries map[PolicyKey]PolicyEntry
 }
 
@@ -182,7 +184,7 @@ type PolicyEntry struct {
 
 // Equal reports whether two rule sets are the same.
 func (r RuleSet) Equal(o RuleSet) bool {
-	return r.ID == o.ID && r.Ingress == o.Ingress && r.Egress == o.Egress &&
+	return r.ID == o.ID && r.Ingress == o.Ingress && r.Egress == o.Egress && r.Audit == o.Audit &&
 		maps.Equal(r.Entries, o.Entries)
 }
 
@@ -199,6 +201,12 @@ type Frontend struct {
 	Backends []Backend
 	// Keeping are backends that keep their flows and take no new ones.
 	Keeping []Backend
+}
+
+// Has reports whether an address is a backend, also of old flows only.
+func (f Frontend) Has(addr netip.Addr, port uint16) bool {
+	is := func(b Backend) bool { return b.Addr == addr && b.Port == port }
+	return slices.ContainsFunc(f.Backends, is) || slices.ContainsFunc(f.Keeping, is)
 }
 
 // Backend is one address that serves a frontend.
@@ -242,6 +250,8 @@ type EventType uint8
 // Event types.
 const (
 	EventDrop EventType = iota + 1
+	// EventVerdict is of a packet that passed; Reason says what an audited
+	// endpoint's policy would have dropped it for.
 	EventVerdict
 	EventTrace
 )

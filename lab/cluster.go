@@ -135,7 +135,7 @@ func (b *builder) agent(c Cluster, n Node) Process {
 	argv := []string{
 		b.state.Binaries.Agent, "--join", "@" + b.tokenFile(n), "--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
 		"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
-		"--pin-path", n.PinPath, "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
+		"--pin-path", n.PinPath, "--cgroup-root", b.nodeCgroup(n), "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
 	}
 	if c.Etcd.IsValid() {
 		argv = append(argv, "--etcd-tls-dir", b.sharedTLS(n.Name), "--shared-etcd")

@@ -114,7 +114,7 @@ type node struct {
 func fakeAgent(args []string) error {
 	f := flag.NewFlagSet("agent", flag.ContinueOnError)
 	socket, podCIDR := f.String("socket", "", ""), f.String("pod-cidr", "", "")
-	for _, name := range []string{"join", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "map-sizes", "cluster-bits", "log-format"} {
+	for _, name := range []string{"join", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "cgroup-root", "map-sizes", "cluster-bits", "log-format"} {
 		f.String(name, "", "")
 	}
 	if err := f.Parse(args); err != nil {

@@ -44,6 +44,7 @@ type Desired struct {
 	mu       sync.Mutex
 	entries  map[serviceKey]*entry
 	clusters map[string]uint32
+	ages     map[string]Age // of clusters whose data is not fresh
 	// claims are the services that have each frontend: one, unless two were
 	// given the same address.
 	claims map[datapath.FrontendKey]map[serviceKey]struct{}
@@ -52,15 +53,13 @@ type Desired struct {
 	passed map[nodeKey]Standing
 }
 
-type nodeKey struct{ cluster, node string }
-
 // NewDesired makes an empty Desired for a cluster.
 func NewDesired(ownCluster string) (*Desired, error) {
 	if ownCluster == "" {
 		return nil, errors.New("load balancer: own cluster's name is required")
 	}
 	return &Desired{
-		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{},
+		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{}, ages: map[string]Age{},
 		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{}, passed: map[nodeKey]Standing{},
 	}, nil
 }
@@ -114,6 +113,11 @@ func (d *Desired) SetCluster(name string, id uint32) {
 		return
 	}
 	d.clusters[name] = id
+	d.touchCluster(name)
+}
+
+// touchCluster marks all services with backends of a cluster.
+func (d *Desired) touchCluster(name string) {
 	for k, e := range d.entries {
 		for s := range e.slices {
 			if s.Cluster == name {
@@ -122,75 +126,6 @@ func (d *Desired) SetCluster(name string, id uint32) {
 			}
 		}
 	}
-}
-
-// Standing is how a node's backends are to be treated.
-type Standing uint8
-
-// Standings of nodes. Whatever it is, a service whose backends are all passed
-// over has them all.
-const (
-	Reached Standing = iota // as any other
-	Away                    // passed over; flows that they have go on
-	Gone                    // passed over; flows that they have are over
-)
-
-// Node is a node with its standing.
-type Node struct {
-	Cluster, Name string
-	Standing      Standing
-}
-
-// SetNodes tells how these nodes' backends are to be treated from now on; all
-// others stay as they are. It looks at every backend once.
-func (d *Desired) SetNodes(nodes []Node) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	changed := map[nodeKey]struct{}{}
-	for _, n := range nodes {
-		k := nodeKey{n.Cluster, n.Name}
-		if d.passed[k] == n.Standing {
-			continue
-		}
-		if changed[k] = struct{}{}; n.Standing == Reached {
-			delete(d.passed, k)
-		} else {
-			d.passed[k] = n.Standing
-		}
-	}
-	if len(changed) == 0 {
-		return
-	}
-	d.eachBackend(func(k serviceKey, n nodeKey) {
-		if _, ok := changed[n]; ok {
-			d.dirty[k] = struct{}{}
-		}
-	})
-}
-
-// eachBackend calls fn for every backend of every cluster.
-func (d *Desired) eachBackend(fn func(serviceKey, nodeKey)) {
-	for k, e := range d.entries {
-		for s, slice := range e.slices {
-			for _, b := range slice.GetBackends() {
-				fn(k, nodeKey{s.Cluster, b.GetNode()})
-			}
-		}
-	}
-}
-
-// Serving are the nodes with backends of services that this cluster has, by
-// cluster and name.
-func (d *Desired) Serving() map[[2]string]bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := map[[2]string]bool{}
-	d.eachBackend(func(k serviceKey, n nodeKey) {
-		if d.service(d.entries[k]) != nil {
-			out[[2]string{n.cluster, n.node}] = true
-		}
-	})
-	return out
 }
 
 // DeleteCluster forgets a cluster's number.
@@ -286,70 +221,6 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 	}
 	return rows
-}
-
-// taking are the backends of a port that take new connections: those of the best
-// rank that there is one of.
-func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
-	best, out := never, []datapath.Backend(nil)
-	for _, b := range all {
-		r := b.rank()
-		if r > best || r == never || b.PortName != p.GetName() || b.Protocol != p.GetProtocol() {
-			continue
-		}
-		if r < best {
-			best, out = r, nil
-		}
-		out = append(out, b.row())
-	}
-	return out
-}
-
-// keeping are the backends of a port that keep the flows that they have, and are
-// not among those taken.
-func keeping(all []BackendView, p *keyspacev1.ServicePort, taken []datapath.Backend) (out []datapath.Backend) {
-	for _, b := range all {
-		if b.PortName == p.GetName() && b.Protocol == p.GetProtocol() && b.keeps() && !slices.Contains(taken, b.row()) {
-			out = append(out, b.row())
-		}
-	}
-	return out
-}
-
-func (b BackendView) row() datapath.Backend {
-	return datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID}
-}
-
-// keeps reports whether a backend that takes no new flows keeps those it has.
-// Those of a node that is gone are better told at once: their next packet goes
-// to another backend, which resets them.
-func (b BackendView) keeps() bool {
-	return b.Standing != Gone && b.rank() != never
-}
-
-// Ranks of backends. A service is never left without backends because of what
-// is only believed of nodes: those that nobody reaches are the last, not gone.
-const (
-	ready  = iota // active, on a node that is reached
-	ending        // terminating, on a node that is reached
-	passed        // active, on a node that is not reached
-	passedEnding
-	never // quarantined or in maintenance: takes none
-)
-
-// rank is the one place where backends are compared.
-func (b BackendView) rank() int {
-	switch {
-	case b.State == keyspacev1.Backend_STATE_ACTIVE && b.Standing == Reached:
-		return ready
-	case b.State == keyspacev1.Backend_STATE_TERMINATING && b.Standing == Reached:
-		return ending
-	case b.State == keyspacev1.Backend_STATE_ACTIVE:
-		return passed
-	case b.State == keyspacev1.Backend_STATE_TERMINATING:
-		return passedEnding
-	}
-	return never
 }
 
 // names are the keys of all entries with an object of ours, sorted.

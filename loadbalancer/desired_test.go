@@ -186,8 +186,8 @@ func TestNodesPassedOver(t *testing.T) {
 	b.want("10.9.0.1:80 = 1/10.1.0.5 2/10.2.0.5")
 	v, _ := b.Get("demo", "echo")
 	for _, x := range v.Backends {
-		if x.Condition() != "quarantined" {
-			t.Errorf("%s on %s is %s", x.Addr, x.Node, x.Condition())
+		if x.StateName() != "quarantined" {
+			t.Errorf("%s on %s is %s", x.Addr, x.Node, x.StateName())
 		}
 	}
 	b.SetNodes([]Node{{"east", "n1", Reached}, {"east", "n2", Reached}, {"west", "n1", Reached}})

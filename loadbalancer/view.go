@@ -31,14 +31,18 @@ type BackendView struct {
 	Node      string
 	Workload  string
 	State     keyspacev1.Backend_State
+	Age       Age      // of its cluster's records
 	Standing  Standing // of its node
 }
 
-// Condition is a backend's state in a word, as it is in effect: an active one on
-// a node that is passed over is quarantined.
-func (b BackendView) Condition() string {
+// StateName is its state in a word, as it is in effect: what its cluster's age
+// makes of it, and quarantined on a node that is passed over.
+func (b BackendView) StateName() string {
 	if b.Standing != Reached && b.rank() != never {
 		return StateName(keyspacev1.Backend_STATE_QUARANTINED)
+	}
+	if b.Age == Expired || b.Age == Stale && b.State == keyspacev1.Backend_STATE_ACTIVE {
+		return b.Age.String()
 	}
 	return StateName(b.State)
 }
@@ -98,7 +102,7 @@ func (d *Desired) backends(e *entry, ours *keyspacev1.Service) []BackendView {
 		}
 		for _, b := range slice.GetBackends() {
 			standing := d.passed[nodeKey{k.Cluster, b.GetNode()}]
-			for _, v := range portsOf(k.Cluster, id, b) {
+			for _, v := range portsOf(k.Cluster, id, d.ages[k.Cluster], b) {
 				v.Standing = standing
 				out = append(out, v)
 			}
@@ -119,7 +123,7 @@ func (b BackendView) compare(o BackendView) int {
 
 // portsOf is a backend by port; addresses and ports that cannot be a backend's
 // are left out.
-func portsOf(cluster string, id uint32, b *keyspacev1.Backend) []BackendView {
+func portsOf(cluster string, id uint32, age Age, b *keyspacev1.Backend) []BackendView {
 	addr, err := netip.ParseAddr(b.GetIp())
 	if err != nil || addr.Is4In6() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() {
 		return nil
@@ -131,7 +135,7 @@ func portsOf(cluster string, id uint32, b *keyspacev1.Backend) []BackendView {
 		}
 		out = append(out, BackendView{
 			Cluster: cluster, ClusterID: id, Addr: addr, Port: uint16(p.GetPort()), Protocol: p.GetProtocol(),
-			PortName: p.GetName(), Node: b.GetNode(), Workload: b.GetWorkload(), State: b.GetState(),
+			PortName: p.GetName(), Node: b.GetNode(), Workload: b.GetWorkload(), State: b.GetState(), Age: age,
 		})
 	}
 	return out

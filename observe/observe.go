@@ -51,6 +51,9 @@ func Describe(e datapath.Event, now time.Time, cluster, node string, r Resolver)
 		out.Reason = maps.ReasonName(e.Reason)
 		out.Detail = detail(e)
 	}
+	if e.Type == datapath.EventVerdict && e.Reason != maps.Forwarded {
+		out.Reason = maps.ReasonName(e.Reason)
+	}
 	if e.RuleSet != datapath.OpenRuleSet {
 		out.Origin = r.Origin(e.RuleSet, e.Direction, e.Origin)
 	}

@@ -2,7 +2,6 @@
 /* ARP (RFC 826): every address but the asker's own is behind us. */
 #pragma once
 #include "drop.h"
-#include "icmp.h"
 #include "parse.h"
 
 /* Answers a request that came in on this device with mac. own is the address

@@ -2,7 +2,8 @@
 /* Why a packet was dropped. Functions return 0 or more for "go on" and a
  * negative reason for a drop; finish() in event.h is the one exit that counts
  * and reports. The comment behind each reason is its name, which Go shows; a
- * test compares. Numbers are stable: they are indexes of the metrics map. */
+ * test compares. Numbers are stable: they are indexes of the metrics map. An
+ * AUDIT_ reason is of a packet that passed. */
 #pragma once
 
 enum drop_reason {
@@ -26,6 +27,7 @@ enum drop_reason {
 	DROP_MULTICAST = 17,           /* multicast */
 	DROP_UNKNOWN_RULE_SET = 18,    /* unknown rule set */
 	DROP_REWRITE_FAILED = 19,      /* rewrite failed */
+	AUDIT_POLICY_DENIED = 31,      /* policy denied, audited only */
 	DROP_REASONS = 32,             /* room in the metrics map */
 };
 

@@ -80,6 +80,33 @@ struct {
 	__type(value, struct bucket);
 } event_buckets SEC(".maps");
 
+/* What a packet's audited policies would have dropped it by, until finish: by
+ * direction. Not in struct packet, which lies on a full stack. */
+struct would_deny {
+	__u32 rule_set;
+	__u32 origin;
+	__u16 endpoint;
+	__u16 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct would_deny);
+} would_deny SEC(".maps");
+
+static __always_inline void note_audited(__u32 dir, __u32 rule_set, __u32 origin, __u16 endpoint)
+{
+	struct would_deny *w = bpf_map_lookup_elem(&would_deny, &dir);
+
+	if (!w)
+		return;
+	w->rule_set = rule_set;
+	w->origin = origin;
+	w->endpoint = endpoint;
+}
+
 static __always_inline void count(const struct packet *p, __u32 reason)
 {
 	__u32 i = (reason * 2 + (p->direction & 1)) * PROGRAMS + (p->program & (PROGRAMS - 1));
@@ -149,7 +176,7 @@ static __noinline void fill_event(struct event *e, const struct packet *p)
 	e->icmp_code = p->icmp_code;
 }
 
-static __noinline void emit_drop(const struct packet *p, __u32 reason)
+static __noinline void emit(const struct packet *p, __u32 reason, __u8 type)
 {
 	struct event *e;
 	long long suppressed;
@@ -164,22 +191,46 @@ static __noinline void emit_drop(const struct packet *p, __u32 reason)
 		return;
 	__builtin_memset(e, 0, sizeof(*e));
 	e->suppressed = suppressed;
-	e->type = EVENT_DROP;
+	e->type = type;
 	e->reason = reason;
 	fill_event(e, p);
 	bpf_ringbuf_submit(e, 0);
 }
 
+/* Counts and reports what policy would have dropped if it were not audited. The
+ * packet's own words are overwritten. */
+static __noinline void report_audited(struct packet *p)
+{
+	__u32 dir;
+
+	if (!p)
+		return;
+	for (dir = DIR_INGRESS; dir <= DIR_EGRESS; dir++) {
+		__u32 i = dir;
+		struct would_deny *w = bpf_map_lookup_elem(&would_deny, &i);
+
+		if (!w || !(p->audited >> dir & 1))
+			continue;
+		p->direction = dir;
+		p->rule_set = w->rule_set;
+		p->origin = w->origin;
+		p->endpoint = w->endpoint;
+		count(p, AUDIT_POLICY_DENIED);
+		emit(p, AUDIT_POLICY_DENIED, EVENT_VERDICT);
+	}
+}
+
 /* The exit: a negative verdict is a drop with a reason. */
-static __always_inline int finish(const struct packet *p, int verdict)
+static __always_inline int finish(struct packet *p, int verdict)
 {
 	__u32 reason = verdict < 0 ? -verdict : DROP_NONE;
 
 	if (reason >= DROP_REASONS)
 		reason = DROP_REWRITE_FAILED;
 	count(p, reason);
-	if (likely(reason == DROP_NONE))
-		return verdict;
-	emit_drop(p, reason);
-	return TC_ACT_SHOT;
+	if (unlikely(reason != DROP_NONE))
+		emit(p, reason, EVENT_DROP);
+	if (unlikely(p->audited))
+		report_audited(p);
+	return reason == DROP_NONE ? verdict : TC_ACT_SHOT;
 }

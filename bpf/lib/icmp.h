@@ -1,68 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* ICMP errors: those we send, and those that belong to a flow. */
+/* ICMP errors that belong to a flow. Those we send are in reject.h. */
 #pragma once
-#include "config.h"
 #include "conntrack.h"
 #include "nat.h"
 #include "parse.h"
-#include "tunnel.h"
-
-struct frag_needed {
-	struct iphdr ip;
-	struct icmphdr icmp;
-	struct iphdr quoted;
-	__u8 l4[L4_MAX];
-};
-
-enum {
-	FRAG_NEEDED_GROWTH = IP_HLEN + sizeof(struct icmphdr),
-	FRAG_NEEDED_QUOTE = IP_HLEN + L4_MAX,
-};
-
-static __always_inline void swap_macs(struct ethhdr *eth)
-{
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++) {
-		__u8 b = eth->dst[i];
-
-		eth->dst[i] = eth->src[i];
-		eth->src[i] = b;
-	}
-}
-
-/* Turns the packet into the ICMP error that tells its sender the path's MTU
- * (RFC 792, RFC 1191), and sends it back where it came from. */
-static __always_inline int answer_frag_needed(struct __sk_buff *skb, const struct packet *p)
-{
-	struct frag_needed *f;
-	struct ethhdr *eth;
-	__s32 sum;
-
-	if (bpf_skb_change_tail(skb, ETH_HLEN + FRAG_NEEDED_QUOTE, 0) ||
-	    bpf_skb_adjust_room(skb, FRAG_NEEDED_GROWTH, BPF_ADJ_ROOM_MAC, 0))
-		return TC_ACT_SHOT;
-	eth = data(skb);
-	f = (void *)(eth + 1);
-	if ((void *)(f + 1) > data_end(skb))
-		return TC_ACT_SHOT;
-	swap_macs(eth);
-	__builtin_memset(f, 0, FRAG_NEEDED_GROWTH);
-	f->ip.version_ihl = IP_VERSION_IHL;
-	f->ip.tot_len = bpf_htons(sizeof(*f));
-	f->ip.ttl = IP_TTL;
-	f->ip.protocol = IPPROTO_ICMP;
-	f->ip.saddr = node_addr4;
-	f->ip.daddr = p->t.saddr;
-	f->ip.check = ip_check(&f->ip);
-	f->icmp.type = ICMP_UNREACHABLE;
-	f->icmp.code = ICMP_CODE_FRAG_NEEDED;
-	f->icmp.seq = bpf_htons(p->mtu);
-	sum = bpf_csum_diff(NULL, 0, &f->icmp, sizeof(f->icmp) + FRAG_NEEDED_QUOTE, 0);
-	sum = (sum & 0xFFFF) + ((__u32)sum >> 16);
-	sum = (sum & 0xFFFF) + ((__u32)sum >> 16);
-	f->icmp.check = ~sum;
-	return bpf_redirect(skb->ifindex, 0);
-}
 
 /* Finds the flow of the packet that the error quotes. The error must go to the
  * quoted packet's sender. */

@@ -119,6 +119,20 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+/* What the cgroup hooks of sockets see. */
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4; /* network order */
+	__u32 user_ip6[4];
+	__u32 user_port; /* network order, in the low half */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	__u64 sk __aligned(8);
+};
+
 enum {
 	ETH_ALEN = 6,
 	ETH_HLEN = 14,
@@ -220,6 +234,7 @@ enum {
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETER_PROBLEM = 12,
+	ICMP_CODE_PORT = 3,
 	ICMP_CODE_FRAG_NEEDED = 4,
 };
 
@@ -239,6 +254,7 @@ static __s32 (*const bpf_csum_diff)(void *from, __u32 from_size, void *to, __u32
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len,
                                          __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode,
                                          __u64 flags) = (void *)50;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;

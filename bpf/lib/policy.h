@@ -3,6 +3,7 @@
 #pragma once
 #include "drop.h"
 #include "endpoint.h"
+#include "event.h"
 #include "ipcache.h"
 
 /* One word per rule set, written and read whole:
@@ -28,6 +29,7 @@ enum rules_flags {
 	RULES_DENY_EGRESS = 1 << 2,
 	RULES_BLOCKS_INGRESS = 1 << 3, /* has entries for ipBlocks */
 	RULES_BLOCKS_EGRESS = 1 << 4,
+	RULES_AUDIT = 1 << 5, /* what would be denied is reported and passes */
 };
 
 struct {
@@ -56,6 +58,7 @@ struct policy_entry {
 	__u32 origin;
 	__u8 deny;
 	__u8 pad[3];
+	__u64 hits; /* judgements that it decided; the agent never writes it back */
 };
 
 struct {
@@ -102,9 +105,9 @@ static __always_inline struct policy_entry *policy_probe(__u32 rule_set, __u8 di
 
 /* What policy_first answers: the origin in the high half, and this. A global
  * function takes and returns only numbers. */
-enum policy_found {
-	POLICY_FOUND = 1 << 0,
-	POLICY_DENY = 1 << 1,
+enum policy_answer {
+	POLICY_DENY = 1 << 0,
+	POLICY_AUDITED = 1 << 1, /* it would deny, and is only audited */
 };
 
 struct policy_question {
@@ -138,8 +141,8 @@ static __always_inline struct policy_entry *policy_range(const struct policy_que
 }
 
 /* levels begins with those of an identity. */
-static __always_inline __u64 policy_row(const struct policy_question *q, __u8 levels,
-                                        __u32 identity)
+static __always_inline struct policy_entry *policy_row(const struct policy_question *q, __u8 levels,
+                                                       __u32 identity)
 {
 	struct policy_entry *e = NULL;
 
@@ -151,38 +154,59 @@ static __always_inline __u64 policy_row(const struct policy_question *q, __u8 le
 		e = policy_probe(q->rule_set, q->dir, identity, q->proto, 0);
 	if (!e && levels & LEVEL_IDENTITY)
 		e = policy_probe(q->rule_set, q->dir, identity, 0, 0);
-	if (!e)
-		return 0;
-	return (__u64)e->origin << 32 | (e->deny ? POLICY_DENY : 0) | POLICY_FOUND;
+	return e;
 }
 
-/* The first entry that matches the peer, else the first for any identity. The
- * ipBlocks that addr is in are asked as well: a deny wins, then an allow. what is
- * the port, the protocol above it, and above that the direction. Global, so that
- * the verifier walks its probes once and not again at every call. */
-__attribute__((noinline)) __u64 policy_first(__u64 rules, __u32 rule_set, __u32 peer, __u32 addr,
+/* The entry that decides: the first that matches the peer, else the first for any
+ * identity. The ipBlocks that addr is in are asked as well: a deny wins, then an
+ * allow. */
+static __always_inline struct policy_entry *
+policy_find(const struct policy_question *q, __u8 levels, __u32 peer, __u32 addr, int blocks)
+{
+	struct policy_entry *e = policy_row(q, levels, peer), *other = NULL;
+	__u32 block;
+
+	if (!e)
+		e = policy_row(q, levels >> LEVELS_OF_IDENTITY, 0);
+	if (!blocks || (e && e->deny))
+		return e;
+	block = block_identity4(addr);
+	if (block)
+		other = policy_row(q, levels, block);
+	return other && (!e || other->deny) ? other : e;
+}
+
+/* What a rule set says of a packet. who is the rule set, above it the endpoint;
+ * what is the port, the protocol above it, and above that the direction. Global,
+ * so that the verifier walks its probes once and not again at every call. */
+__attribute__((noinline)) __u64 policy_first(__u64 rules, __u64 who, __u32 peer, __u32 addr,
                                              __u32 what)
 {
 	struct policy_question q = {
-	    .rule_set = rule_set,
+	    .rule_set = who,
 	    .port = (__u8)(what >> 16) == IPPROTO_ICMP ? bpf_htons(POLICY_ECHO) : what,
 	    .proto = what >> 16,
 	    .dir = what >> 24 & 1,
 	    .sizes = rules >> RULES_RANGES_SHIFT,
 	};
 	__u8 egress = q.dir == DIR_EGRESS;
-	__u8 levels = rules >> (egress ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
-	__u64 found = policy_row(&q, levels, peer), other;
-	__u32 block;
+	__u8 flags = rules >> RULES_FLAGS_SHIFT;
+	__u8 deny = flags & (egress ? RULES_DENY_EGRESS : RULES_DENY_INGRESS);
+	struct policy_entry *e =
+	    policy_find(&q, rules >> (egress ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT), peer,
+	                addr, flags & (egress ? RULES_BLOCKS_EGRESS : RULES_BLOCKS_INGRESS));
+	__u32 origin = 0;
 
-	if (!found)
-		found = policy_row(&q, levels >> LEVELS_OF_IDENTITY, 0);
-	if (found & POLICY_DENY ||
-	    !(rules >> RULES_FLAGS_SHIFT & (egress ? RULES_BLOCKS_EGRESS : RULES_BLOCKS_INGRESS)))
-		return found;
-	block = block_identity4(addr);
-	other = block ? policy_row(&q, levels, block) : 0;
-	return !found || other & POLICY_DENY ? other : found;
+	if (e) {
+		__sync_fetch_and_add(&e->hits, 1);
+		origin = e->origin;
+		deny = e->deny;
+	}
+	if (deny && flags & RULES_AUDIT) {
+		note_audited(q.dir, q.rule_set, origin, who >> 32);
+		return POLICY_AUDITED;
+	}
+	return (__u64)origin << 32 | (deny ? POLICY_DENY : 0);
 }
 
 /* Whether ep accepts a flow: dir as seen from ep, port the responder's, addr the
@@ -193,7 +217,7 @@ static __always_inline int policy_verdict(struct packet *p, const struct endpoin
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
 	__u8 levels = rules >> (dir == DIR_EGRESS ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
 	int deny = flags & (dir == DIR_EGRESS ? RULES_DENY_EGRESS : RULES_DENY_INGRESS);
-	__u64 found;
+	__u64 answer;
 
 	if (dir == DIR_INGRESS && peer == ID_HOST)
 		return 0; /* probes: the node always reaches its own endpoints */
@@ -206,10 +230,9 @@ static __always_inline int policy_verdict(struct packet *p, const struct endpoin
 		return DROP(p, DROP_UNKNOWN_RULE_SET);
 	if (peer == ID_UNKNOWN)
 		return DROP(p, DROP_IDENTITY_UNKNOWN);
-	found = policy_first(rules, ep->rule_set, peer, addr,
-	                     (__u32)dir << 24 | (__u32)p->t.proto << 16 | port);
-	p->origin = found >> 32;
-	if (found & POLICY_FOUND)
-		deny = found & POLICY_DENY;
-	return deny ? DROP(p, DROP_POLICY_DENIED) : 0;
+	answer = policy_first(rules, (__u64)ep->id << 32 | ep->rule_set, peer, addr,
+	                      (__u32)dir << 24 | (__u32)p->t.proto << 16 | port);
+	p->origin = answer >> 32;
+	p->audited |= !!(answer & POLICY_AUDITED) << (dir & 1);
+	return answer & POLICY_DENY ? DROP(p, DROP_POLICY_DENIED) : 0;
 }

@@ -78,15 +78,17 @@ static __always_inline struct frontend *frontend4(const struct tuple4 *t)
 	return bpf_map_lookup_elem(&services, &key);
 }
 
-/* A random backend. A slot that is being replaced is passed over. */
-static __always_inline struct backend *choose_backend(const struct frontend *fe, __u32 *number)
+/* The backend that a number falls on. A slot that is being replaced is passed
+ * over. */
+static __always_inline struct backend *pick_backend(const struct frontend *fe, __u32 pick,
+                                                    __u32 *number)
 {
 	struct slot_key key = {.frontend = fe->number};
 	__u32 count = READ_ONCE(fe->count), *slot;
 
 	if (!count)
 		return NULL;
-	key.slot = bpf_get_prandom_u32() % count;
+	key.slot = pick % count;
 	slot = bpf_map_lookup_elem(&service_slots, &key);
 	if (!slot) {
 		key.slot = 0;

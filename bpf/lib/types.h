@@ -84,6 +84,6 @@ struct packet {
 	__u8 icmp_code;
 	__u8 tos;
 	__u8 icmp_error;
-	__u8 pad;
-	__u16 mtu; /* set with "packet too big": what would fit, else 0 */
+	__u8 audited; /* bit n: policy of direction n would deny it, and is audited */
+	__u16 mtu;    /* set with "packet too big": what would fit, else 0 */
 };

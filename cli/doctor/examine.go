@@ -119,6 +119,9 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 		e.add(Warning, "lag", object, "see the load of both API servers: hawser_federation_apply_seconds, process_cpu_seconds_total",
 			"%d changes, %.1f s behind (p99 %.1f s)", p.GetLagEvents(), p.GetLagSeconds(), p.GetLagP99Seconds())
 	}
+	for _, f := range p.GetFindings() {
+		e.add(Warning, f.GetCheck(), object, f.GetFix(), "%s", f.GetProblem())
+	}
 	var refused []string
 	for reason, n := range p.GetRefused() {
 		refused = append(refused, fmt.Sprintf("%d %s", n, reason))

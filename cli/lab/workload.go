@@ -25,7 +25,7 @@ import (
 // newWorkload is what pods of the lab run. It is hidden: nobody types it.
 func newWorkload() *cobra.Command {
 	cmd := &cobra.Command{Use: "workload", Short: "What pods of a lab run", Hidden: true}
-	cmd.AddCommand(newPause(), newEcho(), newGet(), newLoadServer(), newLoadClient())
+	cmd.AddCommand(newPause(), newEcho(), newGet(), newLoadServer(), newLoadClient(), newDial())
 	return cmd
 }
 

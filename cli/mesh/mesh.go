@@ -27,7 +27,7 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "mesh",
 		Short: "Join clusters and see how they are connected",
 	}
-	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newStatus(s), newList(s), doctor.New(s))
+	cmd.AddCommand(newInvite(s), newJoin(s), newPreflight(s), newLeave(s), newSet(s), newStatus(s), newList(s), doctor.New(s))
 	return cmd
 }
 
@@ -79,6 +79,7 @@ func only(to string) string {
 
 func newJoin(s *session.Session) *cobra.Command {
 	var file string
+	var a ages
 	cmd := &cobra.Command{
 		Use:   "join [token]",
 		Short: "Join the mesh of the cluster that made the token",
@@ -90,10 +91,15 @@ func newJoin(s *session.Session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return join(cmd, s, token, false)
+			r := &hawserv1.JoinRequest{Token: token}
+			if r.StaleAfter, r.ExpireAfter, err = a.parse(); err != nil {
+				return err
+			}
+			return join(cmd, s, r)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "file with the token, - for standard input")
+	a.bind(cmd)
 	return cmd
 }
 
@@ -103,7 +109,7 @@ func newPreflight(s *session.Session) *cobra.Command {
 		Short: "Check whether a join would succeed, and change nothing",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return join(cmd, s, args[0], true)
+			return join(cmd, s, &hawserv1.JoinRequest{Token: args[0], PreflightOnly: true})
 		},
 	}
 }
@@ -129,8 +135,8 @@ func readToken(stdin io.Reader, args []string, file string) (string, error) {
 	return strings.TrimSpace(string(raw)), nil
 }
 
-func join(cmd *cobra.Command, s *session.Session, token string, preflight bool) error {
-	if _, err := invitation.Parse(token); err != nil {
+func join(cmd *cobra.Command, s *session.Session, req *hawserv1.JoinRequest) error {
+	if _, err := invitation.Parse(req.GetToken()); err != nil {
 		return session.Usage("%v", err)
 	}
 	client, conn, err := s.Mesh()
@@ -140,7 +146,7 @@ func join(cmd *cobra.Command, s *session.Session, token string, preflight bool) 
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithTimeout(cmd.Context(), max(s.Timeout, 30*time.Second))
 	defer cancel()
-	r, err := client.Join(ctx, &hawserv1.JoinRequest{Token: token, PreflightOnly: preflight})
+	r, err := client.Join(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -158,7 +164,7 @@ func join(cmd *cobra.Command, s *session.Session, token string, preflight bool) 
 		switch {
 		case r.GetJoined():
 			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n", r.GetPeer(), r.GetPeerId())
-		case preflight && !blocked(r.GetFindings()):
+		case req.GetPreflightOnly() && !blocked(r.GetFindings()):
 			fmt.Fprintf(w, "A join with %s would succeed.\n", r.GetPeer())
 		}
 		return nil

@@ -174,6 +174,9 @@ func notes(w io.Writer, p *hawserv1.PeerStatus) {
 	if n := p.GetNodesUnreachable(); n > 0 {
 		fmt.Fprintf(w, "  %s: no node that probes them reaches %d of its nodes; new connections go elsewhere (hawser node paths)\n", p.GetName(), n)
 	}
+	for _, f := range p.GetFindings() {
+		fmt.Fprintf(w, "  %s: %s; %s\n", p.GetName(), f.GetProblem(), f.GetFix())
+	}
 	for _, r := range p.GetLastRefused() {
 		fmt.Fprintf(w, "  %s: refused %s\n", p.GetName(), r)
 	}

@@ -95,7 +95,7 @@ func newForget(s *session.Session) *cobra.Command {
 			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
 				fmt.Fprintf(w, "Forgot %s; %s keys removed.\n", args[0], printer.Count(r.GetKeysRemoved()))
 				if r.GetWasEnrolled() {
-					fmt.Fprintf(w, "Its certificate is not renewed and ends %s; until then etcd admits who holds its key.\n",
+					fmt.Fprintf(w, "Its certificate is not renewed and ends %s; the cluster's own etcd refuses it from now on.\n",
 						time.Unix(0, r.GetCertificateExpiresAt()).UTC().Format(time.DateOnly))
 				}
 				return nil

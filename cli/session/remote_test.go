@@ -36,7 +36,7 @@ func runAPIServer(t *testing.T) apiserver.Config {
 		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
 		NodeCIDRs:    []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.101.0.0/24")},
-		Replica:      apiserver.DefaultReplica, ExpireAfter: apiserver.DefaultExpireAfter, IdentityGCInterval: time.Minute,
+		Replica:      apiserver.DefaultReplica, StaleAfter: apiserver.DefaultStaleAfter, ExpireAfter: apiserver.DefaultExpireAfter, IdentityGCInterval: time.Minute,
 		Log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(context.Background())

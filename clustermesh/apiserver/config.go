@@ -19,6 +19,7 @@ import (
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -52,9 +53,10 @@ type Config struct {
 	ListenGossip netip.AddrPort
 	// GossipKeyLifetime is how long a gossip key is used; 0 means for ever.
 	GossipKeyLifetime time.Duration
-	// AdvertiseFederation is host:port by which peers dial; defaults to
-	// ListenFederation.
-	AdvertiseFederation string
+	// AdvertiseFederation are host:port of all API servers of the cluster, by
+	// which peers dial them; defaults to ListenFederation. "none" alone: peers
+	// cannot dial this cluster, it dials them.
+	AdvertiseFederation []string
 
 	PodCIDRs     []netip.Prefix
 	NodeCIDRs    []netip.Prefix
@@ -64,6 +66,8 @@ type Config struct {
 	// Replica names this API server among those of the cluster; it is the same
 	// after a restart.
 	Replica string
+	// StaleAfter is the age past which a peer's data is the last resort.
+	StaleAfter time.Duration
 	// ExpireAfter is how long the data of a peer that cannot be reached is
 	// believed, and ours by it; 0 means for ever.
 	ExpireAfter time.Duration
@@ -84,6 +88,7 @@ const (
 	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
+	DefaultStaleAfter     = 5 * time.Minute
 	DefaultExpireAfter    = 24 * time.Hour
 	DefaultReplica        = "0"
 	DefaultAPIPort        = 4244
@@ -144,8 +149,11 @@ func (c *Config) Validate() error {
 	if c.Replica == "" || strings.Contains(c.Replica, "/") {
 		errs = append(errs, fmt.Errorf("--replica %q: must be a name without '/'", c.Replica))
 	}
-	if c.ExpireAfter < 0 {
-		errs = append(errs, fmt.Errorf("--expire-after %s: must not be negative; 0 means never", c.ExpireAfter))
+	errs = append(errs, c.validateAges()...)
+	if len(c.AdvertiseFederation) > 0 {
+		if err := peering.CheckEndpoints(c.advertised()); err != nil {
+			errs = append(errs, fmt.Errorf("--advertise-federation: %w", err))
+		}
 	}
 	if c.IdentityGCInterval <= 0 {
 		errs = append(errs, fmt.Errorf("--identity-gc-interval %s: must be above 0", c.IdentityGCInterval))
@@ -199,12 +207,29 @@ func overlaps(c *Config) []error {
 	return errs
 }
 
-// advertised is host:port for peers.
-func (c *Config) advertised() string {
-	if c.AdvertiseFederation != "" {
+func (c *Config) validateAges() []error {
+	var errs []error
+	if c.StaleAfter <= 0 {
+		errs = append(errs, fmt.Errorf("--stale-after %s: must be above 0", c.StaleAfter))
+	}
+	if c.ExpireAfter < 0 {
+		errs = append(errs, fmt.Errorf("--expire-after %s: must not be negative; 0 means never", c.ExpireAfter))
+	}
+	return errs
+}
+
+// notDialled is --advertise-federation of a cluster that peers cannot dial.
+const notDialled = "none"
+
+// advertised are host:port for peers.
+func (c *Config) advertised() []string {
+	switch {
+	case len(c.AdvertiseFederation) == 1 && c.AdvertiseFederation[0] == notDialled:
+		return nil
+	case len(c.AdvertiseFederation) > 0:
 		return c.AdvertiseFederation
 	}
-	return c.ListenFederation.String()
+	return []string{c.ListenFederation.String()}
 }
 
 // advertisedAPI is host:port for nodes; empty when there is no API port.
@@ -232,7 +257,7 @@ func (c *Config) record() *keyspacev1.Cluster {
 			TunnelPort:     uint32(c.TunnelPort),
 			Encryption:     "off",
 		},
-		Endpoints: []string{c.advertised()},
+		Endpoints: c.advertised(),
 		Version:   version.String(),
 	}
 }

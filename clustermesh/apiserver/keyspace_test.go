@@ -407,7 +407,7 @@ func TestFullEtcdDoesNotKeepTheServerFromStarting(t *testing.T) {
 	}
 	stop()
 	cfg.Socket, cfg.Etcd.Quota = cfg.Socket+"2", 16<<20
-	cfg.AdvertiseFederation = "192.0.2.9:4243" // so that there is something to write
+	cfg.AdvertiseFederation = []string{"192.0.2.9:4243"} // so that there is something to write
 	api, _ = serve(t, cfg)
 	etcdtest.Eventually(t, patience, "it answers and tells", func() bool {
 		for _, p := range answers(t, api).GetProblems() {

@@ -63,6 +63,13 @@ func (s *Server) mergeServices(ctx context.Context) (*loadbalancer.Desired, erro
 		}
 	}
 	merged.SetNodes(passed)
+	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range views {
+		merged.SetAge(v.msg.GetPeer(), loadbalancer.AgeOf(v.msg.GetData()))
+	}
 	return merged, s.mergeFrom(ctx, merged, kvstore.Local, s.cfg.Cluster)
 }
 
@@ -104,7 +111,7 @@ func serviceInfo(v loadbalancer.View) *hawserv1.ServiceInfo {
 	for _, b := range v.Backends {
 		info.Backends = append(info.Backends, &hawserv1.FrontendBackend{
 			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
-			Workload: b.Workload, State: b.Condition(),
+			Workload: b.Workload, State: b.StateName(),
 		})
 	}
 	return info

@@ -4,6 +4,8 @@ package apiserver
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -14,6 +16,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -38,6 +41,7 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Cluster:     s.cfg.record(),
 		Listen:      s.cfg.ListenFederation.String(),
 		Replica:     s.cfg.Replica,
+		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
 	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
 }
@@ -67,9 +71,18 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if err := s.refuseShared("join"); err != nil {
 		return nil, err
 	}
+	ages := agesOf(r.StaleAfter, r.ExpireAfter)
+	if err := ages.Validate(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	res, err := s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	if res.Joined && ages != (peering.Ages{}) {
+		if err := s.mesh.SetAges(ctx, res.Peer.GetName(), ages); err != nil {
+			return nil, fmt.Errorf("joined %s, but its ages are not set: %w; try: hawser mesh set", res.Peer.GetName(), err)
+		}
 	}
 	out := &hawserv1.JoinResponse{Peer: res.Peer.GetName(), PeerId: res.Peer.GetId(), Joined: res.Joined}
 	for _, f := range res.Findings {
@@ -82,6 +95,26 @@ func finding(f *federationv1.Finding) *hawserv1.Finding {
 	return &hawserv1.Finding{
 		Check: f.GetCheck(), Blocking: f.GetBlocking(), Object: f.GetObject(), Problem: f.GetProblem(), Fix: f.GetFix(),
 	}
+}
+
+// SetPeer changes how long the data of a peer is believed.
+func (s *Server) SetPeer(ctx context.Context, r *hawserv1.SetPeerRequest) (*hawserv1.SetPeerResponse, error) {
+	if err := s.refuseShared("set"); err != nil {
+		return nil, err
+	}
+	ages := agesOf(r.StaleAfter, r.ExpireAfter)
+	if err := ages.Validate(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	err := s.mesh.SetAges(ctx, r.GetPeer(), ages)
+	if errors.Is(err, peering.ErrNoPeer) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
+	return &hawserv1.SetPeerResponse{}, apiError(err)
+}
+
+func agesOf(stale, expire *int64) peering.Ages {
+	return peering.Ages{Stale: (*time.Duration)(stale), Expire: (*time.Duration)(expire)}
 }
 
 // Leave ends a peering and removes what the peer published.
@@ -151,7 +184,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	r := &hawserv1.ClusterStatusReport{
 		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), StartedAt: s.started.UnixNano(),
 		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
-		FederationEndpoints: []string{s.cfg.advertised()},
+		FederationEndpoints: s.cfg.advertised(),
 		CaExpiresAt:         s.creds.ca.Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 	}

@@ -38,6 +38,8 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_since_timestamp_seconds", Help: "When the peer's state last changed.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_stale", Help: "1 while the peer's data is not fresh.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_clock_offset_seconds", Help: "The peer's clock minus ours, by the quickest of the last heartbeats.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_unacknowledged_seconds", Help: "How long the peer has not acknowledged what was sent to it; 0 when nothing is due.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_keys", Help: "Keys of the peer held here, by kind.", Kind: g, Labels: []string{"target_cluster", "kind"}},
 		{Name: "hawser_federation_lag_events", Help: "Changes of the peer that are not applied here yet.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_lag_seconds", Help: "How far the copy of the peer is behind now.", Kind: g, Labels: peer},
@@ -123,6 +125,8 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 	emit("hawser_federation_connected", metrics.Bool(p.GetState() == peerConnected), name)
 	emit("hawser_federation_since_timestamp_seconds", metrics.Timestamp(p.GetSince()), name)
 	emit("hawser_federation_stale", metrics.Bool(p.GetData() != dataFresh), name)
+	emit("hawser_federation_clock_offset_seconds", p.GetClockOffsetSeconds(), name)
+	emit("hawser_federation_unacknowledged_seconds", p.GetUnacknowledgedSeconds(), name)
 	for kind, n := range p.GetKeysByKind() {
 		emit("hawser_federation_keys", float64(n), name, kind)
 	}

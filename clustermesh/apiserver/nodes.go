@@ -12,6 +12,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -25,6 +26,19 @@ func (s *Server) parameters() *hawserv1.ClusterParameters {
 		p.ApiEndpoints = []string{api}
 	}
 	return p
+}
+
+// openEnrolment makes the service that admits nodes, and etcd's users what it
+// remembers.
+func (s *Server) openEnrolment(ctx context.Context) error {
+	d := enrol.Deps{
+		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
+	}
+	if s.etcd != nil {
+		d.Access = s.etcd.Root()
+	}
+	s.enrol = enrol.NewService(d)
+	return s.enrol.Reconcile(ctx)
 }
 
 // InviteNode makes a token with which one host joins as a node, once.

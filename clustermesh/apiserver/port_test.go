@@ -122,7 +122,7 @@ func TestNodeEnrolsByToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id, err := pki.CertificateID(leaf.Cert); err != nil || id.String() != "spiffe://east/agent/n1" || leaf.Cert.Subject.CommonName != "east-agent" {
+	if id, err := pki.CertificateID(leaf.Cert); err != nil || id.String() != "spiffe://east/agent/n1" || !strings.HasPrefix(leaf.Cert.Subject.CommonName, "east-agent:") {
 		t.Errorf("certificate of %v, %q, %v", id, leaf.Cert.Subject.CommonName, err)
 	}
 	if d := time.Until(leaf.Cert.NotAfter); d > enrol.DefaultLifetime || d < enrol.DefaultLifetime-time.Hour {
@@ -321,7 +321,7 @@ func TestNothingOfTheRequestButTheKeyCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id, err := pki.CertificateID(cert); err != nil || id.String() != "spiffe://east/agent/n1" || cert.Subject.CommonName != "east-agent" || len(cert.DNSNames) != 0 {
+	if id, err := pki.CertificateID(cert); err != nil || id.String() != "spiffe://east/agent/n1" || !strings.HasPrefix(cert.Subject.CommonName, "east-agent:") || len(cert.DNSNames) != 0 {
 		t.Errorf("got %v, CN %q, names %v, %v", id, cert.Subject.CommonName, cert.DNSNames, err)
 	}
 }

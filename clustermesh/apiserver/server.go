@@ -106,10 +106,10 @@ func (s *Server) open(ctx context.Context) error {
 	if s.mesh, err = s.newFederation(); err != nil {
 		return err
 	}
-	s.enrol = enrol.NewService(enrol.Deps{
-		CA: s.creds.ca, KV: s.kv, Parameters: s.parameters, Lifetime: s.cfg.NodeCertificates, Now: time.Now, Log: s.log,
-	})
 	s.watchman = newWatchman(s)
+	if err := s.openEnrolment(ctx); err != nil {
+		return err
+	}
 	return s.openPort(ctx)
 }
 

@@ -27,7 +27,7 @@ func testConfig(t *testing.T) Config {
 	return Config{
 		Cluster: "east", ClusterID: 1, ClusterBits: 8, DataDir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "api.sock"),
 		ListenEtcd: any4, ListenFederation: any4, TunnelPort: DefaultTunnelPort, UnsafeNoFsync: true,
-		Replica: DefaultReplica, ExpireAfter: DefaultExpireAfter, IdentityGCInterval: 50 * time.Millisecond,
+		Replica: DefaultReplica, StaleAfter: DefaultStaleAfter, ExpireAfter: DefaultExpireAfter, IdentityGCInterval: 50 * time.Millisecond,
 		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
 		NodeCIDRs:    []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.101.0.0/29")},

@@ -45,7 +45,10 @@ type Config struct {
 	// after a restart, and no two that run at once have the same.
 	Replica string
 	TTL     int64 // of the lease, seconds; 0 means 5
-	Log     *slog.Logger
+	// Oust, asked about another's hold (REPLICA/…) now and then, has the office
+	// taken from it. Nil: never.
+	Oust func(holder string) bool
+	Log  *slog.Logger
 }
 
 func (c Config) key() string {
@@ -79,7 +82,7 @@ func Acquire(ctx context.Context, cfg Config) (*Term, error) {
 	t := &Term{client: cfg.Client, key: cfg.key(), lost: lost, cancel: cancel}
 	holder := cfg.Replica + "/" + uuid.NewString()
 	for {
-		again, err := t.try(ctx, cfg.Replica, holder, lease)
+		again, err := t.try(ctx, cfg, holder, lease)
 		switch {
 		case err == nil && t.rev != 0:
 			return t, nil
@@ -100,8 +103,9 @@ func Acquire(ctx context.Context, cfg Config) (*Term, error) {
 }
 
 // try takes the office if it is free, which sets rev, or clears away what an
-// earlier run of the same replica left; then it is worth trying again at once.
-func (t *Term) try(ctx context.Context, replica, holder string, lease kvstore.Lease) (again bool, err error) {
+// earlier run of the same replica left, or who is to be ousted; then it is worth
+// trying again at once.
+func (t *Term) try(ctx context.Context, cfg Config, holder string, lease kvstore.Lease) (again bool, err error) {
 	res, err := t.client.Txn(ctx, []kvstore.Cmp{kvstore.Absent(t.key)},
 		[]kvstore.Op{{Kind: kvstore.OpPut, Key: t.key, Value: []byte(holder), Lease: lease}},
 		[]kvstore.Op{kvstore.Read(t.key)})
@@ -118,7 +122,7 @@ func (t *Term) try(ctx context.Context, replica, holder string, lease kvstore.Le
 	switch {
 	case string(at.Value) == holder: // our Put whose answer was lost
 		t.rev = at.CreateRevision
-	case strings.HasPrefix(string(at.Value), replica+"/"):
+	case strings.HasPrefix(string(at.Value), cfg.Replica+"/") || cfg.Oust != nil && cfg.Oust(string(at.Value)):
 		_, err = t.client.Txn(ctx, []kvstore.Cmp{kvstore.AtRevision(t.key, at.ModRevision)}, []kvstore.Op{kvstore.Delete(t.key)}, nil)
 		return true, err
 	}

@@ -41,9 +41,19 @@ type Deps struct {
 	// Parameters are the cluster's, without the node. It is called anew for
 	// each use.
 	Parameters func() *hawserv1.ClusterParameters
-	Lifetime   time.Duration // of certificates; 0 means DefaultLifetime
-	Now        func() time.Time
-	Log        *slog.Logger
+	// Access is to the cluster's own etcd, which admits each node by a user of
+	// its own; nil for an etcd that has other certificates.
+	Access   Access
+	Lifetime time.Duration // of certificates; 0 means DefaultLifetime
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Access admits nodes to etcd, each key by a user of its own (etcd.NodeUser).
+type Access interface {
+	AdmitNode(ctx context.Context, cluster, user string) error
+	ExpelNode(ctx context.Context, user string) error
+	NodeUsers(ctx context.Context, cluster string) ([]string, error)
 }
 
 // Service invites nodes, admits them and renews their certificates. Renew trusts
@@ -138,7 +148,8 @@ func (s *Service) admit(ctx context.Context, tok cas.Record[*keyspacev1.Token], 
 	if err != nil {
 		return nil, invitation.Unavailable(err)
 	}
-	if string(rec.Msg.GetKeyHash()) != string(key[:]) {
+	former := rec.Msg.GetKeyHash()
+	if string(former) != string(key[:]) {
 		rec.Msg.KeyHash, rec.Msg.EnrolledAt = key[:], s.Now().UnixNano()
 	}
 	rec.Msg.TokenId = tok.Msg.GetId()
@@ -147,7 +158,10 @@ func (s *Service) admit(ctx context.Context, tok cas.Record[*keyspacev1.Token], 
 		return nil, err
 	}
 	tok.Msg.UsedBy = key[:]
-	return der, invitation.Unavailable(cas.Commit(ctx, s.KV, s.tokens.Put(tok), s.put(rec)))
+	if err := cas.Commit(ctx, s.KV, s.tokens.Put(tok), s.put(rec)); err != nil {
+		return nil, invitation.Unavailable(err)
+	}
+	return der, invitation.Unavailable(s.changeUser(ctx, former, key[:]))
 }
 
 // Renew implements hawserv1.EnrolmentServer.
@@ -181,7 +195,10 @@ func (s *Service) Renew(ctx context.Context, r *hawserv1.RenewRequest) (*hawserv
 		if resp.Certificate, err = s.sign(csr, rec.Msg); err != nil {
 			return err
 		}
-		return invitation.Unavailable(cas.Commit(ctx, s.KV, s.put(rec)))
+		if err := cas.Commit(ctx, s.KV, s.put(rec)); err != nil {
+			return invitation.Unavailable(err)
+		}
+		return invitation.Unavailable(s.changeUser(ctx, nil, rec.Msg.GetKeyHash()))
 	})
 	if err != nil {
 		s.Log.Warn("renewal refused", "node", id.Name, "error", err)
@@ -208,7 +225,11 @@ func mayRenew(rec cas.Record[*keyspacev1.Enrolment], shown *x509.Certificate, cs
 // sign issues the node's certificate and notes it in the record.
 func (s *Service) sign(csr *x509.CertificateRequest, rec *keyspacev1.Enrolment) ([]byte, error) {
 	now := s.Now()
-	der, err := s.CA.Sign(csr.PublicKey, pki.Request{Role: pki.RoleAgent, Name: rec.GetNode(), Lifetime: s.Lifetime}, now)
+	request := pki.Request{Role: pki.RoleAgent, Name: rec.GetNode(), Lifetime: s.Lifetime}
+	if s.Access != nil {
+		request.EtcdUser = s.user(rec.GetKeyHash())
+	}
+	der, err := s.CA.Sign(csr.PublicKey, request, now)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -248,9 +269,9 @@ func (s *Service) put(r cas.Record[*keyspacev1.Enrolment]) cas.Write {
 	return cas.Write{Key: s.key(msg.GetNode()), Rev: r.Rev, Msg: msg}
 }
 
-// Forget ends the node's enrolment: its certificate is not renewed any more. It
-// returns what is forgotten; nil if there was none. Tokens for the node that are
-// still open are revoked.
+// Forget ends the node's enrolment: its certificate is not renewed any more, and
+// the cluster's own etcd admits it no more. It returns what is forgotten; nil if
+// there was none. Tokens for the node that are still open are revoked.
 func (s *Service) Forget(ctx context.Context, node string) (was *keyspacev1.Enrolment, err error) {
 	err = cas.Retry(ctx, func() error {
 		rec, err := s.enrolment(ctx, node)
@@ -260,6 +281,9 @@ func (s *Service) Forget(ctx context.Context, node string) (was *keyspacev1.Enro
 		was = rec.Msg
 		return cas.Commit(ctx, s.KV, cas.Write{Key: s.key(node), Rev: rec.Rev})
 	})
+	if err == nil && was != nil {
+		err = s.changeUser(ctx, was.GetKeyHash(), nil)
+	}
 	if err == nil {
 		err = s.tokens.RevokeNode(ctx, node)
 	}

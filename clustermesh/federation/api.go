@@ -14,6 +14,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -37,6 +38,13 @@ func (m *Manager) Join(ctx context.Context, token string, preflightOnly bool) (p
 	res, err := peering.Join(ctx, m.deps, token, preflightOnly)
 	m.poke()
 	return res, err
+}
+
+// SetAges changes how long the data of a peer is believed; see peering.Ages.
+func (m *Manager) SetAges(ctx context.Context, peer string, a peering.Ages) error {
+	err := m.store.SetAges(ctx, peer, a)
+	m.poke()
+	return err
 }
 
 // Leave ends the peering, also when the other side is gone: its stream is cut
@@ -92,7 +100,7 @@ func (m *Manager) finishLeave(ctx context.Context, name string) {
 }
 
 func (m *Manager) withdraw(ctx context.Context, name string) (uint64, error) {
-	lock, err := lockImport(ctx, m.kv, m.own(), name, m.cfg.Replica)
+	lock, err := election.Acquire(ctx, election.Config{Client: m.kv, Cluster: m.own(), Office: []string{"import", name}, Replica: m.cfg.Replica})
 	if err != nil {
 		return 0, err
 	}
@@ -113,10 +121,9 @@ func (m *Manager) Status() []*hawserv1.PeerStatus {
 		case p.GetState() == keyspacev1.Peer_STATE_LEAVING:
 			out = append(out, &hawserv1.PeerStatus{Name: name, ClusterId: p.GetClusterId(), State: stateLeaving, Since: p.GetUpdatedAt()})
 		case st != nil && r != nil:
-			data, _ := r.data()
-			out = append(out, st.status(p, m.cfg.LostAfter, data))
+			out = append(out, st.status(p, &m.cfg, terms{r.endpoints(), r.ages()}))
 		case st != nil:
-			out = append(out, st.status(p, m.cfg.LostAfter, "stale"))
+			out = append(out, st.status(p, &m.cfg, termsOf(p, &m.cfg)))
 		}
 	}
 	slices.SortFunc(out, func(a, b *hawserv1.PeerStatus) int { return strings.Compare(a.GetName(), b.GetName()) })

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -123,7 +124,7 @@ func (im *importer) parallel(ctx context.Context, txns []chunk) error {
 // txn commits ops while we hold the lock. All of them can be repeated, so it
 // tries again when the store does not answer.
 func (im *importer) txn(ctx context.Context, ops []kvstore.Op) error {
-	b := backoff{low: im.cfg.BackoffMin, high: im.cfg.BackoffMax}
+	b := backoff.New(im.cfg.BackoffMin, im.cfg.BackoffMax)
 	for try := 1; ; try++ {
 		res, err := im.kv.Txn(ctx, im.lock.Fence(), ops, nil)
 		switch {
@@ -135,7 +136,7 @@ func (im *importer) txn(ctx context.Context, ops []kvstore.Op) error {
 			return err
 		}
 		im.st.failed(fmt.Errorf("write mirror of %s: %w", im.peer, err))
-		if err := b.wait(ctx, nil); err != nil {
+		if err := b.Wait(ctx); err != nil {
 			return err
 		}
 	}

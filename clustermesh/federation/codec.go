@@ -63,14 +63,14 @@ func (c *codec) unpack(packed []byte) ([]*federationv1.Change, error) {
 	}
 	raw, err := c.dec.DecodeAll(packed, nil)
 	if err != nil {
-		return nil, fmt.Errorf("decompress changes: %w", err)
+		return nil, violate(reasonCorrupt, "its changes cannot be decompressed into at most %d bytes: %v", maxBatchBytes, err)
 	}
 	var cs federationv1.Changes
 	if err := proto.Unmarshal(raw, &cs); err != nil {
-		return nil, fmt.Errorf("decode changes: %w", err)
+		return nil, violate(reasonCorrupt, "its changes cannot be decoded: %v", err)
 	}
 	if len(cs.GetChanges()) > maxBatchChanges {
-		return nil, fmt.Errorf("batch of %d changes; at most %d are allowed", len(cs.GetChanges()), maxBatchChanges)
+		return nil, violate(kvstore.ReasonSize, "it has %d changes; at most %d are allowed", len(cs.GetChanges()), maxBatchChanges)
 	}
 	return cs.GetChanges(), nil
 }

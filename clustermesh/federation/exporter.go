@@ -8,15 +8,15 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
-
-var errTwice = errors.New("subscribed twice on one stream")
 
 // exporter sends state/<own>/ to one peer on one stream.
 type exporter struct {
@@ -60,15 +60,22 @@ func (e *exporter) subscribe(s *federationv1.Subscribe) error {
 	case e.subs <- s:
 		return nil
 	default:
-		return errTwice
+		return violate(reasonProtocol, "it subscribed twice on one stream")
 	}
 }
 
-func (e *exporter) acknowledged(seq uint64) {
+// acknowledged takes an acknowledgement; one of a batch that was not sent is a
+// *violation.
+func (e *exporter) acknowledged(seq uint64) error {
 	e.mu.Lock()
+	if sent := e.sent; seq > sent {
+		e.mu.Unlock()
+		return violate(reasonSequence, "it acknowledged batch %d; we have sent %d", seq, sent)
+	}
 	var stored int64
-	if seq > e.acked && seq <= e.sent {
+	if seq > e.acked {
 		e.acked = seq
+		e.st.acks(time.Now(), e.sent > e.acked)
 		for len(e.unacked) > 0 && e.unacked[0].seq <= seq {
 			stored = max(stored, e.unacked[0].low)
 			e.unacked = e.unacked[1:]
@@ -80,6 +87,7 @@ func (e *exporter) acknowledged(seq uint64) {
 	case e.room <- struct{}{}:
 	default:
 	}
+	return nil
 }
 
 // stored notes that the peer has stored our records up to rev, unless it is 0.
@@ -112,12 +120,12 @@ func (e *exporter) run(ctx context.Context) error {
 	for _, k := range sub.GetKinds() {
 		e.kinds[kvstore.Kind(k)] = true
 	}
-	from, reason, err := e.decide(ctx, sub.GetPosition())
+	from, target, reason, err := e.decide(ctx, sub.GetPosition())
 	for err == nil {
 		if reason != "" {
 			from, err = e.snapshot(ctx, reason)
 		} else {
-			err = e.announce(federationv1.Resync_MODE_RESUME, from, "")
+			err = e.announce(federationv1.Resync_MODE_RESUME, from, target, "")
 			e.stored(from)
 		}
 		if err == nil {
@@ -135,28 +143,32 @@ func (e *exporter) run(ctx context.Context) error {
 	return err
 }
 
-// decide answers whether the position can be resumed from; a reason means that
-// it cannot.
-func (e *exporter) decide(ctx context.Context, p *keyspacev1.Position) (from int64, reason string, err error) {
+// decide answers whether the position can be resumed from, and up to where the
+// receiver is behind; a reason means that it cannot.
+func (e *exporter) decide(ctx context.Context, p *keyspacev1.Position) (from, target int64, reason string, err error) {
 	switch {
 	case p.GetIncarnation() == "" || p.GetRevision() <= 0:
-		return 0, "first sync", nil
+		return 0, 0, "first sync", nil
 	case p.GetIncarnation() != e.incarnation:
-		return 0, "the store is another one: its incarnation changed", nil
+		return 0, 0, "the store is another one: its incarnation changed", nil
 	}
 	_, err = e.kv.List(ctx, e.prefix(), "", 1, p.GetRevision())
 	switch {
 	case errors.Is(err, kvstore.ErrCompacted):
-		return 0, fmt.Sprintf("history since revision %d was compacted", p.GetRevision()), nil
+		return 0, 0, fmt.Sprintf("history since revision %d was compacted", p.GetRevision()), nil
 	case errors.Is(err, kvstore.ErrFutureRevision):
-		return 0, fmt.Sprintf("revision %d is ahead of the store", p.GetRevision()), nil
+		return 0, 0, fmt.Sprintf("revision %d is ahead of the store", p.GetRevision()), nil
 	case err != nil:
-		return 0, "", fmt.Errorf("look up position %d: %w", p.GetRevision(), err)
+		return 0, 0, "", fmt.Errorf("look up position %d: %w", p.GetRevision(), err)
 	}
-	return p.GetRevision(), "", nil
+	page, err := e.kv.List(ctx, e.prefix(), "", 1, 0)
+	if err != nil {
+		return 0, 0, "", fmt.Errorf("look up our revision: %w", err)
+	}
+	return p.GetRevision(), page.Revision, "", nil
 }
 
-func (e *exporter) announce(mode federationv1.Resync_Mode, rev int64, reason string) error {
+func (e *exporter) announce(mode federationv1.Resync_Mode, rev, target int64, reason string) error {
 	e.st.do(func() {
 		if mode == federationv1.Resync_MODE_SNAPSHOT {
 			e.st.snapshotsSent++
@@ -171,7 +183,7 @@ func (e *exporter) announce(mode federationv1.Resync_Mode, rev int64, reason str
 	}
 	e.mu.Unlock()
 	return e.send(&federationv1.Frame{Body: &federationv1.Frame_Resync{Resync: &federationv1.Resync{
-		Mode: mode, Incarnation: e.incarnation, Revision: rev, Reason: reason,
+		Mode: mode, Incarnation: e.incarnation, Revision: rev, Target: target, Reason: reason,
 	}}})
 }
 
@@ -182,7 +194,7 @@ func (e *exporter) snapshot(ctx context.Context, reason string) (int64, error) {
 		return 0, fmt.Errorf("begin snapshot: %w", err)
 	}
 	rev := page.Revision
-	if err := e.announce(federationv1.Resync_MODE_SNAPSHOT, rev, reason); err != nil {
+	if err := e.announce(federationv1.Resync_MODE_SNAPSHOT, rev, rev, reason); err != nil {
 		return 0, err
 	}
 	var changes []*federationv1.Change
@@ -288,10 +300,10 @@ func (e *exporter) follow(ctx context.Context, rev int64) error {
 }
 
 func (e *exporter) watch(ctx context.Context, q *queue) error {
-	b := backoff{low: e.cfg.BackoffMin, high: e.cfg.BackoffMax}
+	b := backoff.New(e.cfg.BackoffMin, e.cfg.BackoffMax)
 	for {
 		err := e.kv.Watch(ctx, e.prefix(), q.position()+1, func(w kvstore.WatchBatch) error {
-			b.reset()
+			b.Reset()
 			q.add(w, e.prefix(), e.wanted, e.st.now().UnixNano())
 			return nil
 		})
@@ -303,7 +315,7 @@ func (e *exporter) watch(ctx context.Context, q *queue) error {
 		case err != nil:
 			e.st.failed(fmt.Errorf("watch our own store: %w", err))
 		}
-		if err := b.wait(ctx, nil); err != nil {
+		if err := b.Wait(ctx); err != nil {
 			return err
 		}
 		if err := sameIncarnation(ctx, e.kv, e.own, e.incarnation); errors.Is(err, errIncarnation) {
@@ -371,6 +383,9 @@ func (e *exporter) sendBatch(ctx context.Context, t taken, snapshot, end bool) e
 		m.low = t.low
 	}
 	e.unacked = append(e.unacked, m)
+	if len(e.unacked) == 1 {
+		e.st.acks(time.Now(), true)
+	}
 	e.mu.Unlock()
 	err = e.send(&federationv1.Frame{Body: &federationv1.Frame_Batch{Batch: &federationv1.Batch{
 		Sequence: seq, ChangesZstd: packed, Revision: t.low, Snapshot: snapshot, SnapshotEnd: end,

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -171,18 +172,22 @@ func TestImportIsFenced(t *testing.T) {
 	}
 }
 
+func lockImport(ctx context.Context, c *testCluster, replica string) (*election.Term, error) {
+	return election.Acquire(ctx, election.Config{Client: c.kv, Cluster: c.name, Office: []string{"import", "west"}, Replica: replica})
+}
+
 func TestLockIsTakenOverByTheSameReplicaOnly(t *testing.T) {
 	c := newCluster(t, 1)
-	first, err := lockImport(t.Context(), c.kv, c.name, "west", "a")
+	first, err := lockImport(t.Context(), c, "a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
-	if _, err := lockImport(ctx, c.kv, c.name, "west", "b"); err == nil {
+	if _, err := lockImport(ctx, c, "b"); err == nil {
 		t.Error("another replica took a lock that is held")
 	}
-	second, err := lockImport(t.Context(), c.kv, c.name, "west", "a") // after kill -9
+	second, err := lockImport(t.Context(), c, "a") // after kill -9
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +196,7 @@ func TestLockIsTakenOverByTheSameReplicaOnly(t *testing.T) {
 		t.Errorf("the former holder can still write: %v %v", res, err)
 	}
 	second.Release(t.Context())
-	third, err := lockImport(t.Context(), c.kv, c.name, "west", "b")
+	third, err := lockImport(t.Context(), c, "b")
 	if err != nil {
 		t.Fatal(err)
 	}

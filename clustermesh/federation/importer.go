@@ -35,7 +35,6 @@ const (
 
 var (
 	errLockLost = errors.New("another API server took over the import")
-	errProtocol = errors.New("protocol error")
 )
 
 // importer writes one peer's changes to state/<peer>/ in our store, on one
@@ -43,19 +42,22 @@ var (
 type importer struct {
 	kv        kvstore.Client
 	own, peer string
-	replica   string
+	lock      *election.Term // compared by every write
 	cfg       *Config
 	guard     *peering.Guard
 	st        *peerState
 	codec     *codec
 	send      func(*federationv1.Frame) error
 	log       *slog.Logger
+	// source is the incarnation that the peer's hello named.
+	source string
+	// learn takes what the peer says of itself.
+	learn func(*keyspacev1.Cluster)
 
 	in   chan inbound
 	next chan inbound
 
 	// Owned by apply.
-	lock        *election.Term
 	mirror      *mirror
 	stored      *keyspacev1.Position // in our store
 	storedAt    time.Time
@@ -63,12 +65,8 @@ type importer struct {
 	incarnation string               // of the running resync; empty before the first
 	snapshot    *federationv1.Resync // the running snapshot
 	refused     uint64               // in the running snapshot
-}
-
-// lockImport waits for the right to write state/<peer>/, which every import
-// transaction compares.
-func lockImport(ctx context.Context, kv kvstore.Client, own, peer, replica string) (*election.Term, error) {
-	return election.Acquire(ctx, election.Config{Client: kv, Cluster: own, Office: []string{"import", peer}, Replica: replica})
+	sequence    uint64               // of the newest batch
+	target      int64                // nothing is missing once position is there
 }
 
 func newImporter(im importer) *importer {
@@ -86,14 +84,9 @@ func (im *importer) receive(ctx context.Context, i inbound) error {
 	}
 }
 
-// run takes the import lock, subscribes and applies until the context ends.
+// run subscribes and applies until the context ends or the office is lost.
 func (im *importer) run(ctx context.Context) error {
-	lock, err := lockImport(ctx, im.kv, im.own, im.peer, im.replica)
-	if err != nil {
-		return err
-	}
-	im.lock = lock
-	defer lock.Release(ctx)
+	var err error
 	if im.mirror, err = loadMirror(ctx, im.kv, im.peer); err != nil {
 		return err
 	}
@@ -192,17 +185,21 @@ func (im *importer) applyAll(ctx context.Context) error {
 
 // begin starts a resume or a snapshot.
 func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
-	if r.GetIncarnation() == "" {
-		return fmt.Errorf("resync without an incarnation: %w", errProtocol)
+	if r.GetIncarnation() != im.source {
+		return violate(reasonProtocol, "its resync is of incarnation %q, its hello of %q", shorten(r.GetIncarnation()), im.source)
 	}
-	im.incarnation = r.GetIncarnation()
+	im.incarnation, im.target = r.GetIncarnation(), r.GetTarget()
 	if r.GetMode() == federationv1.Resync_MODE_RESUME {
 		if r.GetIncarnation() != im.position.GetIncarnation() || r.GetRevision() != im.position.GetRevision() {
-			return fmt.Errorf("resume from %d, but we stand at %d: %w", r.GetRevision(), im.position.GetRevision(), errProtocol)
+			return violate(reasonPosition, "it resumes from %d; we stand at %d", r.GetRevision(), im.position.GetRevision())
 		}
 		im.log.Info("resumed", "peer", im.peer, "revision", r.GetRevision(), "keys", len(im.mirror.entries))
 		im.st.do(func() { im.st.resumesReceived++; im.st.lastSync = "resume" })
-		return im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position)
+		if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position); err != nil {
+			return err
+		}
+		im.caughtUp()
+		return nil
 	}
 	im.snapshot, im.refused = r, 0
 	im.mirror.beginSnapshot()
@@ -213,8 +210,8 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 
 // batch applies one batch and acknowledges it.
 func (im *importer) batch(ctx context.Context, b *federationv1.Batch, changes []judged) error {
-	if im.incarnation == "" || b.GetSnapshot() != (im.snapshot != nil) {
-		return fmt.Errorf("batch %d outside of its resync: %w", b.GetSequence(), errProtocol)
+	if err := im.follows(b, len(changes)); err != nil {
+		return err
 	}
 	ops := im.plan(changes)
 	var final []kvstore.Op
@@ -230,6 +227,7 @@ func (im *importer) batch(ctx context.Context, b *federationv1.Batch, changes []
 			return err
 		}
 	}
+	im.caughtUp()
 	im.st.applied(uint64(b.GetCount()))
 	return im.send(&federationv1.Frame{Body: &federationv1.Frame_Ack{Ack: &federationv1.Ack{Sequence: b.GetSequence(), Position: im.stored}}})
 }
@@ -265,6 +263,7 @@ func (im *importer) plan(changes []judged) []planned {
 			}
 		default:
 			im.mirror.see(c)
+			im.heed(c)
 			if !present || old.hash != c.hash {
 				out = append(out, planned{key: c.full, value: c.value, rank: rankOf(c.kind, false)})
 			}
@@ -304,8 +303,25 @@ func (im *importer) idle(ctx context.Context, m *keyspacev1.Position) error {
 		return nil
 	}
 	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: m.GetRevision()}
+	im.caughtUp()
 	if time.Since(im.storedAt) < im.cfg.IdlePersist {
 		return nil
 	}
 	return im.commit(ctx, nil, []kvstore.Op{im.progressOp()})
+}
+
+// caughtUp notes once nothing is missing that the peer knew when the stream
+// began.
+func (im *importer) caughtUp() {
+	if im.snapshot == nil && im.position.GetRevision() >= im.target {
+		im.st.current()
+	}
+}
+
+// heed hands on what the peer's own record says of it.
+func (im *importer) heed(c judged) {
+	rec := &keyspacev1.Cluster{}
+	if c.kind == kvstore.KindCluster && im.learn != nil && proto.Unmarshal(c.value, rec) == nil {
+		im.learn(rec)
+	}
 }

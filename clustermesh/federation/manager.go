@@ -21,6 +21,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -137,13 +138,13 @@ func (m *Manager) poke() {
 
 // watchPeers pokes the reconciler at every change below private/<own>/peers/.
 func (m *Manager) watchPeers(ctx context.Context) error {
-	b := backoff{low: m.cfg.BackoffMin, high: m.cfg.BackoffMax}
+	b := backoff.New(m.cfg.BackoffMin, m.cfg.BackoffMax)
 	for {
 		_, rev, err := m.kv.Get(ctx, m.store.PeersPrefix())
 		if err == nil {
 			m.poke()
 			err = m.kv.Watch(ctx, m.store.PeersPrefix(), rev+1, func(w kvstore.WatchBatch) error {
-				b.reset()
+				b.Reset()
 				if len(w.Events) > 0 {
 					m.poke()
 				}
@@ -154,7 +155,7 @@ func (m *Manager) watchPeers(ctx context.Context) error {
 			return ctx.Err()
 		}
 		m.log.Debug("watch of peers ended", "err", err)
-		if err := b.wait(ctx, nil); err != nil {
+		if err := b.Wait(ctx); err != nil {
 			return err
 		}
 	}
@@ -163,7 +164,7 @@ func (m *Manager) watchPeers(ctx context.Context) error {
 func (m *Manager) reconcileLoop(ctx context.Context) error {
 	t := time.NewTicker(reconcileEvery)
 	defer t.Stop()
-	b := backoff{low: m.cfg.BackoffMin, high: m.cfg.BackoffMax}
+	b := backoff.New(m.cfg.BackoffMin, m.cfg.BackoffMax)
 	for {
 		select {
 		case <-m.kick:
@@ -173,13 +174,13 @@ func (m *Manager) reconcileLoop(ctx context.Context) error {
 		}
 		if err := m.reconcile(ctx); err != nil && ctx.Err() == nil {
 			m.log.Warn("peers not read", "err", err)
-			if err := b.wait(ctx, nil); err != nil {
+			if err := b.Wait(ctx); err != nil {
 				return err
 			}
 			m.poke()
 			continue
 		}
-		b.reset()
+		b.Reset()
 	}
 }
 
@@ -217,7 +218,9 @@ func (m *Manager) reconcile(ctx context.Context) error {
 	for _, p := range list {
 		switch p.GetState() {
 		case keyspacev1.Peer_STATE_CONFIRMED:
-			if m.runner(p.GetName()) == nil {
+			if r := m.runner(p.GetName()); r != nil {
+				r.setTerms(termsOf(p, &m.cfg))
+			} else {
 				m.start(ctx, p, list)
 			}
 		case keyspacev1.Peer_STATE_LEAVING:
@@ -225,13 +228,6 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// samePeer compares what a runner is made from.
-func samePeer(a, b *keyspacev1.Peer) bool {
-	x, y := proto.CloneOf(a), proto.CloneOf(b)
-	x.UpdatedAt, y.UpdatedAt = 0, 0
-	return proto.Equal(x, y)
 }
 
 // end removes the peer from trust, cuts its connections and waits for the end
@@ -263,8 +259,10 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 		st.failed(err)
 		m.log.Warn("grant narrowed", "peer", p.GetName(), "err", err)
 	}
+	st.do(func() { st.narrowed = err })
 	rctx, cancel := context.WithCancel(ctx)
-	r := &runner{kv: m.kv, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
+	r := &runner{kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
+		office: newOffice(m.kv, &m.cfg, m.own(), p.GetName()), terms: termsOf(p, &m.cfg), learned: make(chan []string, 1),
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()
 	m.runners[p.GetName()] = r
@@ -322,10 +320,13 @@ func (m *Manager) Stream(gs grpc.BidiStreamingServer[federationv1.Frame, federat
 	}
 	s := newSession(r.name(), false, hostOf(info.Conn.RemoteAddr()), gs, func() { info.Conn.Close() })
 	s.certExpires = info.State.PeerCertificates[0].NotAfter
-	err = r.serve(gs.Context(), s)
+	_, err = r.serve(gs.Context(), s)
+	var bad *violation
 	switch {
 	case errors.Is(err, errDuplicate):
 		return status.Error(codes.AlreadyExists, err.Error())
+	case errors.As(err, &bad):
+		return status.Error(codes.FailedPrecondition, r.own()+" refuses it: "+err.Error())
 	case err != nil:
 		return status.Error(codes.Unavailable, err.Error())
 	}

@@ -8,17 +8,21 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/grpc/status"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -35,61 +39,68 @@ const (
 )
 
 // runner is one peering with a confirmed peer, for as long as its record stays
-// the same.
+// the same but for what terms holds.
 type runner struct {
 	kv      kvstore.Client
+	store   *peering.Store
 	cfg     *Config
 	trust   *peering.Trust
 	peer    *keyspacev1.Peer
 	guard   *peering.Guard
 	st      *peerState
 	log     *slog.Logger
+	office  *office
 	stopped chan struct{}
 	finish  context.CancelFunc // ends run
 	ended   chan struct{}      // closed when run has returned
+	learned chan []string      // endpoints to be stored; capacity 1
 
 	attachMu sync.Mutex // one newcomer at a time
 
 	mu     sync.Mutex
 	cur    *session
 	change chan struct{} // closed when cur changes
+	terms  terms
 }
 
 func (r *runner) name() string { return r.peer.GetName() }
 func (r *runner) own() string  { return r.cfg.Cluster.GetName() }
 
-// run dials whenever there is no stream and keeps the PeerView, until the
-// context ends or stop is called.
+// run stands for the office, dials when it has it and there is no stream, and
+// keeps the PeerView, until the context ends or stop is called.
 func (r *runner) run(ctx context.Context) {
 	defer close(r.ended)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.office.run(ctx, r.won, r.lost) })
 	g.Go(func() error { return r.dial(ctx) })
 	g.Go(func() error { return r.views(ctx) })
-	_ = g.Wait() // both only end with the context
+	g.Go(func() error { return r.remember(ctx) })
+	_ = g.Wait() // all only end with the context
+}
+
+// lost ends the stream of a term that is over.
+func (r *runner) lost() { r.endSession(errLockLost) }
+
+func (r *runner) endSession(reason error) {
+	r.mu.Lock()
+	cur := r.cur
+	r.mu.Unlock()
+	if cur != nil {
+		cur.end(reason)
+		<-cur.done
+	}
 }
 
 // stop ends the stream and waits until nothing of this peering runs any more.
 func (r *runner) stop() {
 	close(r.stopped)
 	r.finish()
-	r.mu.Lock()
-	cur := r.cur
-	r.mu.Unlock()
-	if cur != nil {
-		cur.end(errStopped)
-		<-cur.done
-	}
+	r.endSession(errStopped)
 	<-r.ended
 	// A newcomer may have attached before it saw that we stopped.
 	r.attachMu.Lock()
 	defer r.attachMu.Unlock()
-	r.mu.Lock()
-	cur = r.cur
-	r.mu.Unlock()
-	if cur != nil {
-		cur.end(errStopped)
-		<-cur.done
-	}
+	r.endSession(errStopped)
 }
 
 // attach makes s the stream of this peering or says why not. Of two at once the
@@ -135,33 +146,35 @@ func (r *runner) current() (*session, <-chan struct{}) {
 
 // serve runs one stream from hello to end. accepted streams answer the hello
 // only once they are attached, so that the dialler knows that it may stay.
-func (r *runner) serve(ctx context.Context, s *session) error {
+func (r *runner) serve(ctx context.Context, s *session) (attached bool, err error) {
 	defer close(s.done)
-	incarnation, err := ensureIncarnation(ctx, r.kv, r.own())
+	hello, err := r.hello(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if s.byUs {
-		err = s.sendHello(r.cfg.Cluster, incarnation)
-	}
-	if err == nil {
-		err = s.recvHello(r.peer)
-	}
-	if err == nil {
-		err = r.attach(s)
-	}
+	term, err := r.open(ctx, s, hello)
 	if err != nil {
-		return err
+		r.st.refuseStream(r.name(), err)
+		if !s.byUs && !errors.Is(err, errDuplicate) && !errors.Is(err, errElsewhere) {
+			r.st.failed(fmt.Errorf("stream from %s refused: %w", s.address, err)) // who dials says it itself
+		}
+		return false, err
 	}
 	r.st.up(s)
 	if !s.byUs {
-		err = s.sendHello(r.cfg.Cluster, incarnation)
+		err = s.sendHello(hello)
 	}
 	if err == nil {
-		r.log.Info("peer connected", "peer", r.name(), "dialled_by", dialledBy(s.byUs), "address", s.address)
-		err = r.carry(ctx, s, incarnation)
+		r.log.Info("peer connected", "peer", r.name(), "dialled_by", dialledBy(s.byUs), "address", s.address,
+			"protocol", s.agreed.protocol, "capabilities", s.agreed.capabilities, "version", s.agreed.version)
+		r.learn(s.agreed.endpoints)
+		err = r.carry(ctx, s, term, hello.GetIncarnation())
 	}
 	s.sever()
+	r.st.refuseStream(r.name(), err)
+	if errors.Is(err, errLockLost) {
+		r.office.giveUp(term)
+	}
 	if isClosed(r.stopped) {
 		err = errStopped
 	}
@@ -170,66 +183,142 @@ func (r *runner) serve(ctx context.Context, s *session) error {
 	r.mu.Lock()
 	r.setLocked(nil)
 	r.mu.Unlock()
-	return err
+	return true, err
 }
 
-func (r *runner) carry(ctx context.Context, s *session, incarnation string) error {
+// open exchanges the hellos as far as it takes to attach the stream, which needs
+// the office.
+func (r *runner) open(ctx context.Context, s *session, hello *federationv1.Hello) (*election.Term, error) {
+	if s.byUs {
+		if err := s.sendHello(hello); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.recvHello(r.peer, hello.GetVersion()); err != nil {
+		return nil, err
+	}
+	term, _ := r.office.current()
+	if term == nil && s.byUs {
+		return nil, errStandby
+	}
+	if term == nil {
+		var err error
+		if term, err = r.office.claim(ctx, r.name() < r.own()); err != nil {
+			return nil, err
+		}
+	}
+	return term, r.attach(s)
+}
+
+// hello is what we say first: the record of our cluster as peers are to know it.
+func (r *runner) hello(ctx context.Context) (*federationv1.Hello, error) {
+	incarnation, err := ensureIncarnation(ctx, r.kv, r.own())
+	if err != nil {
+		return nil, err
+	}
+	own := r.cfg.Cluster
+	key := kvstore.NewKey(kvstore.State, r.own(), kvstore.KindCluster)
+	if kv, _, err := r.kv.Get(ctx, key.String()); err == nil && kv != nil {
+		if rec, err := kvstore.Decode(key, kv.Value); err == nil {
+			own = rec.(*keyspacev1.Cluster)
+		}
+	}
+	return helloOf(own, incarnation, r.ages().expire), nil
+}
+
+func (r *runner) carry(ctx context.Context, s *session, term *election.Term, incarnation string) error {
 	c, err := newCodec()
 	if err != nil {
 		return err
 	}
 	defer c.close()
 	ex := newExporter(r.kv, r.own(), incarnation, r.cfg, r.st, c, s.send)
-	im := newImporter(importer{kv: r.kv, own: r.own(), peer: r.name(), replica: r.cfg.Replica, cfg: r.cfg,
-		guard: r.guard, st: r.st, codec: c, send: s.send, log: r.log})
+	im := newImporter(importer{kv: r.kv, own: r.own(), peer: r.name(), lock: term, cfg: r.cfg,
+		guard: r.guard, st: r.st, codec: c, send: s.send, log: r.log, source: s.agreed.incarnation,
+		learn: func(c *keyspacev1.Cluster) { r.learn(c.GetEndpoints()) }})
 	return s.run(ctx, r.cfg, r.st, ex, im)
 }
 
-// dial keeps one stream up from our side whenever the other side does not.
+// dial keeps one stream up from our side whenever the other side does not and
+// the office is ours. Dialling in vain gives the office back now and then: a
+// replica of ours may reach the peer.
 func (r *runner) dial(ctx context.Context) error {
-	b := backoff{low: r.cfg.BackoffMin, high: r.cfg.BackoffMax}
+	b := backoff.New(r.cfg.BackoffMin, r.cfg.BackoffMax)
+	patience, began := r.cfg.CloseAfter, time.Now()
+	var last *election.Term
 	for ctx.Err() == nil {
 		cur, change := r.current()
-		if cur != nil || len(r.peer.GetEndpoints()) == 0 {
+		term, office := r.office.current()
+		if term != last || cur != nil {
+			last, began = term, time.Now()
+		}
+		if cur != nil {
+			patience = r.cfg.CloseAfter
+		}
+		if cur != nil || term == nil || len(r.endpoints()) == 0 {
 			select {
 			case <-change:
+			case <-office:
+			case <-time.After(reconcileEvery):
 			case <-ctx.Done():
 			}
 			continue
 		}
-		began := time.Now()
+		tried := time.Now()
 		err := r.dialOnce(ctx)
-		if time.Since(began) >= provedAfter {
-			b.reset()
+		if time.Since(tried) >= provedAfter {
+			b.Reset()
 		}
-		if err != nil && !errors.Is(err, errDuplicate) && ctx.Err() == nil {
+		if err != nil && !errors.Is(err, errDuplicate) && !errors.Is(err, errStandby) && ctx.Err() == nil {
 			r.st.failed(err)
 		}
-		_ = b.wait(ctx, nil)
+		if cur, _ := r.current(); cur == nil && time.Since(began) > patience {
+			patience = min(2*patience, inVainMost)
+			r.office.giveUp(term)
+		}
+		_ = b.Wait(ctx)
 	}
 	return ctx.Err()
 }
 
+// dialOnce tries the endpoints until one gives a stream, and carries that.
 func (r *runner) dialOnce(ctx context.Context) error {
 	var errs []error
-	for _, ep := range r.peer.GetEndpoints() {
+	for _, ep := range r.endpoints() {
 		cc, c, err := dialPeer(ctx, r.trust, r.name(), ep)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		defer cc.Close()
-		sctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := federationv1.NewFederationClient(cc).Stream(sctx)
-		if err != nil {
-			return fmt.Errorf("open stream to %s: %w", r.name(), err)
+		attached, err := r.over(ctx, ep, cc, c)
+		if attached || errors.Is(err, errDuplicate) || ctx.Err() != nil {
+			return err
 		}
-		s := newSession(r.name(), true, ep, stream, func() { c.Close(); cancel() })
-		s.certExpires = c.ConnectionState().PeerCertificates[0].NotAfter
-		return r.serve(ctx, s)
+		errs = append(errs, fmt.Errorf("stream to %s: %w", ep, err))
 	}
 	return errors.Join(errs...)
+}
+
+// over carries a stream on a connection that we dialled.
+func (r *runner) over(ctx context.Context, endpoint string, cc *grpc.ClientConn, c *conn) (attached bool, err error) {
+	defer cc.Close()
+	sctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := federationv1.NewFederationClient(cc).Stream(sctx)
+	if err != nil {
+		c.Close()
+		return false, err
+	}
+	s := newSession(r.name(), true, endpoint, stream, func() { c.Close(); cancel() })
+	s.certExpires = c.ConnectionState().PeerCertificates[0].NotAfter
+	attached, err = r.serve(ctx, s)
+	switch status.Code(err) {
+	case codes.AlreadyExists:
+		return attached, errDuplicate
+	case codes.FailedPrecondition, codes.Unavailable:
+		err = errors.New(status.Convert(err).Message())
+	}
+	return attached, err
 }
 
 // dialPeer makes one connection to a peer's federation service.
@@ -249,84 +338,11 @@ func dialPeer(ctx context.Context, trust *peering.Trust, peer, endpoint string) 
 	return cc, c, nil
 }
 
-// data is the verdict on the age of what we have of the peer.
-func (r *runner) data() (verdict string, since time.Time) {
-	state, since := r.st.link(r.cfg.LostAfter)
-	age := r.st.now().Sub(since)
-	switch {
-	case state == stateConnected:
-		return "fresh", since
-	case r.cfg.ExpireAfter > 0 && age >= r.cfg.ExpireAfter:
-		return "expired", since.Add(r.cfg.ExpireAfter)
-	case age >= r.cfg.StaleAfter:
-		return "stale", since.Add(r.cfg.StaleAfter)
-	}
-	return "fresh", since
-}
-
-// views writes local/<own>/peers/<peer> whenever it changes.
-func (r *runner) views(ctx context.Context) error {
-	key := kvstore.NewKey(kvstore.Local, r.own(), kvstore.KindPeerView, r.name()).String()
-	last := r.lastView(ctx, key)
-	wrote := time.Now()
-	t := time.NewTicker(viewEvery)
-	defer t.Stop()
-	for ctx.Err() == nil {
-		v := r.st.view(r.peer, r.cfg.LostAfter)
-		data, since := r.data()
-		v.Data, v.DataSince = data, since.UnixNano()
-		moved := !proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) && time.Since(wrote) >= r.cfg.IdlePersist
-		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && (moved || !sameView(last, v)) {
-			v.UpdatedAt = r.st.now().UnixNano()
-			if _, err := r.kv.Txn(ctx, nil, []kvstore.Op{kvstore.Put(key, encode(v))}, nil); err != nil {
-				r.st.failed(fmt.Errorf("write view of %s: %w", r.name(), err))
-			} else {
-				last, wrote = v, time.Now()
-			}
-		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-		}
-	}
-	return ctx.Err()
-}
-
-// lastView reads what an earlier run wrote: a peer that was lost then is lost
-// since then.
-func (r *runner) lastView(ctx context.Context, key string) *keyspacev1.PeerView {
-	v := &keyspacev1.PeerView{}
-	kv, _, err := r.kv.Get(ctx, key)
-	if err != nil || kv == nil || proto.Unmarshal(kv.Value, v) != nil {
-		return &keyspacev1.PeerView{}
-	}
-	r.st.do(func() {
-		r.st.position = v.GetPosition()
-		if v.GetAcknowledged() != nil {
-			r.st.acked = v.GetAcknowledged()
-		}
-		if r.st.everUp {
-			return
-		}
-		r.st.everUp, r.st.heard = true, time.Now()
-		r.st.lastBy, r.st.last = v.GetDialledBy(), v.GetAddress()
-		if !v.GetConnected() {
-			r.st.since = time.Unix(0, v.GetSince())
-		}
-	})
-	return v
-}
-
-// sameView compares what readers act on.
-func sameView(a, b *keyspacev1.PeerView) bool {
-	x, y := proto.CloneOf(a), proto.CloneOf(b)
-	for _, v := range []*keyspacev1.PeerView{x, y} {
-		v.Position, v.Acknowledged, v.UpdatedAt, v.DataSince = nil, nil, 0, 0
-		if !v.GetConnected() {
-			v.Since = 0 // exact only once the stream is given up
-		}
-	}
-	return proto.Equal(x, y)
+// endpoints are where the peer is dialled now.
+func (r *runner) endpoints() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.terms.endpoints)
 }
 
 // hostOf is an address as status shows it.

@@ -15,11 +15,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 )
 
-const (
-	protocolMin = 1
-	protocolMax = 1
-	helloWithin = 5 * time.Second
-)
+const helloWithin = 5 * time.Second
 
 // frames is a stream seen from either side.
 type frames interface {
@@ -33,6 +29,7 @@ type session struct {
 	byUs        bool
 	address     string
 	certExpires time.Time
+	agreed      agreement // once its hello came
 	frames      frames
 	// sever closes the connection below, which ends every blocked Send and
 	// Recv. It may be called more than once.
@@ -79,32 +76,21 @@ func (s *session) within(d time.Duration, fn func() error) error {
 	return fn()
 }
 
-// recvHello reads the far side's first frame and checks that it fits the peer.
-func (s *session) recvHello(peer *keyspacev1.Peer) error {
+// recvHello waits for the hello of the peer and settles what the stream speaks.
+func (s *session) recvHello(peer *keyspacev1.Peer, ourVersion string) error {
 	return s.within(helloWithin, func() error {
 		f, err := s.frames.Recv()
 		if err != nil {
 			return err
 		}
-		h := f.GetHello()
-		switch {
-		case h == nil:
-			return fmt.Errorf("%s did not begin with a hello", s.peer)
-		case h.GetCluster() != peer.GetName() || h.GetClusterId() != peer.GetClusterId():
-			return fmt.Errorf("%s calls itself %q with cluster id %d; it joined as %q with %d", s.peer, h.GetCluster(), h.GetClusterId(), peer.GetName(), peer.GetClusterId())
-		case h.GetProtocolMin() > protocolMax || h.GetProtocolMax() < protocolMin:
-			return fmt.Errorf("%s (version %s) speaks protocol %d-%d, we %d-%d: upgrade the older cluster", s.peer, h.GetVersion(), h.GetProtocolMin(), h.GetProtocolMax(), protocolMin, protocolMax)
-		}
-		return nil
+		s.agreed, err = negotiate(peer, ourVersion, f.GetHello())
+		return err
 	})
 }
 
-func (s *session) sendHello(own *keyspacev1.Cluster, incarnation string) error {
+func (s *session) sendHello(h *federationv1.Hello) error {
 	return s.within(helloWithin, func() error {
-		return s.send(&federationv1.Frame{Body: &federationv1.Frame_Hello{Hello: &federationv1.Hello{
-			ProtocolMin: protocolMin, ProtocolMax: protocolMax, Cluster: own.GetName(), ClusterId: own.GetId(),
-			Incarnation: incarnation, Version: own.GetVersion(), Description: own, Capabilities: own.GetCapabilities(),
-		}}})
+		return s.send(&federationv1.Frame{Body: &federationv1.Frame_Hello{Hello: h}})
 	})
 }
 
@@ -143,7 +129,7 @@ func (s *session) receive(ctx context.Context, st *peerState, ex *exporter, im *
 		case *federationv1.Frame_Subscribe:
 			err = ex.subscribe(b.Subscribe)
 		case *federationv1.Frame_Ack:
-			ex.acknowledged(b.Ack.GetSequence())
+			err = ex.acknowledged(b.Ack.GetSequence())
 		case *federationv1.Frame_Heartbeat:
 			s.heartbeat(st, b.Heartbeat)
 			err = im.receive(ctx, inbound{mark: b.Heartbeat.GetPosition()})

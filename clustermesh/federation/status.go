@@ -35,6 +35,10 @@ type peerState struct {
 	mu           sync.Mutex
 	session      *session // nil: no stream
 	everUp       bool
+	complete     bool      // on this stream: nothing is missing
+	freshAt      time.Time // when nothing was missing the last time
+	verdict      string    // on the age of its data,
+	dataSince    time.Time // since then
 	since        time.Time // of the present state
 	lastBy, last string    // of the newest stream: who dialled it, address
 	certExpires  time.Time
@@ -56,10 +60,17 @@ type peerState struct {
 	acked    *keyspacev1.Position // of our stream, stored by the peer
 	kinds    map[string]uint64
 	synced   []string
+
+	waiting   time.Time // since when acknowledgements do not move on; zero: none is due
+	agreed    agreement // of the newest stream
+	narrowed  error     // what of its grant is not in force
+	elsewhere *keyspacev1.PeerView
+	// syncedElsewhere are the kinds that another replica of ours has copied.
+	syncedElsewhere []string
 }
 
 func newPeerState(now func() time.Time) *peerState {
-	return &peerState{now: now, since: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
+	return &peerState{now: now, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
 }
 
 // do runs fn under the lock.
@@ -72,6 +83,7 @@ func (p *peerState) do(fn func()) {
 func (p *peerState) up(s *session) {
 	p.do(func() {
 		p.session, p.everUp, p.since, p.heard = s, true, p.now(), time.Now()
+		p.complete, p.agreed, p.waiting = false, s.agreed, time.Time{}
 		p.lastBy, p.last, p.certExpires = dialledBy(s.byUs), s.address, s.certExpires
 		p.inFlight, p.unapplied, p.remotePending = nil, 0, 0
 	})
@@ -82,7 +94,7 @@ func (p *peerState) down(s *session, err error) {
 		if p.session != s {
 			return
 		}
-		p.session, p.since = nil, p.now()
+		p.session, p.since, p.waiting = nil, p.now(), time.Time{}
 		if err != nil {
 			p.lastError = err.Error()
 		}
@@ -161,11 +173,21 @@ func dialledBy(byUs bool) string {
 	return "them"
 }
 
-// status renders the peer; data is the verdict on its age.
-func (p *peerState) status(peer *keyspacev1.Peer, lostAfter time.Duration, data string) *hawserv1.PeerStatus {
+// acks notes that acknowledgements moved on, and whether more are due.
+func (p *peerState) acks(now time.Time, due bool) {
+	p.do(func() {
+		if p.waiting = now; !due {
+			p.waiting = time.Time{}
+		}
+	})
+}
+
+// status renders the peer.
+func (p *peerState) status(peer *keyspacev1.Peer, cfg *Config, t terms) *hawserv1.PeerStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	state, since := p.linkLocked(lostAfter)
+	state, since := p.linkLocked(cfg.LostAfter)
+	data, dataSince := p.dataLocked(cfg.LostAfter, t.ages)
 	now := p.now()
 	p50, p99 := p.lag.quantiles(now)
 	out := &hawserv1.PeerStatus{
@@ -179,6 +201,12 @@ func (p *peerState) status(peer *keyspacev1.Peer, lostAfter time.Duration, data 
 		SnapshotsSent: p.snapshotsSent, ResumesSent: p.resumesSent,
 		ChangesReceived: p.changesReceived, ChangesSent: p.changesSent,
 		LastError: p.lastError, LastSync: p.lastSync, SyncedKinds: slices.Clone(p.synced),
+		DataSince: dataSince.UnixNano(), ClockOffsetSeconds: p.lag.offset().Seconds(), Protocol: p.agreed.protocol,
+		Capabilities: slices.Clone(p.agreed.capabilities), Version: p.agreed.version, Endpoints: t.endpoints,
+		Replica: cfg.Replica, StaleAfter: int64(t.ages.stale), ExpireAfter: int64(t.ages.expire),
+	}
+	if !p.waiting.IsZero() {
+		out.UnacknowledgedSeconds = time.Since(p.waiting).Seconds()
 	}
 	for _, n := range p.kinds {
 		out.Keys += n
@@ -192,6 +220,10 @@ func (p *peerState) status(peer *keyspacev1.Peer, lostAfter time.Duration, data 
 	case len(p.inFlight) > 0 && p.inFlight[0] != 0:
 		out.LagSeconds = p.lag.age(now, p.inFlight[0]).Seconds()
 	}
+	if v := p.elsewhere; v != nil && p.session == nil {
+		p.asElsewhere(out, v)
+	}
+	out.Findings = p.findings(out)
 	return out
 }
 
@@ -200,11 +232,15 @@ func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspa
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	state, since := p.linkLocked(lostAfter)
-	return &keyspacev1.PeerView{
+	v := &keyspacev1.PeerView{
 		Peer: peer.GetName(), ClusterId: peer.GetClusterId(), Connected: state == stateConnected, Since: since.UnixNano(),
 		DialledBy: p.lastBy, Address: p.last, Position: proto.CloneOf(p.position), Acknowledged: proto.CloneOf(p.acked),
-		PodCidrs: peer.GetGrant().GetPodCidrs(), NodeCidrs: peer.GetGrant().GetNodeCidrs(),
+		PodCidrs: peer.GetGrant().GetPodCidrs(), NodeCidrs: peer.GetGrant().GetNodeCidrs(), FreshAt: p.freshAt.UnixNano(),
 	}
+	if b := p.agreed.believedFor; b != nil {
+		v.BelievedFor = proto.Int64(int64(*b))
+	}
+	return v
 }
 
 // shorten keeps what a peer sent from filling logs and status.

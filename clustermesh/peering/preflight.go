@@ -200,14 +200,22 @@ func ranges(owner, what string, in []string) []ranged {
 
 // checkVersions compares "v1.2.3"-like versions; development builds pass.
 func checkVersions(f *findings, own, peer string) {
-	oMajor, oMinor, ok1 := majorMinor(own)
-	pMajor, pMinor, ok2 := majorMinor(peer)
-	if !ok1 || !ok2 {
-		return
-	}
-	if diff := oMinor - pMinor; oMajor != pMajor || diff > 1 || diff < -1 {
+	if !CompatibleVersions(own, peer) {
 		f.add(true, "version", fmt.Sprintf("it runs version %s, we %s: peers may differ by one minor version", peer, own), "upgrade the older cluster first")
 	}
+}
+
+// CompatibleVersions reports whether clusters of two versions may be peers: they
+// may differ by one minor version. What is not like v1.2.3 is a development build
+// and passes.
+func CompatibleVersions(a, b string) bool {
+	aMajor, aMinor, ok1 := majorMinor(a)
+	bMajor, bMinor, ok2 := majorMinor(b)
+	if !ok1 || !ok2 {
+		return true
+	}
+	diff := aMinor - bMinor
+	return aMajor == bMajor && -1 <= diff && diff <= 1
 }
 
 func majorMinor(v string) (major, minor int, ok bool) {

@@ -36,6 +36,22 @@ func TCX() (bool, error) {
 	return false, nil
 }
 
+// Sockets reports whether programs can be put on a cgroup's sockets: on connect,
+// and on getpeername, the newest of those that are used (Linux 5.8).
+func Sockets() bool {
+	for _, at := range []ebpf.AttachType{ebpf.AttachCGroupInet4Connect, ebpf.AttachCgroupInet4GetPeername} {
+		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Name: "probe", Type: ebpf.CGroupSockAddr, AttachType: at, License: "GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+		})
+		if err != nil {
+			return false
+		}
+		_ = prog.Close()
+	}
+	return true
+}
+
 // Flags of bpf_skb_adjust_room that the probe uses.
 const (
 	adjustRoomMAC  = 1

@@ -22,13 +22,34 @@ const pinSeparator = "@"
 // Attachment is one program on one device.
 type Attachment struct {
 	Program string
-	Device  string
+	Device  string // or "cgroup"
 	LinkID  uint32 // 0 with clsact
 }
 
+// fromPod is the program on the host's end of a pod's veth.
+const fromPod = "from_pod"
+
 // AttachEndpoint puts from_pod on the host's end of a pod's veth. It is
-// idempotent and returns when packets are seen.
-func (d *Datapath) AttachEndpoint(dev string) error { return d.attach("from_pod", dev) }
+// idempotent and returns when packets are seen: a filter does at once, and
+// RunSettle makes a link of it later, which takes the kernel a hundred times
+// longer.
+func (d *Datapath) AttachEndpoint(dev string) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return fmt.Errorf("attach %s to %s: %w", fromPod, dev, err)
+	}
+	if d.tcx && onDevice(d.linkPin(fromPod, dev), l.Attrs().Index) {
+		return nil
+	}
+	if err := replaceFilter(d.program(fromPod), fromPod, l); err != nil {
+		return err
+	}
+	if !d.tcx {
+		return d.unpin(fromPod, dev)
+	}
+	d.unsettle(dev)
+	return nil
+}
 
 // AttachUnderlay puts from_overlay on the underlay device.
 func (d *Datapath) AttachUnderlay() error { return d.attach("from_overlay", d.cfg.UnderlayDevice) }
@@ -39,16 +60,22 @@ func (d *Datapath) AttachHost() error { return d.attach("from_host", d.cfg.NetDe
 // DetachEndpoint takes from_pod off a device; a device that is gone or has none
 // is no error.
 func (d *Datapath) DetachEndpoint(dev string) error {
+	d.forgetUnsettled(dev)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	err := os.Remove(d.linkPin("from_pod", dev))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := d.unpin(fromPod, dev); err != nil {
 		return fmt.Errorf("detach %s: %w", dev, err)
 	}
-	if d.tcx {
-		return nil
+	return removeFilter(fromPod, dev)
+}
+
+// unpin removes a link's pin, if there is one; an unpinned link goes.
+func (d *Datapath) unpin(prog, dev string) error {
+	err := os.Remove(d.linkPin(prog, dev))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin the link of %s on %s: %w", prog, dev, err)
 	}
-	return removeFilter("from_pod", dev)
+	return nil
 }
 
 func (d *Datapath) linkPin(prog, dev string) string {
@@ -57,7 +84,7 @@ func (d *Datapath) linkPin(prog, dev string) string {
 
 func (d *Datapath) program(name string) *ebpf.Program {
 	switch name {
-	case "from_pod":
+	case fromPod:
 		return d.progs.FromPod
 	case "from_overlay":
 		return d.progs.FromOverlay
@@ -68,25 +95,33 @@ func (d *Datapath) program(name string) *ebpf.Program {
 func (d *Datapath) attach(prog, dev string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.tcx {
+		return d.attachLink(prog, dev)
+	}
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
+	}
+	if err := replaceFilter(d.program(prog), prog, l); err != nil {
+		return err
+	}
+	return d.unpin(prog, dev)
+}
+
+// attachLink puts a program on a device by a link, in place of a filter that may
+// be there: while both are, only the link's program sees a packet. It takes an
+// RCU grace period. The caller holds mu.
+func (d *Datapath) attachLink(prog, dev string) error {
 	l, err := netlink.LinkByName(dev)
 	if err != nil {
 		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
 	}
 	pin := d.linkPin(prog, dev)
-	if !d.tcx {
-		if err := replaceFilter(d.program(prog), prog, l); err != nil {
-			return err
-		}
-		if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove the tcx link that clsact replaces: %w", err)
-		}
-		return nil
-	}
 	if onDevice(pin, l.Attrs().Index) {
 		return nil
 	}
-	if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove stale link %s: %w", pin, err)
+	if err := d.unpin(prog, dev); err != nil {
+		return err
 	}
 	tcx, err := link.AttachTCX(link.TCXOptions{
 		Interface: l.Attrs().Index, Program: d.program(prog), Attach: ebpf.AttachTCXIngress,
@@ -98,7 +133,7 @@ func (d *Datapath) attach(prog, dev string) error {
 	if err := tcx.Pin(pin); err != nil {
 		return fmt.Errorf("pin link %s: %w", pin, err)
 	}
-	return removeFilter(prog, dev) // one that clsact left; both see a packet meanwhile
+	return removeFilter(prog, dev)
 }
 
 // onDevice reports whether a pinned link is still on the device with that index.
@@ -198,6 +233,9 @@ func (d *Datapath) PruneLinks() (n int, err error) {
 	var errs []error
 	for _, pin := range pins {
 		_, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		if dev == cgroupDevice {
+			continue
+		}
 		if _, err := netlink.LinkByName(dev); !errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue
 		}

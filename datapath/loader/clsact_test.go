@@ -3,8 +3,13 @@
 package loader_test
 
 import (
+	"context"
+	"errors"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/hawser-mesh/hawser/datapath/loader"
 )
@@ -42,4 +47,80 @@ func TestClsactFallback(t *testing.T) {
 			t.Errorf("%s has links %v, %v", attach, links, err)
 		}
 	}
+}
+
+// A new endpoint has a filter at once. It becomes a link later, without an open
+// connection noticing, and the filter goes; an endpoint that went before has
+// neither.
+func TestSettle(t *testing.T) {
+	w := newWorld(t)
+	a, dev := w.agents[0], w.eps[0].Device
+	if n := w.filters(t, dev); n != 1 {
+		t.Fatalf("a new endpoint has %d filters", n)
+	}
+	if slices.ContainsFunc(w.links(t), func(l loader.Attachment) bool { return l.Device == dev }) {
+		t.Fatal("a new endpoint has a link at once")
+	}
+	serve(t, w.pods[1], 8080)
+	c := dial(t, w.pods[0], ips(1), 8080)
+	_, gone := newPod(t, w.nodes[0], 12, "10.1.0.9")
+	_, last := newPod(t, w.nodes[0], 13, "10.1.0.10")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	inNS(t, w.nodes[0].ns, func() error {
+		return errors.Join(a.d.AttachEndpoint(gone.Device), a.d.AttachEndpoint(last.Device),
+			a.d.DetachEndpoint(gone.Device))
+	})
+	go func() {
+		settled := func(l loader.Attachment) bool { return l.Device == last.Device }
+		for ctx.Err() == nil && !slices.ContainsFunc(w.links(t), settled) {
+			if err := echo(c, "while it settles", 5*time.Second); err != nil {
+				t.Error(err)
+			}
+		}
+		cancel()
+	}()
+	inNS(t, w.nodes[0].ns, func() error { return a.d.RunSettle(ctx) })
+	if err := echo(c, "with a link", 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.filters(t, dev); n != 0 {
+		t.Errorf("a settled endpoint has %d filters", n)
+	}
+	for _, l := range w.links(t) {
+		if l.Device == gone.Device {
+			t.Errorf("a detached endpoint has link %+v", l)
+		}
+	}
+	if n := w.filters(t, gone.Device); n != 0 {
+		t.Errorf("a detached endpoint has %d filters", n)
+	}
+}
+
+func (w *world) links(t *testing.T) []loader.Attachment {
+	t.Helper()
+	links, err := w.agents[0].d.Attachments()
+	if err != nil {
+		t.Error(err)
+	}
+	return links
+}
+
+// filters counts the eBPF filters on the ingress of a device of the first node.
+func (w *world) filters(t *testing.T, dev string) (n int) {
+	t.Helper()
+	inNS(t, w.nodes[0].ns, func() error {
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+		for _, f := range filters {
+			if _, ok := f.(*netlink.BpfFilter); ok {
+				n++
+			}
+		}
+		return err
+	})
+	return n
 }

@@ -65,6 +65,7 @@ type MapSizes struct {
 	Services  uint32
 	Slots     uint32
 	Backends  uint32
+	Sockets   uint32 // connected to services, or sending to them
 	Events    uint32 // bytes, a power of two and a multiple of the page size
 }
 
@@ -73,7 +74,7 @@ func SmallMaps() MapSizes {
 	return MapSizes{
 		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
 		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
-		Services: 4096, Slots: 32768, Backends: 16384, Events: 256 << 10,
+		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, Events: 256 << 10,
 	}
 }
 
@@ -85,7 +86,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"node_addrs": s.Nodes, "identities": s.Identity, "rule_sets": s.RuleSets,
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "events": s.Events,
 	}
 }
 

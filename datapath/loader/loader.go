@@ -25,9 +25,13 @@ type Datapath struct {
 	progs   *objects.HawserPrograms
 	pins    map[string]*ebpf.Map // by name, what is pinned
 	tcx     bool
+	sockets bool // the kernel has the hooks of sock_*
 	adopted bool
 
-	mu sync.Mutex // serialises attaching
+	mu sync.Mutex // serialises links
+
+	settleMu  sync.Mutex // below mu
+	unsettled unsettled
 }
 
 // Open adopts what is pinned under cfg.PinPath, or loads and pins it. When only
@@ -55,7 +59,7 @@ func Open(cfg Config, log *slog.Logger) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{cfg: cfg, log: log, tcx: tcx}
+	d := &Datapath{cfg: cfg, log: log, tcx: tcx, sockets: hasSockets(spec)}
 	if err := d.load(spec, sum); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -114,11 +118,13 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		IpcachePrefix: m["ipcache_prefix"], Metrics: m["metrics"], NodeAddrs: m["node_addrs"],
 		Nodes: m["nodes"], Policy: m["policy"], RuleSets: m["rule_sets"],
 		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
-		Services: m["services"],
+		Services: m["services"], SockPeers: m["sock_peers"],
 	}
 	d.progs = &objects.HawserPrograms{
 		Clock: progs["clock"], FromHost: progs["from_host"],
 		FromOverlay: progs["from_overlay"], FromPod: progs["from_pod"],
+		SockConnect4: progs["sock_connect4"], SockPeername4: progs["sock_peername4"],
+		SockRecvmsg4: progs["sock_recvmsg4"], SockSendmsg4: progs["sock_sendmsg4"],
 	}
 	return nil
 }

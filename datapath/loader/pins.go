@@ -134,6 +134,7 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 	if err != nil {
 		return nil, digest{}, fmt.Errorf("read objects: %w", err)
 	}
+	dropSockets(spec)
 	sizes := cfg.MapSizes.entries()
 	for name, n := range sizes {
 		if n != 0 {

@@ -100,6 +100,9 @@ type PolicyEntry struct {
 	Origin uint32
 	Deny   uint8
 	_      [3]uint8
+	// Hits counts the judgements that the entry decided: the first packet of
+	// each flow, one more at each change of policy, every packet that it denies.
+	Hits uint64
 }
 
 // Tuple4 is struct tuple4, the conntrack key: exactly 16 bytes.
@@ -179,6 +182,27 @@ type Backend struct {
 	_       uint16
 	Cluster uint32
 }
+
+// SockKey is struct sock_key: a socket, and the backend that it was given.
+type SockKey struct {
+	Cookie   uint64
+	Addr     Addr
+	Port     Port
+	Protocol uint8
+	_        [5]uint8
+}
+
+// SockPeer is struct sock_peer: the service that the socket asked for.
+type SockPeer struct {
+	Addr     Addr
+	Port     Port
+	Flags    uint16
+	Frontend uint32
+}
+
+// SockConnected is the bit of SockPeer.Flags of connected sockets; others have
+// only sent.
+const SockConnected uint16 = 1 << 0
 
 // Metric is struct metric.
 type Metric struct {

@@ -76,6 +76,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"services", FrontendKey{}, Frontend{}},
 		{"service_slots", SlotKey{}, uint32(0)},
 		{"backends", uint32(0), Backend{}},
+		{"sock_peers", SockKey{}, SockPeer{}},
 		{"metrics", uint32(0), Metric{}},
 	} {
 		compare(t, c.m+" key", spec.Maps[c.m].Key, reflect.TypeOf(c.key))
@@ -120,7 +121,7 @@ func TestReasonsMatchHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := regexp.MustCompile(`(?m)^\tDROP_\w+ = (\d+), +/\* (.*) \*/$`).FindAllStringSubmatch(string(header), -1)
+	lines := regexp.MustCompile(`(?m)^\t(?:DROP|AUDIT)_\w+ = (\d+), +/\* (.*) \*/$`).FindAllStringSubmatch(string(header), -1)
 	if len(lines) < 20 {
 		t.Fatalf("found %d reasons in drop.h", len(lines))
 	}
@@ -133,7 +134,7 @@ func TestReasonsMatchHeader(t *testing.T) {
 			t.Errorf("reason %d is %q in drop.h, %q in Go", n, l[2], got)
 		}
 	}
-	if strings.HasPrefix(ReasonName(datapath.DropReason(len(lines)-2)), "reason ") {
+	if strings.HasPrefix(ReasonName(datapath.DropReason(len(lines)-3)), "reason ") {
 		t.Error("the last reason has no name in Go")
 	}
 }
@@ -153,7 +154,7 @@ func TestIPKeysKeepClusterAndWidth(t *testing.T) {
 }
 
 func TestRulesWordRoundTrip(t *testing.T) {
-	want := Rules{Epoch: 1<<32 - 1, Valid: true, DenyEgress: true, IngressLevels: 0x15, EgressLevels: 0x2A, EgressBlocks: true, Ranges: 0x43}
+	want := Rules{Epoch: 1<<32 - 1, Valid: true, DenyEgress: true, IngressLevels: 0x15, EgressLevels: 0x2A, EgressBlocks: true, Audit: true, Ranges: 0x43}
 	if got := RulesFrom(want.Word()); got != want {
 		t.Errorf("%+v came back as %+v", want, got)
 	}

@@ -31,6 +31,9 @@ const (
 	DropUnknownRuleSet
 	DropRewriteFailed
 
+	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
+	// not audited: it passed.
+	AuditPolicyDenied datapath.DropReason = 31
 	// DropReasons is the room that the metrics map has for reasons.
 	DropReasons = 32
 )
@@ -46,6 +49,9 @@ func ReasonName(r datapath.DropReason) string {
 	}
 	if int(r) < len(names) {
 		return names[r]
+	}
+	if r == AuditPolicyDenied {
+		return "policy denied, audited only"
 	}
 	return fmt.Sprintf("reason %d", r)
 }

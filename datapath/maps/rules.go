@@ -17,6 +17,8 @@ type Rules struct {
 	// IngressBlocks and EgressBlocks: there are entries for ipBlocks.
 	IngressBlocks bool
 	EgressBlocks  bool
+	// Audit: what would be denied is reported and passes.
+	Audit         bool
 	IngressLevels uint8
 	EgressLevels  uint8
 	// Ranges has bit n when there are ranges of 4<<2n ports.
@@ -35,6 +37,7 @@ const (
 
 	rulesIngressBlocks = 1 << 3
 	rulesEgressBlocks  = 1 << 4
+	rulesAudit         = 1 << 5
 
 	// wildShift is where, above the direction, a key has its port's wild bits.
 	wildShift = 1
@@ -45,7 +48,7 @@ func (r Rules) Word() uint64 {
 	var flags uint64
 	for bit, set := range map[uint64]bool{
 		rulesValid: r.Valid, rulesDenyIngress: r.DenyIngress, rulesDenyEgress: r.DenyEgress,
-		rulesIngressBlocks: r.IngressBlocks, rulesEgressBlocks: r.EgressBlocks,
+		rulesIngressBlocks: r.IngressBlocks, rulesEgressBlocks: r.EgressBlocks, rulesAudit: r.Audit,
 	} {
 		if set {
 			flags |= bit
@@ -62,6 +65,7 @@ func RulesFrom(w uint64) Rules {
 		Epoch: uint32(w), Valid: flags&rulesValid != 0,
 		DenyIngress: flags&rulesDenyIngress != 0, DenyEgress: flags&rulesDenyEgress != 0,
 		IngressBlocks: flags&rulesIngressBlocks != 0, EgressBlocks: flags&rulesEgressBlocks != 0,
+		Audit:         flags&rulesAudit != 0,
 		Ranges:        uint8(w >> rulesRangesShift),
 		IngressLevels: uint8(w >> rulesIngressShift), EgressLevels: uint8(w >> rulesEgressShift),
 	}

@@ -127,6 +127,7 @@ type HawserPolicyEntry struct {
 	Origin uint32
 	Deny   uint8
 	Pad    [3]uint8
+	Hits   uint64
 }
 
 type HawserPolicyKey struct {
@@ -144,6 +145,23 @@ type HawserSlotKey struct {
 	Slot     uint32
 }
 
+type HawserSockKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   HawserAddr
+	Port   uint16
+	Proto  uint8
+	Pad    [5]uint8
+}
+
+type HawserSockPeer struct {
+	_        structs.HostLayout
+	Addr     HawserAddr
+	Port     uint16
+	Flags    uint16
+	Frontend uint32
+}
+
 type HawserTuple4 struct {
 	_       structs.HostLayout
 	Saddr   uint32
@@ -153,6 +171,14 @@ type HawserTuple4 struct {
 	Proto   uint8
 	Pad     uint8
 	Cluster uint16
+}
+
+type HawserWouldDeny struct {
+	_        structs.HostLayout
+	RuleSet  uint32
+	Origin   uint32
+	Endpoint uint16
+	Pad      uint16
 }
 
 // Names of all BPF objects in the ELF.
@@ -179,10 +205,16 @@ const (
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
+	HawserMapSockPeers       = "sock_peers"
+	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
 	HawserProgFromOverlay    = "from_overlay"
 	HawserProgFromPod        = "from_pod"
+	HawserProgSockConnect4   = "sock_connect4"
+	HawserProgSockPeername4  = "sock_peername4"
+	HawserProgSockRecvmsg4   = "sock_recvmsg4"
+	HawserProgSockSendmsg4   = "sock_sendmsg4"
 	HawserVarEncapExtraFlags = "encap_extra_flags"
 	HawserVarHostIfindex     = "host_ifindex"
 	HawserVarHostMac         = "host_mac"
@@ -235,10 +267,14 @@ type HawserSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HawserProgramSpecs struct {
-	Clock       *ebpf.ProgramSpec `ebpf:"clock"`
-	FromHost    *ebpf.ProgramSpec `ebpf:"from_host"`
-	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
-	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
+	Clock         *ebpf.ProgramSpec `ebpf:"clock"`
+	FromHost      *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromOverlay   *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
+	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
+	SockPeername4 *ebpf.ProgramSpec `ebpf:"sock_peername4"`
+	SockRecvmsg4  *ebpf.ProgramSpec `ebpf:"sock_recvmsg4"`
+	SockSendmsg4  *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
 }
 
 // HawserMapSpecs contains maps before they are loaded into the kernel.
@@ -265,6 +301,8 @@ type HawserMapSpecs struct {
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
 
 // HawserVariableSpecs contains global variables before they are loaded into the kernel.
@@ -321,6 +359,8 @@ type HawserMaps struct {
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
+	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
 
 func (m *HawserMaps) Close() error {
@@ -345,6 +385,8 @@ func (m *HawserMaps) Close() error {
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
+		m.SockPeers,
+		m.WouldDeny,
 	)
 }
 
@@ -366,10 +408,14 @@ type HawserVariables struct {
 //
 // It can be passed to LoadHawserObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HawserPrograms struct {
-	Clock       *ebpf.Program `ebpf:"clock"`
-	FromHost    *ebpf.Program `ebpf:"from_host"`
-	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
-	FromPod     *ebpf.Program `ebpf:"from_pod"`
+	Clock         *ebpf.Program `ebpf:"clock"`
+	FromHost      *ebpf.Program `ebpf:"from_host"`
+	FromOverlay   *ebpf.Program `ebpf:"from_overlay"`
+	FromPod       *ebpf.Program `ebpf:"from_pod"`
+	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
+	SockPeername4 *ebpf.Program `ebpf:"sock_peername4"`
+	SockRecvmsg4  *ebpf.Program `ebpf:"sock_recvmsg4"`
+	SockSendmsg4  *ebpf.Program `ebpf:"sock_sendmsg4"`
 }
 
 func (p *HawserPrograms) Close() error {
@@ -378,6 +424,10 @@ func (p *HawserPrograms) Close() error {
 		p.FromHost,
 		p.FromOverlay,
 		p.FromPod,
+		p.SockConnect4,
+		p.SockPeername4,
+		p.SockRecvmsg4,
+		p.SockSendmsg4,
 	)
 }
 

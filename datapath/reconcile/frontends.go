@@ -64,11 +64,7 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	}
 	moved := false
 	for i, b := range row.Backends {
-		id, err := s.putBackend(maps.EncodeBackend(b))
-		if err != nil {
-			return err
-		}
-		changed, err := s.slots.set(maps.SlotKey{Frontend: number, Slot: uint32(i)}, id)
+		changed, err := s.putSlot(maps.SlotKey{Frontend: number, Slot: uint32(i)}, maps.EncodeBackend(b))
 		if err != nil {
 			return err
 		}
@@ -102,6 +98,14 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 		return err
 	}
 	return nil
+}
+
+func (s *frontends) putSlot(k maps.SlotKey, b maps.Backend) (bool, error) {
+	id, err := s.putBackend(b)
+	if err != nil {
+		return false, err
+	}
+	return s.slots.set(k, id)
 }
 
 func (s *frontends) putBackend(b maps.Backend) (id uint32, err error) {

@@ -18,16 +18,29 @@ type mirror[K, V comparable] struct {
 	m    *ebpf.Map
 	want map[K]V
 	have map[K]V
+	// plain takes out of a value what only the programs write; nil: nothing.
+	plain func(*V)
 }
 
 func newMirror[K, V comparable](name string, m *ebpf.Map) (*mirror[K, V], error) {
-	r := &mirror[K, V]{name: name, m: m, want: map[K]V{}}
+	return newCountedMirror[K, V](name, m, nil)
+}
+
+// newCountedMirror is newMirror of a map into which the programs write as well.
+func newCountedMirror[K, V comparable](name string, m *ebpf.Map, plain func(*V)) (*mirror[K, V], error) {
+	r := &mirror[K, V]{name: name, m: m, want: map[K]V{}, plain: plain}
 	return r, r.refresh()
 }
 
 // refresh reads what the kernel has.
 func (r *mirror[K, V]) refresh() (err error) {
 	r.have, err = maps.Dump[K, V](r.m)
+	if r.plain != nil {
+		for k, v := range r.have {
+			r.plain(&v)
+			r.have[k] = v
+		}
+	}
 	return err
 }
 

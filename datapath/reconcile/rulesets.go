@@ -27,7 +27,7 @@ type ruleSets struct {
 }
 
 func newRuleSets(kernel *objects.HawserMaps, t *table.Table[uint32, datapath.RuleSet]) (*ruleSets, error) {
-	entries, err1 := newMirror[maps.PolicyKey, maps.PolicyEntry]("policy", kernel.Policy)
+	entries, err1 := newCountedMirror[maps.PolicyKey]("policy", kernel.Policy, func(v *maps.PolicyEntry) { v.Hits = 0 })
 	words, err2 := newSlots[uint64]("rule_sets", kernel.RuleSets)
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (s *ruleSets) write(row datapath.RuleSet) error {
 		return fmt.Errorf("write rule set %d: the rule_sets map has only %d places", row.ID, s.max)
 	}
 	want := make(map[maps.PolicyKey]maps.PolicyEntry, len(row.Entries))
-	rules := maps.Rules{Valid: true, DenyIngress: row.Ingress, DenyEgress: row.Egress}
+	rules := maps.Rules{Valid: true, DenyIngress: row.Ingress, DenyEgress: row.Egress, Audit: row.Audit}
 	for k, v := range row.Entries {
 		key := maps.EncodePolicyKey(row.ID, k)
 		want[key] = maps.EncodePolicyEntry(v)

@@ -16,8 +16,9 @@ import (
 type Gate struct {
 	// Incarnation names the history that positions are of.
 	Incarnation string
-	// ExpireAfter is the longest that any peer believes our records without
-	// hearing from us; 0 means for ever.
+	// ExpireAfter is how long peers believe our records without hearing from
+	// us, and we theirs, as far as their views do not say otherwise; 0 means
+	// for ever.
 	ExpireAfter time.Duration
 	// AtLeast is how long a number stays retired in any case.
 	AtLeast time.Duration
@@ -34,13 +35,14 @@ const Never = "never: a peer without expiry"
 // may still believe what they had), and nodes of the own cluster that have not
 // seen it.
 func (g Gate) WaitsFor(r Retired) string {
-	if len(g.Peers) > 0 && g.ExpireAfter == 0 {
-		return Never
-	}
 	var waits []string
 	least := g.AtLeast
-	if len(g.Peers) > 0 {
-		least = max(least, g.ExpireAfter)
+	for _, p := range g.Peers {
+		expire := g.expireAfter(p)
+		if expire == 0 {
+			return Never + " (" + p.GetPeer() + ")"
+		}
+		least = max(least, expire)
 	}
 	if left := least - g.Now.Sub(r.Since); left > 0 {
 		waits = append(waits, left.Round(time.Second).String())
@@ -72,5 +74,21 @@ func (g Gate) peerForgot(p *keyspacev1.PeerView, r Retired) bool {
 	if a := p.GetAcknowledged(); a.GetIncarnation() == g.Incarnation && a.GetRevision() >= r.Revision {
 		return true
 	}
-	return !p.GetConnected() && g.Now.Sub(time.Unix(0, p.GetSince())) >= g.ExpireAfter
+	return !p.GetConnected() && g.Now.Sub(time.Unix(0, p.GetSince())) >= g.expireAfter(p)
+}
+
+// expireAfter is the longer of how long a peer believes our records without
+// hearing from us and how long we believe its; 0 means for ever.
+func (g Gate) expireAfter(p *keyspacev1.PeerView) time.Duration {
+	ours, theirs := g.ExpireAfter, g.ExpireAfter
+	if p.ExpireAfter != nil {
+		ours, theirs = time.Duration(p.GetExpireAfter()), time.Duration(p.GetExpireAfter())
+	}
+	if p.BelievedFor != nil {
+		theirs = time.Duration(p.GetBelievedFor())
+	}
+	if ours == 0 || theirs == 0 {
+		return 0
+	}
+	return max(ours, theirs)
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity/collector"
 )
@@ -17,6 +19,13 @@ func TestGate(t *testing.T) {
 		return &keyspacev1.PeerView{Peer: "west", Connected: connected, Since: ago(since),
 			Acknowledged: &keyspacev1.Position{Incarnation: inc, Revision: acked}}
 	}
+	with := func(v *keyspacev1.PeerView, ours, theirs time.Duration) *keyspacev1.PeerView {
+		v.ExpireAfter = proto.Int64(int64(ours))
+		if theirs >= 0 {
+			v.BelievedFor = proto.Int64(int64(theirs))
+		}
+		return v
+	}
 	node := func(inc string, seen int64) *keyspacev1.NodeStatus {
 		return &keyspacev1.NodeStatus{Node: "n1", Incarnation: inc, Seen: map[string]int64{"identities/id": seen}}
 	}
@@ -27,7 +36,18 @@ func TestGate(t *testing.T) {
 	}{
 		"nobody to wait for": {collector.Gate{}, 0, ""},
 		"time":               {collector.Gate{AtLeast: time.Hour}, 20 * time.Minute, "40m0s"},
-		"peer never expires": {collector.Gate{Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 200)}}, 1000 * time.Hour, collector.Never},
+		"peer never expires": {collector.Gate{Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 200)}}, 1000 * time.Hour, collector.Never + " (west)"},
+		"a peer's own setting counts": {
+			collector.Gate{ExpireAfter: time.Hour, Peers: []*keyspacev1.PeerView{with(peer(true, 0, "i", 200), 5*time.Hour, -1)}}, 2 * time.Hour, "3h0m0s"},
+		"so does how long the peer believes us": {
+			collector.Gate{ExpireAfter: time.Hour, Peers: []*keyspacev1.PeerView{with(peer(true, 0, "i", 200), time.Hour, 5*time.Hour)}}, 2 * time.Hour, "3h0m0s"},
+		"a peer that believes us for ever": {
+			collector.Gate{ExpireAfter: time.Hour, Peers: []*keyspacev1.PeerView{with(peer(true, 0, "i", 200), time.Hour, 0)}}, 1000 * time.Hour, collector.Never + " (west)"},
+		"the longest of several": {
+			collector.Gate{ExpireAfter: time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 200), with(peer(true, 0, "i", 200), 3*time.Hour, time.Minute)}},
+			2 * time.Hour, "1h0m0s"},
+		"cut off, for less than it believes us": {
+			collector.Gate{ExpireAfter: time.Hour, Peers: []*keyspacev1.PeerView{with(peer(false, 3*time.Hour, "i", 99), time.Hour, 4*time.Hour)}}, 48 * time.Hour, "peer west"},
 		"acknowledged, young": {
 			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(true, 0, "i", 200)}}, time.Hour, "23h0m0s"},
 		"acknowledged, old": {

@@ -126,7 +126,7 @@ func reasons() string {
 	for n := maps.Forwarded + 1; n < maps.DropReasons; n++ {
 		name := maps.ReasonName(n)
 		if strings.HasPrefix(name, "reason ") {
-			break
+			continue
 		}
 		meaning, ok := meanings()[name]
 		if !ok {
@@ -139,25 +139,26 @@ func reasons() string {
 
 func meanings() map[string]string {
 	return map[string]string{
-		"policy denied":        "policy of the endpoint in that direction does not allow it; the event names the rule or the default deny",
-		"spoofed source":       "the source address is not the sender's: a pod's own, or one behind the node that tunnelled it",
-		"spoofed identity":     "the VNI is not an identity of the cluster of the node that tunnelled it",
-		"unknown sender":       "tunnelled by an address that is no node of the mesh",
-		"identity unknown yet": "the labels of the sender's identity have not arrived here",
-		"conntrack full":       "no room for a new flow; flows that exist go on",
-		"no backend":           "the service has no backend",
-		"unsupported protocol": "a protocol that the datapath does not carry",
-		"packet too big":       "larger than the path to its destination takes",
-		"no tunnel endpoint":   "the node that has the destination is not known",
-		"malformed packet":     "headers that contradict themselves or end early",
-		"fragment":             "a fragment of an IP packet",
-		"unknown destination":  "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
-		"unknown endpoint":     "from a device that belongs to no endpoint",
-		"unrelated icmp error": "an ICMP error about a flow that is not known",
-		"ip options":           "an IPv4 header with options, such as source routing",
-		"multicast":            "multicast or broadcast",
-		"unknown rule set":     "the endpoint's rules are not in the kernel",
-		"rewrite failed":       "the kernel refused to change the packet",
+		"policy denied":               "policy of the endpoint in that direction does not allow it; the event names the rule or the default deny",
+		"policy denied, audited only": "not a drop: policy would deny it, but the endpoint or its node is in audit mode, so that it passed (`hawser monitor --type verdict`)",
+		"spoofed source":              "the source address is not the sender's: a pod's own, or one behind the node that tunnelled it",
+		"spoofed identity":            "the VNI is not an identity of the cluster of the node that tunnelled it",
+		"unknown sender":              "tunnelled by an address that is no node of the mesh",
+		"identity unknown yet":        "the labels of the sender's identity have not arrived here",
+		"conntrack full":              "no room for a new flow; flows that exist go on",
+		"no backend":                  "the service has no backend",
+		"unsupported protocol":        "a protocol that the datapath does not carry",
+		"packet too big":              "larger than the path to its destination takes",
+		"no tunnel endpoint":          "the node that has the destination is not known",
+		"malformed packet":            "headers that contradict themselves or end early",
+		"fragment":                    "a fragment of an IP packet",
+		"unknown destination":         "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
+		"unknown endpoint":            "from a device that belongs to no endpoint",
+		"unrelated icmp error":        "an ICMP error about a flow that is not known",
+		"ip options":                  "an IPv4 header with options, such as source routing",
+		"multicast":                   "multicast or broadcast",
+		"unknown rule set":            "the endpoint's rules are not in the kernel",
+		"rewrite failed":              "the kernel refused to change the packet",
 	}
 }
 

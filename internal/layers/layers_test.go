@@ -25,7 +25,7 @@ var layerOf = map[string]int{
 
 	"kvstore/store": 2, "kvstore/inspect": 2, "kvstore/cas": 2, "identity/allocator": 2, "identity/collector": 2, "identity/ipcache": 2,
 	"policy": 2, "policy/trace": 2, "loadbalancer": 2, "loadbalancer/": 2, "ipam": 2,
-	"tunnel/": 2, "datapath/netdev": 2,
+	"tunnel/": 2, "datapath/netdev": 2, "datapath/sockets": 2,
 
 	"kvstore": 1, "kvstore/etcd": 1, "datapath/maps": 1, "datapath/objects": 1,
 	"datapath/features": 1, "api/": 1,

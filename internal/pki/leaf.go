@@ -109,6 +109,7 @@ type Request struct {
 	Cluster  string
 	Role     Role
 	Name     string
+	EtcdUser string // common name; empty means that of the role: ID.EtcdUser
 	DNS      []string
 	IPs      []netip.Addr
 	Lifetime time.Duration // 0 means DefaultLifetime; cut at the CA's end
@@ -130,13 +131,16 @@ func (c *CA) Sign(pub crypto.PublicKey, r Request, now time.Time) ([]byte, error
 	if r.Lifetime == 0 {
 		r.Lifetime = DefaultLifetime
 	}
+	if r.EtcdUser == "" {
+		r.EtcdUser = id.EtcdUser()
+	}
 	serial, err := newSerial()
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate of %s: %w", id, err)
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: id.EtcdUser()},
+		Subject:               pkix.Name{CommonName: r.EtcdUser},
 		URIs:                  []*url.URL{id.URL()},
 		DNSNames:              r.DNS,
 		NotBefore:             now.Add(-backdate),

@@ -13,6 +13,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
 
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -26,11 +27,13 @@ const (
 	DefaultSnapshotKeep  = 8
 
 	progressInterval = 5 * time.Second
+	progressFirst    = 100 * time.Millisecond
 	historyRevisions = 5_000_000
 	startTimeout     = 30 * time.Second
 	quorumTimeout    = 5 * time.Minute
 	upkeepEvery      = time.Minute
 	minDefragment    = 64 << 20
+	electionBeats    = 10
 	singleName       = "member"
 	singlePeer       = "http://127.0.0.1:2380"
 )
@@ -102,6 +105,10 @@ type ServerConfig struct {
 	// half free is defragmented, which blocks its member; 0 means 64 MiB.
 	MinDefragment int64
 
+	// Heartbeat is how often the leader of several members tells that it is
+	// there; ten times as long without it, and another is elected. 0 means
+	// 100 ms.
+	Heartbeat time.Duration
 	// UnsafeNoFsync trades durability for speed: for labs and tests.
 	UnsafeNoFsync bool
 	// StartTimeout bounds Start; 0 means 30 s, or 5 minutes with Members,
@@ -137,8 +144,8 @@ func (c ServerConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("%s certificate: CA, certificate and key files are all needed", name))
 		}
 	}
-	if c.QuotaBytes < 0 || c.History < 0 || c.SnapshotEvery < 0 || c.SnapshotKeep < 0 || c.MinDefragment < 0 {
-		errs = append(errs, errors.New("quota, history and snapshot settings must not be negative"))
+	if c.QuotaBytes < 0 || c.History < 0 || c.SnapshotEvery < 0 || c.SnapshotKeep < 0 || c.MinDefragment < 0 || c.Heartbeat < 0 {
+		errs = append(errs, errors.New("quota, history, heartbeat and snapshot settings must not be negative"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("embedded etcd configuration: %w", err)
@@ -240,7 +247,7 @@ func (c ServerConfig) initialCluster() string {
 
 func (c ServerConfig) token() string { return "hawser-" + c.Cluster }
 
-func embedConfig(cfg ServerConfig) (*embed.Config, error) {
+func embedConfig(cfg ServerConfig, opts ...grpc.ServerOption) (*embed.Config, error) {
 	c := embed.NewConfig()
 	c.Name = cfg.Name
 	c.Dir = cfg.DataDir
@@ -261,6 +268,9 @@ func embedConfig(cfg ServerConfig) (*embed.Config, error) {
 			CertFile: cfg.Peer.Cert, KeyFile: cfg.Peer.Key, TrustedCAFile: cfg.Peer.CA, ClientCertAuth: true,
 			AllowedCNs: []string{pki.ID{Cluster: cfg.Cluster, Role: pki.RoleEtcdPeer}.EtcdUser()},
 		}
+		if beat := uint(cfg.Heartbeat.Milliseconds()); beat > 0 {
+			c.TickMs, c.ElectionMs = beat, electionBeats*beat
+		}
 	} else {
 		c.TickMs, c.ElectionMs = 20, 200 // no one to lose an election to
 	}
@@ -275,6 +285,7 @@ func embedConfig(cfg ServerConfig) (*embed.Config, error) {
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = cfg.History.String()
 	c.UnsafeNoFsync = cfg.UnsafeNoFsync
+	c.GRPCAdditionalServerOptions = opts
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log))
 	return c, nil
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
 
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -49,7 +50,8 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	if err := checkListen(ctx, cfg.Listen); err != nil {
 		return nil, err
 	}
-	ec, err := embedConfig(cfg)
+	open := &openStreams{}
+	ec, err := embedConfig(cfg, grpc.ChainStreamInterceptor(open.intercept))
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +70,7 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s.done.Go(func() { s.keepUp(upkeep) })
+	s.done.Go(func() { s.cutExpelled(upkeep, open) })
 	return s, nil
 }
 

@@ -126,9 +126,11 @@ func (c *Client) cancelOnDisconnect(ctx context.Context, cancel context.CancelCa
 }
 
 // askProgress asks for progress notifications until the context ends: an
-// external etcd gives them every ten minutes of itself.
+// external etcd gives them every ten minutes of itself. At first it asks often,
+// since who resumes wants to know when nothing is missing any more.
 func (c *Client) askProgress(ctx context.Context) {
-	t := time.NewTicker(progressInterval)
+	wait := progressFirst
+	t := time.NewTimer(wait)
 	defer t.Stop()
 	for {
 		select {
@@ -136,6 +138,8 @@ func (c *Client) askProgress(ctx context.Context) {
 			return
 		case <-t.C:
 		}
+		wait = min(2*wait, progressInterval)
+		t.Reset(wait)
 		if c.etcd.RequestProgress(ctx) != nil {
 			return // the watch ends, too
 		}

@@ -288,10 +288,25 @@ func (h *harness) passed(r result) result {
 // event, which it returns.
 func (h *harness) dropped(r result, reason datapath.DropReason) datapath.Event {
 	h.t.Helper()
-	events := h.events()
 	if r.act != actShot {
 		h.t.Fatalf("verdict %d, want a drop (%s)", r.act, maps.ReasonName(reason))
 	}
+	return h.reason(reason)
+}
+
+// answered is dropped for a packet whose sender is told.
+func (h *harness) answered(r result, reason datapath.DropReason) datapath.Event {
+	h.t.Helper()
+	if r.act != actRedirect {
+		h.t.Fatalf("verdict %d, want an answer (%s)", r.act, maps.ReasonName(reason))
+	}
+	return h.reason(reason)
+}
+
+// reason expects the one event of a drop and its counter.
+func (h *harness) reason(reason datapath.DropReason) datapath.Event {
+	h.t.Helper()
+	events := h.events()
 	if len(events) != 1 || events[0].Reason != reason {
 		for _, e := range events {
 			h.t.Logf("dropped with %q at line %d", maps.ReasonName(e.Reason), e.Line)

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	gomaps "maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -13,7 +14,10 @@ import (
 	"github.com/hawser-mesh/hawser/datapath/maps"
 )
 
-const tcp = 6
+const (
+	tcp = 6
+	udp = 17
+)
 
 type entries = map[datapath.PolicyKey]datapath.PolicyEntry
 
@@ -220,4 +224,105 @@ func TestEventsAreLimitedCountersAreExact(t *testing.T) {
 	if next.Suppressed < uint64(sent-len(events)) {
 		t.Errorf("the next event tells of %d suppressed, want at least %d", next.Suppressed, sent-len(events))
 	}
+}
+
+// An audited endpoint's denies are reported and counted, and pass; so are those of
+// both ends, each its own. What is not policy's is dropped as ever. Without audit
+// the open flow is judged again.
+func TestAuditReportsAndPasses(t *testing.T) {
+	h := newHarness(t)
+	audited := datapath.RuleSet{ID: 5, Ingress: true, Egress: true, Audit: true, Entries: entries{
+		{Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 81}: {Deny: true, Origin: 9},
+	}}
+	h.rules(podA, audited)
+	would := func(r result, endpoint host, d datapath.Direction, origin uint32) {
+		t.Helper()
+		h.passed(r)
+		events := h.events()
+		if len(events) != 1 {
+			t.Fatalf("events %+v, want one", events)
+		}
+		e := events[0]
+		if e.Type != datapath.EventVerdict || e.Reason != maps.AuditPolicyDenied || e.Direction != d || e.Origin != origin || e.Endpoint != h.eps[endpoint.name].ID {
+			t.Errorf("event %+v", e)
+		}
+		if n := h.moved(metric{maps.AuditPolicyDenied, d, e.Program}); n != 1 {
+			t.Errorf("counter moved by %d, want 1", n)
+		}
+		if n := h.moved(metric{maps.DropPolicyDenied, d, e.Program}); n != 0 {
+			t.Errorf("%d drops", n)
+		}
+	}
+	would(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 81, "S"))), podA, datapath.Egress, 9)
+	would(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))), podA, datapath.Egress, 0)
+	would(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 1001, 80, "S"))), podA, datapath.Ingress, 0)
+	// The flow lives on without more reports.
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 80, 1000, "SA"))))
+	ack := h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "A"))
+	h.passed(h.fromPod(podA, ack))
+	h.events()
+	h.passed(h.fromPod(podA, ack))
+	if events := h.events(); len(events) != 0 {
+		t.Errorf("an open flow reports again: %+v", events)
+	}
+	h.dropped(h.fromOverlay(h.tunnelled(node2, idX, segment(podR.ip, podA.ip, 1002, 80, "S"))), maps.DropSpoofedIdentity)
+	h.rules(podB, datapath.RuleSet{ID: 6, Ingress: true})
+	h.fromPod(podA, h.sent(podA, segment(podA.ip, podB.ip, 1003, 80, "S"))) // podB does not audit
+	if n := h.moved(metric{maps.DropPolicyDenied, datapath.Ingress, "from_pod"}); n != 1 {
+		t.Errorf("the other end's policy dropped %d, want 1", n)
+	}
+	h.events()
+	audited.Audit = false
+	h.rules(podA, audited)
+	h.dropped(h.fromPod(podA, ack), maps.DropPolicyDenied)
+}
+
+// The entry that decides counts, and no other: once for a flow, again when it is
+// judged again, and each time for what it denies. The agent's own edits and its
+// comparing with the kernel leave the count alone.
+func TestEntriesCountWhatTheyDecide(t *testing.T) {
+	h := newHarness(t)
+	h.tables.IPCache.Set(blockKey("10.2.0.0/16"), datapath.IPEntry{Identity: block1})
+	wide := datapath.PolicyKey{Direction: datapath.Egress, Identity: idR}
+	narrow := datapath.PolicyKey{Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 80}
+	block := datapath.PolicyKey{Direction: datapath.Egress, Identity: block1, Protocol: tcp, Port: 82}
+	set := datapath.RuleSet{ID: 5, Egress: true, Entries: entries{wide: {Origin: 1}, narrow: {Origin: 2}, block: {Origin: 3, Deny: true}}}
+	h.rules(podA, set)
+	hits := func() (out [3]uint64) {
+		for i, k := range []datapath.PolicyKey{wide, narrow, block} {
+			var e maps.PolicyEntry
+			if err := h.d.Maps().Policy.Lookup(maps.EncodePolicyKey(5, k), &e); err != nil {
+				t.Fatal(err)
+			}
+			out[i] = e.Hits
+		}
+		return out
+	}
+	send := func(port uint16, flags string) result {
+		return h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, port, flags)))
+	}
+	expect := func(want ...uint64) {
+		t.Helper()
+		if got := hits(); got != [3]uint64(want) {
+			t.Errorf("wide, narrow, block decided %v, want %v", got, want)
+		}
+	}
+	h.passed(send(80, "S"))
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 80, 1000, "SA"))))
+	expect(0, 2, 0) // each direction of packets is judged once
+	for range 5 {
+		h.passed(send(80, "A"))
+	}
+	expect(0, 2, 0)
+	h.passed(send(81, "S"))
+	expect(1, 2, 0)
+	for range 3 {
+		h.dropped(send(82, "S"), maps.DropPolicyDenied)
+	}
+	expect(1, 2, 3)
+	set.Entries = gomaps.Clone(set.Entries)
+	set.Entries[datapath.PolicyKey{Direction: datapath.Egress, Identity: idX}] = datapath.PolicyEntry{}
+	h.rules(podA, set)
+	h.passed(send(80, "A"))
+	expect(1, 3, 3)
 }

@@ -99,7 +99,7 @@ func TestServiceSpreadsAndStays(t *testing.T) {
 		expect(t, r.out, podA.ip, 1000+port, podB.ip, 8080)
 	}
 	h.service()
-	h.dropped(h.fromPod(podA, h.sent(podA, segment(podA.ip, vip, 5000, 80, "S"))), maps.DropNoBackend)
+	h.answered(h.fromPod(podA, h.sent(podA, segment(podA.ip, vip, 5000, 80, "S"))), maps.DropNoBackend)
 }
 
 func TestServiceHairpin(t *testing.T) {

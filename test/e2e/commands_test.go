@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -37,11 +38,13 @@ func commands() map[string]command {
 		"identity":   cmdIdentity,  // of a pod
 		"reach":      cmdReach,     // a place answers another
 		"denied":     cmdDenied,    // it does not, and the drop is seen
+		"refused":    cmdRefused,   // a place says at once that nothing listens
 		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
 		"spread":     cmdSpread,    // who answers for a service
 		"asking":     cmdAsking,    // requests in the background, none may fail
 		"requests":   cmdRequests,  // 500 a second, some of which may fail
 		"busy":       cmdBusy,      // both cores, for a while
+		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
 		"stream":     cmdStream,    // an open TCP connection
 		"load":       cmdLoad,      // load that notices every loss
 		"forge":      cmdForge,     // packets made by hand
@@ -168,6 +171,26 @@ type asking struct {
 	done chan struct{}
 	n    uint64
 	err  error
+}
+
+// cmdRefused is `refused FROM TO PROTOCOL/PORT`: the answer is that nothing
+// listens, which is neither silence nor success.
+func cmdRefused(s *script, args []string) (string, error) {
+	if len(args) != 3 {
+		return "", usage("refused FROM TO tcp/PORT|udp/PORT")
+	}
+	p, err := s.newProbe(args)
+	if err != nil {
+		return "", err
+	}
+	switch err := p.ask(); {
+	case err == nil:
+		return "", no("%s answered", args[1])
+	case strings.Contains(err.Error(), syscall.ECONNREFUSED.Error()):
+		return "", nil
+	default:
+		return "", err
+	}
 }
 
 // cmdMonitored is `monitored LINE FROM TO PROTOCOL[/PORT]`: while the probe is

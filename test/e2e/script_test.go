@@ -29,6 +29,7 @@ type script struct {
 	asking  *asking
 
 	requests *requests
+	dialing  *dialing
 	// events of the lab, and how many there were when the script began
 	events       *events
 	eventsBefore int

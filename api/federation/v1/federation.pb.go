@@ -76,6 +76,58 @@ func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
 	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3, 0}
 }
 
+type Explanation_Outcome int32
+
+const (
+	Explanation_OUTCOME_UNSPECIFIED Explanation_Outcome = 0
+	Explanation_OUTCOME_ANSWERED    Explanation_Outcome = 1
+	Explanation_OUTCOME_NOT_GRANTED Explanation_Outcome = 2
+	Explanation_OUTCOME_REFUSED     Explanation_Outcome = 3 // reason says why
+)
+
+// Enum value maps for Explanation_Outcome.
+var (
+	Explanation_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "OUTCOME_ANSWERED",
+		2: "OUTCOME_NOT_GRANTED",
+		3: "OUTCOME_REFUSED",
+	}
+	Explanation_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"OUTCOME_ANSWERED":    1,
+		"OUTCOME_NOT_GRANTED": 2,
+		"OUTCOME_REFUSED":     3,
+	}
+)
+
+func (x Explanation_Outcome) Enum() *Explanation_Outcome {
+	p := new(Explanation_Outcome)
+	*p = x
+	return p
+}
+
+func (x Explanation_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Explanation_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_federation_v1_federation_proto_enumTypes[1].Descriptor()
+}
+
+func (Explanation_Outcome) Type() protoreflect.EnumType {
+	return &file_api_federation_v1_federation_proto_enumTypes[1]
+}
+
+func (x Explanation_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Explanation_Outcome.Descriptor instead.
+func (Explanation_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11, 0}
+}
+
 type Frame struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -86,6 +138,8 @@ type Frame struct {
 	//	*Frame_Ack
 	//	*Frame_Heartbeat
 	//	*Frame_Resync
+	//	*Frame_Explain
+	//	*Frame_Explanation
 	Body          isFrame_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -182,6 +236,24 @@ func (x *Frame) GetResync() *Resync {
 	return nil
 }
 
+func (x *Frame) GetExplain() *Explain {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Explain); ok {
+			return x.Explain
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetExplanation() *Explanation {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Explanation); ok {
+			return x.Explanation
+		}
+	}
+	return nil
+}
+
 type isFrame_Body interface {
 	isFrame_Body()
 }
@@ -210,6 +282,14 @@ type Frame_Resync struct {
 	Resync *Resync `protobuf:"bytes,6,opt,name=resync,proto3,oneof"`
 }
 
+type Frame_Explain struct {
+	Explain *Explain `protobuf:"bytes,10,opt,name=explain,proto3,oneof"`
+}
+
+type Frame_Explanation struct {
+	Explanation *Explanation `protobuf:"bytes,11,opt,name=explanation,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Body() {}
 
 func (*Frame_Subscribe) isFrame_Body() {}
@@ -222,17 +302,24 @@ func (*Frame_Heartbeat) isFrame_Body() {}
 
 func (*Frame_Resync) isFrame_Body() {}
 
+func (*Frame_Explain) isFrame_Body() {}
+
+func (*Frame_Explanation) isFrame_Body() {}
+
 // Hello opens each direction.
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ProtocolMin   uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
-	ProtocolMax   uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
-	Capabilities  []string               `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	Description   *v1.Cluster            `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ProtocolMin  uint32                 `protobuf:"varint,1,opt,name=protocol_min,json=protocolMin,proto3" json:"protocol_min,omitempty"`
+	ProtocolMax  uint32                 `protobuf:"varint,2,opt,name=protocol_max,json=protocolMax,proto3" json:"protocol_max,omitempty"`
+	Capabilities []string               `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Cluster      string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterId    uint32                 `protobuf:"varint,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Incarnation  string                 `protobuf:"bytes,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Version      string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
+	Description  *v1.Cluster            `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
+	// With the capability "expire-after": how long the sender believes the
+	// receiver's records without hearing from it, ns; 0 is for ever.
+	ExpireAfter   int64 `protobuf:"varint,9,opt,name=expire_after,json=expireAfter,proto3" json:"expire_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -323,6 +410,13 @@ func (x *Hello) GetDescription() *v1.Cluster {
 	return nil
 }
 
+func (x *Hello) GetExpireAfter() int64 {
+	if x != nil {
+		return x.ExpireAfter
+	}
+	return 0
+}
+
 // Subscribe is the receiver's wish and its position.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -378,11 +472,14 @@ func (x *Subscribe) GetPosition() *v1.Position {
 
 // Resync announces what follows for a Subscribe.
 type Resync struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mode          Resync_Mode            `protobuf:"varint,1,opt,name=mode,proto3,enum=hawser.federation.v1.Resync_Mode" json:"mode,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why a snapshot, for logs and status
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Mode        Resync_Mode            `protobuf:"varint,1,opt,name=mode,proto3,enum=hawser.federation.v1.Resync_Mode" json:"mode,omitempty"`
+	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Revision    int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reason      string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why a snapshot, for logs and status
+	// The sender's revision at this moment: once the receiver stands there it
+	// knows what it missed.
+	Target        int64 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -443,6 +540,13 @@ func (x *Resync) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Resync) GetTarget() int64 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
 }
 
 // Batch carries changes, zstd-compressed.
@@ -786,16 +890,231 @@ func (x *Heartbeat) GetPending() uint64 {
 	return 0
 }
 
+// Explain asks what the receiver's policies say of one packet. It is answered by
+// an Explanation, in any order.
+type Explain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`         // the asker's, to find the answer by
+	Egress        bool                   `protobuf:"varint,2,opt,name=egress,proto3" json:"egress,omitempty"` // of self; else ingress
+	Self          *ExplainEnd            `protobuf:"bytes,3,opt,name=self,proto3" json:"self,omitempty"`      // a workload of the cluster that is asked
+	Peer          *ExplainEnd            `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`      // a workload of the asker's cluster
+	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // for ICMP 256 and the type
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explain) Reset() {
+	*x = Explain{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explain) ProtoMessage() {}
+
+func (x *Explain) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explain.ProtoReflect.Descriptor instead.
+func (*Explain) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Explain) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Explain) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
+}
+
+func (x *Explain) GetSelf() *ExplainEnd {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *Explain) GetPeer() *ExplainEnd {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Explain) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Explain) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type ExplainEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`   // "source:key=value"
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // empty: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainEnd) Reset() {
+	*x = ExplainEnd{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainEnd) ProtoMessage() {}
+
+func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainEnd.ProtoReflect.Descriptor instead.
+func (*ExplainEnd) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ExplainEnd) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ExplainEnd) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type Explanation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Outcome       Explanation_Outcome    `protobuf:"varint,2,opt,name=outcome,proto3,enum=hawser.federation.v1.Explanation_Outcome" json:"outcome,omitempty"`
+	Allowed       bool                   `protobuf:"varint,3,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`    // names of rules and nothing of what they say
+	Audited       bool                   `protobuf:"varint,5,opt,name=audited,proto3" json:"audited,omitempty"` // denied in audit mode only: it passes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Explanation) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Explanation) GetOutcome() Explanation_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return Explanation_OUTCOME_UNSPECIFIED
+}
+
+func (x *Explanation) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *Explanation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Explanation) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // below state/<self>/
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`   // only keys behind this one, given like prefix
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +1126,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,12 +1139,19 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DiffRequest) GetPrefix() string {
 	if x != nil {
 		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DiffRequest) GetAfter() string {
+	if x != nil {
+		return x.After
 	}
 	return ""
 }
@@ -840,7 +1166,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1178,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1191,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -893,7 +1219,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1231,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1244,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -958,7 +1284,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1296,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1309,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1041,7 +1367,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1379,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1392,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1115,7 +1441,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1453,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1466,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1172,7 +1498,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1510,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1523,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 // Finding is one result of a preflight.
@@ -1214,7 +1540,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1552,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1565,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1281,15 +1607,18 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xe2\x02\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xe4\x03\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
 	"\x05batch\x18\x03 \x01(\v2\x1b.hawser.federation.v1.BatchH\x00R\x05batch\x12-\n" +
 	"\x03ack\x18\x04 \x01(\v2\x19.hawser.federation.v1.AckH\x00R\x03ack\x12?\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1f.hawser.federation.v1.HeartbeatH\x00R\theartbeat\x126\n" +
-	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resyncB\x06\n" +
-	"\x04body\"\xa5\x02\n" +
+	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x129\n" +
+	"\aexplain\x18\n" +
+	" \x01(\v2\x1d.hawser.federation.v1.ExplainH\x00R\aexplain\x12E\n" +
+	"\vexplanation\x18\v \x01(\v2!.hawser.federation.v1.ExplanationH\x00R\vexplanationB\x06\n" +
+	"\x04body\"\xc8\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\rR\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\rR\vprotocolMax\x12\"\n" +
@@ -1299,15 +1628,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"cluster_id\x18\x05 \x01(\rR\tclusterId\x12 \n" +
 	"\vincarnation\x18\x06 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12=\n" +
-	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\"[\n" +
+	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\x12!\n" +
+	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"[\n" +
 	"\tSubscribe\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\x128\n" +
-	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xd7\x01\n" +
+	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xef\x01\n" +
 	"\x06Resync\x125\n" +
 	"\x04mode\x18\x01 \x01(\x0e2!.hawser.federation.v1.Resync.ModeR\x04mode\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"@\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\x03R\x06target\"@\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vMODE_RESUME\x10\x01\x12\x11\n" +
@@ -1335,9 +1666,32 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\x12\x1b\n" +
 	"\techo_time\x18\x03 \x01(\x03R\bechoTime\x12\x1b\n" +
 	"\techo_held\x18\x04 \x01(\x03R\bechoHeld\x12\x18\n" +
-	"\apending\x18\x05 \x01(\x04R\apending\"%\n" +
+	"\apending\x18\x05 \x01(\x04R\apending\"\xcd\x01\n" +
+	"\aExplain\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
+	"\x06egress\x18\x02 \x01(\bR\x06egress\x124\n" +
+	"\x04self\x18\x03 \x01(\v2 .hawser.federation.v1.ExplainEndR\x04self\x124\n" +
+	"\x04peer\x18\x04 \x01(\v2 .hawser.federation.v1.ExplainEndR\x04peer\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\">\n" +
+	"\n" +
+	"ExplainEnd\x12\x16\n" +
+	"\x06labels\x18\x01 \x03(\tR\x06labels\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x96\x02\n" +
+	"\vExplanation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12C\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2).hawser.federation.v1.Explanation.OutcomeR\aoutcome\x12\x18\n" +
+	"\aallowed\x18\x03 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\aaudited\x18\x05 \x01(\bR\aaudited\"f\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10OUTCOME_ANSWERED\x10\x01\x12\x17\n" +
+	"\x13OUTCOME_NOT_GRANTED\x10\x02\x12\x13\n" +
+	"\x0fOUTCOME_REFUSED\x10\x03\";\n" +
 	"\vDiffRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"a\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"a\n" +
 	"\bDiffPage\x129\n" +
 	"\aentries\x18\x01 \x03(\v2\x1f.hawser.federation.v1.DiffEntryR\aentries\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"c\n" +
@@ -1389,60 +1743,69 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_federation_v1_federation_proto_goTypes = []any{
-	(Resync_Mode)(0),        // 0: hawser.federation.v1.Resync.Mode
-	(*Frame)(nil),           // 1: hawser.federation.v1.Frame
-	(*Hello)(nil),           // 2: hawser.federation.v1.Hello
-	(*Subscribe)(nil),       // 3: hawser.federation.v1.Subscribe
-	(*Resync)(nil),          // 4: hawser.federation.v1.Resync
-	(*Batch)(nil),           // 5: hawser.federation.v1.Batch
-	(*Changes)(nil),         // 6: hawser.federation.v1.Changes
-	(*Change)(nil),          // 7: hawser.federation.v1.Change
-	(*Ack)(nil),             // 8: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),       // 9: hawser.federation.v1.Heartbeat
-	(*DiffRequest)(nil),     // 10: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),        // 11: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),       // 12: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),  // 13: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil), // 14: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),  // 15: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil), // 16: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),         // 17: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),      // 18: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),     // 19: hawser.keyspace.v1.Position
+	(Resync_Mode)(0),         // 0: hawser.federation.v1.Resync.Mode
+	(Explanation_Outcome)(0), // 1: hawser.federation.v1.Explanation.Outcome
+	(*Frame)(nil),            // 2: hawser.federation.v1.Frame
+	(*Hello)(nil),            // 3: hawser.federation.v1.Hello
+	(*Subscribe)(nil),        // 4: hawser.federation.v1.Subscribe
+	(*Resync)(nil),           // 5: hawser.federation.v1.Resync
+	(*Batch)(nil),            // 6: hawser.federation.v1.Batch
+	(*Changes)(nil),          // 7: hawser.federation.v1.Changes
+	(*Change)(nil),           // 8: hawser.federation.v1.Change
+	(*Ack)(nil),              // 9: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),        // 10: hawser.federation.v1.Heartbeat
+	(*Explain)(nil),          // 11: hawser.federation.v1.Explain
+	(*ExplainEnd)(nil),       // 12: hawser.federation.v1.ExplainEnd
+	(*Explanation)(nil),      // 13: hawser.federation.v1.Explanation
+	(*DiffRequest)(nil),      // 14: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),         // 15: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),        // 16: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),   // 17: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil),  // 18: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),   // 19: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),  // 20: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),          // 21: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),       // 22: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),      // 23: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
-	2,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	3,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	5,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	8,  // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	9,  // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	4,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
-	18, // 6: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	19, // 7: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 8: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	7,  // 9: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	19, // 10: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	19, // 11: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	12, // 12: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	18, // 13: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	18, // 14: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	17, // 15: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	1,  // 16: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	10, // 17: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	13, // 18: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	15, // 19: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	1,  // 20: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	11, // 21: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	14, // 22: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	16, // 23: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
+	4,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	6,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	9,  // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	10, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	5,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	11, // 6: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
+	13, // 7: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
+	22, // 8: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	23, // 9: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 10: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	8,  // 11: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	23, // 12: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	23, // 13: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	12, // 14: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
+	12, // 15: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
+	1,  // 16: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
+	16, // 17: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	22, // 18: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	22, // 19: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	21, // 20: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	2,  // 21: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	14, // 22: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	17, // 23: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	19, // 24: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	2,  // 25: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	15, // 26: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	18, // 27: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	20, // 28: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	25, // [25:29] is the sub-list for method output_type
+	21, // [21:25] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1457,14 +1820,16 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Ack)(nil),
 		(*Frame_Heartbeat)(nil),
 		(*Frame_Resync)(nil),
+		(*Frame_Explain)(nil),
+		(*Frame_Explanation)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   17,
+			NumEnums:      2,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -682,6 +682,9 @@ type JoinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	PreflightOnly bool                   `protobuf:"varint,2,opt,name=preflight_only,json=preflightOnly,proto3" json:"preflight_only,omitempty"`
+	// As in SetPeerRequest.
+	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -728,6 +731,20 @@ func (x *JoinRequest) GetPreflightOnly() bool {
 		return x.PreflightOnly
 	}
 	return false
+}
+
+func (x *JoinRequest) GetStaleAfter() int64 {
+	if x != nil && x.StaleAfter != nil {
+		return *x.StaleAfter
+	}
+	return 0
+}
+
+func (x *JoinRequest) GetExpireAfter() int64 {
+	if x != nil && x.ExpireAfter != nil {
+		return *x.ExpireAfter
+	}
+	return 0
 }
 
 type JoinResponse struct {
@@ -874,6 +891,105 @@ func (x *Finding) GetFix() string {
 	return ""
 }
 
+type SetPeerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Peer  string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Ages, in ns, past which the peer's data is the last resort, and is not
+	// believed any more (0: never). Below 0: the cluster's default again. Absent:
+	// as it is.
+	StaleAfter    *int64 `protobuf:"varint,2,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter   *int64 `protobuf:"varint,3,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPeerRequest) Reset() {
+	*x = SetPeerRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPeerRequest) ProtoMessage() {}
+
+func (x *SetPeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPeerRequest.ProtoReflect.Descriptor instead.
+func (*SetPeerRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SetPeerRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *SetPeerRequest) GetStaleAfter() int64 {
+	if x != nil && x.StaleAfter != nil {
+		return *x.StaleAfter
+	}
+	return 0
+}
+
+func (x *SetPeerRequest) GetExpireAfter() int64 {
+	if x != nil && x.ExpireAfter != nil {
+		return *x.ExpireAfter
+	}
+	return 0
+}
+
+type SetPeerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetPeerResponse) Reset() {
+	*x = SetPeerResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetPeerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetPeerResponse) ProtoMessage() {}
+
+func (x *SetPeerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetPeerResponse.ProtoReflect.Descriptor instead.
+func (*SetPeerResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
+}
+
 type LeaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
@@ -883,7 +999,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +1011,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1024,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LeaveRequest) GetPeer() string {
@@ -927,7 +1043,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1055,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1068,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LeaveResponse) GetKeysRemoved() uint64 {
@@ -970,7 +1086,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1098,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1111,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 type MeshStatusResponse struct {
@@ -1008,7 +1124,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1136,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1149,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -1068,30 +1184,42 @@ type PeerStatus struct {
 	// Nodes of which their cluster says nothing else.
 	NodesAlive           uint32 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
 	NodesTotal           uint32 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
-	Data                 string `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale
+	Data                 string `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale, expired
 	CertificateExpiresAt int64  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
 	PositionIncarnation  string `protobuf:"bytes,18,opt,name=position_incarnation,json=positionIncarnation,proto3" json:"position_incarnation,omitempty"`
 	PositionRevision     int64  `protobuf:"varint,19,opt,name=position_revision,json=positionRevision,proto3" json:"position_revision,omitempty"`
 	// Since the API server started.
-	SnapshotsReceived uint64   `protobuf:"varint,20,opt,name=snapshots_received,json=snapshotsReceived,proto3" json:"snapshots_received,omitempty"`
-	ResumesReceived   uint64   `protobuf:"varint,21,opt,name=resumes_received,json=resumesReceived,proto3" json:"resumes_received,omitempty"`
-	SnapshotsSent     uint64   `protobuf:"varint,22,opt,name=snapshots_sent,json=snapshotsSent,proto3" json:"snapshots_sent,omitempty"`
-	ResumesSent       uint64   `protobuf:"varint,23,opt,name=resumes_sent,json=resumesSent,proto3" json:"resumes_sent,omitempty"`
-	ChangesReceived   uint64   `protobuf:"varint,24,opt,name=changes_received,json=changesReceived,proto3" json:"changes_received,omitempty"`
-	ChangesSent       uint64   `protobuf:"varint,25,opt,name=changes_sent,json=changesSent,proto3" json:"changes_sent,omitempty"`
-	LastRefused       []string `protobuf:"bytes,26,rep,name=last_refused,json=lastRefused,proto3" json:"last_refused,omitempty"` // newest keys refused, with reason
-	LastError         string   `protobuf:"bytes,27,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	LastSync          string   `protobuf:"bytes,28,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // "resume", "snapshot (reason)"
-	SyncedKinds       []string `protobuf:"bytes,29,rep,name=synced_kinds,json=syncedKinds,proto3" json:"synced_kinds,omitempty"`
+	SnapshotsReceived  uint64     `protobuf:"varint,20,opt,name=snapshots_received,json=snapshotsReceived,proto3" json:"snapshots_received,omitempty"`
+	ResumesReceived    uint64     `protobuf:"varint,21,opt,name=resumes_received,json=resumesReceived,proto3" json:"resumes_received,omitempty"`
+	SnapshotsSent      uint64     `protobuf:"varint,22,opt,name=snapshots_sent,json=snapshotsSent,proto3" json:"snapshots_sent,omitempty"`
+	ResumesSent        uint64     `protobuf:"varint,23,opt,name=resumes_sent,json=resumesSent,proto3" json:"resumes_sent,omitempty"`
+	ChangesReceived    uint64     `protobuf:"varint,24,opt,name=changes_received,json=changesReceived,proto3" json:"changes_received,omitempty"`
+	ChangesSent        uint64     `protobuf:"varint,25,opt,name=changes_sent,json=changesSent,proto3" json:"changes_sent,omitempty"`
+	LastRefused        []string   `protobuf:"bytes,26,rep,name=last_refused,json=lastRefused,proto3" json:"last_refused,omitempty"` // newest keys refused, with reason
+	LastError          string     `protobuf:"bytes,27,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LastSync           string     `protobuf:"bytes,28,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // "resume", "snapshot (reason)"
+	SyncedKinds        []string   `protobuf:"bytes,29,rep,name=synced_kinds,json=syncedKinds,proto3" json:"synced_kinds,omitempty"`
+	DataSince          int64      `protobuf:"varint,30,opt,name=data_since,json=dataSince,proto3" json:"data_since,omitempty"`                               // Unix ns
+	ClockOffsetSeconds float64    `protobuf:"fixed64,31,opt,name=clock_offset_seconds,json=clockOffsetSeconds,proto3" json:"clock_offset_seconds,omitempty"` // its clock minus ours
+	Findings           []*Finding `protobuf:"bytes,32,rep,name=findings,proto3" json:"findings,omitempty"`                                                   // what is wrong with it, and what to do
+	// Agreed on by both sides for this stream.
+	Protocol              uint32   `protobuf:"varint,33,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Capabilities          []string `protobuf:"bytes,34,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Version               string   `protobuf:"bytes,35,opt,name=version,proto3" json:"version,omitempty"`                                                            // that it runs
+	Endpoints             []string `protobuf:"bytes,36,rep,name=endpoints,proto3" json:"endpoints,omitempty"`                                                        // where we dial it
+	Replica               string   `protobuf:"bytes,37,opt,name=replica,proto3" json:"replica,omitempty"`                                                            // which of our API servers has the stream
+	StaleAfter            int64    `protobuf:"varint,38,opt,name=stale_after,json=staleAfter,proto3" json:"stale_after,omitempty"`                                   // ns
+	ExpireAfter           int64    `protobuf:"varint,39,opt,name=expire_after,json=expireAfter,proto3" json:"expire_after,omitempty"`                                // ns; 0: never
+	UnacknowledgedSeconds float64  `protobuf:"fixed64,40,opt,name=unacknowledged_seconds,json=unacknowledgedSeconds,proto3" json:"unacknowledged_seconds,omitempty"` // how long it has not acknowledged what we sent
 	// Nodes that some of our nodes probe and none reaches.
-	NodesUnreachable uint32 `protobuf:"varint,30,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
+	NodesUnreachable uint32 `protobuf:"varint,41,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1231,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1244,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -1322,6 +1450,83 @@ func (x *PeerStatus) GetSyncedKinds() []string {
 	return nil
 }
 
+func (x *PeerStatus) GetDataSince() int64 {
+	if x != nil {
+		return x.DataSince
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetClockOffsetSeconds() float64 {
+	if x != nil {
+		return x.ClockOffsetSeconds
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *PeerStatus) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *PeerStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *PeerStatus) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *PeerStatus) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *PeerStatus) GetStaleAfter() int64 {
+	if x != nil {
+		return x.StaleAfter
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetExpireAfter() int64 {
+	if x != nil {
+		return x.ExpireAfter
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetUnacknowledgedSeconds() float64 {
+	if x != nil {
+		return x.UnacknowledgedSeconds
+	}
+	return 0
+}
+
 func (x *PeerStatus) GetNodesUnreachable() uint32 {
 	if x != nil {
 		return x.NodesUnreachable
@@ -1333,13 +1538,15 @@ type MeshDiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
 	Prefix        string                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	After         string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`  // next of the page before
+	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // most rows in a page; 0 means 1,000
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1558,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1571,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -1381,17 +1588,32 @@ func (x *MeshDiffRequest) GetPrefix() string {
 	return ""
 }
 
+func (x *MeshDiffRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *MeshDiffRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 type MeshDiffResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          []*DiffRow             `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
-	Compared      uint64                 `protobuf:"varint,2,opt,name=compared,proto3" json:"compared,omitempty"`
+	Compared      uint64                 `protobuf:"varint,2,opt,name=compared,proto3" json:"compared,omitempty"` // in this page
+	Next          string                 `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`          // empty: this was the last page
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1625,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1638,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -1433,6 +1655,13 @@ func (x *MeshDiffResponse) GetCompared() uint64 {
 	return 0
 }
 
+func (x *MeshDiffResponse) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
 type DiffRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1443,7 +1672,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1684,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1697,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -1495,7 +1724,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +1736,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +1749,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InviteNodeRequest) GetNode() string {
@@ -1547,7 +1776,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1788,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1801,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -1599,7 +1828,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1840,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1853,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -1652,7 +1881,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1893,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1906,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ForgetNodeResponse) GetKeysRemoved() uint64 {
@@ -1709,7 +1938,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1950,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1963,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 type ListNodesResponse struct {
@@ -1746,7 +1975,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1987,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +2000,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -1804,7 +2033,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +2045,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2058,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -1938,7 +2167,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2179,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2192,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 type ListIdentitiesResponse struct {
@@ -1975,7 +2204,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2216,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2229,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -2027,7 +2256,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2268,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2281,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -2112,7 +2341,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2353,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2366,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 type ListVTEPsResponse struct {
@@ -2149,7 +2378,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2390,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2403,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -2196,7 +2425,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2437,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2450,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -2262,7 +2491,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2503,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2516,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -2305,15 +2534,17 @@ func (x *ApplyPolicyRequest) GetDryRun() bool {
 }
 
 type ApplyPolicyResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Objects       []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// What the objects may not be meant to say.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2556,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,12 +2569,19 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
 	if x != nil {
 		return x.Objects
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -2360,7 +2598,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2610,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2623,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -2427,7 +2665,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2677,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2690,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -2485,7 +2723,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2735,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2748,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -2528,7 +2766,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2778,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2791,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 type ListPoliciesResponse struct {
@@ -2565,7 +2803,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2815,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2828,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -2616,7 +2854,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2866,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2879,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -2700,6 +2938,226 @@ func (x *PolicyInfo) GetSelects() string {
 	return ""
 }
 
+type ExplainPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`     // whose policies; that of self
+	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"` // ingress or egress, of self
+	Self          *ExplainPolicyEnd      `protobuf:"bytes,3,opt,name=self,proto3" json:"self,omitempty"`
+	Peer          *ExplainPolicyEnd      `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"` // for ICMP 256 and the type
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyRequest) Reset() {
+	*x = ExplainPolicyRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyRequest) ProtoMessage() {}
+
+func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ExplainPolicyRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetSelf() *ExplainPolicyEnd {
+	if x != nil {
+		return x.Self
+	}
+	return nil
+}
+
+func (x *ExplainPolicyRequest) GetPeer() *ExplainPolicyEnd {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *ExplainPolicyRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ExplainPolicyRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type ExplainPolicyEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        []string               `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`    // empty: not known
+	Reserved      uint32                 `protobuf:"varint,3,opt,name=reserved,proto3" json:"reserved,omitempty"` // a reserved identity instead of labels
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyEnd) Reset() {
+	*x = ExplainPolicyEnd{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyEnd) ProtoMessage() {}
+
+func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ExplainPolicyEnd) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ExplainPolicyEnd) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ExplainPolicyEnd) GetReserved() uint32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+type ExplainPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answered      bool                   `protobuf:"varint,1,opt,name=answered,proto3" json:"answered,omitempty"` // else reason says why not
+	Allowed       bool                   `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`    // of a peer: names of rules and nothing of what they say
+	Hints         []string               `protobuf:"bytes,4,rep,name=hints,proto3" json:"hints,omitempty"`      // of the own cluster
+	Audited       bool                   `protobuf:"varint,5,opt,name=audited,proto3" json:"audited,omitempty"` // denied in audit mode only: it passes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainPolicyResponse) Reset() {
+	*x = ExplainPolicyResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainPolicyResponse) ProtoMessage() {}
+
+func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ExplainPolicyResponse) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *ExplainPolicyResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainPolicyResponse) GetHints() []string {
+	if x != nil {
+		return x.Hints
+	}
+	return nil
+}
+
+func (x *ExplainPolicyResponse) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type ApplyServiceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -2710,7 +3168,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +3180,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3193,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -2761,7 +3219,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +3231,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +3244,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -2807,7 +3265,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +3277,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +3290,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -2865,7 +3323,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3335,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3348,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -2908,7 +3366,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3378,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3391,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 type ListServicesResponse struct {
@@ -2945,7 +3403,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3415,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3428,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -2999,7 +3457,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3469,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3482,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -3116,7 +3574,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3586,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3599,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -3235,10 +3693,15 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"J\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xb9\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
-	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\"\x83\x01\n" +
+	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
+	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
+	"staleAfter\x88\x01\x01\x12&\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01B\x0e\n" +
+	"\f_stale_afterB\x0f\n" +
+	"\r_expire_after\"\x83\x01\n" +
 	"\fJoinResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x17\n" +
 	"\apeer_id\x18\x02 \x01(\rR\x06peerId\x12.\n" +
@@ -3249,7 +3712,15 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\bblocking\x18\x02 \x01(\bR\bblocking\x12\x16\n" +
 	"\x06object\x18\x03 \x01(\tR\x06object\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03fix\x18\x05 \x01(\tR\x03fix\"\"\n" +
+	"\x03fix\x18\x05 \x01(\tR\x03fix\"\x93\x01\n" +
+	"\x0eSetPeerRequest\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12$\n" +
+	"\vstale_after\x18\x02 \x01(\x03H\x00R\n" +
+	"staleAfter\x88\x01\x01\x12&\n" +
+	"\fexpire_after\x18\x03 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01B\x0e\n" +
+	"\f_stale_afterB\x0f\n" +
+	"\r_expire_after\"\x11\n" +
+	"\x0fSetPeerResponse\"\"\n" +
 	"\fLeaveRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\"2\n" +
 	"\rLeaveResponse\x12!\n" +
@@ -3257,7 +3728,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xd7\t\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xe5\f\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -3297,20 +3768,36 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\x1b \x01(\tR\tlastError\x12\x1b\n" +
 	"\tlast_sync\x18\x1c \x01(\tR\blastSync\x12!\n" +
-	"\fsynced_kinds\x18\x1d \x03(\tR\vsyncedKinds\x12+\n" +
-	"\x11nodes_unreachable\x18\x1e \x01(\rR\x10nodesUnreachable\x1a=\n" +
+	"\fsynced_kinds\x18\x1d \x03(\tR\vsyncedKinds\x12\x1d\n" +
+	"\n" +
+	"data_since\x18\x1e \x01(\x03R\tdataSince\x120\n" +
+	"\x14clock_offset_seconds\x18\x1f \x01(\x01R\x12clockOffsetSeconds\x12.\n" +
+	"\bfindings\x18  \x03(\v2\x12.hawser.v1.FindingR\bfindings\x12\x1a\n" +
+	"\bprotocol\x18! \x01(\rR\bprotocol\x12\"\n" +
+	"\fcapabilities\x18\" \x03(\tR\fcapabilities\x12\x18\n" +
+	"\aversion\x18# \x01(\tR\aversion\x12\x1c\n" +
+	"\tendpoints\x18$ \x03(\tR\tendpoints\x12\x18\n" +
+	"\areplica\x18% \x01(\tR\areplica\x12\x1f\n" +
+	"\vstale_after\x18& \x01(\x03R\n" +
+	"staleAfter\x12!\n" +
+	"\fexpire_after\x18' \x01(\x03R\vexpireAfter\x125\n" +
+	"\x16unacknowledged_seconds\x18( \x01(\x01R\x15unacknowledgedSeconds\x12+\n" +
+	"\x11nodes_unreachable\x18) \x01(\rR\x10nodesUnreachable\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"=\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"i\n" +
 	"\x0fMeshDiffRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"V\n" +
+	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"j\n" +
 	"\x10MeshDiffResponse\x12&\n" +
 	"\x04rows\x18\x01 \x03(\v2\x12.hawser.v1.DiffRowR\x04rows\x12\x1a\n" +
-	"\bcompared\x18\x02 \x01(\x04R\bcompared\";\n" +
+	"\bcompared\x18\x02 \x01(\x04R\bcompared\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\tR\x04next\";\n" +
 	"\aDiffRow\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1e\n" +
 	"\n" +
@@ -3373,9 +3860,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\tR\acluster\"E\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"I\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"e\n" +
 	"\x13ApplyPolicyResponse\x122\n" +
-	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\"m\n" +
+	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"m\n" +
 	"\rAppliedObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3400,7 +3888,24 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x06source\x18\x06 \x01(\tR\x06source\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\a \x01(\x03R\tupdatedAt\x12\x18\n" +
-	"\aselects\x18\b \x01(\tR\aselects\"F\n" +
+	"\aselects\x18\b \x01(\tR\aselects\"\xe0\x01\n" +
+	"\x14ExplainPolicyRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
+	"\tdirection\x18\x02 \x01(\tR\tdirection\x12/\n" +
+	"\x04self\x18\x03 \x01(\v2\x1b.hawser.v1.ExplainPolicyEndR\x04self\x12/\n" +
+	"\x04peer\x18\x04 \x01(\v2\x1b.hawser.v1.ExplainPolicyEndR\x04peer\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\"`\n" +
+	"\x10ExplainPolicyEnd\x12\x16\n" +
+	"\x06labels\x18\x01 \x03(\tR\x06labels\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
+	"\breserved\x18\x03 \x01(\rR\breserved\"\x95\x01\n" +
+	"\x15ExplainPolicyResponse\x12\x1a\n" +
+	"\banswered\x18\x01 \x01(\bR\banswered\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05hints\x18\x04 \x03(\tR\x05hints\x12\x18\n" +
+	"\aaudited\x18\x05 \x01(\bR\aaudited\"F\n" +
 	"\x13ApplyServiceRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"J\n" +
@@ -3438,13 +3943,13 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xfb\n" +
-	"\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\x91\f\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
 	"\x04Join\x12\x16.hawser.v1.JoinRequest\x1a\x17.hawser.v1.JoinResponse\x12:\n" +
-	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12I\n" +
+	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12@\n" +
+	"\aSetPeer\x12\x19.hawser.v1.SetPeerRequest\x1a\x1a.hawser.v1.SetPeerResponse\x12I\n" +
 	"\n" +
 	"MeshStatus\x12\x1c.hawser.v1.MeshStatusRequest\x1a\x1d.hawser.v1.MeshStatusResponse\x12?\n" +
 	"\x04Diff\x12\x1a.hawser.v1.MeshDiffRequest\x1a\x1b.hawser.v1.MeshDiffResponse\x12<\n" +
@@ -3459,7 +3964,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
 	"\vApplyPolicy\x12\x1d.hawser.v1.ApplyPolicyRequest\x1a\x1e.hawser.v1.ApplyPolicyResponse\x12O\n" +
 	"\fDeletePolicy\x12\x1e.hawser.v1.DeletePolicyRequest\x1a\x1f.hawser.v1.DeletePolicyResponse\x12O\n" +
-	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12O\n" +
+	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12R\n" +
+	"\rExplainPolicy\x12\x1f.hawser.v1.ExplainPolicyRequest\x1a .hawser.v1.ExplainPolicyResponse\x12O\n" +
 	"\fApplyService\x12\x1e.hawser.v1.ApplyServiceRequest\x1a\x1f.hawser.v1.ApplyServiceResponse\x12R\n" +
 	"\rDeleteService\x12\x1f.hawser.v1.DeleteServiceRequest\x1a .hawser.v1.DeleteServiceResponse\x12O\n" +
 	"\fListServices\x12\x1e.hawser.v1.ListServicesRequest\x1a\x1f.hawser.v1.ListServicesResponseB6Z4github.com/hawser-mesh/hawser/api/hawser/v1;hawserv1b\x06proto3"
@@ -3476,7 +3982,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -3490,114 +3996,126 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*JoinRequest)(nil),            // 9: hawser.v1.JoinRequest
 	(*JoinResponse)(nil),           // 10: hawser.v1.JoinResponse
 	(*Finding)(nil),                // 11: hawser.v1.Finding
-	(*LeaveRequest)(nil),           // 12: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),          // 13: hawser.v1.LeaveResponse
-	(*MeshStatusRequest)(nil),      // 14: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 15: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 16: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 17: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 18: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 19: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 20: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 21: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 22: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 23: hawser.v1.ForgetNodeResponse
-	(*ListNodesRequest)(nil),       // 24: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 25: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 26: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 27: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 28: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 29: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 30: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 31: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 32: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 33: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 34: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 35: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 36: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 37: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 38: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 39: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 40: hawser.v1.PolicyInfo
-	(*ApplyServiceRequest)(nil),    // 41: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 42: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 43: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 44: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 45: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 46: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 47: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 48: hawser.v1.ServicePortInfo
-	nil,                            // 49: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 50: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 51: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 52: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 53: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 54: hawser.v1.FrontendBackend
+	(*SetPeerRequest)(nil),         // 12: hawser.v1.SetPeerRequest
+	(*SetPeerResponse)(nil),        // 13: hawser.v1.SetPeerResponse
+	(*LeaveRequest)(nil),           // 14: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),          // 15: hawser.v1.LeaveResponse
+	(*MeshStatusRequest)(nil),      // 16: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),     // 17: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),             // 18: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),        // 19: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),       // 20: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                // 21: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),      // 22: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),     // 23: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),      // 24: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),     // 25: hawser.v1.ForgetNodeResponse
+	(*ListNodesRequest)(nil),       // 26: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 27: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),               // 28: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),  // 29: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil), // 30: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),           // 31: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),       // 32: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),      // 33: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),               // 34: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),     // 35: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 36: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 37: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 38: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 39: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 40: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 41: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 42: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),   // 43: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),       // 44: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),  // 45: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),    // 46: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 47: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 48: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 49: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 50: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 51: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 52: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 53: hawser.v1.ServicePortInfo
+	nil,                            // 54: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 55: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 56: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 57: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 58: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 59: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	53, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	58, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	16, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	49, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	50, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	19, // 6: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	26, // 7: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	29, // 8: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	32, // 9: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	35, // 10: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	35, // 11: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	40, // 12: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	35, // 13: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	35, // 14: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	47, // 15: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	48, // 16: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	54, // 17: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	51, // 18: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	52, // 19: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 20: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 21: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 22: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	12, // 23: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	14, // 24: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	17, // 25: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 26: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 27: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	20, // 28: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	22, // 29: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	24, // 30: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	27, // 31: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	30, // 32: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	33, // 33: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	36, // 34: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	38, // 35: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	41, // 36: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	43, // 37: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	45, // 38: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 39: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 40: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 41: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	13, // 42: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	15, // 43: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	18, // 44: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 45: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 46: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	21, // 47: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	23, // 48: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	25, // 49: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	28, // 50: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	31, // 51: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	34, // 52: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	37, // 53: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	39, // 54: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	42, // 55: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	44, // 56: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	46, // 57: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	39, // [39:58] is the sub-list for method output_type
-	20, // [20:39] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	18, // 3: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	54, // 4: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	55, // 5: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	11, // 6: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	21, // 7: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	28, // 8: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	31, // 9: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	34, // 10: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	37, // 11: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	37, // 12: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	42, // 13: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	44, // 14: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	44, // 15: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	37, // 16: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	37, // 17: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 18: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	53, // 19: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	59, // 20: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	56, // 21: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	57, // 22: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 23: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 24: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 25: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	14, // 26: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	12, // 27: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	16, // 28: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	19, // 29: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 30: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 31: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	22, // 32: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	24, // 33: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	26, // 34: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	29, // 35: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	32, // 36: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	35, // 37: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	38, // 38: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	40, // 39: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	43, // 40: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	46, // 41: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	48, // 42: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	50, // 43: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 44: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 45: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 46: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 47: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	13, // 48: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	17, // 49: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	20, // 50: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 51: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 52: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	23, // 53: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	25, // 54: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	27, // 55: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	30, // 56: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	33, // 57: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	36, // 58: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	39, // 59: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	41, // 60: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	45, // 61: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	47, // 62: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	49, // 63: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	51, // 64: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	44, // [44:65] is the sub-list for method output_type
+	23, // [23:44] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -3606,13 +4124,15 @@ func file_api_hawser_v1_mesh_proto_init() {
 		return
 	}
 	file_api_hawser_v1_node_proto_init()
+	file_api_hawser_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Mesh_Invite_FullMethodName         = "/hawser.v1.Mesh/Invite"
 	Mesh_Join_FullMethodName           = "/hawser.v1.Mesh/Join"
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
+	Mesh_SetPeer_FullMethodName        = "/hawser.v1.Mesh/SetPeer"
 	Mesh_MeshStatus_FullMethodName     = "/hawser.v1.Mesh/MeshStatus"
 	Mesh_Diff_FullMethodName           = "/hawser.v1.Mesh/Diff"
 	Mesh_Backup_FullMethodName         = "/hawser.v1.Mesh/Backup"
@@ -40,6 +41,7 @@ const (
 	Mesh_ApplyPolicy_FullMethodName    = "/hawser.v1.Mesh/ApplyPolicy"
 	Mesh_DeletePolicy_FullMethodName   = "/hawser.v1.Mesh/DeletePolicy"
 	Mesh_ListPolicies_FullMethodName   = "/hawser.v1.Mesh/ListPolicies"
+	Mesh_ExplainPolicy_FullMethodName  = "/hawser.v1.Mesh/ExplainPolicy"
 	Mesh_ApplyService_FullMethodName   = "/hawser.v1.Mesh/ApplyService"
 	Mesh_DeleteService_FullMethodName  = "/hawser.v1.Mesh/DeleteService"
 	Mesh_ListServices_FullMethodName   = "/hawser.v1.Mesh/ListServices"
@@ -54,6 +56,8 @@ type MeshClient interface {
 	// Join does both halves: prepare and confirm.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
 	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
+	// SetPeer changes how long the data of a peer is believed.
+	SetPeer(ctx context.Context, in *SetPeerRequest, opts ...grpc.CallOption) (*SetPeerResponse, error)
 	MeshStatus(ctx context.Context, in *MeshStatusRequest, opts ...grpc.CallOption) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(ctx context.Context, in *MeshDiffRequest, opts ...grpc.CallOption) (*MeshDiffResponse, error)
@@ -73,6 +77,9 @@ type MeshClient interface {
 	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error)
 	DeletePolicy(ctx context.Context, in *DeletePolicyRequest, opts ...grpc.CallOption) (*DeletePolicyResponse, error)
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
+	// ExplainPolicy says what a cluster's policies say of one packet of one of its
+	// workloads; a peer is asked over the stream.
+	ExplainPolicy(ctx context.Context, in *ExplainPolicyRequest, opts ...grpc.CallOption) (*ExplainPolicyResponse, error)
 	ApplyService(ctx context.Context, in *ApplyServiceRequest, opts ...grpc.CallOption) (*ApplyServiceResponse, error)
 	DeleteService(ctx context.Context, in *DeleteServiceRequest, opts ...grpc.CallOption) (*DeleteServiceResponse, error)
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
@@ -120,6 +127,16 @@ func (c *meshClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.C
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(LeaveResponse)
 	err := c.cc.Invoke(ctx, Mesh_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) SetPeer(ctx context.Context, in *SetPeerRequest, opts ...grpc.CallOption) (*SetPeerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetPeerResponse)
+	err := c.cc.Invoke(ctx, Mesh_SetPeer_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -258,6 +275,16 @@ func (c *meshClient) ListPolicies(ctx context.Context, in *ListPoliciesRequest, 
 	return out, nil
 }
 
+func (c *meshClient) ExplainPolicy(ctx context.Context, in *ExplainPolicyRequest, opts ...grpc.CallOption) (*ExplainPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainPolicyResponse)
+	err := c.cc.Invoke(ctx, Mesh_ExplainPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ApplyService(ctx context.Context, in *ApplyServiceRequest, opts ...grpc.CallOption) (*ApplyServiceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyServiceResponse)
@@ -297,6 +324,8 @@ type MeshServer interface {
 	// Join does both halves: prepare and confirm.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
 	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
+	// SetPeer changes how long the data of a peer is believed.
+	SetPeer(context.Context, *SetPeerRequest) (*SetPeerResponse, error)
 	MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error)
 	// Diff compares the mirror of a peer with its origin.
 	Diff(context.Context, *MeshDiffRequest) (*MeshDiffResponse, error)
@@ -316,6 +345,9 @@ type MeshServer interface {
 	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error)
 	DeletePolicy(context.Context, *DeletePolicyRequest) (*DeletePolicyResponse, error)
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
+	// ExplainPolicy says what a cluster's policies say of one packet of one of its
+	// workloads; a peer is asked over the stream.
+	ExplainPolicy(context.Context, *ExplainPolicyRequest) (*ExplainPolicyResponse, error)
 	ApplyService(context.Context, *ApplyServiceRequest) (*ApplyServiceResponse, error)
 	DeleteService(context.Context, *DeleteServiceRequest) (*DeleteServiceResponse, error)
 	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
@@ -340,6 +372,9 @@ func (UnimplementedMeshServer) Join(context.Context, *JoinRequest) (*JoinRespons
 }
 func (UnimplementedMeshServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
+}
+func (UnimplementedMeshServer) SetPeer(context.Context, *SetPeerRequest) (*SetPeerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetPeer not implemented")
 }
 func (UnimplementedMeshServer) MeshStatus(context.Context, *MeshStatusRequest) (*MeshStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MeshStatus not implemented")
@@ -376,6 +411,9 @@ func (UnimplementedMeshServer) DeletePolicy(context.Context, *DeletePolicyReques
 }
 func (UnimplementedMeshServer) ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
+}
+func (UnimplementedMeshServer) ExplainPolicy(context.Context, *ExplainPolicyRequest) (*ExplainPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainPolicy not implemented")
 }
 func (UnimplementedMeshServer) ApplyService(context.Context, *ApplyServiceRequest) (*ApplyServiceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyService not implemented")
@@ -475,6 +513,24 @@ func _Mesh_Leave_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_SetPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).SetPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_SetPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).SetPeer(ctx, req.(*SetPeerRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -677,6 +733,24 @@ func _Mesh_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_ExplainPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ExplainPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ExplainPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ExplainPolicy(ctx, req.(*ExplainPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ApplyService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ApplyServiceRequest)
 	if err := dec(in); err != nil {
@@ -755,6 +829,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Mesh_Leave_Handler,
 		},
 		{
+			MethodName: "SetPeer",
+			Handler:    _Mesh_SetPeer_Handler,
+		},
+		{
 			MethodName: "MeshStatus",
 			Handler:    _Mesh_MeshStatus_Handler,
 		},
@@ -793,6 +871,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListPolicies",
 			Handler:    _Mesh_ListPolicies_Handler,
+		},
+		{
+			MethodName: "ExplainPolicy",
+			Handler:    _Mesh_ExplainPolicy_Handler,
 		},
 		{
 			MethodName: "ApplyService",

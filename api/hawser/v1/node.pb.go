@@ -85,7 +85,10 @@ type NodeStatusReport struct {
 	// namespace/name -> revision of the policy objects that this node has resolved.
 	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The kernel has them all.
-	PoliciesSettled bool `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	PoliciesSettled bool   `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	PolicyScope     string `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
+	PolicyMode      string `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
+	PolicyAudit     bool   `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -263,6 +266,27 @@ func (x *NodeStatusReport) GetPolicies() map[string]uint64 {
 func (x *NodeStatusReport) GetPoliciesSettled() bool {
 	if x != nil {
 		return x.PoliciesSettled
+	}
+	return false
+}
+
+func (x *NodeStatusReport) GetPolicyScope() string {
+	if x != nil {
+		return x.PolicyScope
+	}
+	return ""
+}
+
+func (x *NodeStatusReport) GetPolicyMode() string {
+	if x != nil {
+		return x.PolicyMode
+	}
+	return ""
+}
+
+func (x *NodeStatusReport) GetPolicyAudit() bool {
+	if x != nil {
+		return x.PolicyAudit
 	}
 	return false
 }
@@ -722,6 +746,102 @@ func (*DeleteEndpointResponse) Descriptor() ([]byte, []int) {
 	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
+type SetEndpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	PolicyAudit   bool                   `protobuf:"varint,2,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetEndpointRequest) Reset() {
+	*x = SetEndpointRequest{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetEndpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetEndpointRequest) ProtoMessage() {}
+
+func (x *SetEndpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetEndpointRequest.ProtoReflect.Descriptor instead.
+func (*SetEndpointRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SetEndpointRequest) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SetEndpointRequest) GetPolicyAudit() bool {
+	if x != nil {
+		return x.PolicyAudit
+	}
+	return false
+}
+
+type SetEndpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint      *Endpoint              `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetEndpointResponse) Reset() {
+	*x = SetEndpointResponse{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetEndpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetEndpointResponse) ProtoMessage() {}
+
+func (x *SetEndpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetEndpointResponse.ProtoReflect.Descriptor instead.
+func (*SetEndpointResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SetEndpointResponse) GetEndpoint() *Endpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
 type ListEndpointsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -730,7 +850,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +862,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +875,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 type ListEndpointsResponse struct {
@@ -767,7 +887,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +899,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +912,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -825,13 +945,17 @@ type Endpoint struct {
 	Gateway         string                 `protobuf:"bytes,19,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Mtu             uint32                 `protobuf:"varint,20,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	Netns           string                 `protobuf:"bytes,21,opt,name=netns,proto3" json:"netns,omitempty"`
+	// What policy would drop is reported and passes: told for the endpoint, or for
+	// the node.
+	PolicyAudit     bool `protobuf:"varint,40,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	NodePolicyAudit bool `protobuf:"varint,41,opt,name=node_policy_audit,json=nodePolicyAudit,proto3" json:"node_policy_audit,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +967,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +980,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Endpoint) GetId() uint32 {
@@ -1006,6 +1130,20 @@ func (x *Endpoint) GetNetns() string {
 	return ""
 }
 
+func (x *Endpoint) GetPolicyAudit() bool {
+	if x != nil {
+		return x.PolicyAudit
+	}
+	return false
+}
+
+func (x *Endpoint) GetNodePolicyAudit() bool {
+	if x != nil {
+		return x.NodePolicyAudit
+	}
+	return false
+}
+
 type ListIPCacheRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1014,7 +1152,7 @@ type ListIPCacheRequest struct {
 
 func (x *ListIPCacheRequest) Reset() {
 	*x = ListIPCacheRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1164,7 @@ func (x *ListIPCacheRequest) String() string {
 func (*ListIPCacheRequest) ProtoMessage() {}
 
 func (x *ListIPCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1177,7 @@ func (x *ListIPCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIPCacheRequest.ProtoReflect.Descriptor instead.
 func (*ListIPCacheRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 type ListIPCacheResponse struct {
@@ -1051,7 +1189,7 @@ type ListIPCacheResponse struct {
 
 func (x *ListIPCacheResponse) Reset() {
 	*x = ListIPCacheResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1201,7 @@ func (x *ListIPCacheResponse) String() string {
 func (*ListIPCacheResponse) ProtoMessage() {}
 
 func (x *ListIPCacheResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1214,7 @@ func (x *ListIPCacheResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIPCacheResponse.ProtoReflect.Descriptor instead.
 func (*ListIPCacheResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListIPCacheResponse) GetEntries() []*IPCacheEntry {
@@ -1102,7 +1240,7 @@ type IPCacheEntry struct {
 
 func (x *IPCacheEntry) Reset() {
 	*x = IPCacheEntry{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1252,7 @@ func (x *IPCacheEntry) String() string {
 func (*IPCacheEntry) ProtoMessage() {}
 
 func (x *IPCacheEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1265,7 @@ func (x *IPCacheEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPCacheEntry.ProtoReflect.Descriptor instead.
 func (*IPCacheEntry) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IPCacheEntry) GetPrefix() string {
@@ -1194,7 +1332,7 @@ type ListMapsRequest struct {
 
 func (x *ListMapsRequest) Reset() {
 	*x = ListMapsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1344,7 @@ func (x *ListMapsRequest) String() string {
 func (*ListMapsRequest) ProtoMessage() {}
 
 func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1357,7 @@ func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsRequest.ProtoReflect.Descriptor instead.
 func (*ListMapsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 type ListMapsResponse struct {
@@ -1231,7 +1369,7 @@ type ListMapsResponse struct {
 
 func (x *ListMapsResponse) Reset() {
 	*x = ListMapsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1381,7 @@ func (x *ListMapsResponse) String() string {
 func (*ListMapsResponse) ProtoMessage() {}
 
 func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1394,7 @@ func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsResponse.ProtoReflect.Descriptor instead.
 func (*ListMapsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListMapsResponse) GetMaps() []*Map {
@@ -1283,7 +1421,7 @@ type Map struct {
 
 func (x *Map) Reset() {
 	*x = Map{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1433,7 @@ func (x *Map) String() string {
 func (*Map) ProtoMessage() {}
 
 func (x *Map) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1446,7 @@ func (x *Map) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Map.ProtoReflect.Descriptor instead.
 func (*Map) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Map) GetName() string {
@@ -1382,7 +1520,7 @@ type ListDropsRequest struct {
 
 func (x *ListDropsRequest) Reset() {
 	*x = ListDropsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1532,7 @@ func (x *ListDropsRequest) String() string {
 func (*ListDropsRequest) ProtoMessage() {}
 
 func (x *ListDropsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1545,7 @@ func (x *ListDropsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDropsRequest.ProtoReflect.Descriptor instead.
 func (*ListDropsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 type ListDropsResponse struct {
@@ -1419,7 +1557,7 @@ type ListDropsResponse struct {
 
 func (x *ListDropsResponse) Reset() {
 	*x = ListDropsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1569,7 @@ func (x *ListDropsResponse) String() string {
 func (*ListDropsResponse) ProtoMessage() {}
 
 func (x *ListDropsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1582,7 @@ func (x *ListDropsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDropsResponse.ProtoReflect.Descriptor instead.
 func (*ListDropsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListDropsResponse) GetDrops() []*DropCounter {
@@ -1469,7 +1607,7 @@ type DropCounter struct {
 
 func (x *DropCounter) Reset() {
 	*x = DropCounter{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1619,7 @@ func (x *DropCounter) String() string {
 func (*DropCounter) ProtoMessage() {}
 
 func (x *DropCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1632,7 @@ func (x *DropCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCounter.ProtoReflect.Descriptor instead.
 func (*DropCounter) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DropCounter) GetReason() string {
@@ -1540,7 +1678,7 @@ type ListFrontendsRequest struct {
 
 func (x *ListFrontendsRequest) Reset() {
 	*x = ListFrontendsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1690,7 @@ func (x *ListFrontendsRequest) String() string {
 func (*ListFrontendsRequest) ProtoMessage() {}
 
 func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1703,7 @@ func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsRequest.ProtoReflect.Descriptor instead.
 func (*ListFrontendsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 type ListFrontendsResponse struct {
@@ -1577,7 +1715,7 @@ type ListFrontendsResponse struct {
 
 func (x *ListFrontendsResponse) Reset() {
 	*x = ListFrontendsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1727,7 @@ func (x *ListFrontendsResponse) String() string {
 func (*ListFrontendsResponse) ProtoMessage() {}
 
 func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1740,7 @@ func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsResponse.ProtoReflect.Descriptor instead.
 func (*ListFrontendsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListFrontendsResponse) GetFrontends() []*Frontend {
@@ -1628,7 +1766,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1778,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1791,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Frontend) GetServiceId() uint32 {
@@ -1726,7 +1864,7 @@ type FrontendBackend struct {
 
 func (x *FrontendBackend) Reset() {
 	*x = FrontendBackend{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1876,7 @@ func (x *FrontendBackend) String() string {
 func (*FrontendBackend) ProtoMessage() {}
 
 func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1889,7 @@ func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendBackend.ProtoReflect.Descriptor instead.
 func (*FrontendBackend) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FrontendBackend) GetIp() string {
@@ -1804,7 +1942,7 @@ type ListPathsRequest struct {
 
 func (x *ListPathsRequest) Reset() {
 	*x = ListPathsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1954,7 @@ func (x *ListPathsRequest) String() string {
 func (*ListPathsRequest) ProtoMessage() {}
 
 func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +1967,7 @@ func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
 func (*ListPathsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 type ListPathsResponse struct {
@@ -1841,7 +1979,7 @@ type ListPathsResponse struct {
 
 func (x *ListPathsResponse) Reset() {
 	*x = ListPathsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +1991,7 @@ func (x *ListPathsResponse) String() string {
 func (*ListPathsResponse) ProtoMessage() {}
 
 func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2004,7 @@ func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
 func (*ListPathsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListPathsResponse) GetPaths() []*NodePath {
@@ -1898,7 +2036,7 @@ type NodePath struct {
 
 func (x *NodePath) Reset() {
 	*x = NodePath{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2048,7 @@ func (x *NodePath) String() string {
 func (*NodePath) ProtoMessage() {}
 
 func (x *NodePath) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2061,7 @@ func (x *NodePath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePath.ProtoReflect.Descriptor instead.
 func (*NodePath) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodePath) GetCluster() string {
@@ -2026,7 +2164,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2176,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2189,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListRulesRequest) GetEndpointId() uint32 {
@@ -2070,7 +2208,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2220,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2233,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRulesResponse) GetEntries() []*RuleEntry {
@@ -2107,23 +2245,27 @@ func (x *ListRulesResponse) GetEntries() []*RuleEntry {
 
 // RuleEntry is one realised policy map entry.
 type RuleEntry struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	RuleSet       uint32                 `protobuf:"varint,1,opt,name=rule_set,json=ruleSet,proto3" json:"rule_set,omitempty"`
-	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"`
-	Identity      uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"` // 0 is any
-	Labels        []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
-	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`               // "any" or a name
-	Port          uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`                      // 0 is any; for icmp 256 and the type
-	EndPort       uint32                 `protobuf:"varint,9,opt,name=end_port,json=endPort,proto3" json:"end_port,omitempty"` // of a range, else 0
-	Verdict       string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`                 // allow or deny
-	Origin        string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`                   // namespace/name of the policy object, rule index
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	RuleSet   uint32                 `protobuf:"varint,1,opt,name=rule_set,json=ruleSet,proto3" json:"rule_set,omitempty"`
+	Direction string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"`
+	Identity  uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"` // 0 is any
+	Labels    []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
+	Protocol  string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`               // "any" or a name
+	Port      uint32                 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`                      // 0 is any; for icmp 256 and the type
+	EndPort   uint32                 `protobuf:"varint,9,opt,name=end_port,json=endPort,proto3" json:"end_port,omitempty"` // of a range, else 0
+	Verdict   string                 `protobuf:"bytes,7,opt,name=verdict,proto3" json:"verdict,omitempty"`                 // allow or deny
+	Origin    string                 `protobuf:"bytes,8,opt,name=origin,proto3" json:"origin,omitempty"`                   // namespace/name of the policy object, rule index
+	// How often it decided: the first packet of each flow in each direction, one
+	// more at each change of policy, every packet that it denied; of all endpoints
+	// of the node with the same labels together.
+	Hits          uint64 `protobuf:"varint,20,opt,name=hits,proto3" json:"hits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RuleEntry) Reset() {
 	*x = RuleEntry{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2277,7 @@ func (x *RuleEntry) String() string {
 func (*RuleEntry) ProtoMessage() {}
 
 func (x *RuleEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2290,7 @@ func (x *RuleEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleEntry.ProtoReflect.Descriptor instead.
 func (*RuleEntry) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RuleEntry) GetRuleSet() uint32 {
@@ -2214,6 +2356,13 @@ func (x *RuleEntry) GetOrigin() string {
 	return ""
 }
 
+func (x *RuleEntry) GetHits() uint64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
 type MonitorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Types         []string               `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"` // drop, verdict, trace; empty means all
@@ -2223,7 +2372,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2384,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2397,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -2281,7 +2430,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2442,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2455,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Event) GetTime() int64 {
@@ -2429,7 +2578,7 @@ type EventPeer struct {
 
 func (x *EventPeer) Reset() {
 	*x = EventPeer{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2590,7 @@ func (x *EventPeer) String() string {
 func (*EventPeer) ProtoMessage() {}
 
 func (x *EventPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2603,7 @@ func (x *EventPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventPeer.ProtoReflect.Descriptor instead.
 func (*EventPeer) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EventPeer) GetIp() string {
@@ -2511,7 +2660,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xee\x06\n" +
+	"\rStatusRequest\"\xd5\a\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2537,7 +2686,11 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
 	"\benrolled\x18\x13 \x01(\bR\benrolled\x12E\n" +
 	"\bpolicies\x18\x14 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
-	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x1a;\n" +
+	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x12!\n" +
+	"\fpolicy_scope\x18( \x01(\tR\vpolicyScope\x12\x1f\n" +
+	"\vpolicy_mode\x18) \x01(\tR\n" +
+	"policyMode\x12!\n" +
+	"\fpolicy_audit\x18* \x01(\bR\vpolicyAudit\x1a;\n" +
 	"\rPoliciesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbd\x01\n" +
@@ -2577,10 +2730,15 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x15DeleteEndpointRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
 	"\x06ifname\x18\x02 \x01(\tR\x06ifname\"\x18\n" +
-	"\x16DeleteEndpointResponse\"\x16\n" +
+	"\x16DeleteEndpointResponse\"G\n" +
+	"\x12SetEndpointRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12!\n" +
+	"\fpolicy_audit\x18\x02 \x01(\bR\vpolicyAudit\"F\n" +
+	"\x13SetEndpointResponse\x12/\n" +
+	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"\x16\n" +
 	"\x14ListEndpointsRequest\"J\n" +
 	"\x15ListEndpointsResponse\x121\n" +
-	"\tendpoints\x18\x01 \x03(\v2\x13.hawser.v1.EndpointR\tendpoints\"\xba\x04\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x13.hawser.v1.EndpointR\tendpoints\"\x89\x05\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2605,7 +2763,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"created_at\x18\x12 \x01(\x03R\tcreatedAt\x12\x18\n" +
 	"\agateway\x18\x13 \x01(\tR\agateway\x12\x10\n" +
 	"\x03mtu\x18\x14 \x01(\rR\x03mtu\x12\x14\n" +
-	"\x05netns\x18\x15 \x01(\tR\x05netns\"\x14\n" +
+	"\x05netns\x18\x15 \x01(\tR\x05netns\x12!\n" +
+	"\fpolicy_audit\x18( \x01(\bR\vpolicyAudit\x12*\n" +
+	"\x11node_policy_audit\x18) \x01(\bR\x0fnodePolicyAudit\"\x14\n" +
 	"\x12ListIPCacheRequest\"H\n" +
 	"\x13ListIPCacheResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.hawser.v1.IPCacheEntryR\aentries\"\xea\x01\n" +
@@ -2687,7 +2847,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xf5\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\x89\x02\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
@@ -2697,7 +2857,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x04port\x18\x06 \x01(\rR\x04port\x12\x19\n" +
 	"\bend_port\x18\t \x01(\rR\aendPort\x12\x18\n" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
-	"\x06origin\x18\b \x01(\tR\x06origin\"&\n" +
+	"\x06origin\x18\b \x01(\tR\x06origin\x12\x12\n" +
+	"\x04hits\x18\x14 \x01(\x04R\x04hits\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\"\xb1\x03\n" +
 	"\x05Event\x12\x12\n" +
@@ -2726,11 +2887,12 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x18\n" +
 	"\acluster\x18\x06 \x01(\tR\acluster\x12\x12\n" +
-	"\x04node\x18\a \x01(\tR\x04node2\xb9\x06\n" +
+	"\x04node\x18\a \x01(\tR\x04node2\x87\a\n" +
 	"\x04Node\x12?\n" +
 	"\x06Status\x12\x18.hawser.v1.StatusRequest\x1a\x1b.hawser.v1.NodeStatusReport\x12L\n" +
 	"\vAddEndpoint\x12\x1d.hawser.v1.AddEndpointRequest\x1a\x1e.hawser.v1.AddEndpointResponse\x12U\n" +
-	"\x0eDeleteEndpoint\x12 .hawser.v1.DeleteEndpointRequest\x1a!.hawser.v1.DeleteEndpointResponse\x12R\n" +
+	"\x0eDeleteEndpoint\x12 .hawser.v1.DeleteEndpointRequest\x1a!.hawser.v1.DeleteEndpointResponse\x12L\n" +
+	"\vSetEndpoint\x12\x1d.hawser.v1.SetEndpointRequest\x1a\x1e.hawser.v1.SetEndpointResponse\x12R\n" +
 	"\rListEndpoints\x12\x1f.hawser.v1.ListEndpointsRequest\x1a .hawser.v1.ListEndpointsResponse\x12L\n" +
 	"\vListIPCache\x12\x1d.hawser.v1.ListIPCacheRequest\x1a\x1e.hawser.v1.ListIPCacheResponse\x12C\n" +
 	"\bListMaps\x12\x1a.hawser.v1.ListMapsRequest\x1a\x1b.hawser.v1.ListMapsResponse\x12F\n" +
@@ -2752,7 +2914,7 @@ func file_api_hawser_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_node_proto_rawDescData
 }
 
-var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: hawser.v1.StatusRequest
 	(*NodeStatusReport)(nil),       // 1: hawser.v1.NodeStatusReport
@@ -2763,76 +2925,81 @@ var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*AddEndpointResponse)(nil),    // 6: hawser.v1.AddEndpointResponse
 	(*DeleteEndpointRequest)(nil),  // 7: hawser.v1.DeleteEndpointRequest
 	(*DeleteEndpointResponse)(nil), // 8: hawser.v1.DeleteEndpointResponse
-	(*ListEndpointsRequest)(nil),   // 9: hawser.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),  // 10: hawser.v1.ListEndpointsResponse
-	(*Endpoint)(nil),               // 11: hawser.v1.Endpoint
-	(*ListIPCacheRequest)(nil),     // 12: hawser.v1.ListIPCacheRequest
-	(*ListIPCacheResponse)(nil),    // 13: hawser.v1.ListIPCacheResponse
-	(*IPCacheEntry)(nil),           // 14: hawser.v1.IPCacheEntry
-	(*ListMapsRequest)(nil),        // 15: hawser.v1.ListMapsRequest
-	(*ListMapsResponse)(nil),       // 16: hawser.v1.ListMapsResponse
-	(*Map)(nil),                    // 17: hawser.v1.Map
-	(*ListDropsRequest)(nil),       // 18: hawser.v1.ListDropsRequest
-	(*ListDropsResponse)(nil),      // 19: hawser.v1.ListDropsResponse
-	(*DropCounter)(nil),            // 20: hawser.v1.DropCounter
-	(*ListFrontendsRequest)(nil),   // 21: hawser.v1.ListFrontendsRequest
-	(*ListFrontendsResponse)(nil),  // 22: hawser.v1.ListFrontendsResponse
-	(*Frontend)(nil),               // 23: hawser.v1.Frontend
-	(*FrontendBackend)(nil),        // 24: hawser.v1.FrontendBackend
-	(*ListPathsRequest)(nil),       // 25: hawser.v1.ListPathsRequest
-	(*ListPathsResponse)(nil),      // 26: hawser.v1.ListPathsResponse
-	(*NodePath)(nil),               // 27: hawser.v1.NodePath
-	(*ListRulesRequest)(nil),       // 28: hawser.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),      // 29: hawser.v1.ListRulesResponse
-	(*RuleEntry)(nil),              // 30: hawser.v1.RuleEntry
-	(*MonitorRequest)(nil),         // 31: hawser.v1.MonitorRequest
-	(*Event)(nil),                  // 32: hawser.v1.Event
-	(*EventPeer)(nil),              // 33: hawser.v1.EventPeer
-	nil,                            // 34: hawser.v1.NodeStatusReport.PoliciesEntry
+	(*SetEndpointRequest)(nil),     // 9: hawser.v1.SetEndpointRequest
+	(*SetEndpointResponse)(nil),    // 10: hawser.v1.SetEndpointResponse
+	(*ListEndpointsRequest)(nil),   // 11: hawser.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),  // 12: hawser.v1.ListEndpointsResponse
+	(*Endpoint)(nil),               // 13: hawser.v1.Endpoint
+	(*ListIPCacheRequest)(nil),     // 14: hawser.v1.ListIPCacheRequest
+	(*ListIPCacheResponse)(nil),    // 15: hawser.v1.ListIPCacheResponse
+	(*IPCacheEntry)(nil),           // 16: hawser.v1.IPCacheEntry
+	(*ListMapsRequest)(nil),        // 17: hawser.v1.ListMapsRequest
+	(*ListMapsResponse)(nil),       // 18: hawser.v1.ListMapsResponse
+	(*Map)(nil),                    // 19: hawser.v1.Map
+	(*ListDropsRequest)(nil),       // 20: hawser.v1.ListDropsRequest
+	(*ListDropsResponse)(nil),      // 21: hawser.v1.ListDropsResponse
+	(*DropCounter)(nil),            // 22: hawser.v1.DropCounter
+	(*ListFrontendsRequest)(nil),   // 23: hawser.v1.ListFrontendsRequest
+	(*ListFrontendsResponse)(nil),  // 24: hawser.v1.ListFrontendsResponse
+	(*Frontend)(nil),               // 25: hawser.v1.Frontend
+	(*FrontendBackend)(nil),        // 26: hawser.v1.FrontendBackend
+	(*ListPathsRequest)(nil),       // 27: hawser.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),      // 28: hawser.v1.ListPathsResponse
+	(*NodePath)(nil),               // 29: hawser.v1.NodePath
+	(*ListRulesRequest)(nil),       // 30: hawser.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),      // 31: hawser.v1.ListRulesResponse
+	(*RuleEntry)(nil),              // 32: hawser.v1.RuleEntry
+	(*MonitorRequest)(nil),         // 33: hawser.v1.MonitorRequest
+	(*Event)(nil),                  // 34: hawser.v1.Event
+	(*EventPeer)(nil),              // 35: hawser.v1.EventPeer
+	nil,                            // 36: hawser.v1.NodeStatusReport.PoliciesEntry
 }
 var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	2,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
 	3,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
 	4,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
-	34, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
-	11, // 4: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
-	11, // 5: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
-	14, // 6: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
-	17, // 7: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
-	20, // 8: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
-	23, // 9: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
-	24, // 10: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
-	27, // 11: hawser.v1.ListPathsResponse.paths:type_name -> hawser.v1.NodePath
-	30, // 12: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
-	33, // 13: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
-	33, // 14: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
-	0,  // 15: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
-	5,  // 16: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
-	7,  // 17: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
-	9,  // 18: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
-	12, // 19: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
-	15, // 20: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
-	18, // 21: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
-	21, // 22: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
-	28, // 23: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
-	25, // 24: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
-	31, // 25: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
-	1,  // 26: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
-	6,  // 27: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
-	8,  // 28: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
-	10, // 29: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
-	13, // 30: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
-	16, // 31: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
-	19, // 32: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
-	22, // 33: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
-	29, // 34: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
-	26, // 35: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
-	32, // 36: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	36, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
+	13, // 4: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
+	13, // 5: hawser.v1.SetEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
+	13, // 6: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
+	16, // 7: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
+	19, // 8: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
+	22, // 9: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
+	25, // 10: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
+	26, // 11: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
+	29, // 12: hawser.v1.ListPathsResponse.paths:type_name -> hawser.v1.NodePath
+	32, // 13: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
+	35, // 14: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
+	35, // 15: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
+	0,  // 16: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
+	5,  // 17: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
+	7,  // 18: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
+	9,  // 19: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
+	11, // 20: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
+	14, // 21: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
+	17, // 22: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
+	20, // 23: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
+	23, // 24: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
+	30, // 25: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
+	27, // 26: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
+	33, // 27: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
+	1,  // 28: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
+	6,  // 29: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
+	8,  // 30: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
+	10, // 31: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
+	12, // 32: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
+	15, // 33: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
+	18, // 34: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
+	21, // 35: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
+	24, // 36: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
+	31, // 37: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
+	28, // 38: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
+	34, // 39: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_node_proto_init() }
@@ -2846,7 +3013,7 @@ func file_api_hawser_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_node_proto_rawDesc), len(file_api_hawser_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

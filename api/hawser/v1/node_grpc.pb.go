@@ -26,6 +26,7 @@ const (
 	Node_Status_FullMethodName         = "/hawser.v1.Node/Status"
 	Node_AddEndpoint_FullMethodName    = "/hawser.v1.Node/AddEndpoint"
 	Node_DeleteEndpoint_FullMethodName = "/hawser.v1.Node/DeleteEndpoint"
+	Node_SetEndpoint_FullMethodName    = "/hawser.v1.Node/SetEndpoint"
 	Node_ListEndpoints_FullMethodName  = "/hawser.v1.Node/ListEndpoints"
 	Node_ListIPCache_FullMethodName    = "/hawser.v1.Node/ListIPCache"
 	Node_ListMaps_FullMethodName       = "/hawser.v1.Node/ListMaps"
@@ -47,6 +48,8 @@ type NodeClient interface {
 	AddEndpoint(ctx context.Context, in *AddEndpointRequest, opts ...grpc.CallOption) (*AddEndpointResponse, error)
 	// DeleteEndpoint succeeds when the endpoint is gone, also if it never was.
 	DeleteEndpoint(ctx context.Context, in *DeleteEndpointRequest, opts ...grpc.CallOption) (*DeleteEndpointResponse, error)
+	// SetEndpoint changes how an endpoint is treated, for good.
+	SetEndpoint(ctx context.Context, in *SetEndpointRequest, opts ...grpc.CallOption) (*SetEndpointResponse, error)
 	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (*ListEndpointsResponse, error)
 	ListIPCache(ctx context.Context, in *ListIPCacheRequest, opts ...grpc.CallOption) (*ListIPCacheResponse, error)
 	ListMaps(ctx context.Context, in *ListMapsRequest, opts ...grpc.CallOption) (*ListMapsResponse, error)
@@ -93,6 +96,16 @@ func (c *nodeClient) DeleteEndpoint(ctx context.Context, in *DeleteEndpointReque
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteEndpointResponse)
 	err := c.cc.Invoke(ctx, Node_DeleteEndpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) SetEndpoint(ctx context.Context, in *SetEndpointRequest, opts ...grpc.CallOption) (*SetEndpointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetEndpointResponse)
+	err := c.cc.Invoke(ctx, Node_SetEndpoint_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -199,6 +212,8 @@ type NodeServer interface {
 	AddEndpoint(context.Context, *AddEndpointRequest) (*AddEndpointResponse, error)
 	// DeleteEndpoint succeeds when the endpoint is gone, also if it never was.
 	DeleteEndpoint(context.Context, *DeleteEndpointRequest) (*DeleteEndpointResponse, error)
+	// SetEndpoint changes how an endpoint is treated, for good.
+	SetEndpoint(context.Context, *SetEndpointRequest) (*SetEndpointResponse, error)
 	ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error)
 	ListIPCache(context.Context, *ListIPCacheRequest) (*ListIPCacheResponse, error)
 	ListMaps(context.Context, *ListMapsRequest) (*ListMapsResponse, error)
@@ -229,6 +244,9 @@ func (UnimplementedNodeServer) AddEndpoint(context.Context, *AddEndpointRequest)
 }
 func (UnimplementedNodeServer) DeleteEndpoint(context.Context, *DeleteEndpointRequest) (*DeleteEndpointResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteEndpoint not implemented")
+}
+func (UnimplementedNodeServer) SetEndpoint(context.Context, *SetEndpointRequest) (*SetEndpointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetEndpoint not implemented")
 }
 func (UnimplementedNodeServer) ListEndpoints(context.Context, *ListEndpointsRequest) (*ListEndpointsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListEndpoints not implemented")
@@ -325,6 +343,24 @@ func _Node_DeleteEndpoint_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(NodeServer).DeleteEndpoint(ctx, req.(*DeleteEndpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_SetEndpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetEndpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).SetEndpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_SetEndpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).SetEndpoint(ctx, req.(*SetEndpointRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -484,6 +520,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteEndpoint",
 			Handler:    _Node_DeleteEndpoint_Handler,
+		},
+		{
+			MethodName: "SetEndpoint",
+			Handler:    _Node_SetEndpoint_Handler,
 		},
 		{
 			MethodName: "ListEndpoints",

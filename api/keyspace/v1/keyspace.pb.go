@@ -1687,8 +1687,12 @@ type NodeStatus struct {
 	// Kind -> revision whose effect is in the kernel.
 	Enforced map[string]int64 `protobuf:"bytes,5,rep,name=enforced,proto3" json:"enforced,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// What the node's probes say of the paths to others, on change.
-	Paths         []*PathReport `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`
-	UpdatedAt     int64         `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Paths []*PathReport `protobuf:"bytes,6,rep,name=paths,proto3" json:"paths,omitempty"`
+	// How the node was told to enforce policy; empty: not known.
+	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
+	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
+	PolicyAudit   bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1763,6 +1767,27 @@ func (x *NodeStatus) GetPaths() []*PathReport {
 		return x.Paths
 	}
 	return nil
+}
+
+func (x *NodeStatus) GetPolicyScope() string {
+	if x != nil {
+		return x.PolicyScope
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetPolicyMode() string {
+	if x != nil {
+		return x.PolicyMode
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetPolicyAudit() bool {
+	if x != nil {
+		return x.PolicyAudit
+	}
+	return false
 }
 
 func (x *NodeStatus) GetUpdatedAt() int64 {
@@ -2186,8 +2211,16 @@ type PeerView struct {
 	PodCidrs  []string               `protobuf:"bytes,10,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`    // granted
 	NodeCidrs []string               `protobuf:"bytes,11,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"` // granted
 	// How far the peer has stored state/<own>/; up to a minute old.
-	Acknowledged  *Position `protobuf:"bytes,12,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
-	UpdatedAt     int64     `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Acknowledged *Position `protobuf:"bytes,12,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	Replica      string    `protobuf:"bytes,13,opt,name=replica,proto3" json:"replica,omitempty"` // the API server that wrote this
+	// How long the peer believes our records without hearing from us, ns; 0 is
+	// for ever, absent: it did not say.
+	BelievedFor *int64 `protobuf:"varint,14,opt,name=believed_for,json=believedFor,proto3,oneof" json:"believed_for,omitempty"`
+	UpdatedAt   int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// How long we believe the peer's, ns; 0 is for ever, absent: the cluster's
+	// default.
+	ExpireAfter   *int64 `protobuf:"varint,16,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	FreshAt       int64  `protobuf:"varint,17,opt,name=fresh_at,json=freshAt,proto3" json:"fresh_at,omitempty"` // when its data was last known to be complete, Unix ns
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2306,9 +2339,37 @@ func (x *PeerView) GetAcknowledged() *Position {
 	return nil
 }
 
+func (x *PeerView) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *PeerView) GetBelievedFor() int64 {
+	if x != nil && x.BelievedFor != nil {
+		return *x.BelievedFor
+	}
+	return 0
+}
+
 func (x *PeerView) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
+	}
+	return 0
+}
+
+func (x *PeerView) GetExpireAfter() int64 {
+	if x != nil && x.ExpireAfter != nil {
+		return *x.ExpireAfter
+	}
+	return 0
+}
+
+func (x *PeerView) GetFreshAt() int64 {
+	if x != nil {
+		return x.FreshAt
 	}
 	return 0
 }
@@ -2438,17 +2499,21 @@ func (x *Synced) GetUpdatedAt() int64 {
 
 // Peer is private/<c>/peers/<peer>.
 type Peer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	TrustBundle   [][]byte               `protobuf:"bytes,3,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER certificates
-	Grant         *Grant                 `protobuf:"bytes,4,opt,name=grant,proto3" json:"grant,omitempty"`
-	Endpoints     []string               `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	State         Peer_State             `protobuf:"varint,6,opt,name=state,proto3,enum=hawser.keyspace.v1.Peer_State" json:"state,omitempty"`
-	CreatedAt     int64                  `protobuf:"varint,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	TokenId       string                 `protobuf:"bytes,8,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`                 // the token that made it, while pending
-	PendingUntil  int64                  `protobuf:"varint,9,opt,name=pending_until,json=pendingUntil,proto3" json:"pending_until,omitempty"` // Unix ns; removed then unless confirmed
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ClusterId    uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	TrustBundle  [][]byte               `protobuf:"bytes,3,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER certificates
+	Grant        *Grant                 `protobuf:"bytes,4,opt,name=grant,proto3" json:"grant,omitempty"`
+	Endpoints    []string               `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	State        Peer_State             `protobuf:"varint,6,opt,name=state,proto3,enum=hawser.keyspace.v1.Peer_State" json:"state,omitempty"`
+	CreatedAt    int64                  `protobuf:"varint,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	TokenId      string                 `protobuf:"bytes,8,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`                 // the token that made it, while pending
+	PendingUntil int64                  `protobuf:"varint,9,opt,name=pending_until,json=pendingUntil,proto3" json:"pending_until,omitempty"` // Unix ns; removed then unless confirmed
+	// Ages, in ns, past which the peer's data is the last resort, and is not
+	// believed any more (0: never). Absent: the cluster's default.
+	StaleAfter    *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter   *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2546,6 +2611,20 @@ func (x *Peer) GetPendingUntil() int64 {
 	return 0
 }
 
+func (x *Peer) GetStaleAfter() int64 {
+	if x != nil && x.StaleAfter != nil {
+		return *x.StaleAfter
+	}
+	return 0
+}
+
+func (x *Peer) GetExpireAfter() int64 {
+	if x != nil && x.ExpireAfter != nil {
+		return *x.ExpireAfter
+	}
+	return 0
+}
+
 func (x *Peer) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
@@ -2566,6 +2645,8 @@ type Grant struct {
 	MaxServices   uint64                 `protobuf:"varint,8,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
 	MaxBackends   uint64                 `protobuf:"varint,9,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,10,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // empty means all
+	// It may ask what our policies say of its workloads' packets.
+	Explain       bool `protobuf:"varint,16,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2668,6 +2749,13 @@ func (x *Grant) GetNamespaces() []string {
 		return x.Namespaces
 	}
 	return nil
+}
+
+func (x *Grant) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
 }
 
 // Token is private/<c>/tokens/<id>.
@@ -3103,7 +3191,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x03\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x96\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -3111,7 +3199,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\vincarnation\x18\x03 \x01(\tR\vincarnation\x12<\n" +
 	"\x04seen\x18\x04 \x03(\v2(.hawser.keyspace.v1.NodeStatus.SeenEntryR\x04seen\x12H\n" +
 	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x124\n" +
-	"\x05paths\x18\x06 \x03(\v2\x1e.hawser.keyspace.v1.PathReportR\x05paths\x12\x1d\n" +
+	"\x05paths\x18\x06 \x03(\v2\x1e.hawser.keyspace.v1.PathReportR\x05paths\x12!\n" +
+	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
+	"\vpolicy_mode\x18\r \x01(\tR\n" +
+	"policyMode\x12!\n" +
+	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
@@ -3162,7 +3254,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xb4\x03\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdb\x04\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -3180,9 +3272,15 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	" \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
 	"node_cidrs\x18\v \x03(\tR\tnodeCidrs\x12@\n" +
-	"\facknowledged\x18\f \x01(\v2\x1c.hawser.keyspace.v1.PositionR\facknowledged\x12\x1d\n" +
+	"\facknowledged\x18\f \x01(\v2\x1c.hawser.keyspace.v1.PositionR\facknowledged\x12\x18\n" +
+	"\areplica\x18\r \x01(\tR\areplica\x12&\n" +
+	"\fbelieved_for\x18\x0e \x01(\x03H\x00R\vbelievedFor\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"H\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x12&\n" +
+	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
+	"\bfresh_at\x18\x11 \x01(\x03R\afreshAtB\x0f\n" +
+	"\r_believed_forB\x0f\n" +
+	"\r_expire_after\"H\n" +
 	"\bPosition\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"\xcd\x01\n" +
@@ -3194,7 +3292,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\".\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_COPYING\x10\x00\x12\x12\n" +
-	"\x0eSTATE_COMPLETE\x10\x01\"\xba\x03\n" +
+	"\x0eSTATE_COMPLETE\x10\x01\"\xa9\x04\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3206,14 +3304,20 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\a \x01(\x03R\tcreatedAt\x12\x19\n" +
 	"\btoken_id\x18\b \x01(\tR\atokenId\x12#\n" +
-	"\rpending_until\x18\t \x01(\x03R\fpendingUntil\x12\x1d\n" +
+	"\rpending_until\x18\t \x01(\x03R\fpendingUntil\x12$\n" +
+	"\vstale_after\x18\n" +
+	" \x01(\x03H\x00R\n" +
+	"staleAfter\x88\x01\x01\x12&\n" +
+	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"Y\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATE_PENDING\x10\x01\x12\x13\n" +
 	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
-	"\rSTATE_LEAVING\x10\x03\"\xcc\x02\n" +
+	"\rSTATE_LEAVING\x10\x03B\x0e\n" +
+	"\f_stale_afterB\x0f\n" +
+	"\r_expire_after\"\xe6\x02\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
@@ -3228,7 +3332,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\n" +
 	" \x03(\tR\n" +
-	"namespaces\"\x88\x02\n" +
+	"namespaces\x12\x18\n" +
+	"\aexplain\x18\x10 \x01(\bR\aexplain\"\x88\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x0e\n" +
@@ -3362,6 +3467,8 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	if File_api_keyspace_v1_keyspace_proto != nil {
 		return
 	}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[23].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

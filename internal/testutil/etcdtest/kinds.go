@@ -95,6 +95,7 @@ func startMembers(tb testing.TB) *Etcd {
 		c.Name, c.Members, c.Peer, c.Listen = m.Name, members, peer, m.Client
 		c.DataDir = filepath.Join(e.dir, m.Name)
 		c.StartTimeout = time.Minute
+		c.Heartbeat = 50 * time.Millisecond // the suites start and stop many
 		e.Configs = append(e.Configs, c)
 	}
 	e.Servers = make([]*etcd.Server, len(members))
@@ -139,13 +140,23 @@ func (e *Etcd) Stop() {
 	if e.process != nil {
 		e.process.stop()
 	}
+	// The leader last: etcd's leader hands over before it goes, and waits
+	// seconds for a successor that is going, too.
+	var leaders []*etcd.Server
 	var done sync.WaitGroup
 	for _, s := range e.Servers {
-		if s != nil {
+		switch {
+		case s == nil:
+		case s.Leads():
+			leaders = append(leaders, s)
+		default:
 			done.Go(s.Close)
 		}
 	}
 	done.Wait()
+	for _, s := range leaders {
+		s.Close()
+	}
 }
 
 // Restart starts what is stopped on what is in the data directories.

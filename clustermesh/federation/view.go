@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// observeEvery is how often a replica that has not the office looks at what the
+// one that has it says.
+const observeEvery = time.Second
+
+// won begins a term: what the former holder said of the peer is taken over.
+func (r *runner) won(ctx context.Context) {
+	v := &keyspacev1.PeerView{}
+	kv, _, err := r.kv.Get(ctx, viewKey(r.own(), r.name()))
+	if err == nil && kv != nil && proto.Unmarshal(kv.Value, v) == nil {
+		r.st.adopt(v)
+	}
+	r.st.do(func() { r.st.elsewhere = nil })
+}
+
+// views keeps local/<own>/peers/<peer> as long as the office is ours, and else
+// reads it.
+func (r *runner) views(ctx context.Context) error {
+	t := time.NewTicker(observeEvery)
+	defer t.Stop()
+	for ctx.Err() == nil {
+		term, change := r.office.current()
+		if term != nil {
+			r.keepView(ctx, term, change)
+			continue
+		}
+		r.observe(ctx)
+		select {
+		case <-change:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+// keepView writes the PeerView whenever it changes, until the term is over.
+func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan struct{}) {
+	key := viewKey(r.own(), r.name())
+	last := &keyspacev1.PeerView{}
+	if kv, _, err := r.kv.Get(ctx, key); err == nil && kv != nil {
+		_ = proto.Unmarshal(kv.Value, last) // unreadable is the same as none
+	}
+	wrote := time.Now()
+	t := time.NewTicker(viewEvery)
+	defer t.Stop()
+	for {
+		v := r.view()
+		moved := !proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) && time.Since(wrote) >= r.cfg.IdlePersist
+		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && (moved || !sameView(last, v)) {
+			v.UpdatedAt = r.st.now().UnixNano()
+			res, err := r.kv.Txn(ctx, term.Fence(), []kvstore.Op{kvstore.Put(key, encode(v))}, nil)
+			switch {
+			case err != nil:
+				r.st.failed(fmt.Errorf("write view of %s: %w", r.name(), err))
+			case !res.Succeeded:
+				r.office.giveUp(term)
+				return
+			default:
+				last, wrote = v, time.Now()
+			}
+		}
+		select {
+		case <-t.C:
+		case <-over:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// view is the PeerView of the moment.
+func (r *runner) view() *keyspacev1.PeerView {
+	a := r.ages()
+	data, since := r.st.data(r.cfg.LostAfter, a)
+	v := r.st.view(r.peer, r.cfg.LostAfter)
+	v.Data, v.DataSince, v.Replica = data, since.UnixNano(), r.cfg.Replica
+	v.ExpireAfter = proto.Int64(int64(a.expire))
+	return v
+}
+
+// sameView compares what readers act on.
+func sameView(a, b *keyspacev1.PeerView) bool {
+	x, y := proto.CloneOf(a), proto.CloneOf(b)
+	for _, v := range []*keyspacev1.PeerView{x, y} {
+		v.Position, v.Acknowledged, v.UpdatedAt, v.DataSince, v.FreshAt = nil, nil, 0, 0, 0
+		if !v.GetConnected() {
+			v.Since = 0 // exact only once the stream is given up
+		}
+	}
+	return proto.Equal(x, y)
+}
+
+// observe reads what the replica that has the office says of the peer.
+func (r *runner) observe(ctx context.Context) {
+	v := &keyspacev1.PeerView{}
+	kv, _, err := r.kv.Get(ctx, viewKey(r.own(), r.name()))
+	if err != nil || kv == nil || proto.Unmarshal(kv.Value, v) != nil || v.GetReplica() == r.cfg.Replica {
+		return
+	}
+	var synced []string
+	for _, k := range kvstore.PublicKinds {
+		m := &keyspacev1.Synced{}
+		kv, _, err := r.kv.Get(ctx, kvstore.SyncedKey(r.own(), r.name(), k).String())
+		if err == nil && kv != nil && proto.Unmarshal(kv.Value, m) == nil && m.GetState() == keyspacev1.Synced_STATE_COMPLETE {
+			synced = append(synced, string(k))
+		}
+	}
+	if term, _ := r.office.current(); term == nil {
+		r.st.do(func() { r.st.elsewhere, r.st.syncedElsewhere = v, synced })
+	}
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sockets ends sockets whose peer is gone: the programs of a service's
+// load balancing have connected them to a backend that serves no longer, so that
+// their owner would wait for nobody.
+//
+// Start with Destroy. Which sockets those are is the caller's matter.
+package sockets
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Parts of struct inet_diag_req_v2 and inet_diag_msg (linux/inet_diag.h).
+const (
+	requestSize  = 56
+	requestState = 4 // offset of the states asked for
+	requestID    = 8 // offset of struct inet_diag_sockid
+	messageID    = 4
+	idSize       = 48
+	idCookie     = 40 // offset in the id
+
+	allStates = 1<<32 - 1
+	// idle sockets of TCP have no owner to tell: TIME_WAIT, CLOSE, LISTEN and
+	// NEW_SYN_RECV, as bits of their numbers.
+	idleStates = 1<<6 | 1<<7 | 1<<10 | 1<<12
+)
+
+// Destroy ends the IPv4 sockets with these cookies in the current network
+// namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
+// there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
+// EOPNOTSUPP.
+func Destroy(cookies map[uint64]struct{}) (n int, err error) {
+	if len(cookies) == 0 {
+		return 0, nil
+	}
+	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		ids, lerr := list(proto)
+		err = errors.Join(err, lerr)
+		for _, id := range ids {
+			if _, doomed := cookies[cookie(id)]; !doomed {
+				continue
+			}
+			derr := destroy(proto, id)
+			if errors.Is(derr, unix.ENOENT) {
+				continue // it went meanwhile
+			}
+			if err = errors.Join(err, derr); derr == nil {
+				n++
+			}
+		}
+	}
+	return n, err
+}
+
+func cookie(id []byte) uint64 { return binary.NativeEndian.Uint64(id[idCookie:]) }
+
+// list returns the ids of all sockets of a protocol.
+func list(proto uint8) ([][]byte, error) {
+	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	states := uint32(allStates)
+	if proto == unix.IPPROTO_TCP {
+		states &^= idleStates
+	}
+	req.AddRawData(request(proto, states, nil))
+	messages, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil // the protocol's module is not there, so it has no sockets
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list sockets of protocol %d: %w", proto, err)
+	}
+	var ids [][]byte
+	for _, m := range messages {
+		if len(m) >= messageID+idSize {
+			ids = append(ids, m[messageID:messageID+idSize])
+		}
+	}
+	return ids, nil
+}
+
+func destroy(proto uint8, id []byte) error {
+	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	req.AddRawData(request(proto, allStates, id))
+	if _, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0); err != nil {
+		return fmt.Errorf("destroy socket of protocol %d: %w", proto, err)
+	}
+	return nil
+}
+
+func request(proto uint8, states uint32, id []byte) []byte {
+	b := make([]byte, requestSize)
+	b[0], b[1] = unix.AF_INET, proto
+	binary.NativeEndian.PutUint32(b[requestState:], states)
+	copy(b[requestID:], id)
+	return b
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/loader"
+	"github.com/hawser-mesh/hawser/datapath/maps"
+)
+
+// askVar, in the environment, makes TestAsk the client in a cgroup.
+const askVar = "HAWSER_TEST_ASK"
+
+// TestAsk is run in a process of its own: it asks services in the ways that its
+// parent wants, and prints what it saw.
+func TestAsk(t *testing.T) {
+	ways := os.Getenv(askVar)
+	if ways == "" {
+		t.Skip("run by other tests")
+	}
+	for _, way := range strings.Fields(ways) {
+		how, addr, _ := strings.Cut(way, "=")
+		answer, err := ask(how, netip.MustParseAddrPort(addr))
+		if err != nil {
+			answer = err.Error()
+		}
+		fmt.Printf("SAW %s\n", answer)
+	}
+}
+
+func ask(how string, to netip.AddrPort) (string, error) {
+	kind := unix.SOCK_DGRAM
+	if how == "tcp" {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		return "", err
+	}
+	sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	if how == "sendmsg" {
+		if err := unix.Sendto(fd, []byte("x"), 0, sa); err != nil {
+			return "", err
+		}
+	} else {
+		if err := unix.Connect(fd, sa); err != nil {
+			return "", err
+		}
+		if _, err := unix.Write(fd, []byte("x")); err != nil {
+			return "", err
+		}
+	}
+	buf := make([]byte, 64)
+	n, from, err := unix.Recvfrom(fd, buf, 0)
+	if err != nil {
+		return "", err
+	}
+	peer := from
+	if how != "sendmsg" {
+		if peer, err = unix.Getpeername(fd); err != nil {
+			return "", err
+		}
+	}
+	p := peer.(*unix.SockaddrInet4)
+	return fmt.Sprintf("%s from %s", buf[:n], netip.AddrPortFrom(netip.AddrFrom4(p.Addr), uint16(p.Port))), nil
+}
+
+// cgroup makes a cgroup and puts the socket programs on it.
+func (h *harness) cgroup() string {
+	h.t.Helper()
+	root, err := loader.CgroupRoot()
+	if err != nil {
+		h.t.Skip(err)
+	}
+	dir, err := os.MkdirTemp(root, "hawser-test-*")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			h.t.Error(err)
+		}
+	})
+	err = h.d.AttachSockets(dir)
+	if errors.Is(err, loader.ErrNoSockets) {
+		h.t.Skip(err)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return dir
+}
+
+// asks runs TestAsk in a cgroup below dir and returns what it saw.
+func (h *harness) asks(dir string, ways ...string) (saw []string) {
+	h.t.Helper()
+	pod := filepath.Join(dir, "pod")
+	if err := os.Mkdir(pod, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	defer func() {
+		if err := os.Remove(pod); err != nil {
+			h.t.Error(err)
+		}
+	}()
+	place, err := os.Open(pod)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer place.Close()
+	cmd := exec.CommandContext(h.t.(*testing.T).Context(), os.Args[0], "-test.run=^TestAsk$")
+	cmd.Env = append(os.Environ(), askVar+"="+strings.Join(ways, " "))
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(place.Fd())}
+	var out []byte
+	h.in(func() (err error) {
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	for line := range strings.Lines(string(out)) {
+		if s, ok := strings.CutPrefix(strings.TrimSpace(line), "SAW "); ok {
+			saw = append(saw, s)
+		}
+	}
+	if len(saw) != len(ways) {
+		h.t.Fatalf("asked %d times, saw %d answers:\n%s", len(ways), len(saw), out)
+	}
+	return saw
+}
+
+// answers serves TCP and UDP on an address of the namespace: with who asks.
+func (h *harness) answers(at string) {
+	h.t.Helper()
+	h.in(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			return err
+		}
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		lis, err := lc.Listen(h.t.(*testing.T).Context(), "tcp4", at)
+		if err != nil {
+			return err
+		}
+		pc, err := lc.ListenPacket(h.t.(*testing.T).Context(), "udp4", at)
+		if err != nil {
+			return err
+		}
+		h.t.Cleanup(func() { _, _ = lis.Close(), pc.Close() })
+		go func() {
+			for {
+				c, err := lis.Accept()
+				if err != nil {
+					return
+				}
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				_, _ = c.Write([]byte(at))
+				_, _ = c.Read(make([]byte, 64))
+				_ = c.Close()
+			}
+		}()
+		go func() {
+			for {
+				_, from, err := pc.ReadFrom(make([]byte, 64))
+				if err != nil {
+					return
+				}
+				_, _ = pc.WriteTo([]byte(at), from)
+			}
+		}()
+		return nil
+	})
+}
+
+// No packet can reach the service's address here: what is answered was
+// translated at the socket.
+func TestSocketsReachServices(t *testing.T) {
+	h := newHarness(t)
+	dir := h.cgroup()
+	h.answers("127.0.0.1:8080")
+	for _, proto := range []uint8{tcp, udp} {
+		h.tables.Frontends.Set(datapath.FrontendKey{Addr: netip.MustParseAddr(vip), Port: 80, Protocol: proto}, datapath.Frontend{
+			Service: 1, Backends: []datapath.Backend{{Addr: netip.MustParseAddr("127.0.0.1"), Port: 8080}},
+		})
+	}
+	h.sync()
+	want := "127.0.0.1:8080 from " + vip + ":80"
+	for i, got := range h.asks(dir, "tcp="+vip+":80", "udp="+vip+":80", "sendmsg="+vip+":80") {
+		if got != want {
+			t.Errorf("way %d: saw %q, want %q", i, got, want)
+		}
+	}
+	// What is no service is left alone, and shown as it is.
+	for i, got := range h.asks(dir, "tcp=127.0.0.1:8080", "udp=127.0.0.1:8080", "sendmsg=127.0.0.1:8080") {
+		if got != "127.0.0.1:8080 from 127.0.0.1:8080" {
+			t.Errorf("way %d: saw %q", i, got)
+		}
+	}
+	peers, err := maps.Dump[maps.SockKey, maps.SockPeer](h.d.Maps().SockPeers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	connected := 0
+	for k, v := range peers {
+		if v.Addr.Netip().String() != vip || v.Port.Uint16() != 80 || k.Port.Uint16() != 8080 || k.Cookie == 0 {
+			t.Errorf("%+v: %+v", k, v)
+		}
+		if v.Flags&maps.SockConnected != 0 {
+			connected++
+		}
+	}
+	if len(peers) != 3 || connected != 2 {
+		t.Errorf("%d sockets, %d connected, want 3 and 2", len(peers), connected)
+	}
+	// Off again, the address is one that nobody has.
+	if err := h.d.DetachSockets(); err != nil {
+		t.Fatal(err)
+	}
+	for i, got := range h.asks(dir, "tcp="+vip+":80", "sendmsg="+vip+":80") {
+		if got != "network is unreachable" {
+			t.Errorf("without programs, way %d: saw %q", i, got)
+		}
+	}
+}
+
+// A service without backends is left to the packet, which is answered.
+func TestSocketsLeaveIdleServices(t *testing.T) {
+	h := newHarness(t)
+	dir := h.cgroup()
+	h.idle()
+	for i, got := range h.asks(dir, "tcp="+vip+":80", "udp="+vip+":80", "sendmsg="+vip+":80") {
+		if got != "network is unreachable" {
+			t.Errorf("way %d: saw %q", i, got)
+		}
+	}
+}
