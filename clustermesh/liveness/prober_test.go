@@ -137,10 +137,10 @@ func TestStarvedProberAccusesNobody(t *testing.T) {
 	s := newSim(t, a)
 	s.run(time.Second)
 	s.changes = nil
-	for _, gap := range []time.Duration{300, 700, 1500, 5000, 60000} {
+	for _, gap := range []int{300, 700, 1500, 5000, 60000} {
 		s.delay = 150 * time.Millisecond // as busy as we are
 		for range 20 {
-			s.step(gap * time.Millisecond)
+			s.step(time.Duration(gap) * time.Millisecond)
 		}
 	}
 	if len(s.changes) != 0 || s.p.Paused() == 0 {

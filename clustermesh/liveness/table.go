@@ -141,6 +141,10 @@ type cluster struct {
 	lost        bool // it is a peer and its stream is down
 }
 
+// buriesTheLiving reports whether a cluster calls most of its nodes dead while
+// one of them answers us: then its word is not enough.
+func (c *cluster) buriesTheLiving() bool { return c.refuted && 2*c.dead > c.known }
+
 func (t *Table) clusters() map[string]*cluster {
 	out := map[string]*cluster{}
 	for id, r := range t.nodes {
@@ -179,8 +183,8 @@ func (t *Table) judge(r *row, c *cluster) string {
 		return WhyUnreachable
 	case r.Path.Witness() == Down:
 		return WhyPath
-	case r.Health == keyspacev1.NodeHealth_STATE_DEAD && !(c.refuted && 2*c.dead > c.known):
-		return WhyDead // unless a cluster buries most of its nodes and one of them answers us
+	case r.Health == keyspacev1.NodeHealth_STATE_DEAD && !c.buriesTheLiving():
+		return WhyDead
 	case c.lost && c.down > 0 && c.up == 0:
 		return WhyCluster
 	}
