@@ -74,13 +74,15 @@ test-unit: ## Unit and component tests (loopback only)
 	@$(GO) test $$($(GO) list ./... | grep --line-buffered -v -e /test/e2e -e /test/bpf -e /test/perf)
 
 .PHONY: test-conformance
-test-conformance: ## NetworkPolicy beside other readings of it (a module of its own)
+test-conformance: ## NetworkPolicy beside other readings of it, the keyspace with etcdctl (modules of their own)
 	@$(GO) -C test/conformance test ./...
+	@$(GO) -C test/etcdctl test ./...
 
-# What stands on etcd, on the other ways to run one: three members, a process of its own.
+# What stands on etcd, on the other ways to run one: three members, a process of its own. Tests mostly wait for
+# elections: more of them at a time than there are CPUs.
 .PHONY: test-etcd
 test-etcd: ## Stores, identities and federation on three members and on an external etcd
-	@for k in embedded-3 external; do echo "on $$k:"; HAWSER_TEST_ETCD=$$k $(GO) test -count=1 -timeout 30m \
+	@for k in embedded-1 embedded-3 external; do echo "on $$k:"; HAWSER_TEST_ETCD=$$k $(GO) test -count=1 -p 2 -parallel 6 -timeout 10m \
 	  ./kvstore/store ./kvstore/inspect ./identity/... ./clustermesh/federation ./clustermesh/election; done
 
 .PHONY: test-bpf

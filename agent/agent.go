@@ -10,6 +10,7 @@ import (
 	gomaps "maps"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -199,7 +200,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	numbers := map[string]uint32{}
 	for _, r := range remembered {
 		if ls, err := r.remembered(); err == nil && r.RuleSet >= datapath.FirstRuleSet {
-			numbers[policy.RuleSetName(ls, r.Ports)] = r.RuleSet
+			numbers[r.subject(ls).Name()] = r.RuleSet
 		}
 	}
 	if a.pinned, err = maps.Dump[maps.IPKey, maps.Endpoint](a.dp.Maps().Endpoints); err != nil {
@@ -213,7 +214,7 @@ func (a *Agent) makeView(records *recordStore) error {
 		}
 	}
 	engine, err := policy.New(policy.Config{
-		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, RuleSetIDs: numbers,
+		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, Audit: a.cfg.PolicyAudit, RuleSetIDs: numbers,
 	})
 	if err != nil {
 		return err
@@ -403,6 +404,7 @@ func (a *Agent) settle(ctx context.Context) {
 			a.log.Error("mark table complete", "error", err)
 		}
 	}
+	debug.FreeOSMemory() // the listings of a large mesh leave as much garbage as they leave state
 	a.log.Info("the mesh is known completely; stale state is removed from now on")
 }
 

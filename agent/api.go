@@ -5,7 +5,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -64,6 +63,7 @@ func (m *endpoints) describe(r *record) *hawserv1.Endpoint {
 		Mac: datapath.MAC(r.PodMAC).String(), RuleSet: r.RuleSet, CreatedAt: r.CreatedAt,
 		Gateway: netdev.Gateway4().String(), Mtu: uint32(m.podMTU()), Netns: r.Netns,
 	}
+	e.PolicyAudit, e.NodePolicyAudit = r.Audit, m.cfg.PolicyAudit
 	if rs, ok := m.tables.RuleSets.Get(r.RuleSet); ok {
 		e.IngressEnforced, e.EgressEnforced = rs.Ingress, rs.Egress
 	}
@@ -156,50 +156,6 @@ func (s *service) ListPaths(context.Context, *hawserv1.ListPathsRequest) (*hawse
 	return &hawserv1.ListPathsResponse{Paths: s.a.watchman.paths()}, nil
 }
 
-// ListRules implements hawserv1.NodeServer.
-func (s *service) ListRules(_ context.Context, q *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
-	sets := map[uint32]bool{}
-	for _, e := range s.a.endpoints.snapshot() {
-		if q.GetEndpointId() == 0 || q.GetEndpointId() == uint32(e.ID) {
-			sets[e.RuleSet] = true
-		}
-	}
-	if q.GetEndpointId() != 0 && len(sets) == 0 {
-		return nil, status.Errorf(codes.NotFound, "no endpoint %d on node %s; see: hawser endpoint list", q.GetEndpointId(), s.a.cfg.Node)
-	}
-	r := &hawserv1.ListRulesResponse{}
-	for id := range sets {
-		rs, _ := s.a.tables.RuleSets.Get(id)
-		for k, e := range rs.Entries {
-			r.Entries = append(r.Entries, s.rule(id, k, e))
-		}
-	}
-	slices.SortFunc(r.GetEntries(), func(a, b *hawserv1.RuleEntry) int { return int(a.GetRuleSet()) - int(b.GetRuleSet()) })
-	return r, nil
-}
-
-func (s *service) rule(set uint32, k datapath.PolicyKey, e datapath.PolicyEntry) *hawserv1.RuleEntry {
-	row := &hawserv1.RuleEntry{
-		RuleSet: set, Direction: k.Direction.String(), Identity: uint32(k.Identity), Protocol: "any",
-		Port: uint32(k.Port), Verdict: "allow", Origin: s.a.view.Origin(set, k.Direction, e.Origin),
-	}
-	if k.PortWild != 0 {
-		row.EndPort = uint32(k.Port) | (1<<k.PortWild - 1)
-	}
-	if k.Protocol != 0 {
-		row.Protocol = observe.ProtocolName(k.Protocol)
-	}
-	if e.Deny {
-		row.Verdict = "deny"
-	} else if e.Origin == 0 {
-		row.Origin = "always"
-	}
-	if k.Identity != identity.Unknown {
-		row.Labels = s.a.view.Labels(k.Identity)
-	}
-	return row
-}
-
 // Monitor implements hawserv1.NodeServer.
 func (s *service) Monitor(q *hawserv1.MonitorRequest, stream grpc.ServerStreamingServer[hawserv1.Event]) error {
 	l := s.a.hub.Listen(q.GetTypes())
@@ -236,6 +192,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		r.CertificateExpiresAt = end.UnixNano()
 	}
 	r.Policies, r.PoliciesSettled = a.enforced()
+	r.PolicyScope, r.PolicyMode, r.PolicyAudit = string(a.cfg.scope()), string(a.cfg.mode()), a.cfg.PolicyAudit
 	for _, e := range a.endpoints.snapshot() {
 		r.Endpoints++
 		if e.State != stateReady {

@@ -69,6 +69,9 @@ type Config struct {
 	// PolicyScope and PolicyMode are ScopeLocal and ModeDefault when empty.
 	PolicyScope policy.Scope
 	PolicyMode  policy.Mode
+	// PolicyAudit has what policy would drop reported, and passed, on the whole
+	// node.
+	PolicyAudit bool
 
 	Zone, Region string
 

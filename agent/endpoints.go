@@ -259,21 +259,18 @@ func (m *endpoints) register(ctx context.Context, r *record) error {
 	cluster, _ := m.space.Cluster(r.Identity)
 	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: cluster})
 	m.flush()
+	m.setRow(r)
+	if err := m.mesh.Announce(ctx, r); err != nil {
+		return fmt.Errorf("announce %s: %w", r.workload(), err)
+	}
+	return m.install(ctx, r)
+}
+
+func (m *endpoints) setRow(r *record) {
 	m.tables.Endpoints.Set(r.ID, datapath.Endpoint{
 		ID: r.ID, Device: r.HostDevice, IfIndex: r.IfIndex, HostMAC: r.HostMAC, PodMAC: r.PodMAC,
 		Addrs: []netip.Addr{r.Addr}, Identity: r.Identity, RuleSet: r.RuleSet,
 	})
-	if err := m.mesh.Announce(ctx, r); err != nil {
-		return fmt.Errorf("announce %s: %w", r.workload(), err)
-	}
-	for name, rev := range map[string]uint64{
-		m.tables.RuleSets.Name(): m.tables.RuleSets.Revision(), m.tables.Endpoints.Name(): m.tables.Endpoints.Revision(),
-	} {
-		if err := m.kernel.Wait(ctx, name, rev); err != nil {
-			return fmt.Errorf("bring %s into the kernel: %w", r.workload(), err)
-		}
-	}
-	return nil
 }
 
 // Delete removes an endpoint; one that is not there is no error.

@@ -24,7 +24,7 @@ func (m *endpoints) hold(ctx context.Context, r *record, ls labels.Set) error {
 	var set uint32
 	err = m.engine.UpsertIdentity(number, m.cfg.Cluster, ls)
 	if err == nil {
-		set, err = m.engine.AcquireRuleSet(ls, r.Ports...)
+		set, err = m.engine.Acquire(r.subject(ls))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("rules of %s: %w", r.workload(), err), m.ids.Release(ctx, ls))
@@ -88,7 +88,7 @@ func (m *endpoints) release(ctx context.Context, r *record) error {
 		return err
 	}
 	m.setHeld(r, false)
-	m.engine.ReleaseRuleSet(ls, r.Ports...)
+	m.engine.Release(r.subject(ls))
 	m.flush()
 	return m.ids.Release(ctx, ls)
 }

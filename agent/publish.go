@@ -241,7 +241,8 @@ func (p *publisher) publishStatus(at history) {
 		delete(seen, string(kvstore.KindIdentity))
 	}
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
-		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(), Paths: p.paths(),
+		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
+		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

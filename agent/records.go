@@ -39,6 +39,7 @@ type record struct {
 	Addr        netip.Addr         `json:"addr"`
 	// IdentityLabels are those that Identity and RuleSet are of.
 	IdentityLabels []string        `json:"identityLabels,omitempty"`
+	Audit          bool            `json:"audit,omitempty"` // what policy would drop is reported and passes
 	State          string          `json:"state"`
 	Identity       identity.Number `json:"identity"`
 	RuleSet        uint32          `json:"ruleSet"`
@@ -66,6 +67,11 @@ func (r *record) remembered() (labels.Set, error) {
 		was = r.Labels
 	}
 	return labels.ParseSet(was, labels.CNI)
+}
+
+// subject is what its rule set is for, given the labels that make its identity.
+func (r *record) subject(ls labels.Set) policy.Subject {
+	return policy.Subject{Labels: ls, Ports: r.Ports, Audit: r.Audit}
 }
 
 // workload is namespace/name.

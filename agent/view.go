@@ -49,6 +49,7 @@ type view struct {
 	identities map[identity.Number]knownIdentity
 	ports      *namedPorts
 	rollout    *rollout
+	backing    *backing
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
 	// serviceRoutes are those of podRoutes that are for services.
 	serviceRoutes []netip.Prefix
@@ -75,6 +76,7 @@ func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, table
 		identities:   map[identity.Number]knownIdentity{},
 		ports:        newNamedPorts(),
 		rollout:      newRollout(),
+		backing:      newBacking(),
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
@@ -106,6 +108,7 @@ func (v *view) flush() {
 // publish brings what changed into the tables, in the order in which the kernel
 // needs it.
 func (v *view) publish() {
+	v.backing.tell(v.engine, v.lb, v.ips)
 	v.engine.Publish(v.tables.RuleSets)
 	for _, c := range v.engine.CIDRChanges() {
 		switch {
@@ -139,6 +142,7 @@ func (v *view) change(c store.Change) error {
 	case kvstore.KindIdentity:
 		return v.identity(c)
 	case kvstore.KindNode:
+		v.backing.all = true // a node may be a backend
 		if c.Deleted {
 			v.ips.DeleteNode(c.Key.Cluster, c.Key.Names[0])
 			return nil
@@ -151,6 +155,7 @@ func (v *view) change(c store.Change) error {
 	case kvstore.KindService:
 		return v.service(c)
 	case kvstore.KindSlice:
+		v.backing.service(c.Key.Names[0], c.Key.Names[1])
 		if c.Deleted {
 			v.lb.DeleteSlice(source(c.Key), c.Key.Names[0], c.Key.Names[1], c.Key.Names[2])
 			return nil
@@ -165,6 +170,7 @@ func (v *view) change(c store.Change) error {
 }
 
 func (v *view) cluster(c store.Change) error {
+	v.backing.all = true
 	if c.Deleted {
 		delete(v.clusters, c.Key.Cluster)
 		v.ips.DeleteCluster(c.Key.Cluster)
@@ -243,6 +249,9 @@ func (v *view) wakeIdentities() {
 }
 
 func (v *view) ip(c store.Change) error {
+	if p, err := netip.ParsePrefix(c.Key.Names[0]); err == nil {
+		v.backing.prefix(p)
+	}
 	if c.Deleted {
 		v.setNamedPorts(c.Key.String(), 0, nil)
 		p, err := netip.ParsePrefix(c.Key.Names[0])
@@ -292,6 +301,7 @@ func (v *view) vtep(c store.Change) error {
 
 func (v *view) service(c store.Change) error {
 	name := serviceName{c.Key.Names[0], c.Key.Names[1]}
+	v.backing.service(name.namespace, name.name)
 	if c.Deleted {
 		v.lb.DeleteService(source(c.Key), name.namespace, name.name)
 		// The service may have moved to the other subtree.

@@ -30,6 +30,7 @@ type part struct {
 	deny      bool
 	selectors []*selector
 	prefixes  []prefixKey // that it uses
+	services  []string    // that it names
 	origin    uint32
 	verdicts  []verdict // for ports by number
 	named     []namedPort
@@ -107,6 +108,13 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 	}
 	for _, entity := range peers.Entities {
 		for _, sel := range e.entity(entity) {
+			use(sel)
+		}
+	}
+	for _, name := range peers.Services {
+		e.useService(name)
+		p.services = append(p.services, name)
+		for _, sel := range serviceSelectors(name, p.deny) {
 			use(sel)
 		}
 	}

@@ -53,7 +53,9 @@ type Config struct {
 	Cluster string // own name
 	Scope   Scope  // empty is ScopeLocal
 	Mode    Mode   // empty is ModeDefault
-	// RuleSetIDs are numbers given before a restart, by RuleSetName; see
+	// Audit has every rule set audited: what it denies is reported and passes.
+	Audit bool
+	// RuleSetIDs are numbers given before a restart, by Subject.Name; see
 	// Engine.RuleSetIDs. They stay reserved for their labels until
 	// Engine.DropUnclaimed.
 	RuleSetIDs map[string]uint32
@@ -65,6 +67,7 @@ type Engine struct {
 	cluster string
 	scope   Scope
 	mode    Mode
+	audit   bool
 
 	mu         sync.Mutex
 	identities map[identity.Number]*ident
@@ -73,12 +76,13 @@ type Engine struct {
 	selIndex   termIndex[*selector]
 	objects    map[string]*object // by api.Object.ID
 	ruleIndex  termIndex[*rule]
-	ruleSets   map[string]*ruleSet // by ruleSetKey
+	ruleSets   map[string]*ruleSet // by Subject.key
 	byID       map[uint32]*ruleSet
-	unclaimed  map[string]uint32 // RuleSetName → recovered number
+	unclaimed  map[string]uint32 // Subject.Name → recovered number
 	reserved   map[uint32]struct{}
 	origins    *origins
 	prefixes   *prefixes
+	services   *services
 	dirty      map[*ruleSet]struct{}
 	gone       []uint32
 }
@@ -100,7 +104,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("policy engine: mode %q: want %s, %s or %s", cfg.Mode, ModeDefault, ModeAlways, ModeNever)
 	}
 	e := &Engine{
-		cluster: cfg.Cluster, scope: cfg.Scope, mode: cfg.Mode,
+		cluster: cfg.Cluster, scope: cfg.Scope, mode: cfg.Mode, audit: cfg.Audit,
 		identities: map[identity.Number]*ident{},
 		byLabel:    map[term]map[*ident]struct{}{},
 		selectors:  map[string]*selector{},
@@ -113,6 +117,7 @@ func New(cfg Config) (*Engine, error) {
 		reserved:   map[uint32]struct{}{},
 		origins:    newOrigins(),
 		prefixes:   newPrefixes(),
+		services:   newServices(),
 		dirty:      map[*ruleSet]struct{}{},
 	}
 	for hash, id := range cfg.RuleSetIDs {
@@ -154,16 +159,17 @@ func (e *Engine) UpsertIdentity(n identity.Number, cluster string, ls labels.Set
 	return nil
 }
 
-func (e *Engine) setIdentity(n identity.Number, ls labels.Set) {
+func (e *Engine) setIdentity(n identity.Number, own labels.Set) {
+	ls := e.services.with(n, own)
 	if old, ok := e.identities[n]; ok {
 		if old.labels.Equal(ls) {
 			return
 		}
 		e.dropIdentity(old)
-		e.addIdentity(&ident{number: n, labels: ls, ports: old.ports})
+		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: old.ports})
 		return
 	}
-	e.addIdentity(&ident{number: n, labels: ls})
+	e.addIdentity(&ident{number: n, own: own, labels: ls})
 }
 
 // DeleteIdentity forgets a workload identity.
@@ -224,6 +230,9 @@ func (e *Engine) removeObject(o *object) {
 			for _, k := range p.prefixes {
 				e.unusePrefix(k)
 			}
+			for _, name := range p.services {
+				e.unuseService(name)
+			}
 			e.origins.release(p.origin)
 		}
 	}
@@ -233,20 +242,25 @@ func (e *Engine) removeObject(o *object) {
 // labels and names for ports, and counts one more user. Publish it before an
 // endpoint refers to it.
 func (e *Engine) AcquireRuleSet(ls labels.Set, ports ...NamedPort) (uint32, error) {
+	return e.Acquire(Subject{Labels: ls, Ports: ports})
+}
+
+// Acquire is AcquireRuleSet of endpoints that may be audited.
+func (e *Engine) Acquire(s Subject) (uint32, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	ports = sortedPorts(ports)
-	key := ruleSetKey(ls, ports)
+	s.Ports = sortedPorts(s.Ports)
+	key := s.key()
 	if rs, ok := e.ruleSets[key]; ok {
 		rs.users++
 		return rs.id, nil
 	}
-	name := RuleSetName(ls, ports)
+	name, ls := s.Name(), s.Labels
 	id, err := e.allocate(name)
 	if err != nil {
 		return 0, err
 	}
-	rs := newRuleSet(id, ls, ports)
+	rs := newRuleSet(id, s)
 	rs.key, rs.name = key, name
 	e.ruleSets[key], e.byID[id] = rs, rs
 	for r := range e.ruleIndex.candidates(ls) {
@@ -261,9 +275,15 @@ func (e *Engine) AcquireRuleSet(ls labels.Set, ports ...NamedPort) (uint32, erro
 // ReleaseRuleSet undoes one AcquireRuleSet. The last one removes the rule set
 // and frees its number.
 func (e *Engine) ReleaseRuleSet(ls labels.Set, ports ...NamedPort) {
+	e.Release(Subject{Labels: ls, Ports: ports})
+}
+
+// Release undoes one Acquire.
+func (e *Engine) Release(s Subject) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	rs, ok := e.ruleSets[ruleSetKey(ls, sortedPorts(ports))]
+	s.Ports = sortedPorts(s.Ports)
+	rs, ok := e.ruleSets[s.key()]
 	if !ok {
 		return
 	}
@@ -343,7 +363,9 @@ func (e *Engine) RuleSet(id uint32) (datapath.RuleSet, bool) {
 	if !ok {
 		return datapath.RuleSet{}, false
 	}
-	return rs.row(), true
+	row := rs.row()
+	row.Audit = rs.audit || e.audit
+	return row, true
 }
 
 // Origin is the rule behind a number: "demo/l3-rule ingress[0]". Empty when

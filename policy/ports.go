@@ -32,21 +32,33 @@ func sortedPorts(ports []NamedPort) []NamedPort {
 	return slices.Compact(ports)
 }
 
-// RuleSetName is what a rule set keeps its number by: the hash of the labels of
-// its endpoints, and of the names that they have for ports.
-func RuleSetName(ls labels.Set, ports []NamedPort) string {
-	if len(ports) == 0 {
-		return ls.Hash()
+// Subject is what endpoints have in common that share a rule set.
+type Subject struct {
+	Labels labels.Set
+	Ports  []NamedPort // what they call their ports
+	// Audit has what would be denied reported instead of dropped.
+	Audit bool
+}
+
+// Name is what a rule set keeps its number by.
+func (s Subject) Name() string {
+	if len(s.Ports) == 0 && !s.Audit {
+		return s.Labels.Hash()
 	}
-	sum := sha256.Sum256([]byte(ruleSetKey(ls, sortedPorts(ports))))
+	s.Ports = sortedPorts(s.Ports)
+	sum := sha256.Sum256([]byte(s.key()))
 	return hex.EncodeToString(sum[:])
 }
 
-func ruleSetKey(ls labels.Set, ports []NamedPort) string {
+// key tells subjects apart whose ports are sorted.
+func (s Subject) key() string {
 	var b strings.Builder
-	b.WriteString(ls.Canonical())
-	for _, p := range ports {
+	b.WriteString(s.Labels.Canonical())
+	for _, p := range s.Ports {
 		fmt.Fprintf(&b, ";%s/%d/%d", p.Name, p.Protocol, p.Port)
+	}
+	if s.Audit {
+		b.WriteString(";;audit")
 	}
 	return b.String()
 }

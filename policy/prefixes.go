@@ -111,6 +111,11 @@ func (e *Engine) relabel(k prefixKey) {
 		}
 		if !k.block {
 			ls = append(ls, worldLabel())
+			if p.IsSingleIP() {
+				for name := range e.services.addrs[p.Addr()] {
+					ls = append(ls, labels.Label{Source: labels.Service, Key: name})
+				}
+			}
 		}
 		e.setIdentity(p.number, labels.New(ls...))
 	}
@@ -221,5 +226,5 @@ func (e *Engine) Labels(n identity.Number) (labels.Set, bool) {
 	if !ok {
 		return nil, false
 	}
-	return id.labels, true
+	return id.own, true
 }

@@ -15,10 +15,11 @@ import (
 // ruleSet is the resolved policy of the endpoints with one set of labels.
 type ruleSet struct {
 	id     uint32
-	key    string // ruleSetKey
-	name   string // RuleSetName
+	key    string // Subject.key
+	name   string // Subject.Name
 	labels labels.Set
 	ports  []NamedPort // what the endpoints call their ports
+	audit  bool
 	users  int
 	rules  map[*rule]struct{}
 	dirs   [2]direction
@@ -40,8 +41,8 @@ type direction struct {
 	dirty map[identity.Number]struct{}
 }
 
-func newRuleSet(id uint32, ls labels.Set, ports []NamedPort) *ruleSet {
-	rs := &ruleSet{id: id, labels: ls, ports: ports, users: 1, rules: map[*rule]struct{}{}}
+func newRuleSet(id uint32, s Subject) *ruleSet {
+	rs := &ruleSet{id: id, labels: s.Labels, ports: s.Ports, audit: s.Audit, users: 1, rules: map[*rule]struct{}{}}
 	for i := range rs.dirs {
 		rs.dirs[i] = direction{rows: map[identity.Number][]verdict{}, peers: map[*selector][]*part{},
 			all: true, dirty: map[identity.Number]struct{}{}}

@@ -13,6 +13,7 @@ import (
 // ident is an identity with the selectors in use that select it.
 type ident struct {
 	number  identity.Number
+	own     labels.Set // without those of the services that it serves
 	labels  labels.Set
 	ports   []NamedPort // what workloads call their ports
 	matched []*selector

@@ -25,7 +25,7 @@ func New(s *session.Session) *cobra.Command {
 		Aliases: []string{"ep"},
 		Short:   "See the workloads of the nodes",
 	}
-	cmd.AddCommand(newList(s), newGet(s))
+	cmd.AddCommand(newList(s), newGet(s), newAudit(s))
 	return cmd
 }
 
@@ -62,7 +62,17 @@ func newList(s *session.Session) *cobra.Command {
 
 func workload(e row) string { return e.GetNamespace() + "/" + e.GetName() }
 
+// enforced says in which directions policy decides, and whether that is only
+// reported.
 func enforced(e row) string {
+	text := directions(e)
+	if e.GetPolicyAudit() || e.GetNodePolicyAudit() {
+		text += " (audit)"
+	}
+	return text
+}
+
+func directions(e row) string {
 	switch {
 	case e.GetIngressEnforced() && e.GetEgressEnforced():
 		return "both"

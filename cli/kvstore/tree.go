@@ -3,9 +3,11 @@
 package kvstore
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -146,21 +148,35 @@ func diff(cmd *cobra.Command, s *session.Session, peer, prefix string) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(cmd.Context())
+	ctx, cancel := context.WithTimeout(cmd.Context(), max(s.Timeout, time.Minute))
 	defer cancel()
-	r, err := client.Diff(ctx, &hawserv1.MeshDiffRequest{Peer: peer, Prefix: prefix})
+	rows, compared, err := differences(ctx, client, peer, prefix)
 	if err != nil {
 		return err
 	}
 	type row = *hawserv1.DiffRow
-	if err := printer.List(cmd.OutOrStdout(), s.Output, r.GetRows(), printer.Columns[row]{
+	if err := printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
 		{Header: "KEY", Cell: row.GetKey},
 		{Header: "DIFFERENCE", Cell: row.GetDifference},
-	}, fmt.Sprintf("No differences: %s keys compared.", printer.Count(r.GetCompared()))); err != nil {
+	}, fmt.Sprintf("No differences: %s keys compared.", printer.Count(compared))); err != nil {
 		return err
 	}
-	if n := len(r.GetRows()); n > 0 {
-		return session.Answer("%d of %d keys differ", n, r.GetCompared())
+	if n := len(rows); n > 0 {
+		return session.Answer("%d of %d keys differ", n, compared)
 	}
 	return nil
+}
+
+// differences asks for one page after the other.
+func differences(ctx context.Context, client hawserv1.MeshClient, peer, prefix string) (rows []*hawserv1.DiffRow, compared uint64, err error) {
+	for after := ""; ; {
+		r, err := client.Diff(ctx, &hawserv1.MeshDiffRequest{Peer: peer, Prefix: prefix, After: after})
+		if err != nil {
+			return nil, 0, err
+		}
+		rows, compared = append(rows, r.GetRows()...), compared+r.GetCompared()
+		if after = r.GetNext(); after == "" {
+			return rows, compared, nil
+		}
+	}
 }

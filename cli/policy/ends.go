@@ -25,6 +25,8 @@ type knowledge struct {
 	objects    []api.Object
 	identities []trace.Identity
 	addresses  []*hawserv1.IPCacheEntry
+	audited    map[netip.Addr]bool // addresses of endpoints told to audit
+	services   []trace.Service
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.
@@ -64,6 +66,19 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 		}
 	}
 	slices.SortFunc(k.identities, func(a, b trace.Identity) int { return cmp.Compare(a.Number, b.Number) })
+	services, err := client.ListServices(ctx, &hawserv1.ListServicesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range services.GetServices() {
+		service := trace.Service{Name: s.GetNamespace() + "/" + s.GetName()}
+		for _, b := range s.GetBackends() {
+			if a, err := netip.ParseAddr(b.GetIp()); err == nil {
+				service.Addrs = append(service.Addrs, a)
+			}
+		}
+		k.services = append(k.services, service)
+	}
 	if !addresses {
 		return k, nil
 	}
@@ -73,8 +88,32 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	}
 	defer func() { _ = node.Close() }()
 	r, err := node.ListIPCache(ctx, &hawserv1.ListIPCacheRequest{})
+	if err != nil {
+		return nil, err
+	}
 	k.addresses = r.GetEntries()
+	endpoints, err := session.Gather(ctx, s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.Endpoint, error) {
+		r, err := n.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
+		return r.GetEndpoints(), err
+	})
+	k.audited = map[netip.Addr]bool{}
+	for _, e := range endpoints {
+		for _, text := range e.GetAddresses() {
+			if a, err := netip.ParseAddr(text); err == nil && e.GetPolicyAudit() {
+				k.audited[a] = true
+			}
+		}
+	}
 	return k, err
+}
+
+// served says of each service whether it has backends.
+func (k *knowledge) served() map[string]bool {
+	out := map[string]bool{}
+	for _, s := range k.services {
+		out[s.Name] = len(s.Addrs) > 0
+	}
+	return out
 }
 
 // addAddresses tells the identities' addresses.

@@ -45,6 +45,9 @@ func newApply(s *session.Session) *cobra.Command {
 			}
 			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
 				r, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: source})
+				for _, w := range r.GetWarnings() {
+					s.Warn("%s", w)
+				}
 				return r.GetObjects(), err
 			})
 		},
@@ -124,7 +127,10 @@ func newGet(s *session.Session) *cobra.Command {
 		Use:   "get [NAMESPACE/]NAME | --endpoint ID",
 		Short: "Show a policy object, or what an endpoint's policy has become",
 		Long: "Show a policy object as it was applied, or, with --endpoint, the entries that the\n" +
-			"endpoint's policy has become on its node, with the rule behind each.",
+			"endpoint's policy has become on its node, with the rule behind each and how often it\n" +
+			"decided: for the first packet of each flow in each direction, once more at each change\n" +
+			"of policy, and for every packet that it denied. Endpoints of a node with the same\n" +
+			"labels share entries and counts.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(args) == 0) == (endpoint == 0) {
@@ -174,7 +180,12 @@ func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 	type row = *hawserv1.RuleEntry
 	return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
 		{Header: "DIRECTION", Cell: row.GetDirection},
-		{Header: "VERDICT", Cell: row.GetVerdict},
+		{Header: "VERDICT", Cell: func(r row) string {
+			if r.GetAudited() {
+				return r.GetVerdict() + " (audit)"
+			}
+			return r.GetVerdict()
+		}},
 		{Header: "PEER", Cell: func(r row) string {
 			if r.GetIdentity() == 0 {
 				return "any"
@@ -193,6 +204,7 @@ func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 			}
 			return fmt.Sprint(r.GetPort())
 		}},
+		{Header: "HITS", Cell: func(r row) string { return fmt.Sprint(r.GetHits()) }},
 		{Header: "RULE", Cell: row.GetOrigin},
 		{Header: "LABELS", Cell: func(r row) string { return printer.Labels(r.GetLabels()) }},
 	}, "No entries: no policy selects this endpoint, or none allows anything.")

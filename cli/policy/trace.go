@@ -10,11 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
-	"github.com/hawser-mesh/hawser/cli/manifest"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
-	"github.com/hawser-mesh/hawser/policy"
-	"github.com/hawser-mesh/hawser/policy/api"
+	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/policy/trace"
 )
 
@@ -22,69 +20,118 @@ import (
 type verdictRow struct {
 	Direction string   `json:"direction"`
 	At        string   `json:"at"`
-	Verdict   string   `json:"verdict"` // allowed, denied, not asked
+	Verdict   string   `json:"verdict"` // allowed, denied, audited (denied, and passes), not asked
 	Reason    string   `json:"reason"`
 	Hints     []string `json:"hints,omitempty"`
 }
 
+const (
+	verdictAllowed  = "allowed"
+	verdictDenied   = "denied"
+	verdictAudited  = "audited"
+	verdictNotAsked = "not asked"
+)
+
 func newTrace(s *session.Session) *cobra.Command {
-	var src, dst, dport, scope string
+	var src, dst, dport, expect string
 	cmd := &cobra.Command{
 		Use:   "trace --src FROM --dst TO --dport PORT",
 		Short: "Say whether one end may reach another, and which rule decides",
 		Long: "Say whether one end may open a connection to another, at each end, and which rule\n" +
 			"decides. An end is a pod ([cluster/]namespace/name or cluster/name), an address, an\n" +
 			"identity's number, labels (app=web,mesh:namespace=demo) or a reserved name (world,\n" +
-			"host, remote-node). The policies of other clusters are not asked. The exit code is 1\n" +
-			"when it is denied.",
-		Example: "  hawser policy trace --src demo/client --dst demo/echo --dport 8080/tcp",
+			"host, remote-node). The other end's cluster is asked what its policies say, if it grants\n" +
+			"that; it names the rule and nothing else. What could not be asked is printed as such.\n" +
+			"The exit code is 1 when it is denied, or, with --expect, when the answer is another.",
+		Example: "  hawser policy trace --src demo/client --dst west/demo/echo --dport 8080/tcp --expect allow",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			proto, number, err := port(dport)
 			if err != nil {
 				return session.Usage("--dport: %v", err)
 			}
+			if expect != "" && expect != "allow" && expect != "deny" {
+				return session.Usage("--expect %q: want allow or deny", expect)
+			}
 			k, err := learn(cmd.Context(), s, true)
 			if err != nil {
 				return err
 			}
-			q := trace.Question{Cluster: k.cluster, Scope: policy.Scope(scope), Objects: k.objects, Protocol: proto, Port: number}
-			if q.Src, err = k.end(src); err != nil {
+			from, err := k.end(src)
+			if err != nil {
 				return fmt.Errorf("--src: %w", err)
 			}
-			if q.Dst, err = k.end(dst); err != nil {
+			to, err := k.end(dst)
+			if err != nil {
 				return fmt.Errorf("--dst: %w", err)
 			}
-			verdicts, err := trace.Run(q)
+			rows, err := explain(cmd.Context(), s, k, from, to, proto, number)
 			if err != nil {
 				return err
 			}
-			return showVerdicts(cmd.OutOrStdout(), s.Output, verdicts)
+			return showVerdicts(cmd.OutOrStdout(), s.Output, rows, expect)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&src, "src", "", "who opens the connection")
 	f.StringVar(&dst, "dst", "", "to whom")
 	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp, icmp (ping)")
-	f.StringVar(&scope, "policy-default-scope", string(policy.ScopeLocal), "what the nodes were told: local or mesh")
+	f.StringVar(&expect, "expect", "", "the answer that is right: allow or deny; the exit code is 1 for any other")
 	for _, required := range []string{"src", "dst", "dport"} {
 		_ = cmd.MarkFlagRequired(required)
 	}
 	return cmd
 }
 
-func showVerdicts(w io.Writer, f printer.Format, verdicts []trace.Verdict) error {
+// explain asks the API server, which asks the other cluster's for an end there.
+func explain(ctx context.Context, s *session.Session, k *knowledge, from, to trace.End, proto uint8, number uint16) ([]verdictRow, error) {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
 	var rows []verdictRow
-	denied := false
-	for _, v := range verdicts {
-		row := verdictRow{Direction: v.Direction.String(), At: v.At, Verdict: "allowed", Reason: v.Reason, Hints: v.Hints}
+	for _, d := range []struct {
+		name       string
+		self, peer trace.End
+	}{{"egress", from, to}, {"ingress", to, from}} {
+		cluster, _ := d.self.Labels.Get(labels.Mesh, labels.ClusterKey)
+		r, err := client.ExplainPolicy(ctx, &hawserv1.ExplainPolicyRequest{
+			Cluster: cluster, Direction: d.name, Self: endMessage(d.self), Peer: endMessage(d.peer),
+			Protocol: uint32(proto), Port: uint32(number),
+		})
+		if err != nil {
+			return nil, err
+		}
+		row := verdictRow{Direction: d.name, At: d.self.Name, Verdict: verdictAllowed, Reason: r.GetReason(), Hints: r.GetHints()}
 		switch {
-		case !v.Asked:
-			row.Verdict = "not asked"
-		case !v.Allowed:
-			row.Verdict, denied = "denied", true
+		case !r.GetAnswered():
+			row.Verdict = verdictNotAsked
+		case !r.GetAllowed() && (r.GetAudited() || k.audited[d.self.Addr]):
+			row.Verdict = verdictAudited
+		case !r.GetAllowed():
+			row.Verdict = verdictDenied
 		}
 		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func endMessage(e trace.End) *hawserv1.ExplainPolicyEnd {
+	out := &hawserv1.ExplainPolicyEnd{Labels: e.Labels.Strings(), Reserved: uint32(e.Reserved)}
+	if e.Addr.IsValid() {
+		out.Address = e.Addr.String()
+	}
+	return out
+}
+
+func showVerdicts(w io.Writer, f printer.Format, rows []verdictRow, expect string) error {
+	denied, unknown := false, false
+	for _, r := range rows {
+		denied = denied || r.Verdict == verdictDenied
+		unknown = unknown || r.Verdict == verdictNotAsked
 	}
 	if f != printer.Table {
 		if err := printer.Encode(w, f, rows); err != nil {
@@ -98,138 +145,15 @@ func showVerdicts(w io.Writer, f printer.Format, verdicts []trace.Verdict) error
 			}
 		}
 	}
-	if denied {
+	switch {
+	case denied && expect != "deny":
 		return session.Answer("denied")
+	case expect == "allow" && unknown:
+		return session.Answer("not known: an end could not be asked")
+	case expect == "deny" && !denied && unknown:
+		return session.Answer("not known to be denied: an end could not be asked")
+	case expect == "deny" && !denied:
+		return session.Answer("allowed")
 	}
 	return nil
-}
-
-func newLint(s *session.Session) *cobra.Command {
-	var files []string
-	cmd := &cobra.Command{
-		Use:   "lint [-f FILE]",
-		Short: "Point out what policy objects may not be meant to say",
-		Long: "Point out what policy objects may not be meant to say: selectors that select nothing\n" +
-			"in the mesh as it is now, peers of other clusters that are not named, denies of\n" +
-			"everything. Without -f it looks at the objects in force. The exit code is 1 when there\n" +
-			"is something to point out.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			k, err := learn(cmd.Context(), s, false)
-			if err != nil {
-				return err
-			}
-			objects := k.objects
-			if len(files) > 0 {
-				if objects, _, err = parseFiles(cmd, files); err != nil {
-					return err
-				}
-			}
-			found := trace.Lint(k.cluster, objects, k.identities)
-			type row = trace.Finding
-			err = printer.Rows(cmd.OutOrStdout(), s.Output, found, printer.Columns[row]{
-				{Header: "OBJECT", Cell: func(f row) string { return f.Object }},
-				{Header: "FIELD", Cell: func(f row) string { return f.Path }},
-				{Header: "FINDING", Cell: func(f row) string { return f.Text }},
-			}, "Nothing to point out.")
-			if err == nil && len(found) > 0 {
-				return session.Answer("%d findings", len(found))
-			}
-			return err
-		},
-	}
-	manifest.Bind(cmd, &files)
-	return cmd
-}
-
-// parseFiles are the objects in files, and the files' texts.
-func parseFiles(cmd *cobra.Command, files []string) (out []api.Object, texts []string, err error) {
-	for _, f := range files {
-		text, err := manifest.Read(cmd.InOrStdin(), f)
-		if err != nil {
-			return nil, nil, session.Usage("%v", err)
-		}
-		objects, err := api.Parse([]byte(text))
-		if err != nil {
-			return nil, nil, session.Usage("%s: %v", f, err)
-		}
-		out, texts = append(out, objects...), append(texts, text)
-	}
-	if len(files) == 0 {
-		err = session.Usage("nothing to do: give -f FILE")
-	}
-	return out, texts, err
-}
-
-// pairRow is a pair for people and programs.
-type pairRow struct {
-	Direction string   `json:"direction"`
-	Endpoints string   `json:"endpoints"`
-	Peer      string   `json:"peer"`
-	Opened    []string `json:"opened,omitempty"`
-	Closed    []string `json:"closed,omitempty"`
-}
-
-// dryRun has the API server check objects and prints which pairs of identities
-// they would open and close.
-func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
-	objects, texts, err := parseFiles(cmd, files)
-	if err != nil {
-		return err
-	}
-	if err := check(cmd.Context(), s, texts); err != nil {
-		return err
-	}
-	k, err := learn(cmd.Context(), s, true)
-	if err != nil {
-		return err
-	}
-	k.addAddresses()
-	change := trace.Change{Cluster: k.cluster, Before: k.objects, Identities: k.identities, After: objects}
-	for _, old := range k.objects {
-		if !contains(objects, old.ID()) {
-			change.After = append(change.After, old)
-		}
-	}
-	pairs, err := change.Pairs()
-	if err != nil {
-		return err
-	}
-	var rows []pairRow
-	for _, p := range pairs {
-		rows = append(rows, pairRow{p.Direction.String(), p.Self.String(), p.Peer, p.Opened, p.Closed})
-	}
-	return printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[pairRow]{
-		{Header: "DIRECTION", Cell: func(r pairRow) string { return r.Direction }},
-		{Header: "ENDPOINTS", Cell: func(r pairRow) string { return r.Endpoints }},
-		{Header: "PEER", Cell: func(r pairRow) string { return r.Peer }},
-		{Header: "OPENS", Cell: func(r pairRow) string { return printer.Labels(r.Opened) }},
-		{Header: "CLOSES", Cell: func(r pairRow) string { return printer.Labels(r.Closed) }},
-	}, "No pair of identities is opened or closed.")
-}
-
-// check has the API server refuse what it would refuse.
-func check(ctx context.Context, s *session.Session, texts []string) error {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(ctx)
-	defer cancel()
-	for _, text := range texts {
-		if _, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: text, DryRun: true}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func contains(objects []api.Object, id string) bool {
-	for _, o := range objects {
-		if o.ID() == id {
-			return true
-		}
-	}
-	return false
 }

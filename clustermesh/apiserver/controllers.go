@@ -77,9 +77,33 @@ func (s *Server) retirement(ctx context.Context) (collector.Gate, error) {
 		}
 		g.Peers = append(g.Peers, v.msg)
 	}
-	nodes, err := list[*keyspacev1.NodeStatus](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindStatus)
-	for _, n := range nodes {
-		g.Nodes = append(g.Nodes, n.msg)
-	}
+	g.CutOff = s.cut.note(g.Peers, g.Now)
+	g.Nodes, err = s.nodeStatus(ctx)
 	return g, err
+}
+
+// nodeStatus is what the cluster's nodes have said of themselves. One that is
+// cut off, or whose agent is down, counts: it may still send packets by what it
+// knew. What a node left behind that is none any more (no record of it below
+// nodes/) does not.
+func (s *Server) nodeStatus(ctx context.Context) ([]*keyspacev1.NodeStatus, error) {
+	reports, err := list[*keyspacev1.NodeStatus](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindStatus)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
+	if err != nil {
+		return nil, err
+	}
+	exists := map[string]bool{}
+	for _, n := range nodes {
+		exists[n.msg.GetName()] = true
+	}
+	var out []*keyspacev1.NodeStatus
+	for _, r := range reports {
+		if exists[r.msg.GetNode()] {
+			out = append(out, r.msg)
+		}
+	}
+	return out, nil
 }

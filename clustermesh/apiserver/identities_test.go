@@ -79,6 +79,14 @@ func TestIdentityStates(t *testing.T) {
 	if _, err := s.putIfChanged(t.Context(), reportKey, report); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := s.putIfChanged(t.Context(), kvstore.NewKey(kvstore.State, "east", kvstore.KindNode, "n1"), &keyspacev1.Node{Cluster: "east", Name: "n1"}); err != nil {
+		t.Fatal(err)
+	}
+	// What a node left that is none any more is waited for by nobody.
+	left := kvstore.NewKey(kvstore.Local, "east", kvstore.KindStatus, "gone")
+	if _, err := s.putIfChanged(t.Context(), left, &keyspacev1.NodeStatus{Node: "gone", Incarnation: "another"}); err != nil {
+		t.Fatal(err)
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	led := make(chan error, 1)

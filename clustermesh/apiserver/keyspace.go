@@ -106,7 +106,7 @@ func (s *Server) openKeyspace(ctx context.Context) error {
 		if s.etcd, err = etcd.Start(ctx, s.cfg.etcdServer(s.creds)); err != nil {
 			return err
 		}
-		if st, err := s.etcd.Stats(ctx); err == nil && st.NoSpace {
+		if st, err := s.etcd.Stats(ctx); err == nil && st.NoSpace && !st.Disk.Low {
 			if err := s.etcd.Heal(ctx); err != nil {
 				s.log.Error("etcd is full", "error", err)
 			}

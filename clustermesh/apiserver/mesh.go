@@ -43,7 +43,7 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Replica:     s.cfg.Replica,
 		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
-	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log})
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo})
 }
 
 // Invite makes a token with which one cluster can join, once.
@@ -166,7 +166,7 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 
 // Diff compares the mirror of a peer with its origin.
 func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawserv1.MeshDiffResponse, error) {
-	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), r.GetPrefix())
+	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), federation.DiffRange{Prefix: r.GetPrefix(), After: r.GetAfter(), Rows: int(r.GetLimit())})
 	return out, apiError(err)
 }
 

@@ -152,6 +152,53 @@ func TestNewKeyExpelsTheOldOne(t *testing.T) {
 	wantRefusal(t, (&enrol.Renewer{Node: *thief}).Renew(t.Context()), "enrolled again with another key")
 }
 
+// A node's certificate serves that node: under another node's name its holder
+// writes no record, no status and no presence. What nodes share is open to all
+// of them (docs/threat-model.md).
+func TestNodeWritesUnderItsOwnName(t *testing.T) {
+	s := startPort(t)
+	n := newNode(t)
+	if _, err := n.Join(t.Context(), inviteNode(t, s, "n1")); err != nil {
+		t.Fatal(err)
+	}
+	kv := etcdAs(t, s, n)
+	key := func(sub kvstore.Subtree, kind kvstore.Kind, names ...string) string {
+		return kvstore.NewKey(sub, "east", kind, names...).String()
+	}
+	for k, may := range map[string]bool{
+		key(kvstore.State, kvstore.KindNode, "n1"):            true,
+		key(kvstore.Local, kvstore.KindPresence, "n1"):        true,
+		key(kvstore.Local, kvstore.KindStatus, "n1"):          true,
+		key(kvstore.State, kvstore.KindNode, "n2"):            false,
+		key(kvstore.State, kvstore.KindNode, "n11"):           false,
+		key(kvstore.Local, kvstore.KindPresence, "n2"):        false,
+		key(kvstore.Local, kvstore.KindStatus, "n2"):          false,
+		key(kvstore.State, kvstore.KindIP, "10.1.1.5/32"):     true,
+		key(kvstore.State, kvstore.KindVTEP, "10.1.1.0/24"):   true,
+		key(kvstore.State, kvstore.KindIdentity, "65537"):     true,
+		key(kvstore.State, kvstore.KindSlice, "d", "s", "n1"): true,
+		key(kvstore.Local, kvstore.KindRef, "65537", "n1"):    true,
+		key(kvstore.State, kvstore.KindService, "d", "s"):     false,
+		key(kvstore.Local, kvstore.KindPolicy, "_", "p"):      false,
+		key(kvstore.Private, kvstore.KindEnrolment, "n1"):     false,
+		kvstore.Prefix(kvstore.State, "west") + "nodes/n1":    false,
+	} {
+		_, err := kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k, nil)}, nil)
+		if may && err != nil || !may && !errors.Is(err, kvstore.ErrDenied) {
+			t.Errorf("%s: %v, want allowed %v", k, err, may)
+		}
+		if !may && err != nil && !strings.Contains(err.Error(), k) {
+			t.Errorf("the error does not name the key: %v", err)
+		}
+	}
+	if _, err := kv.List(t.Context(), kvstore.SubtreePrefix(kvstore.State), "", 10, 0); err != nil {
+		t.Errorf("list state/: %v", err)
+	}
+	if _, err := kv.List(t.Context(), kvstore.Prefix(kvstore.Local, "east"), "", 10, 0); err != nil {
+		t.Errorf("list local/: %v", err)
+	}
+}
+
 // etcd's users follow the enrolments when the API server starts: after a restored
 // backup, or a crash between the two.
 func TestUsersFollowEnrolments(t *testing.T) {
@@ -170,7 +217,7 @@ func TestUsersFollowEnrolments(t *testing.T) {
 	// One is missing, one is too many, one is another cluster's.
 	ghost, foreign := etcd.NodeUser("east", [32]byte{1}), etcd.NodeUser("east-agent", [32]byte{1})
 	for _, err := range []error{
-		root.ExpelNode(t.Context(), users[0]), root.AdmitNode(t.Context(), "east", ghost), addForeign(t, root, foreign),
+		root.ExpelNode(t.Context(), users[0]), root.AdmitNode(t.Context(), "east", "ghost", ghost), addForeign(t, root, foreign),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -194,10 +241,7 @@ func TestUsersFollowEnrolments(t *testing.T) {
 
 func addForeign(t *testing.T, root *etcd.Client, user string) error {
 	t.Helper()
-	if err := etcd.SetupAccess(t.Context(), root, "east-agent", false); err != nil {
-		return err
-	}
-	return root.AdmitNode(t.Context(), "east-agent", user)
+	return root.AdmitNode(t.Context(), "east-agent", "n1", user)
 }
 
 // While nodes come and go, the calls of the others are not refused: etcd tells
@@ -223,7 +267,7 @@ func TestOthersDoNotNoticeNewNodes(t *testing.T) {
 	root := s.etcd.Root()
 	for i := range 300 {
 		u := etcd.NodeUser("east", [32]byte{byte(i), byte(i >> 8), 1})
-		if err := errors.Join(root.AdmitNode(t.Context(), "east", u), root.ExpelNode(t.Context(), u)); err != nil {
+		if err := errors.Join(root.AdmitNode(t.Context(), "east", "other", u), root.ExpelNode(t.Context(), u)); err != nil {
 			t.Fatal(err)
 		}
 	}

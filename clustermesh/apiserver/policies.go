@@ -5,8 +5,11 @@ package apiserver
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -14,6 +17,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
 
@@ -31,47 +35,86 @@ func (s *Server) policyKey(namespace, name string) kvstore.Key {
 }
 
 // ApplyPolicy stores the objects of a manifest. Either all objects are valid and
-// stored, in one transaction for up to 128 of them, or none is.
+// stored, in one transaction for up to 128 of them, or none is. An object that
+// somebody else changes at the same time is looked at again; the later one wins.
 func (s *Server) ApplyPolicy(ctx context.Context, r *hawserv1.ApplyPolicyRequest) (*hawserv1.ApplyPolicyResponse, error) {
 	objects, err := api.Parse([]byte(r.GetSource()))
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	resp := &hawserv1.ApplyPolicyResponse{}
-	var ops []kvstore.Op
-	for _, o := range objects {
-		key := s.policyKey(o.Namespace, o.Name)
-		old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
-		if err != nil {
-			return nil, apiError(err)
+	resp := &hawserv1.ApplyPolicyResponse{Warnings: s.policyWarnings(ctx, objects)}
+	err = cas.Retry(ctx, func() error {
+		var ws []cas.Write
+		before := resp.GetObjects()
+		resp.Objects = nil
+		for i, o := range objects {
+			applied, w, err := s.planPolicy(ctx, o)
+			if err != nil {
+				return err
+			}
+			if i < len(before) && applied.Action == actionUnchanged {
+				applied.Action = before[i].GetAction() // by a transaction before
+			}
+			resp.Objects = append(resp.Objects, applied)
+			if w != nil {
+				ws = append(ws, *w)
+			}
 		}
-		applied := &hawserv1.AppliedObject{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Action: actionCreated}
-		resp.Objects = append(resp.Objects, applied)
-		switch {
-		case found && old.msg.GetSource() == o.Source && old.msg.GetKind() == o.Kind:
-			applied.Action = actionUnchanged
-			continue
-		case found && old.msg.GetKind() != o.Kind:
-			return nil, status.Errorf(codes.FailedPrecondition,
-				"%s %s: a %s of that name exists; delete it first: hawser policy delete -n %s %s",
-				o.Kind, o.ID(), old.msg.GetKind(), o.Namespace, o.Name)
-		case found:
-			applied.Action = actionConfigured
+		if r.GetDryRun() {
+			return nil
 		}
-		op, err := put(key, &keyspacev1.PolicyObject{
-			Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source,
-			Revision: old.msg.GetRevision() + 1,
-		})
-		if err != nil {
-			return nil, apiError(err)
-		}
-		ops = append(ops, op)
+		return s.commitPolicies(ctx, ws)
+	})
+	if err != nil {
+		return nil, apiError(err)
 	}
 	if r.GetDryRun() {
 		markDryRun(resp.GetObjects())
-		return resp, nil
 	}
-	return resp, apiError(s.commit(ctx, ops))
+	return resp, nil
+}
+
+// planPolicy is what storing an object does, and the write, unless it is stored
+// already.
+func (s *Server) planPolicy(ctx context.Context, o api.Object) (*hawserv1.AppliedObject, *cas.Write, error) {
+	key := s.policyKey(o.Namespace, o.Name)
+	old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	applied := &hawserv1.AppliedObject{Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Action: actionCreated}
+	switch {
+	case found && old.msg.GetSource() == o.Source && old.msg.GetKind() == o.Kind:
+		applied.Action = actionUnchanged
+		return applied, nil, nil
+	case found && old.msg.GetKind() != o.Kind:
+		return nil, nil, status.Errorf(codes.FailedPrecondition,
+			"%s %s: a %s of that name exists; delete it first: hawser policy delete -n %s %s",
+			o.Kind, o.ID(), old.msg.GetKind(), o.Namespace, o.Name)
+	case found:
+		applied.Action = actionConfigured
+	}
+	m := &keyspacev1.PolicyObject{
+		Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source,
+		Revision: old.msg.GetRevision() + 1, UpdatedAt: time.Now().UnixNano(),
+	}
+	if _, err := kvstore.Encode(key, m); err != nil {
+		return nil, nil, err
+	}
+	return applied, &cas.Write{Key: key.String(), Rev: old.kv.ModRevision, Msg: m}, nil
+}
+
+// commitPolicies writes if nobody else did meanwhile, in as few transactions as
+// allowed.
+func (s *Server) commitPolicies(ctx context.Context, ws []cas.Write) error {
+	for chunk := range slices.Chunk(ws, kvstore.MaxTxnOps) {
+		if err := cas.Commit(ctx, s.kv, chunk...); errors.Is(err, cas.ErrConflict) {
+			return fmt.Errorf("policies: %w", err)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func markDryRun(objects []*hawserv1.AppliedObject) {
@@ -100,7 +143,7 @@ func (s *Server) DeletePolicy(ctx context.Context, r *hawserv1.DeletePolicyReque
 		}
 	}
 	resp := &hawserv1.DeletePolicyResponse{}
-	var ops []kvstore.Op
+	var ws []cas.Write
 	for _, o := range objects {
 		key := s.policyKey(o.Namespace, o.Name)
 		old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
@@ -110,12 +153,15 @@ func (s *Server) DeletePolicy(ctx context.Context, r *hawserv1.DeletePolicyReque
 		if !found {
 			return nil, status.Errorf(codes.NotFound, "no policy %s; nothing was deleted; see: hawser policy list", o.ID())
 		}
-		ops = append(ops, kvstore.Delete(key.String()))
+		ws = append(ws, cas.Write{Key: key.String(), Rev: old.kv.ModRevision})
 		resp.Objects = append(resp.Objects, &hawserv1.AppliedObject{
 			Kind: old.msg.GetKind(), Namespace: o.Namespace, Name: o.Name, Action: actionDeleted,
 		})
 	}
-	return resp, apiError(s.commit(ctx, ops))
+	if err := s.commitPolicies(ctx, ws); err != nil {
+		return nil, apiError(err)
+	}
+	return resp, nil
 }
 
 // ListPolicies lists the stored objects by namespace and name.

@@ -256,6 +256,26 @@ func TestExpiredNodeToken(t *testing.T) {
 	wantRefusal(t, err, "expired")
 }
 
+// A host whose clock is an hour off is told so; it stores nothing, and joins with
+// the same token once its clock is right.
+func TestNodeWithAWrongClock(t *testing.T) {
+	s := startPort(t)
+	text := inviteNode(t, s, "n1")
+	n := newNode(t)
+	for off, want := range map[time.Duration]string{time.Hour: "set the clock", -time.Hour: "this host's clock says"} {
+		wrong := *n
+		wrong.Now = func() time.Time { return time.Now().Add(off) }
+		_, err := wrong.Join(t.Context(), text)
+		wantRefusal(t, err, want)
+		if _, err := os.Stat(filepath.Join(n.Dir, "tls.crt")); !os.IsNotExist(err) {
+			t.Errorf("%v off: a certificate was stored: %v", off, err)
+		}
+	}
+	if _, err := n.Join(t.Context(), text); err != nil {
+		t.Errorf("with the right clock: %v", err)
+	}
+}
+
 // enrolByHand proves a token for a request of the caller's own making.
 func enrolByHand(t *testing.T, s *Server, tok invitation.Token, tmpl *x509.CertificateRequest, proofKey, signKey *ecdsa.PrivateKey) (*hawserv1.EnrolResponse, error) {
 	t.Helper()

@@ -23,6 +23,7 @@ import (
 	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 )
@@ -45,6 +46,7 @@ type Server struct {
 	watchman    *watchman
 	reopen      chan *errReopen // capacity 1
 	unwanted    refusals        // clusters of a shared etcd
+	cut         cutOffs         // peers
 
 	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate
@@ -191,6 +193,8 @@ func apiError(err error) error {
 		return nil
 	case errors.As(err, &bad):
 		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.Is(err, cas.ErrConflict):
+		return status.Error(codes.Aborted, err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, err.Error())
 	}

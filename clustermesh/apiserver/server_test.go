@@ -12,12 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
+	"github.com/hawser-mesh/hawser/policy/api"
 )
 
 func testConfig(t *testing.T) Config {
@@ -207,6 +210,62 @@ func TestPolicyLife(t *testing.T) {
 	}
 	if _, err := s.DeletePolicy(t.Context(), &hawserv1.DeletePolicyRequest{Namespace: "_", Name: "l3-rule"}); status.Code(err) != codes.NotFound {
 		t.Errorf("deleting it twice: %v", err)
+	}
+}
+
+// Writers of one policy at the same time do not overtake each other unseen: each
+// change has a revision of its own.
+func TestPoliciesRace(t *testing.T) {
+	s := start(t, testConfig(t))
+	const writers, each = 4, 10
+	var g errgroup.Group
+	for w := range writers {
+		g.Go(func() error {
+			for i := range each {
+				source := strings.Replace(rule, "app2", fmt.Sprintf("app-%d-%d", w, i), 1)
+				for {
+					_, err := s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: source})
+					if err == nil {
+						break
+					}
+					if status.Code(err) != codes.Aborted {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.ListPolicies(t.Context(), &hawserv1.ListPoliciesRequest{})
+	if err != nil || len(r.GetPolicies()) != 1 || r.GetPolicies()[0].GetRevision() != writers*each {
+		t.Errorf("after %d changes: %v, %v", writers*each, r, err)
+	}
+}
+
+// What was changed between reading and writing is not overwritten.
+func TestPolicyConflict(t *testing.T) {
+	s := start(t, testConfig(t))
+	objects, err := api.Parse([]byte(rule))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, late, err := s.planPolicy(t.Context(), objects[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: strings.Replace(rule, "app2", "app3", 1)}); err != nil {
+		t.Fatal(err)
+	}
+	err = apiError(s.commitPolicies(t.Context(), []cas.Write{*late}))
+	if status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "try again") {
+		t.Errorf("a late write: %v", err)
+	}
+	r, err := s.ListPolicies(t.Context(), &hawserv1.ListPoliciesRequest{})
+	if err != nil || len(r.GetPolicies()) != 1 || !strings.Contains(r.GetPolicies()[0].GetSource(), "app3") {
+		t.Errorf("stored %v, %v", r, err)
 	}
 }
 

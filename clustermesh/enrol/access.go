@@ -22,12 +22,12 @@ func (s *Service) user(keyHash []byte) string {
 
 // changeUser admits one key of a node to etcd and expels the one before; either
 // may be none.
-func (s *Service) changeUser(ctx context.Context, former, key []byte) error {
-	if s.Access == nil || bytes.Equal(former, key) && len(key) == 0 {
+func (s *Service) changeUser(ctx context.Context, node string, former, key []byte) error {
+	if s.Access == nil {
 		return nil
 	}
 	if len(key) > 0 {
-		if err := s.Access.AdmitNode(ctx, s.CA.Cluster(), s.user(key)); err != nil {
+		if err := s.Access.AdmitNode(ctx, s.CA.Cluster(), node, s.user(key)); err != nil {
 			return err
 		}
 	}
@@ -56,9 +56,7 @@ func (s *Service) Reconcile(ctx context.Context) error {
 	var errs []error
 	err = s.eachEnrolment(ctx, func(r *keyspacev1.Enrolment) {
 		u := s.user(r.GetKeyHash())
-		if !surplus[u] {
-			errs = append(errs, s.Access.AdmitNode(ctx, s.CA.Cluster(), u))
-		}
+		errs = append(errs, s.Access.AdmitNode(ctx, s.CA.Cluster(), r.GetNode(), u))
 		delete(surplus, u)
 	})
 	if err != nil {

@@ -54,7 +54,8 @@ func (n *Node) Join(ctx context.Context, text string) (State, error) {
 		return State{}, err
 	}
 	if !n.Now().Before(tok.Expires) {
-		return State{}, fmt.Errorf("enrol node %s: the token expired at %s; ask for a new one: %s", tok.Node, tok.Expires.UTC().Format(time.RFC3339), cure(tok.Node))
+		return State{}, fmt.Errorf("enrol node %s: the token expired at %s by this host's clock, which says %s; set the clock, or ask for a new token: %s",
+			tok.Node, tok.Expires.UTC().Format(time.RFC3339), n.Now().UTC().Format(time.RFC3339), cure(tok.Node))
 	}
 	state, err := n.enrol(ctx, tok)
 	if err != nil {

@@ -51,7 +51,7 @@ type Deps struct {
 
 // Access admits nodes to etcd, each key by a user of its own (etcd.NodeUser).
 type Access interface {
-	AdmitNode(ctx context.Context, cluster, user string) error
+	AdmitNode(ctx context.Context, cluster, node, user string) error
 	ExpelNode(ctx context.Context, user string) error
 	NodeUsers(ctx context.Context, cluster string) ([]string, error)
 }
@@ -161,7 +161,7 @@ func (s *Service) admit(ctx context.Context, tok cas.Record[*keyspacev1.Token], 
 	if err := cas.Commit(ctx, s.KV, s.tokens.Put(tok), s.put(rec)); err != nil {
 		return nil, invitation.Unavailable(err)
 	}
-	return der, invitation.Unavailable(s.changeUser(ctx, former, key[:]))
+	return der, invitation.Unavailable(s.changeUser(ctx, node, former, key[:]))
 }
 
 // Renew implements hawserv1.EnrolmentServer.
@@ -198,7 +198,7 @@ func (s *Service) Renew(ctx context.Context, r *hawserv1.RenewRequest) (*hawserv
 		if err := cas.Commit(ctx, s.KV, s.put(rec)); err != nil {
 			return invitation.Unavailable(err)
 		}
-		return invitation.Unavailable(s.changeUser(ctx, nil, rec.Msg.GetKeyHash()))
+		return invitation.Unavailable(s.changeUser(ctx, id.Name, nil, rec.Msg.GetKeyHash()))
 	})
 	if err != nil {
 		s.Log.Warn("renewal refused", "node", id.Name, "error", err)
@@ -282,7 +282,7 @@ func (s *Service) Forget(ctx context.Context, node string) (was *keyspacev1.Enro
 		return cas.Commit(ctx, s.KV, cas.Write{Key: s.key(node), Rev: rec.Rev})
 	})
 	if err == nil && was != nil {
-		err = s.changeUser(ctx, was.GetKeyHash(), nil)
+		err = s.changeUser(ctx, node, was.GetKeyHash(), nil)
 	}
 	if err == nil {
 		err = s.tokens.RevokeNode(ctx, node)

@@ -48,6 +48,8 @@ type Deps struct {
 	// Now is the wall clock [time.Now].
 	Now func() time.Time
 	Log *slog.Logger
+	// Explain answers peers about our policies; nil: they are told nothing.
+	Explain Explainer
 	// Listener overrides Config.Listen; the Manager closes it.
 	Listener net.Listener
 }

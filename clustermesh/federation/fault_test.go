@@ -124,7 +124,7 @@ func TestOutboundOnly(t *testing.T) {
 	heal()
 	b.ip(2, "w")
 	mirrored(t, a, b)
-	if _, err := a.m.DiffPeer(t.Context(), b.name, ""); err == nil || !strings.Contains(err.Error(), "ask on its side") {
+	if _, err := a.m.DiffPeer(t.Context(), b.name, DiffRange{}); err == nil || !strings.Contains(err.Error(), "ask on its side") {
 		t.Errorf("diff with an unreachable peer: %v", err)
 	}
 }

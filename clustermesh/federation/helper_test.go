@@ -64,6 +64,8 @@ type testCluster struct {
 	cfg   Config
 	now   func() time.Time
 	wrap  func(kvstore.Client) kvstore.Client // what the Manager works on
+	// explain answers peers.
+	explain Explainer
 
 	m    *Manager
 	stop func()
@@ -107,7 +109,7 @@ func (c *testCluster) start() {
 	if c.wrap != nil {
 		kv = c.wrap(kv)
 	}
-	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis})
+	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis, Explain: c.explain})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -325,6 +327,7 @@ type proxy struct {
 	mu     sync.Mutex
 	to     string
 	closed bool // refuse newcomers
+	refuse int  // so many were
 	conns  map[net.Conn]struct{}
 }
 
@@ -342,6 +345,13 @@ func newProxy(t testing.TB) *proxy {
 
 func (p *proxy) addr() string { return p.lis.Addr().String() }
 
+// refusals is how many newcomers were refused.
+func (p *proxy) refusals() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refuse
+}
+
 func (p *proxy) target(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -356,6 +366,9 @@ func (p *proxy) accept() {
 		}
 		p.mu.Lock()
 		to, closed := p.to, p.closed
+		if closed {
+			p.refuse++
+		}
 		p.mu.Unlock()
 		if closed || to == "" {
 			c.Close()
@@ -404,4 +417,14 @@ func isolate(a, b *testCluster) (heal func()) {
 	a.proxy.cut(true)
 	b.proxy.cut(true)
 	return func() { a.proxy.heal(); b.proxy.heal() }
+}
+
+// viewOf is the PeerView of a peer by its name.
+func (c *testCluster) viewOf(peer string) *keyspacev1.PeerView {
+	c.t.Helper()
+	v := &keyspacev1.PeerView{}
+	if err := proto.Unmarshal(c.get(viewKey(c.name, peer)), v); err != nil {
+		c.t.Fatal(err)
+	}
+	return v
 }

@@ -47,6 +47,7 @@ type Manager struct {
 	port    *port         // nil: dial only
 	kick    chan struct{} // look at the peers again
 	deps    peering.Deps
+	explain Explainer
 	workers sync.WaitGroup // runners and leaves
 
 	mu      sync.Mutex
@@ -78,6 +79,7 @@ func New(cfg Config, d Deps) (*Manager, error) {
 		states: map[string]*peerState{}, leaves: map[string]*leave{}, withdrawing: map[string]bool{}}
 	m.deps = peering.Deps{Own: m.description, Store: m.store, Trust: trust, Creds: d.Creds, Now: d.Now, Log: d.Log}
 	m.join = peering.NewService(m.deps)
+	m.explain = d.Explain
 	if d.Listener == nil && cfg.Listen != "" {
 		if d.Listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("listen for federation on %s: %w", cfg.Listen, err)
@@ -261,7 +263,7 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 	}
 	st.do(func() { st.narrowed = err })
 	rctx, cancel := context.WithCancel(ctx)
-	r := &runner{kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log,
+	r := &runner{kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain,
 		office: newOffice(m.kv, &m.cfg, m.own(), p.GetName()), terms: termsOf(p, &m.cfg), learned: make(chan []string, 1),
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()

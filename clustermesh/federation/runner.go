@@ -50,6 +50,7 @@ type runner struct {
 	st      *peerState
 	log     *slog.Logger
 	office  *office
+	explain Explainer
 	stopped chan struct{}
 	finish  context.CancelFunc // ends run
 	ended   chan struct{}      // closed when run has returned
@@ -148,6 +149,7 @@ func (r *runner) current() (*session, <-chan struct{}) {
 // only once they are attached, so that the dialler knows that it may stay.
 func (r *runner) serve(ctx context.Context, s *session) (attached bool, err error) {
 	defer close(s.done)
+	s.explain, s.granted = r.explain, r.peer.GetGrant().GetExplain()
 	hello, err := r.hello(ctx)
 	if err != nil {
 		return false, err

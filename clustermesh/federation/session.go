@@ -15,7 +15,10 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 )
 
-const helloWithin = 5 * time.Second
+const (
+	helloWithin   = 5 * time.Second
+	goodbyeWithin = time.Second
+)
 
 // frames is a stream seen from either side.
 type frames interface {
@@ -38,16 +41,21 @@ type session struct {
 	done chan struct{} // closed when run has returned
 	stop chan error    // has the reason when somebody wants it to end
 
+	questions *questions
+	granted   bool      // the peer may ask us
+	explain   Explainer // nil: nobody answers
+
 	sendMu sync.Mutex
 
 	mu       sync.Mutex
+	broke    error // the violation that ends it
 	echoTime int64 // the newest heartbeat received,
 	echoAt   time.Time
 }
 
 func newSession(peer string, byUs bool, address string, f frames, sever func()) *session {
 	return &session{peer: peer, byUs: byUs, address: address, frames: f, sever: sever,
-		done: make(chan struct{}), stop: make(chan error, 1)}
+		done: make(chan struct{}), stop: make(chan error, 1), questions: newQuestions()}
 }
 
 // end asks the session to end; it does not wait.
@@ -102,10 +110,11 @@ func (s *session) run(ctx context.Context, cfg *Config, st *peerState, ex *expor
 	g, ctx := errgroup.WithContext(ctx)
 	unblock := context.AfterFunc(ctx, s.sever)
 	defer unblock()
-	g.Go(func() error { return s.receive(ctx, st, ex, im) })
+	g.Go(func() error { return s.farewell(ctx, s.receive(ctx, st, ex, im), s.drain) })
 	g.Go(func() error { return s.heartbeats(ctx, cfg, st, ex) })
 	g.Go(func() error { return ex.run(ctx) })
-	g.Go(func() error { return im.run(ctx) })
+	g.Go(func() error { return s.farewell(ctx, im.run(ctx), func(ctx context.Context) { <-ctx.Done() }) })
+	g.Go(func() error { return s.questions.answer(ctx, s, s.granted, s.explain) })
 	g.Go(func() error {
 		select {
 		case err := <-s.stop:
@@ -114,7 +123,44 @@ func (s *session) run(ctx context.Context, cfg *Config, st *peerState, ex *expor
 			return nil
 		}
 	})
-	return g.Wait()
+	err := g.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broke != nil {
+		return s.broke
+	}
+	return err
+}
+
+// farewell tells the peer of its violation, if it is one, and gives it a moment
+// to read that before the stream is cut.
+func (s *session) farewell(ctx context.Context, err error, wait func(context.Context)) error {
+	var v *violation
+	if !errors.As(err, &v) {
+		return err
+	}
+	s.mu.Lock()
+	if s.broke == nil {
+		s.broke = err
+	}
+	s.mu.Unlock()
+	_ = s.within(goodbyeWithin, func() error {
+		return s.send(&federationv1.Frame{Body: &federationv1.Frame_Goodbye{Goodbye: &federationv1.Goodbye{Reason: v.reason, Detail: v.detail}}})
+	})
+	ctx, cancel := context.WithTimeout(ctx, goodbyeWithin)
+	defer cancel()
+	wait(ctx)
+	return err
+}
+
+// drain reads on until the peer has closed the stream.
+func (s *session) drain(ctx context.Context) {
+	defer context.AfterFunc(ctx, s.sever)()
+	for {
+		if _, err := s.frames.Recv(); err != nil {
+			return
+		}
+	}
 }
 
 // receive reads frames and hands them on.
@@ -135,9 +181,15 @@ func (s *session) receive(ctx context.Context, st *peerState, ex *exporter, im *
 			err = im.receive(ctx, inbound{mark: b.Heartbeat.GetPosition()})
 		case *federationv1.Frame_Resync:
 			err = im.receive(ctx, inbound{resync: b.Resync})
+		case *federationv1.Frame_Goodbye:
+			return fmt.Errorf("%s gives the stream up: %s: %s", s.peer, shorten(b.Goodbye.GetReason()), shorten(b.Goodbye.GetDetail()))
 		case *federationv1.Frame_Batch:
 			st.received(uint64(b.Batch.GetCount()), b.Batch.GetOldestAt())
 			err = im.receive(ctx, inbound{batch: b.Batch})
+		case *federationv1.Frame_Explain:
+			s.questions.asked(b.Explain)
+		case *federationv1.Frame_Explanation:
+			s.questions.answered(b.Explanation)
 		}
 		if err != nil {
 			return err

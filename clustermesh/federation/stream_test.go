@@ -250,14 +250,14 @@ func TestDiff(t *testing.T) {
 	a, b := pair(t)
 	a.fill(0, 3)
 	mirrored(t, a, b)
-	if d, err := b.m.DiffPeer(t.Context(), a.name, ""); err != nil || len(d.GetRows()) != 0 || d.GetCompared() != 3 {
+	if d, err := b.m.DiffPeer(t.Context(), a.name, DiffRange{}); err != nil || len(d.GetRows()) != 0 || d.GetCompared() != 3 {
 		t.Fatalf("equal mirrors: %v %v", d, err)
 	}
 	prefix := kvstore.Prefix(kvstore.State, a.name) + "ips/10.1.0."
 	b.del(prefix + "0%2F32")
 	b.putRaw(prefix+"1%2F32", []byte("tampered"))
 	b.putRaw(prefix+"9%2F32", []byte("extra"))
-	d, err := b.m.DiffPeer(t.Context(), a.name, "ips/")
+	d, err := b.m.DiffPeer(t.Context(), a.name, DiffRange{Prefix: "ips/"})
 	if err != nil || len(d.GetRows()) != 3 || d.GetRows()[0].GetDifference() != diffMissing || d.GetRows()[1].GetDifference() != diffDiffers || d.GetRows()[2].GetDifference() != diffExtra {
 		t.Errorf("diff: %v %v", d, err)
 	}

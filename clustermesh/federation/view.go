@@ -56,7 +56,7 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 	if kv, _, err := r.kv.Get(ctx, key); err == nil && kv != nil {
 		_ = proto.Unmarshal(kv.Value, last) // unreadable is the same as none
 	}
-	wrote := time.Now()
+	wrote, asked := time.Now(), time.Now()
 	t := time.NewTicker(viewEvery)
 	defer t.Stop()
 	for {
@@ -73,6 +73,14 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 				return
 			default:
 				last, wrote = v, time.Now()
+			}
+		}
+		// Without a stream another replica may take the office.
+		if cur, _ := r.current(); cur == nil && time.Since(asked) >= observeEvery {
+			asked = time.Now()
+			if held, err := term.Held(ctx); err == nil && !held {
+				r.office.giveUp(term)
+				return
 			}
 		}
 		select {

@@ -43,7 +43,7 @@ func GrantFor(c *keyspacev1.Cluster) (*keyspacev1.Grant, error) {
 		PodCidrs: slices.Clone(c.GetPodCidrs()), NodeCidrs: slices.Clone(c.GetNodeCidrs()),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 		MaxNodes: DefaultMaxNodes, MaxIdentities: DefaultMaxIdentities, MaxIps: DefaultMaxIPs,
-		MaxServices: DefaultMaxServices, MaxBackends: DefaultMaxBackends,
+		MaxServices: DefaultMaxServices, MaxBackends: DefaultMaxBackends, Explain: true,
 	}, nil
 }
 

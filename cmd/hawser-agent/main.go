@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,11 @@ import (
 	"github.com/hawser-mesh/hawser/internal/program"
 	"github.com/hawser-mesh/hawser/policy"
 )
+
+// garbagePercent is how much garbage an agent may hold beside what it knows: its
+// tables change slowly, and the node's memory is for its workloads. The
+// environment variable GOGC says otherwise.
+const garbagePercent = 50
 
 func main() { os.Exit(program.Main(newCommand())) }
 
@@ -54,6 +60,9 @@ func newCommand() *cobra.Command {
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.NodeAddress, _ = netip.ParseAddr(address)
 			cfg.PodCIDR, _ = netip.ParsePrefix(pods)
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(garbagePercent)
+			}
 			return agent.Run(cmd.Context(), cfg)
 		},
 	}
@@ -79,6 +88,7 @@ func newCommand() *cobra.Command {
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
 	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")
 	f.StringVar((*string)(&cfg.PolicyMode), "policy-enforcement", string(policy.ModeDefault), "default: for endpoints that a policy selects; always: for all; never: for none")
+	f.BoolVar(&cfg.PolicyAudit, "policy-audit", false, "report what policy would drop, and let it pass")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", agent.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringVar(&cfg.Zone, "zone", "", "zone of this node")
 	f.StringVar(&cfg.Region, "region", "", "region of this node")

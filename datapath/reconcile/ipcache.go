@@ -42,13 +42,11 @@ func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datap
 }
 
 func (s *ipcache) sync() (uint64, error) {
-	revision, err := s.each(s.put, func(k datapath.IPKey, _ datapath.IPEntry) error {
-		return s.drop(k)
-	})
+	revision, err := s.eachKey(s.put, s.drop)
 	return revision, errors.Join(err, s.bumpMoved())
 }
 
-func (s *ipcache) put(k datapath.IPKey, _ *datapath.IPEntry, row datapath.IPEntry) error {
+func (s *ipcache) put(k datapath.IPKey, row datapath.IPEntry) error {
 	v := maps.IPEntry{Identity: uint32(row.Identity), Flags: uint8(row.Flags)}
 	if row.Tunnel.IsValid() && row.Tunnel != s.self {
 		id, err := s.ids.of(row.Tunnel)
@@ -68,14 +66,16 @@ func (s *ipcache) put(k datapath.IPKey, _ *datapath.IPEntry, row datapath.IPEntr
 	return err
 }
 
+// drop takes away what put has written. What an agent before this one has left
+// stays for the first prune.
 func (s *ipcache) drop(k datapath.IPKey) error {
 	if !maps.IsHost(k) {
-		changed, err := s.prefix.del(maps.EncodeIPPrefix(k))
+		changed, err := s.prefix.delWanted(maps.EncodeIPPrefix(k))
 		s.note(changed, k.ClusterID, maps.IPEpochPrefix)
 		return err
 	}
 	key := maps.EncodeIPKey(k)
-	changed, err := s.hosts.del(key)
+	changed, err := s.hosts.delWanted(key)
 	s.note(changed, k.ClusterID, maps.IPEpochIndex(key))
 	return err
 }

@@ -70,6 +70,19 @@ func (r *mirror[K, V]) del(k K) (changed bool, err error) {
 	return true, nil
 }
 
+// delWanted is del for an element that is wanted, and nothing for others. It
+// stays wanted while it cannot be deleted, so that it can be tried again.
+func (r *mirror[K, V]) delWanted(k K) (changed bool, err error) {
+	v, ok := r.want[k]
+	if !ok {
+		return false, nil
+	}
+	if changed, err = r.del(k); err != nil {
+		r.want[k] = v
+	}
+	return changed, err
+}
+
 // repair compares with the kernel: what is missing or different is written,
 // what nobody wants is deleted if prune is set. changed is called for each.
 func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {

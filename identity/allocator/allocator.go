@@ -75,7 +75,8 @@ func (c Config) Validate() error {
 // in the store for each number in use. It is safe for concurrent use; callers
 // with the same labels wait for one transaction, others do not wait for them.
 type Allocator struct {
-	cfg Config
+	cfg   Config
+	group *group
 
 	mu      sync.Mutex
 	entries map[string]*entry // by hash of the labels
@@ -103,7 +104,7 @@ func New(cfg Config) (*Allocator, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Allocator{cfg: cfg, entries: map[string]*entry{}}, nil
+	return &Allocator{cfg: cfg, group: &group{client: cfg.Client}, entries: map[string]*entry{}}, nil
 }
 
 // Allocate returns the number of a label set, taking a free one if the cluster

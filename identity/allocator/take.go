@@ -79,9 +79,10 @@ func (a *Allocator) create(ctx context.Context, e *entry, n identity.Number, vac
 	if err != nil {
 		return false, nil, err
 	}
-	res, err := a.cfg.Client.Txn(ctx,
-		[]kvstore.Cmp{vacant, kvstore.Absent(a.idKey(n)), kvstore.Absent(a.retiredKey(n))},
-		ops, []kvstore.Op{kvstore.Read(a.labelsKey(e))})
+	res, err := a.group.txn(ctx, &creation{
+		number: n, cmps: []kvstore.Cmp{vacant, kvstore.Absent(a.idKey(n)), kvstore.Absent(a.retiredKey(n))},
+		thens: ops, elses: []kvstore.Op{kvstore.Read(a.labelsKey(e))},
+	})
 	if err != nil || res.Succeeded {
 		return res.Succeeded, nil, err
 	}

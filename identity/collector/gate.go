@@ -23,8 +23,13 @@ type Gate struct {
 	// AtLeast is how long a number stays retired in any case.
 	AtLeast time.Duration
 	Peers   []*keyspacev1.PeerView
-	Nodes   []*keyspacev1.NodeStatus
-	Now     time.Time
+	// CutOff is for how long the caller itself has seen each peer without a
+	// connection, by a clock that nobody sets: a wall clock that jumps must not
+	// make a peer seem to have forgotten. Peers that are not in it count as
+	// just cut off.
+	CutOff map[string]time.Duration
+	Nodes  []*keyspacev1.NodeStatus
+	Now    time.Time
 }
 
 // Never is what WaitsFor says of numbers that are not given again.
@@ -74,7 +79,7 @@ func (g Gate) peerForgot(p *keyspacev1.PeerView, r Retired) bool {
 	if a := p.GetAcknowledged(); a.GetIncarnation() == g.Incarnation && a.GetRevision() >= r.Revision {
 		return true
 	}
-	return !p.GetConnected() && g.Now.Sub(time.Unix(0, p.GetSince())) >= g.expireAfter(p)
+	return !p.GetConnected() && min(g.Now.Sub(time.Unix(0, p.GetSince())), g.CutOff[p.GetPeer()]) >= g.expireAfter(p)
 }
 
 // expireAfter is the longer of how long a peer believes our records without

@@ -61,7 +61,13 @@ func TestGate(t *testing.T) {
 		"cut off, acknowledged before": {
 			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(false, time.Hour, "i", 100)}}, 48 * time.Hour, ""},
 		"cut off for long": {
-			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(false, 24*time.Hour, "i", 99)}}, 48 * time.Hour, ""},
+			collector.Gate{ExpireAfter: 24 * time.Hour, CutOff: map[string]time.Duration{"west": 24 * time.Hour},
+				Peers: []*keyspacev1.PeerView{peer(false, 24*time.Hour, "i", 99)}}, 48 * time.Hour, ""},
+		"cut off for long by a clock that jumped": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, CutOff: map[string]time.Duration{"west": 23 * time.Hour},
+				Peers: []*keyspacev1.PeerView{peer(false, 24*time.Hour, "i", 99)}}, 48 * time.Hour, "peer west"},
+		"cut off for long, by a replica that has just begun": {
+			collector.Gate{ExpireAfter: 24 * time.Hour, Peers: []*keyspacev1.PeerView{peer(false, 24*time.Hour, "i", 99)}}, 48 * time.Hour, "peer west"},
 		"own node behind":             {collector.Gate{Nodes: []*keyspacev1.NodeStatus{node("i", 99)}}, time.Hour, "node n1"},
 		"own node of another history": {collector.Gate{Nodes: []*keyspacev1.NodeStatus{node("j", 200)}}, time.Hour, "node n1"},
 		"own node has seen it":        {collector.Gate{Nodes: []*keyspacev1.NodeStatus{node("i", 100)}}, time.Hour, ""},

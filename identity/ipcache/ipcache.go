@@ -53,9 +53,9 @@ type Cache struct {
 	cfg Config
 
 	mu         sync.Mutex
-	addrs      claims[netip.Prefix, Entry]
+	addrs      claims[netip.Prefix, *Entry] // entries are not changed, only replaced
 	tunnels    claims[netip.Addr, datapath.Node]
-	byPrefix   *bart.Table[Entry] // the winners
+	byPrefix   *bart.Table[*Entry] // the winners, the same as in addrs
 	contested  map[netip.Prefix]struct{}
 	mesh       *bart.Table[struct{}]            // prefixes that somebody in the mesh claims
 	cidrs      *bart.Table[identity.Number]     // KindCIDR claims
@@ -80,9 +80,9 @@ func New(cfg Config) (*Cache, error) {
 	nodesFirst := func(a, b source) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), order(a, b)) }
 	return &Cache{
 		cfg:        cfg,
-		addrs:      newClaims[netip.Prefix, Entry](order),
+		addrs:      newClaims[netip.Prefix, *Entry](order),
 		tunnels:    newClaims[netip.Addr, datapath.Node](nodesFirst),
-		byPrefix:   &bart.Table[Entry]{},
+		byPrefix:   &bart.Table[*Entry]{},
 		contested:  map[netip.Prefix]struct{}{},
 		mesh:       &bart.Table[struct{}]{},
 		cidrs:      &bart.Table[identity.Number]{},
@@ -103,8 +103,8 @@ func (c *Cache) Lookup(a netip.Addr) (e Entry, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a.IsValid() {
-		if e, ok = c.byPrefix.Lookup(a); ok {
-			return e, true
+		if w, ok := c.byPrefix.Lookup(a); ok {
+			return *w, true
 		}
 		e.Prefix = netip.PrefixFrom(a, a.BitLen())
 	}
@@ -118,7 +118,7 @@ func (c *Cache) List() []Entry {
 	defer c.mu.Unlock()
 	out := make([]Entry, 0, c.byPrefix.Size())
 	for _, e := range c.byPrefix.AllSorted() {
-		out = append(out, e)
+		out = append(out, *e)
 	}
 	return out
 }
@@ -133,7 +133,7 @@ func (c *Cache) Conflicts() []Conflict {
 		all := c.addrs.all(p)
 		for _, l := range all[1:] {
 			if contests(all[0].value, l.value) {
-				out = append(out, Conflict{Winner: all[0].value, Loser: l.value})
+				out = append(out, Conflict{Winner: *all[0].value, Loser: *l.value})
 			}
 		}
 	}
@@ -141,7 +141,7 @@ func (c *Cache) Conflicts() []Conflict {
 	return out
 }
 
-func contests(winner, loser Entry) bool {
+func contests(winner, loser *Entry) bool {
 	return loser.Source != KindCIDR && (winner.Cluster != loser.Cluster || winner.Node != loser.Node && loser.Node != "" && winner.Node != "")
 }
 
@@ -199,7 +199,7 @@ func (c *Cache) claim(s source, e Entry) {
 	if e.Tunnel == c.cfg.Tunnel {
 		e.Tunnel = netip.Addr{} // it is here
 	}
-	c.addrs.set(e.Prefix, s, e)
+	c.addrs.set(e.Prefix, s, &e)
 	c.resolve(e.Prefix)
 }
 

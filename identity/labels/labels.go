@@ -22,6 +22,9 @@ const (
 	CNI        = "cni"      // from the args.cni.labels convention
 	Reserved   = "reserved" // reserved identities: reserved:host
 	CIDR       = "cidr"     // node-local identities of prefixes
+	// Service is of identities that serve a service, in the policy engine only: no
+	// label that was parsed has this source.
+	Service = "service:"
 )
 
 // Keys of the labels that Hawser sets itself, with source Mesh.

@@ -84,10 +84,17 @@ func VerifyServer(chain []*x509.Certificate, ca *x509.Certificate, want ID, now 
 	if _, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}); err != nil {
+		var invalid x509.CertificateInvalidError
+		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			return fmt.Errorf("certificate of %s: it is valid from %s to %s, and this host's clock says %s: set the clock, or renew the certificate",
+				want, stamp(chain[0].NotBefore), stamp(chain[0].NotAfter), stamp(now))
+		}
 		return fmt.Errorf("certificate of %s: %w", want, err)
 	}
 	return nil
 }
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // present is the holder's certificate for one handshake.
 func (f Files) present(*tls.CertificateRequestInfo) (*tls.Certificate, error) {

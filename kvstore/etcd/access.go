@@ -24,6 +24,15 @@ const rootUser = "root"
 type access struct {
 	Prefix string
 	Write  bool
+	Key    bool // Prefix is one key
+}
+
+// end is where the range of a line ends, as etcd writes it.
+func (a access) end() string {
+	if a.Key {
+		return ""
+	}
+	return clientv3.GetPrefixRangeEnd(a.Prefix)
 }
 
 // accessTable is who may do what, by user. Reading is granted apart from
@@ -55,6 +64,29 @@ func accessTable(cluster string, shared bool) map[string][]access {
 		cluster + "-apiserver": all,
 		cluster + "-admin":     all,
 	}
+}
+
+// nodeTable is what an enrolled node may do in its cluster's own etcd: role is
+// what all of them may, keys is what only the node of that name may write. The
+// directories where a node's keys are not under its own name (ips, references)
+// remain open to all of them.
+func nodeTable(cluster, node string) (role, keys []access) {
+	own := map[string]kvstore.Key{}
+	for _, k := range []kvstore.Key{
+		kvstore.NewKey(kvstore.State, cluster, kvstore.KindNode, node),
+		kvstore.NewKey(kvstore.Local, cluster, kvstore.KindPresence, node),
+		kvstore.NewKey(kvstore.Local, cluster, kvstore.KindStatus, node),
+	} {
+		own[kvstore.KindPrefix(k.Subtree, cluster, k.Kind)] = k
+	}
+	for _, a := range accessTable(cluster, false)[cluster+agentRole] {
+		if k, ok := own[a.Prefix]; ok {
+			keys = append(keys, access{Prefix: k.String(), Write: true, Key: true})
+		} else {
+			role = append(role, a)
+		}
+	}
+	return role, keys
 }
 
 // Grant is one line of the access table for people.
@@ -123,14 +155,24 @@ func bootstrapAccess(ctx context.Context, c *clientv3.Client, table map[string][
 	return nil
 }
 
-// ensureUser makes a user without a password (only a certificate opens it) that
-// holds exactly the role of its own name.
-func ensureUser(ctx context.Context, c *clientv3.Client, name string) error {
+func ensureRole(ctx context.Context, c *clientv3.Client, name string) error {
 	_, err := c.RoleAdd(ctx, name)
 	if err != nil && !errors.Is(err, rpctypes.ErrRoleAlreadyExist) {
 		return fmt.Errorf("add etcd role %s: %w", name, err)
 	}
-	_, err = c.UserAddWithOptions(ctx, name, "", &clientv3.UserAddOptions{NoPassword: true})
+	return nil
+}
+
+// ensureUser makes a user without a password (only a certificate opens it) that
+// holds exactly the roles given, by default that of its own name.
+func ensureUser(ctx context.Context, c *clientv3.Client, name string, roles ...string) error {
+	if len(roles) == 0 {
+		roles = []string{name}
+		if err := ensureRole(ctx, c, name); err != nil {
+			return err
+		}
+	}
+	_, err := c.UserAddWithOptions(ctx, name, "", &clientv3.UserAddOptions{NoPassword: true})
 	if err != nil && !errors.Is(err, rpctypes.ErrUserAlreadyExist) {
 		return fmt.Errorf("add etcd user %s: %w", name, err)
 	}
@@ -139,18 +181,20 @@ func ensureUser(ctx context.Context, c *clientv3.Client, name string) error {
 		return fmt.Errorf("read etcd user %s: %w", name, err)
 	}
 	for _, r := range u.Roles {
-		if r == name {
+		if slices.Contains(roles, r) {
 			continue
 		}
 		if _, err := c.UserRevokeRole(ctx, name, r); err != nil {
 			return fmt.Errorf("revoke role %s from etcd user %s: %w", r, name, err)
 		}
 	}
-	if slices.Contains(u.Roles, name) {
-		return nil
-	}
-	if _, err := c.UserGrantRole(ctx, name, name); err != nil {
-		return fmt.Errorf("grant role to etcd user %s: %w", name, err)
+	for _, r := range roles {
+		if slices.Contains(u.Roles, r) {
+			continue
+		}
+		if _, err := c.UserGrantRole(ctx, name, r); err != nil {
+			return fmt.Errorf("grant role %s to etcd user %s: %w", r, name, err)
+		}
 	}
 	return nil
 }
@@ -167,7 +211,7 @@ func ensureGrants(ctx context.Context, c *clientv3.Client, role string, lines []
 		if a.Write {
 			perm = authpb.Permission_READWRITE
 		}
-		want[grantKey{a.Prefix, clientv3.GetPrefixRangeEnd(a.Prefix), perm}] = true
+		want[grantKey{a.Prefix, a.end(), perm}] = true
 	}
 	have, err := c.RoleGet(ctx, role)
 	if err != nil {

@@ -92,13 +92,20 @@ type ServerConfig struct {
 
 	// QuotaBytes bounds the database; at it etcd refuses writes. 0 means 8 GiB.
 	QuotaBytes int64
-	// History is how long watches can be resumed; 0 means 30 minutes.
-	History time.Duration
+	// History is how long watches can be resumed; 0 means 30 minutes. Of more
+	// than HistoryRevisions (0: 5 million) the older are forgotten sooner.
+	History          time.Duration
+	HistoryRevisions int64
 	// SnapshotDir gets a snapshot every SnapshotEvery (0: 6 hours), of which
 	// SnapshotKeep (0: 8) stay. Empty takes none.
 	SnapshotDir   string
 	SnapshotEvery time.Duration
 	SnapshotKeep  int
+	// DiskReserve is the room on DataDir's disk below which writes are refused;
+	// 0 means DefaultDiskReserve. DiskEvery is how often it is looked at; 0
+	// means a second.
+	DiskReserve int64
+	DiskEvery   time.Duration
 	// UpkeepEvery is how often the state is looked at; 0 means a minute.
 	UpkeepEvery time.Duration
 	// MinDefragment is the size from which on a database that is more than
@@ -144,8 +151,8 @@ func (c ServerConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("%s certificate: CA, certificate and key files are all needed", name))
 		}
 	}
-	if c.QuotaBytes < 0 || c.History < 0 || c.SnapshotEvery < 0 || c.SnapshotKeep < 0 || c.MinDefragment < 0 || c.Heartbeat < 0 {
-		errs = append(errs, errors.New("quota, history, heartbeat and snapshot settings must not be negative"))
+	if c.QuotaBytes < 0 || c.History < 0 || c.HistoryRevisions < 0 || c.SnapshotEvery < 0 || c.SnapshotKeep < 0 || c.MinDefragment < 0 || c.Heartbeat < 0 || c.DiskReserve < 0 || c.DiskEvery < 0 {
+		errs = append(errs, errors.New("quota, history, heartbeat, disk and snapshot settings must not be negative"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("embedded etcd configuration: %w", err)
@@ -193,6 +200,15 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	}
 	if c.SnapshotKeep == 0 {
 		c.SnapshotKeep = DefaultSnapshotKeep
+	}
+	if c.HistoryRevisions == 0 {
+		c.HistoryRevisions = historyRevisions
+	}
+	if c.DiskReserve == 0 {
+		c.DiskReserve = DefaultDiskReserve
+	}
+	if c.DiskEvery == 0 {
+		c.DiskEvery = diskEvery
 	}
 	if c.UpkeepEvery == 0 {
 		c.UpkeepEvery = upkeepEvery

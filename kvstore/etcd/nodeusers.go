@@ -42,21 +42,32 @@ func NodeUser(cluster string, keyHash [32]byte) string {
 // has a colon.
 func nodeUsers(cluster string) string { return cluster + agentRole + ":" }
 
-// AdmitNode makes a node's user if it is not there. It needs root's rights.
-func (c *Client) AdmitNode(ctx context.Context, cluster, user string) error {
+// nodesRole is what all enrolled nodes of a cluster may.
+func nodesRole(cluster string) string { return cluster + agentRole + "s" }
+
+// AdmitNode makes a node's user, if it is not there, with the rights of its
+// cluster's nodes and that to write its own record, status and presence. It
+// needs root's rights.
+func (c *Client) AdmitNode(ctx context.Context, cluster, node, user string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	role := cluster + agentRole
 	u, err := c.etcd.UserGet(ctx, user)
-	if errors.Is(err, rpctypes.ErrUserNotFound) {
-		u = &clientv3.AuthUserGetResponse{}
-		_, err = c.etcd.UserAddWithOptions(ctx, user, "", &clientv3.UserAddOptions{NoPassword: true})
-		if errors.Is(err, rpctypes.ErrUserAlreadyExist) {
-			err = nil
-		}
+	if err == nil && slices.Contains(u.Roles, user) && slices.Contains(u.Roles, nodesRole(cluster)) {
+		return nil
 	}
-	if err == nil && !slices.Contains(u.Roles, role) {
-		_, err = c.etcd.UserGrantRole(ctx, user, role)
+	if err != nil && !errors.Is(err, rpctypes.ErrUserNotFound) {
+		return c.wrap("admit etcd user", user, err)
+	}
+	if err = ensureNodesRole(ctx, c.etcd, cluster); err == nil {
+		err = ensureRole(ctx, c.etcd, user)
+	}
+	if err == nil {
+		_, own := nodeTable(cluster, node)
+		err = ensureGrants(ctx, c.etcd, user, own)
+	}
+	if err == nil {
+		// Roles before the user, and its own role last: a user that has it is complete.
+		err = ensureUser(ctx, c.etcd, user, nodesRole(cluster), user)
 	}
 	if err != nil {
 		return c.wrap("admit etcd user", user, err)
@@ -73,7 +84,19 @@ func (c *Client) ExpelNode(ctx context.Context, user string) error {
 	if _, err := c.etcd.UserDelete(ctx, user); err != nil && !errors.Is(err, rpctypes.ErrUserNotFound) {
 		return c.wrap("expel etcd user", user, err)
 	}
+	if _, err := c.etcd.RoleDelete(ctx, user); err != nil && !errors.Is(err, rpctypes.ErrRoleNotFound) {
+		return c.wrap("remove etcd role", user, err)
+	}
 	return nil
+}
+
+// ensureNodesRole makes the role that all enrolled nodes have.
+func ensureNodesRole(ctx context.Context, c *clientv3.Client, cluster string) error {
+	if err := ensureRole(ctx, c, nodesRole(cluster)); err != nil {
+		return err
+	}
+	shared, _ := nodeTable(cluster, "")
+	return ensureGrants(ctx, c, nodesRole(cluster), shared)
 }
 
 // NodeUsers lists the users of a cluster's nodes. It needs root's rights.

@@ -31,6 +31,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	snapshot SnapshotInfo // the newest
+	disk     DiskInfo
 }
 
 // Start runs an etcd on new or existing data and returns when it serves, with
@@ -48,6 +49,9 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.StartTimeout)
 	defer cancel()
 	if err := checkListen(ctx, cfg.Listen); err != nil {
+		return nil, err
+	}
+	if err := checkDisk(cfg); err != nil {
 		return nil, err
 	}
 	open := &openStreams{}
@@ -71,6 +75,7 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	}
 	s.done.Go(func() { s.keepUp(upkeep) })
 	s.done.Go(func() { s.cutExpelled(upkeep, open) })
+	s.done.Go(func() { s.watchDisk(upkeep) })
 	return s, nil
 }
 
@@ -134,7 +139,11 @@ func (s *Server) connectRoot() (err error) {
 func (s *Server) ensureAccess(ctx context.Context) error {
 	for {
 		if s.leads() {
-			if err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access()); err != nil {
+			err := bootstrapAccess(ctx, s.root.etcd, s.cfg.access())
+			if err == nil && len(s.cfg.Shared) == 0 {
+				err = ensureNodesRole(ctx, s.root.etcd, s.cfg.Cluster)
+			}
+			if err != nil {
 				return fmt.Errorf("set up access to etcd on %s: %w", s.Endpoint(), err)
 			}
 			return nil
@@ -227,6 +236,6 @@ func (s *Server) Stats(ctx context.Context) (Stats, error) {
 	st, err := s.all.Stats(ctx, kvstore.Root)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.Snapshot = s.snapshot
+	st.Snapshot, st.Disk = s.snapshot, s.disk
 	return st, err
 }

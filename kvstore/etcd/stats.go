@@ -26,6 +26,7 @@ type Stats struct {
 	Corrupt       bool // members differ
 	Members       []MemberStats
 	Snapshot      SnapshotInfo // the newest that this server took
+	Disk          DiskInfo     // of this server
 }
 
 // MemberStats is one member as it answers.
@@ -114,7 +115,10 @@ type Problem struct{ Object, Problem, Fix string }
 // healed.
 func (s Stats) Problems(upkeep bool) []Problem {
 	var out []Problem
-	if s.NoSpace {
+	if s.Disk.Low {
+		out = append(out, Problem{Object: "etcd", Problem: s.Disk.problem(), Fix: diskCure})
+	}
+	if s.NoSpace && !s.Disk.Low {
 		p := Problem{
 			Object:  "etcd",
 			Problem: fmt.Sprintf("its database is full (%d of %d MiB, %d in use): writes are refused", s.DatabaseBytes>>20, s.QuotaBytes>>20, s.InUseBytes>>20),

@@ -52,12 +52,15 @@ func (s *Server) keepUp(ctx context.Context) {
 
 func (s *Server) upkeep(ctx context.Context) error {
 	var errs []error
-	if rev := s.etcd.Server.KV().Rev() - historyRevisions; rev > s.etcd.Server.KV().FirstRev() {
+	if rev := s.etcd.Server.KV().Rev() - s.cfg.HistoryRevisions; rev > s.etcd.Server.KV().FirstRev() {
 		errs = append(errs, s.Compact(ctx, rev))
 	}
 	st, err := s.all.Stats(ctx)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
+	}
+	if st.Disk = s.diskInfo(); st.Disk.Low {
+		return errors.Join(errs...) // defragmenting takes room; watchDisk ends the alarm
 	}
 	if st.NoSpace {
 		return errors.Join(append(errs, s.Heal(ctx))...)

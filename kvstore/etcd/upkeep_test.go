@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
@@ -62,6 +63,7 @@ func writable(t *testing.T, c kvstore.Client, prefix string) bool {
 
 // A database full of history heals by itself; it is told meanwhile.
 func TestFullOfHistoryHeals(t *testing.T) {
+	t.Parallel()
 	for _, k := range []etcdtest.Kind{etcdtest.Embedded, etcdtest.Members} {
 		t.Run(string(k), func(t *testing.T) {
 			e := etcdtest.StartKind(t, k)
@@ -124,6 +126,7 @@ func TestFullOfKeysStaysReadOnly(t *testing.T) {
 }
 
 func TestDefragmentsWhatIsMostlyFree(t *testing.T) {
+	t.Parallel()
 	for _, k := range []etcdtest.Kind{etcdtest.Embedded, etcdtest.Members} {
 		t.Run(string(k), func(t *testing.T) {
 			e := etcdtest.StartKind(t, k)
@@ -280,5 +283,61 @@ func TestRestoreRefuses(t *testing.T) {
 	etcdtest.Eventually(t, 10*time.Second, "the backup is served", func() bool { return value() == "old" })
 	if _, err := e.Agent(t, "n1").Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(kvstore.Prefix(kvstore.Private, e.Cluster)+"x", nil)}, nil); !errors.Is(err, kvstore.ErrDenied) {
 		t.Errorf("access control after a restore: %v", err)
+	}
+}
+
+// The history is bounded by age, and by its length: who asks for what is older
+// is told to list again.
+func TestHistoryIsBounded(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*etcd.ServerConfig){
+		"by age":    func(c *etcd.ServerConfig) { c.History = 500 * time.Millisecond },
+		"by length": func(c *etcd.ServerConfig) { c.HistoryRevisions, c.UpkeepEvery = 10, 50*time.Millisecond },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := etcdtest.StartKind(t, etcdtest.Embedded)
+			reconfigure(t, e, change)
+			api := e.APIServer(t)
+			prefix := kvstore.Prefix(kvstore.State, e.Cluster)
+			var old int64
+			etcdtest.Eventually(t, 10*time.Second, "it takes writes", func() bool { return writable(t, api, prefix) })
+			old = put(t, api, prefix+"nodes/n", "first")
+			etcdtest.Eventually(t, 20*time.Second, "the first revision is forgotten", func() bool {
+				put(t, api, prefix+"nodes/n", "x")
+				_, err := api.List(t.Context(), prefix, "", 0, old)
+				return errors.Is(err, kvstore.ErrCompacted)
+			})
+			newest := put(t, api, prefix+"nodes/n", "y")
+			if p, err := api.List(t.Context(), prefix, "", 0, newest); err != nil || len(p.KVs) != 2 {
+				t.Errorf("what is now: %+v, %v", p, err)
+			}
+		})
+	}
+}
+
+// A backup of one member is restored into three, and one of three into one.
+func TestOneAndThreeByBackup(t *testing.T) {
+	t.Parallel()
+	for from, to := range map[etcdtest.Kind]etcdtest.Kind{etcdtest.Embedded: etcdtest.Members, etcdtest.Members: etcdtest.Embedded} {
+		t.Run(string(from)+" to "+string(to), func(t *testing.T) {
+			a, b := etcdtest.StartKind(t, from), etcdtest.StartKind(t, to)
+			key := kvstore.Prefix(kvstore.State, a.Cluster) + "nodes/n"
+			put(t, a.APIServer(t), key, "kept")
+			path := a.Snapshot(t)
+			b.Stop()
+			b.Wipe(t)
+			b.Restore(t, path, func(context.Context, kvstore.Client) error { return nil })
+			for _, ep := range b.Endpoints() { // each member has it
+				c := b.ClientAt(t, ep, pki.RoleRoot, "")
+				etcdtest.Eventually(t, 20*time.Second, "the key is there", func() bool {
+					kv, _, err := c.Get(t.Context(), key)
+					return err == nil && kv != nil && string(kv.Value) == "kept"
+				})
+			}
+			st, err := b.Server.Stats(t.Context())
+			if want := len(b.Endpoints()); err != nil || len(st.Members) != want || len(st.Problems(true)) != 0 {
+				t.Errorf("%+v, %v", st, err)
+			}
+		})
 	}
 }

@@ -135,6 +135,7 @@ func TestReaderListsAgainAfterCompaction(t *testing.T) {
 // The wiped store has the same etcd cluster id; its revision may be behind or,
 // when it was filled again, ahead of the reader's position.
 func TestReaderFreezesInAnotherHistory(t *testing.T) {
+	t.Parallel()
 	for name, refill := range map[string]int{"behind": 3, "ahead": 300} {
 		t.Run(name, func(t *testing.T) { testFreeze(t, refill) })
 	}

@@ -361,3 +361,73 @@ func TestPresenceIsMadeAgain(t *testing.T) {
 	}
 	etcdtest.Eventually(t, patience, "absent after the lease", func() bool { return !present() })
 }
+
+// Only presence carries a lease: what an agent publishes outlives it.
+func TestDataOutlivesItsWriter(t *testing.T) {
+	e := etcdtest.Start(t)
+	api, agent := e.APIServer(t), e.Agent(t, "n1")
+	p, err := store.NewPresence(store.PresenceConfig{Client: agent, Cluster: e.Cluster, Node: "n1", TTL: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	k := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindPresence, "n1")
+	etcdtest.Eventually(t, patience, "present", func() bool { return stored(t, api, k) != nil })
+	w := newWriter(t, e, agent)
+	wctx, stop := context.WithCancel(t.Context())
+	written := make(chan error, 1)
+	go func() { written <- w.Run(wctx) }()
+	set(t, w, vtep(e, 1), "192.0.2.1")
+	flush(t, w)
+	stop()
+	<-written
+	cancel()
+	<-done
+	_ = agent.Close()
+	etcdtest.Eventually(t, patience, "absent", func() bool { return stored(t, api, k) == nil })
+	if stored(t, api, vtep(e, 1)) == nil {
+		t.Error("its data went with its lease")
+	}
+}
+
+// Presence and markers do not ask what time it is: a node or an API server whose
+// clock is an hour off is as present, and its kinds are as complete.
+func TestWrongClocksChangeNothing(t *testing.T) {
+	e := etcdtest.Start(t)
+	api := e.APIServer(t)
+	for name, off := range map[string]time.Duration{"ahead": time.Hour, "behind": -time.Hour} {
+		clock := func() time.Time { return time.Now().Add(off) }
+		p, err := store.NewPresence(store.PresenceConfig{Client: e.Agent(t, name), Cluster: e.Cluster, Node: name, TTL: 1, Now: clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		k := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindPresence, name)
+		etcdtest.Eventually(t, patience, "present", func() bool { return stored(t, api, k) != nil })
+		first := stored(t, api, k)
+		for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if kv := stored(t, api, k); kv == nil || kv.CreateRevision != first.CreateRevision {
+				t.Fatalf("%s: the presence was lost while its agent runs", name)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		etcdtest.Eventually(t, patience, "absent after the lease", func() bool { return stored(t, api, k) == nil })
+
+		marker := kvstore.SyncedKey(e.Cluster, e.Cluster, kvstore.KindIP)
+		put(t, api, marker, &keyspacev1.Synced{Incarnation: name, State: keyspacev1.Synced_STATE_COMPLETE, UpdatedAt: clock().UnixNano()})
+		m := store.SyncedMarkers{Client: api, Own: e.Cluster}
+		if inc, err := m.Incarnation(t.Context()); err != nil || inc != name {
+			t.Errorf("%s: incarnation %q, %v: not the newest", name, inc, err)
+		}
+		if _, ok, err := m.Complete(t.Context(), e.Cluster, kvstore.KindIP); err != nil || !ok {
+			t.Errorf("%s: complete %v, %v", name, ok, err)
+		}
+	}
+}

@@ -87,6 +87,8 @@ type Peers struct {
 	Selectors []Selector
 	Entities  []Entity
 	CIDRs     []CIDR
+	// Services are namespace/name of services whose backends are meant.
+	Services []string
 }
 
 // CIDR is a prefix without some prefixes inside it.

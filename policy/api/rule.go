@@ -3,6 +3,7 @@
 package api
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -105,10 +106,13 @@ func (p ruleParser) part(n manifest.Node, s section) Part {
 		prefix = "to"
 	}
 	later := []string{"authentication"}
-	for _, peer := range []string{"FQDNs", "Services", "Groups", "Nodes", "Requires"} {
+	for _, peer := range []string{"FQDNs", "Groups", "Nodes", "Requires"} {
 		later = append(later, prefix+peer)
 	}
 	kinds := []string{prefix + "Endpoints", prefix + "Entities", prefix + "CIDR", prefix + "CIDRSet"}
+	if s.direction == datapath.Egress {
+		kinds = append(kinds, "toServices")
+	}
 	if !n.Only(append([]string{"toPorts", "icmps"}, kinds...), later) {
 		return part
 	}
@@ -139,7 +143,8 @@ func (p ruleParser) part(n manifest.Node, s section) Part {
 	return part
 }
 
-// peers reads the fields that name peers: endpoints, entities, CIDR and CIDRSet.
+// peers reads the fields that name peers: endpoints, entities, CIDR, CIDRSet and
+// services.
 func (p ruleParser) peers(n manifest.Node, kinds []string, peers *Peers) (given bool) {
 	first := ""
 	for i, kind := range kinds {
@@ -164,9 +169,38 @@ func (p ruleParser) peers(n manifest.Node, kinds []string, peers *Peers) (given 
 			parseCIDRs(list, peers)
 		case 3:
 			parseCIDRSets(list, peers)
+		case 4:
+			parseServices(list, peers)
 		}
 	}
 	return given
+}
+
+// parseServices reads services by their names. The namespace is asked for: what a
+// missing one means elsewhere is every namespace.
+func parseServices(n manifest.Node, peers *Peers) {
+	for _, item := range n.List() {
+		if !item.Only([]string{"k8sService"}, []string{"k8sServiceSelector"}) {
+			continue
+		}
+		ref, ok := item.Field("k8sService")
+		if !ok {
+			if !item.Has("k8sService") && !item.Has("k8sServiceSelector") {
+				item.At(item.Path + ".k8sService").Problem("required")
+			}
+			continue
+		}
+		if !ref.Only([]string{"serviceName", "namespace"}, nil) {
+			continue
+		}
+		name, namespace := ref.FieldText("serviceName"), ref.FieldText("namespace")
+		before := len(n.Problems())
+		checkName(ref.At(ref.Path+".serviceName"), name, `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+		checkName(ref.At(ref.Path+".namespace"), namespace, `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+		if id := namespace + "/" + name; len(n.Problems()) == before && !slices.Contains(peers.Services, id) {
+			peers.Services = append(peers.Services, id)
+		}
+	}
 }
 
 func parseEntities(n manifest.Node, peers *Peers) {

@@ -43,7 +43,8 @@ func (r Requirement) finds(l labels.Label) bool {
 	switch r.Source {
 	case l.Source:
 	case labels.Any:
-		if l.Source == labels.Mesh || l.Source == labels.Reserved || l.Source == labels.CIDR {
+		switch l.Source {
+		case labels.Mesh, labels.Reserved, labels.CIDR, labels.Service:
 			return false
 		}
 	default:

@@ -41,6 +41,7 @@ type Change struct {
 	Scope         policy.Scope
 	Before, After []api.Object
 	Identities    []Identity
+	Services      []Service
 }
 
 // Pairs are the pairs that the change opens or closes, the local identities' in
@@ -118,7 +119,25 @@ func (c Change) engine(objects []api.Object) (world, error) {
 	for _, o := range objects {
 		e.UpsertObject(o)
 	}
+	for _, s := range c.Services {
+		ids, outside := c.backends(s)
+		e.SetService(s.Name, ids, outside)
+	}
 	return world{e, e.CIDRChanges()}, nil
+}
+
+// backends are the identities that serve a service, and the addresses of it that
+// nobody in the mesh has.
+func (c Change) backends(s Service) (ids []identity.Number, outside []netip.Addr) {
+	for _, a := range s.Addrs {
+		i := slices.IndexFunc(c.Identities, func(i Identity) bool { return slices.Contains(i.Addrs, a) })
+		if i < 0 {
+			outside = append(outside, a)
+		} else {
+			ids = append(ids, c.Identities[i].Number)
+		}
+	}
+	return ids, outside
 }
 
 // rules is the rule set of endpoints with these labels.

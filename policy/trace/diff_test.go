@@ -88,9 +88,22 @@ specs:
   - fromCIDR: [0.0.0.0/0]
 - endpointSelector: {matchLabels: {app: wbe}}
   egressDeny: [{toEntities: [all]}]
+- endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toServices: [{k8sService: {serviceName: echo, namespace: demo}}]
+  - toServices: [{k8sService: {serviceName: empty, namespace: demo}}]
+  - toServices: [{k8sService: {serviceName: absent, namespace: demo}}]
+  - toCIDR: [192.0.2.0/24]
+    toPorts: [{ports: [{port: "80", protocol: TCP}]}]
+  - toCIDR: [192.0.2.0/24]
+    toPorts: [{ports: [{port: "81", protocol: TCP}]}]
+  egressDeny:
+  - toCIDR: [192.0.2.0/24]
+    toPorts: [{ports: [{port: "80", protocol: TCP}]}]
 `)
 	var got []string
-	for _, f := range Lint("east", objects, mesh(t)) {
+	around := Surroundings{Cluster: "east", Identities: mesh(t), Services: map[string]bool{"demo/echo": true, "demo/empty": false}}
+	for _, f := range Lint(around, objects) {
 		got = append(got, f.Path+": "+f.Text)
 	}
 	want := []string{
@@ -99,6 +112,9 @@ specs:
 		"specs[0].ingress[3]: 0.0.0.0/0 is the world outside",
 		"specs[1]: selects no workload of cluster east now: app=wbe",
 		"specs[1].egressDeny[0]: denies everything",
+		"specs[2].egress[3]: allows nothing: egressDeny[0] denies all of it",
+		"specs[2].egress[1]: service demo/empty has no backend now",
+		"specs[2].egress[2]: there is no service demo/absent in cluster east",
 	}
 	for i := range max(len(got), len(want)) {
 		if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {

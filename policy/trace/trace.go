@@ -9,7 +9,9 @@ package trace
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -26,6 +28,17 @@ type End struct {
 	Labels   labels.Set
 	Reserved identity.Number
 	Addr     netip.Addr // may be unknown (zero) but for addresses outside
+	// Ports are its names for them; PortsKnown that these are all.
+	Ports      []policy.NamedPort
+	PortsKnown bool
+}
+
+// Service is who serves a service: by address, and by labels for who has no
+// known address.
+type Service struct {
+	Name   string // namespace/name
+	Addrs  []netip.Addr
+	Labels []labels.Set
 }
 
 func (e End) cluster() string {
@@ -37,7 +50,10 @@ func (e End) cluster() string {
 type Question struct {
 	Cluster  string // whose objects they are
 	Scope    policy.Scope
+	Mode     policy.Mode
+	Audit    bool // the node has what policy denies reported only
 	Objects  []api.Object
+	Services []Service
 	Src, Dst End
 	Protocol uint8
 	Port     uint16 // for ICMP api.ICMPPort
@@ -51,6 +67,8 @@ type Verdict struct {
 	// another cluster.
 	Asked   bool
 	Allowed bool
+	// Audited says of a deny that it is reported only: it passes.
+	Audited bool
 	Reason  string
 	// Hints say, for a deny, what comes closest and what would change it, and for
 	// any answer what was not taken into account.
@@ -59,16 +77,22 @@ type Verdict struct {
 
 // Run answers for both directions, the source's first.
 func Run(q Question) ([]Verdict, error) {
-	out, err := q.judge(datapath.Egress, q.Src, q.Dst)
+	out, err := q.Egress()
 	if err != nil {
 		return nil, err
 	}
-	in, err := q.judge(datapath.Ingress, q.Dst, q.Src)
+	in, err := q.Ingress()
 	if err != nil {
 		return nil, err
 	}
 	return []Verdict{out, in}, nil
 }
+
+// Egress is the answer of the source's policies.
+func (q Question) Egress() (Verdict, error) { return q.judge(datapath.Egress, q.Src, q.Dst) }
+
+// Ingress is the answer of the destination's policies.
+func (q Question) Ingress() (Verdict, error) { return q.judge(datapath.Ingress, q.Dst, q.Src) }
 
 // Numbers of the two ends while they are looked at.
 const (
@@ -91,7 +115,7 @@ func (q Question) judge(d datapath.Direction, self, peer End) (Verdict, error) {
 	if err != nil {
 		return v, err
 	}
-	v.Allowed = a.decision.Allow
+	v.Allowed, v.Audited = a.decision.Allow, q.Audit && !a.decision.Allow
 	v.Reason = a.reason(d)
 	if !v.Allowed {
 		v.Hints, err = q.hints(a, d, self, peer)
@@ -102,6 +126,7 @@ func (q Question) judge(d datapath.Direction, self, peer End) (Verdict, error) {
 
 // answer is a decision with what it came from.
 type answer struct {
+	never    bool // nothing is enforced
 	engine   *policy.Engine
 	set      datapath.RuleSet
 	peer     policy.Peer
@@ -109,7 +134,7 @@ type answer struct {
 }
 
 func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) (answer, error) {
-	e, err := policy.New(policy.Config{Cluster: q.Cluster, Scope: scope})
+	e, err := policy.New(policy.Config{Cluster: q.Cluster, Scope: scope, Mode: q.Mode})
 	if err != nil {
 		return answer{}, err
 	}
@@ -124,18 +149,35 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 			return answer{}, fmt.Errorf("%s: %w", end.Name, err)
 		}
 	}
-	id, err := e.AcquireRuleSet(self.Labels)
+	e.SetNamedPorts(peerNumber, peer.Ports)
+	q.tellServices(e, peer)
+	id, err := e.AcquireRuleSet(self.Labels, self.Ports...)
 	if err != nil {
 		return answer{}, err
 	}
 	e.Changes()
-	a := answer{engine: e, peer: peerAmong(e.CIDRChanges(), peer)}
+	a := answer{never: q.Mode == policy.ModeNever, engine: e, peer: peerAmong(e.CIDRChanges(), peer)}
 	a.set, _ = e.RuleSet(id)
 	a.decision = policy.Decide(a.set, d, a.peer, q.Protocol, q.Port)
 	if d == datapath.Ingress && peer.Reserved == identity.Host {
 		a.decision = policy.Decision{Allow: true, Default: true}
 	}
 	return a, nil
+}
+
+// tellServices tells the engine whether the peer serves any service.
+func (q Question) tellServices(e *policy.Engine, peer End) {
+	for _, s := range q.Services {
+		has := peer.Addr.IsValid() && slices.Contains(s.Addrs, peer.Addr)
+		switch {
+		case peer.cluster() != "" && (has || slices.ContainsFunc(s.Labels, peer.Labels.Equal)):
+			e.SetService(s.Name, []identity.Number{peerNumber}, nil)
+		case has && peer.Reserved != 0 && peer.Reserved != identity.World:
+			e.SetService(s.Name, []identity.Number{peer.Reserved}, nil)
+		case has:
+			e.SetService(s.Name, nil, []netip.Addr{peer.Addr})
+		}
+	}
 }
 
 // peerAmong is who the kernel would take an end for, given the prefixes in use.
@@ -170,6 +212,8 @@ func (a answer) enforced(d datapath.Direction) bool {
 func (a answer) reason(d datapath.Direction) string {
 	origin := a.engine.Origin(a.decision.Origin)
 	switch {
+	case a.never:
+		return "policy is enforced nowhere on its node (--policy-enforcement=never)"
 	case !a.enforced(d):
 		return fmt.Sprintf("no policy selects it for %s", d)
 	case a.decision.Default && a.decision.Allow:
@@ -193,7 +237,7 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 					continue
 				}
 				for _, port := range p.Ports {
-					names = names || port.Name != ""
+					names = names || port.Name != "" && !q.Dst.PortsKnown
 				}
 				for _, c := range p.Peers.CIDRs {
 					blocks = blocks || c.Block
@@ -212,4 +256,19 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 
 func contains(all []string, s string) bool {
 	return strings.Contains("\n"+strings.Join(all, "\n")+"\n", "\n"+s+"\n")
+}
+
+// ServicesOf are the services that objects name, sorted.
+func ServicesOf(objects []api.Object) []string {
+	names := map[string]struct{}{}
+	for _, o := range objects {
+		for _, r := range o.Rules {
+			for _, p := range r.Parts {
+				for _, name := range p.Peers.Services {
+					names[name] = struct{}{}
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }

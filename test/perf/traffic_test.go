@@ -36,7 +36,7 @@ const priority = 10
 
 // role is what such a process is told.
 type role struct {
-	Mode   string         // serve, rr, crr, stream, inject
+	Mode   string         // serve, rr, crr, stream, inject, peers
 	Netns  string         // path
 	CPU    int            // pinned to
 	Addr   netip.AddrPort // to listen on, to connect to
@@ -75,8 +75,11 @@ func play(text string) error {
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		return fmt.Errorf("role: %w", err)
 	}
-	if r.Mode == "inject" {
+	switch r.Mode {
+	case "inject":
 		return inject(*r.Cluster)
+	case "peers":
+		return playPeers()
 	}
 	debug.SetGCPercent(-1)
 	runtime.GOMAXPROCS(4) // blocking calls keep theirs

@@ -73,7 +73,7 @@ func (x Resync_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Resync_Mode.Descriptor instead.
 func (Resync_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4, 0}
 }
 
 type Explanation_Outcome int32
@@ -125,7 +125,7 @@ func (x Explanation_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Explanation_Outcome.Descriptor instead.
 func (Explanation_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11, 0}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type Frame struct {
@@ -138,6 +138,7 @@ type Frame struct {
 	//	*Frame_Ack
 	//	*Frame_Heartbeat
 	//	*Frame_Resync
+	//	*Frame_Goodbye
 	//	*Frame_Explain
 	//	*Frame_Explanation
 	Body          isFrame_Body `protobuf_oneof:"body"`
@@ -236,6 +237,15 @@ func (x *Frame) GetResync() *Resync {
 	return nil
 }
 
+func (x *Frame) GetGoodbye() *Goodbye {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Goodbye); ok {
+			return x.Goodbye
+		}
+	}
+	return nil
+}
+
 func (x *Frame) GetExplain() *Explain {
 	if x != nil {
 		if x, ok := x.Body.(*Frame_Explain); ok {
@@ -282,6 +292,10 @@ type Frame_Resync struct {
 	Resync *Resync `protobuf:"bytes,6,opt,name=resync,proto3,oneof"`
 }
 
+type Frame_Goodbye struct {
+	Goodbye *Goodbye `protobuf:"bytes,7,opt,name=goodbye,proto3,oneof"`
+}
+
 type Frame_Explain struct {
 	Explain *Explain `protobuf:"bytes,10,opt,name=explain,proto3,oneof"`
 }
@@ -301,6 +315,8 @@ func (*Frame_Ack) isFrame_Body() {}
 func (*Frame_Heartbeat) isFrame_Body() {}
 
 func (*Frame_Resync) isFrame_Body() {}
+
+func (*Frame_Goodbye) isFrame_Body() {}
 
 func (*Frame_Explain) isFrame_Body() {}
 
@@ -417,6 +433,60 @@ func (x *Hello) GetExpireAfter() int64 {
 	return 0
 }
 
+// Goodbye is the last frame of a stream that its sender gives up because of
+// what it was sent.
+type Goodbye struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a word, as it is counted
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"` // for the operator of the other cluster
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Goodbye) Reset() {
+	*x = Goodbye{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Goodbye) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Goodbye) ProtoMessage() {}
+
+func (x *Goodbye) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
+func (*Goodbye) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Goodbye) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Goodbye) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // Subscribe is the receiver's wish and its position.
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -428,7 +498,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +510,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[2]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +523,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{2}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Subscribe) GetKinds() []string {
@@ -486,7 +556,7 @@ type Resync struct {
 
 func (x *Resync) Reset() {
 	*x = Resync{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +568,7 @@ func (x *Resync) String() string {
 func (*Resync) ProtoMessage() {}
 
 func (x *Resync) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[3]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +581,7 @@ func (x *Resync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resync.ProtoReflect.Descriptor instead.
 func (*Resync) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{3}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Resync) GetMode() Resync_Mode {
@@ -570,7 +640,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +652,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +665,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Batch) GetSequence() uint64 {
@@ -656,7 +726,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +738,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +751,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Changes) GetChanges() []*Change {
@@ -703,7 +773,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +785,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +798,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Change) GetKey() string {
@@ -769,7 +839,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +851,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +864,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetSequence() uint64 {
@@ -827,7 +897,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +909,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +922,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Heartbeat) GetTime() int64 {
@@ -906,7 +976,7 @@ type Explain struct {
 
 func (x *Explain) Reset() {
 	*x = Explain{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +988,7 @@ func (x *Explain) String() string {
 func (*Explain) ProtoMessage() {}
 
 func (x *Explain) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1001,7 @@ func (x *Explain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explain.ProtoReflect.Descriptor instead.
 func (*Explain) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Explain) GetId() uint64 {
@@ -986,7 +1056,7 @@ type ExplainEnd struct {
 
 func (x *ExplainEnd) Reset() {
 	*x = ExplainEnd{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1068,7 @@ func (x *ExplainEnd) String() string {
 func (*ExplainEnd) ProtoMessage() {}
 
 func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1081,7 @@ func (x *ExplainEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEnd.ProtoReflect.Descriptor instead.
 func (*ExplainEnd) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExplainEnd) GetLabels() []string {
@@ -1041,7 +1111,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1123,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1136,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Explanation) GetId() uint64 {
@@ -1114,7 +1184,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1196,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1209,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DiffRequest) GetPrefix() string {
@@ -1166,7 +1236,7 @@ type DiffPage struct {
 
 func (x *DiffPage) Reset() {
 	*x = DiffPage{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1248,7 @@ func (x *DiffPage) String() string {
 func (*DiffPage) ProtoMessage() {}
 
 func (x *DiffPage) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1261,7 @@ func (x *DiffPage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffPage.ProtoReflect.Descriptor instead.
 func (*DiffPage) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DiffPage) GetEntries() []*DiffEntry {
@@ -1219,7 +1289,7 @@ type DiffEntry struct {
 
 func (x *DiffEntry) Reset() {
 	*x = DiffEntry{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1301,7 @@ func (x *DiffEntry) String() string {
 func (*DiffEntry) ProtoMessage() {}
 
 func (x *DiffEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1314,7 @@ func (x *DiffEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffEntry.ProtoReflect.Descriptor instead.
 func (*DiffEntry) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DiffEntry) GetKey() string {
@@ -1284,7 +1354,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1366,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1379,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PrepareRequest) GetTokenId() string {
@@ -1367,7 +1437,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1449,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1462,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PrepareResponse) GetCluster() *v1.Cluster {
@@ -1441,7 +1511,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1523,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1536,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ConfirmRequest) GetTokenId() string {
@@ -1498,7 +1568,7 @@ type ConfirmResponse struct {
 
 func (x *ConfirmResponse) Reset() {
 	*x = ConfirmResponse{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1580,7 @@ func (x *ConfirmResponse) String() string {
 func (*ConfirmResponse) ProtoMessage() {}
 
 func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1593,7 @@ func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmResponse) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
 }
 
 // Finding is one result of a preflight.
@@ -1540,7 +1610,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1622,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[19]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1635,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{19}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1607,7 +1677,7 @@ var File_api_federation_v1_federation_proto protoreflect.FileDescriptor
 
 const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\n" +
-	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\xe4\x03\n" +
+	"\"api/federation/v1/federation.proto\x12\x14hawser.federation.v1\x1a\x1eapi/keyspace/v1/keyspace.proto\"\x9f\x04\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.hawser.federation.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1f.hawser.federation.v1.SubscribeH\x00R\tsubscribe\x123\n" +
@@ -1615,6 +1685,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\x03ack\x18\x04 \x01(\v2\x19.hawser.federation.v1.AckH\x00R\x03ack\x12?\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1f.hawser.federation.v1.HeartbeatH\x00R\theartbeat\x126\n" +
 	"\x06resync\x18\x06 \x01(\v2\x1c.hawser.federation.v1.ResyncH\x00R\x06resync\x129\n" +
+	"\agoodbye\x18\a \x01(\v2\x1d.hawser.federation.v1.GoodbyeH\x00R\agoodbye\x129\n" +
 	"\aexplain\x18\n" +
 	" \x01(\v2\x1d.hawser.federation.v1.ExplainH\x00R\aexplain\x12E\n" +
 	"\vexplanation\x18\v \x01(\v2!.hawser.federation.v1.ExplanationH\x00R\vexplanationB\x06\n" +
@@ -1629,7 +1700,10 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\vincarnation\x18\x06 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12=\n" +
 	"\vdescription\x18\b \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\vdescription\x12!\n" +
-	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"[\n" +
+	"\fexpire_after\x18\t \x01(\x03R\vexpireAfter\"9\n" +
+	"\aGoodbye\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"[\n" +
 	"\tSubscribe\x12\x14\n" +
 	"\x05kinds\x18\x01 \x03(\tR\x05kinds\x128\n" +
 	"\bposition\x18\x02 \x01(\v2\x1c.hawser.keyspace.v1.PositionR\bposition\"\xef\x01\n" +
@@ -1744,68 +1818,70 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 }
 
 var file_api_federation_v1_federation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(Resync_Mode)(0),         // 0: hawser.federation.v1.Resync.Mode
 	(Explanation_Outcome)(0), // 1: hawser.federation.v1.Explanation.Outcome
 	(*Frame)(nil),            // 2: hawser.federation.v1.Frame
 	(*Hello)(nil),            // 3: hawser.federation.v1.Hello
-	(*Subscribe)(nil),        // 4: hawser.federation.v1.Subscribe
-	(*Resync)(nil),           // 5: hawser.federation.v1.Resync
-	(*Batch)(nil),            // 6: hawser.federation.v1.Batch
-	(*Changes)(nil),          // 7: hawser.federation.v1.Changes
-	(*Change)(nil),           // 8: hawser.federation.v1.Change
-	(*Ack)(nil),              // 9: hawser.federation.v1.Ack
-	(*Heartbeat)(nil),        // 10: hawser.federation.v1.Heartbeat
-	(*Explain)(nil),          // 11: hawser.federation.v1.Explain
-	(*ExplainEnd)(nil),       // 12: hawser.federation.v1.ExplainEnd
-	(*Explanation)(nil),      // 13: hawser.federation.v1.Explanation
-	(*DiffRequest)(nil),      // 14: hawser.federation.v1.DiffRequest
-	(*DiffPage)(nil),         // 15: hawser.federation.v1.DiffPage
-	(*DiffEntry)(nil),        // 16: hawser.federation.v1.DiffEntry
-	(*PrepareRequest)(nil),   // 17: hawser.federation.v1.PrepareRequest
-	(*PrepareResponse)(nil),  // 18: hawser.federation.v1.PrepareResponse
-	(*ConfirmRequest)(nil),   // 19: hawser.federation.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),  // 20: hawser.federation.v1.ConfirmResponse
-	(*Finding)(nil),          // 21: hawser.federation.v1.Finding
-	(*v1.Cluster)(nil),       // 22: hawser.keyspace.v1.Cluster
-	(*v1.Position)(nil),      // 23: hawser.keyspace.v1.Position
+	(*Goodbye)(nil),          // 4: hawser.federation.v1.Goodbye
+	(*Subscribe)(nil),        // 5: hawser.federation.v1.Subscribe
+	(*Resync)(nil),           // 6: hawser.federation.v1.Resync
+	(*Batch)(nil),            // 7: hawser.federation.v1.Batch
+	(*Changes)(nil),          // 8: hawser.federation.v1.Changes
+	(*Change)(nil),           // 9: hawser.federation.v1.Change
+	(*Ack)(nil),              // 10: hawser.federation.v1.Ack
+	(*Heartbeat)(nil),        // 11: hawser.federation.v1.Heartbeat
+	(*Explain)(nil),          // 12: hawser.federation.v1.Explain
+	(*ExplainEnd)(nil),       // 13: hawser.federation.v1.ExplainEnd
+	(*Explanation)(nil),      // 14: hawser.federation.v1.Explanation
+	(*DiffRequest)(nil),      // 15: hawser.federation.v1.DiffRequest
+	(*DiffPage)(nil),         // 16: hawser.federation.v1.DiffPage
+	(*DiffEntry)(nil),        // 17: hawser.federation.v1.DiffEntry
+	(*PrepareRequest)(nil),   // 18: hawser.federation.v1.PrepareRequest
+	(*PrepareResponse)(nil),  // 19: hawser.federation.v1.PrepareResponse
+	(*ConfirmRequest)(nil),   // 20: hawser.federation.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),  // 21: hawser.federation.v1.ConfirmResponse
+	(*Finding)(nil),          // 22: hawser.federation.v1.Finding
+	(*v1.Cluster)(nil),       // 23: hawser.keyspace.v1.Cluster
+	(*v1.Position)(nil),      // 24: hawser.keyspace.v1.Position
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	3,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
-	4,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
-	6,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
-	9,  // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
-	10, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
-	5,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
-	11, // 6: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
-	13, // 7: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
-	22, // 8: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
-	23, // 9: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
-	0,  // 10: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
-	8,  // 11: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
-	23, // 12: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
-	23, // 13: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
-	12, // 14: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
-	12, // 15: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
-	1,  // 16: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
-	16, // 17: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
-	22, // 18: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
-	22, // 19: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
-	21, // 20: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	2,  // 21: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	14, // 22: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	17, // 23: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	19, // 24: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	2,  // 25: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	15, // 26: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	18, // 27: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	20, // 28: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	25, // [25:29] is the sub-list for method output_type
-	21, // [21:25] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	5,  // 1: hawser.federation.v1.Frame.subscribe:type_name -> hawser.federation.v1.Subscribe
+	7,  // 2: hawser.federation.v1.Frame.batch:type_name -> hawser.federation.v1.Batch
+	10, // 3: hawser.federation.v1.Frame.ack:type_name -> hawser.federation.v1.Ack
+	11, // 4: hawser.federation.v1.Frame.heartbeat:type_name -> hawser.federation.v1.Heartbeat
+	6,  // 5: hawser.federation.v1.Frame.resync:type_name -> hawser.federation.v1.Resync
+	4,  // 6: hawser.federation.v1.Frame.goodbye:type_name -> hawser.federation.v1.Goodbye
+	12, // 7: hawser.federation.v1.Frame.explain:type_name -> hawser.federation.v1.Explain
+	14, // 8: hawser.federation.v1.Frame.explanation:type_name -> hawser.federation.v1.Explanation
+	23, // 9: hawser.federation.v1.Hello.description:type_name -> hawser.keyspace.v1.Cluster
+	24, // 10: hawser.federation.v1.Subscribe.position:type_name -> hawser.keyspace.v1.Position
+	0,  // 11: hawser.federation.v1.Resync.mode:type_name -> hawser.federation.v1.Resync.Mode
+	9,  // 12: hawser.federation.v1.Changes.changes:type_name -> hawser.federation.v1.Change
+	24, // 13: hawser.federation.v1.Ack.position:type_name -> hawser.keyspace.v1.Position
+	24, // 14: hawser.federation.v1.Heartbeat.position:type_name -> hawser.keyspace.v1.Position
+	13, // 15: hawser.federation.v1.Explain.self:type_name -> hawser.federation.v1.ExplainEnd
+	13, // 16: hawser.federation.v1.Explain.peer:type_name -> hawser.federation.v1.ExplainEnd
+	1,  // 17: hawser.federation.v1.Explanation.outcome:type_name -> hawser.federation.v1.Explanation.Outcome
+	17, // 18: hawser.federation.v1.DiffPage.entries:type_name -> hawser.federation.v1.DiffEntry
+	23, // 19: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
+	23, // 20: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
+	22, // 21: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
+	2,  // 22: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	15, // 23: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	18, // 24: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	20, // 25: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	2,  // 26: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	16, // 27: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	19, // 28: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	21, // 29: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	26, // [26:30] is the sub-list for method output_type
+	22, // [22:26] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1820,6 +1896,7 @@ func file_api_federation_v1_federation_proto_init() {
 		(*Frame_Ack)(nil),
 		(*Frame_Heartbeat)(nil),
 		(*Frame_Resync)(nil),
+		(*Frame_Goodbye)(nil),
 		(*Frame_Explain)(nil),
 		(*Frame_Explanation)(nil),
 	}
@@ -1829,7 +1906,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

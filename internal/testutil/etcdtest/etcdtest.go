@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,6 +50,9 @@ const kindVar = "HAWSER_TEST_ETCD"
 
 // Start runs an etcd until the test ends: an embedded one of one member, unless
 // the environment asks for another kind.
+//
+// The first etcd of a test makes it run beside others (testing.T.Parallel):
+// starting and stopping is mostly waiting. So begin with it.
 func Start(tb testing.TB) *Etcd {
 	tb.Helper()
 	if k := Kind(os.Getenv(kindVar)); k == Members || k == External {
@@ -57,8 +61,24 @@ func Start(tb testing.TB) *Etcd {
 	return startEmbedded(tb)
 }
 
+// beside lets a test run beside others, once.
+func beside(tb testing.TB) {
+	t, ok := tb.(*testing.T)
+	if !ok {
+		return
+	}
+	if _, done := parallel.LoadOrStore(t, true); done {
+		return
+	}
+	t.Cleanup(func() { parallel.Delete(t) })
+	t.Parallel()
+}
+
+var parallel sync.Map //nolint:gochecknoglobals // the tests of this process that run beside others
+
 func startEmbedded(tb testing.TB) *Etcd {
 	tb.Helper()
+	beside(tb)
 	e, err := New(tb.Context(), scratch(tb), slog.New(slog.DiscardHandler))
 	if err != nil {
 		tb.Fatalf("start etcd: %v", err)

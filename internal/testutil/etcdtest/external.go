@@ -21,25 +21,53 @@ const module = "go.etcd.io/etcd/server/v3"
 
 // process is an etcd that is a program of its own.
 type process struct {
-	argv []string
-	cmd  *exec.Cmd
-	out  bytes.Buffer
-	e    *Etcd
+	argv    []string
+	command func(name string, args ...string) *exec.Cmd
+	cmd     *exec.Cmd
+	out     bytes.Buffer
+	e       *Etcd
+}
+
+// Process is how a test runs an etcd that is a program of its own.
+type Process struct {
+	// DataDir is where the data goes; empty: into memory, where there is such
+	// a directory.
+	DataDir string
+	// Fsync waits for the disk, as etcd does where nobody tells it not to.
+	Fsync bool
+	// Command makes the command, not started; nil means exec.Command.
+	Command func(name string, args ...string) *exec.Cmd
 }
 
 func startExternal(tb testing.TB) *Etcd {
 	tb.Helper()
+	beside(tb)
+	return StartProcess(tb, Process{})
+}
+
+// StartProcess runs an etcd of kind External until the test ends.
+func StartProcess(tb testing.TB, p Process) *Etcd {
+	tb.Helper()
 	e := base(tb, External)
+	if p.DataDir != "" {
+		e.Config.DataDir = p.DataDir
+	}
+	if p.Command == nil {
+		p.Command = exec.Command //nolint:noctx // stop ends it
+	}
 	url := "https://" + e.Config.Listen.String()
-	e.process = &process{e: e, argv: []string{
+	e.process = &process{e: e, command: p.Command, argv: []string{
 		program(tb),
 		"--name", "member", "--data-dir", e.Config.DataDir,
 		"--listen-client-urls", url, "--advertise-client-urls", url,
 		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", freePort(tb)),
 		"--initial-advertise-peer-urls", "http://127.0.0.1:2380", "--initial-cluster", "member=http://127.0.0.1:2380",
 		"--cert-file", e.Config.TLS.Cert, "--key-file", e.Config.TLS.Key, "--trusted-ca-file", e.Config.TLS.CA, "--client-cert-auth",
-		"--unsafe-no-fsync", "--log-level", "error",
+		"--log-level", "error",
 	}}
+	if !p.Fsync {
+		e.process.argv = append(e.process.argv, "--unsafe-no-fsync")
+	}
 	e.process.start(tb)
 	tb.Cleanup(e.process.stop)
 	return e
@@ -49,7 +77,7 @@ func startExternal(tb testing.TB) *Etcd {
 func (p *process) start(tb testing.TB) {
 	tb.Helper()
 	p.out.Reset()
-	p.cmd = exec.Command(p.argv[0], p.argv[1:]...) //nolint:noctx // stop ends it
+	p.cmd = p.command(p.argv[0], p.argv[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatalf("start etcd: %v", err)

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -31,10 +32,16 @@ const (
 	External Kind = "external"   // a process of its own, with its own CA
 )
 
-// Each runs a test on every kind of etcd.
+// Each runs a test on every kind of etcd, or on the one that the environment asks
+// for.
 func Each(t *testing.T, test func(*testing.T, *Etcd)) {
 	t.Helper()
-	for _, k := range []Kind{Embedded, Members, External} {
+	beside(t)
+	kinds := []Kind{Embedded, Members, External}
+	if k := Kind(os.Getenv(kindVar)); slices.Contains(kinds, k) {
+		kinds = []Kind{k}
+	}
+	for _, k := range kinds {
 		t.Run(string(k), func(t *testing.T) { test(t, StartKind(t, k)) })
 	}
 }
@@ -80,6 +87,7 @@ func (e *Etcd) files(tb testing.TB, r pki.Request) pki.Files {
 
 func startMembers(tb testing.TB) *Etcd {
 	tb.Helper()
+	beside(tb)
 	e := base(tb, Members)
 	loopback := e.Config.Listen.Addr()
 	peer := e.files(tb, pki.Request{Role: pki.RoleEtcdPeer, IPs: []netip.Addr{loopback}})

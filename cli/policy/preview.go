@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/manifest"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/policy/api"
+	"github.com/hawser-mesh/hawser/policy/trace"
+)
+
+func newLint(s *session.Session) *cobra.Command {
+	var files []string
+	cmd := &cobra.Command{
+		Use:   "lint [-f FILE]",
+		Short: "Point out what policy objects may not be meant to say",
+		Long: "Point out what policy objects may not be meant to say: selectors that select nothing\n" +
+			"in the mesh as it is now, peers of other clusters that are not named, services that are\n" +
+			"not there, allows that a deny takes back, denies of everything. Without -f it looks at the objects in force. The exit code is 1 when there\n" +
+			"is something to point out.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			k, err := learn(cmd.Context(), s, false)
+			if err != nil {
+				return err
+			}
+			objects := k.objects
+			if len(files) > 0 {
+				if objects, _, err = parseFiles(cmd, files); err != nil {
+					return err
+				}
+			}
+			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Identities: k.identities, Services: k.served()}, objects)
+			type row = trace.Finding
+			err = printer.Rows(cmd.OutOrStdout(), s.Output, found, printer.Columns[row]{
+				{Header: "OBJECT", Cell: func(f row) string { return f.Object }},
+				{Header: "FIELD", Cell: func(f row) string { return f.Path }},
+				{Header: "FINDING", Cell: func(f row) string { return f.Text }},
+			}, "Nothing to point out.")
+			if err == nil && len(found) > 0 {
+				return session.Answer("%d findings", len(found))
+			}
+			return err
+		},
+	}
+	manifest.Bind(cmd, &files)
+	return cmd
+}
+
+// parseFiles are the objects in files, and the files' texts.
+func parseFiles(cmd *cobra.Command, files []string) (out []api.Object, texts []string, err error) {
+	for _, f := range files {
+		text, err := manifest.Read(cmd.InOrStdin(), f)
+		if err != nil {
+			return nil, nil, session.Usage("%v", err)
+		}
+		objects, err := api.Parse([]byte(text))
+		if err != nil {
+			return nil, nil, session.Usage("%s: %v", f, err)
+		}
+		out, texts = append(out, objects...), append(texts, text)
+	}
+	if len(files) == 0 {
+		err = session.Usage("nothing to do: give -f FILE")
+	}
+	return out, texts, err
+}
+
+// pairRow is a pair for people and programs.
+type pairRow struct {
+	Direction string   `json:"direction"`
+	Endpoints string   `json:"endpoints"`
+	Peer      string   `json:"peer"`
+	Opened    []string `json:"opened,omitempty"`
+	Closed    []string `json:"closed,omitempty"`
+}
+
+// dryRun has the API server check objects and prints which pairs of identities
+// they would open and close.
+func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
+	objects, texts, err := parseFiles(cmd, files)
+	if err != nil {
+		return err
+	}
+	if err := check(cmd.Context(), s, texts); err != nil {
+		return err
+	}
+	k, err := learn(cmd.Context(), s, true)
+	if err != nil {
+		return err
+	}
+	k.addAddresses()
+	change := trace.Change{Cluster: k.cluster, Before: k.objects, Identities: k.identities, After: objects, Services: k.services}
+	for _, old := range k.objects {
+		if !contains(objects, old.ID()) {
+			change.After = append(change.After, old)
+		}
+	}
+	pairs, err := change.Pairs()
+	if err != nil {
+		return err
+	}
+	var rows []pairRow
+	for _, p := range pairs {
+		rows = append(rows, pairRow{p.Direction.String(), p.Self.String(), p.Peer, p.Opened, p.Closed})
+	}
+	return printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[pairRow]{
+		{Header: "DIRECTION", Cell: func(r pairRow) string { return r.Direction }},
+		{Header: "ENDPOINTS", Cell: func(r pairRow) string { return r.Endpoints }},
+		{Header: "PEER", Cell: func(r pairRow) string { return r.Peer }},
+		{Header: "OPENS", Cell: func(r pairRow) string { return printer.Labels(r.Opened) }},
+		{Header: "CLOSES", Cell: func(r pairRow) string { return printer.Labels(r.Closed) }},
+	}, "No pair of identities is opened or closed.")
+}
+
+// check has the API server refuse what it would refuse.
+func check(ctx context.Context, s *session.Session, texts []string) error {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	for _, text := range texts {
+		if _, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: text, DryRun: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func contains(objects []api.Object, id string) bool {
+	for _, o := range objects {
+		if o.ID() == id {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,2 @@
+:&
+sequencebatch 3 came after batch 1

@@ -1,0 +1,1 @@
+‡€k8s:app=echomesh:cluster=westx

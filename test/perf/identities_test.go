@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package perf
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/allocator"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+)
+
+const (
+	newIdentities = 10000 // per round and number of callers
+	sameLabels    = 1_000_000
+)
+
+// TestPerfIdentities measures how many new label sets a second get a number.
+func TestPerfIdentities(t *testing.T) {
+	if !inside(t) {
+		return
+	}
+	r := newReport(t, "identities", "allocators of agents over an external etcd process (TLS, default settings), each with its view of the cluster kept by a watch, all callers in one process")
+	for range min(flags.rounds, 3) {
+		for _, store := range []storage{onTmpfs, onDisk} {
+			t.Run(string(store), func(t *testing.T) { allocate(t, r, store) })
+		}
+	}
+	r.finish(t)
+}
+
+func allocate(t *testing.T, r *report, where storage) {
+	e := etcdtest.StartProcess(t, etcdtest.Process{DataDir: scratchDir(t, where) + "/etcd", Fsync: true})
+	var offset int
+	for _, shape := range []struct{ agents, callers int }{{1, 1}, {1, 32}, {4, 8}} {
+		var as []*allocator.Allocator
+		ctx, cancel := context.WithCancel(t.Context())
+		var readers sync.WaitGroup
+		for n := range shape.agents {
+			as = append(as, newAllocator(ctx, t, e, fmt.Sprintf("node-%d", n), &readers))
+		}
+		total := newIdentities
+		if shape.callers == 1 {
+			total /= 2
+		}
+		took := callers(t, as, shape.callers, total, offset, e.Cluster)
+		offset += total
+		goal := map[int]string{1: "≥ 3000", 32: "≥ 7000"}[shape.agents*shape.callers]
+		r.append(fmt.Sprintf("new identities, %d caller(s) on each of %d agent(s), %s", shape.callers, shape.agents, where), "/s", goalOf(where, goal), float64(total)/took.Seconds())
+		if shape.callers == 1 {
+			before := requests(t, e)
+			start := time.Now()
+			set := bigWorld(e.Cluster, 7).labels(0)
+			for range sameLabels {
+				if _, err := as[0].Allocate(t.Context(), set); err != nil {
+					t.Fatal(err)
+				}
+			}
+			took := time.Since(start)
+			r.append("labels in use on the node, one caller, "+string(where), "/s", "", sameLabels/took.Seconds())
+			r.append("labels in use on the node, revisions that it took, "+string(where), "revisions", "0", float64(requests(t, e)-before))
+		}
+		cancel()
+		readers.Wait()
+	}
+	for _, parallel := range []int{1, 32} {
+		r.append(fmt.Sprintf("the allocation's transaction alone, %d at a time, %s", parallel, where), "/s", "a limit to come near", bareAllocations(t, e.Agent(t, "bare"), e.Cluster, parallel))
+	}
+}
+
+func requests(t *testing.T, e *etcdtest.Etcd) int64 {
+	t.Helper()
+	_, rev, err := e.APIServer(t).Get(t.Context(), kvstore.NewKey(kvstore.State, e.Cluster, kvstore.KindCluster).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rev
+}
+
+// newAllocator is an agent's, with the readers that feed its view.
+func newAllocator(ctx context.Context, t *testing.T, e *etcdtest.Etcd, node string, readers *sync.WaitGroup) *allocator.Allocator {
+	t.Helper()
+	kv := e.Agent(t, node)
+	index := allocator.NewIndex(e.Cluster)
+	for _, prefix := range []string{kvstore.SubtreePrefix(kvstore.State), kvstore.Prefix(kvstore.Local, e.Cluster)} {
+		rd, err := store.NewReader(store.ReaderConfig{Client: kv, Prefix: prefix, Apply: index.Apply})
+		if err != nil {
+			t.Fatal(err)
+		}
+		readers.Go(func() { _ = rd.Run(ctx) })
+		if err := rd.WaitRevision(ctx, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	space, err := identity.NewSpace(identity.DefaultClusterBits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, last := space.Range(7)
+	a, err := allocator.New(allocator.Config{Cluster: e.Cluster, First: first, Last: last, Node: node, Client: kv, Cache: index})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// callers has so many callers of each allocator allocate total label sets that
+// nobody has.
+func callers(t *testing.T, as []*allocator.Allocator, each, total, offset int, cluster string) time.Duration {
+	t.Helper()
+	w := bigWorld(cluster, 7)
+	sets := make([]labels.Set, total)
+	for n := range sets {
+		sets[n] = w.labels(offset + n)
+	}
+	var next atomic.Int64
+	var g errgroup.Group
+	start := time.Now()
+	for _, a := range as {
+		for range each {
+			g.Go(func() error {
+				for {
+					n := int(next.Add(1)) - 1
+					if n >= total {
+						return nil
+					}
+					if _, err := a.Allocate(t.Context(), sets[n]); err != nil {
+						return err
+					}
+				}
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(start)
+}
+
+// bareAllocations is the rate of the transaction of an allocation with nothing
+// around it.
+func bareAllocations(t *testing.T, kv *etcd.Client, cluster string, parallel int) float64 {
+	t.Helper()
+	total := newIdentities / 2 * min(2, parallel)
+	var g errgroup.Group
+	g.SetLimit(parallel)
+	w := bigWorld(cluster, 7)
+	encoded := func(k kvstore.Key, m proto.Message) []byte {
+		value, err := kvstore.Encode(k, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+	idValue, byLabels := encoded(w.identity(1)), encoded(w.identityRef(1))
+	start := time.Now()
+	for n := range total {
+		g.Go(func() error {
+			name := fmt.Sprintf("bare-%d-%d", parallel, n)
+			idKey := kvstore.NewKey(kvstore.State, cluster, kvstore.KindIdentity, name).String()
+			labelsKey := kvstore.NewKey(kvstore.State, cluster, kvstore.KindIdentityLabels, name).String()
+			retired := kvstore.NewKey(kvstore.Local, cluster, kvstore.KindRetired, name).String()
+			res, err := kv.Txn(t.Context(), []kvstore.Cmp{kvstore.Absent(labelsKey), kvstore.Absent(idKey), kvstore.Absent(retired)},
+				[]kvstore.Op{kvstore.Put(idKey, idValue), kvstore.Put(labelsKey, byLabels),
+					kvstore.Put(kvstore.NewKey(kvstore.Local, cluster, kvstore.KindRef, name, "bare").String(), nil)}, nil)
+			if err == nil && !res.Succeeded {
+				err = fmt.Errorf("number %s is taken", name)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return float64(total) / time.Since(start).Seconds()
+}
