@@ -82,11 +82,11 @@ func join(t *testing.T, cluster, name string, key []byte, seeds ...netip.AddrPor
 func TestGossip(t *testing.T) {
 	key := secret()
 	a := join(t, "east", "a", key)
-	b := join(t, "east", "b", key, a.at)
-	c := join(t, "east", "c", key, a.at)
 	if a.Process("b") != Unknown {
 		t.Error("known before it was met")
 	}
+	b := join(t, "east", "b", key, a.at)
+	c := join(t, "east", "c", key, a.at)
 	eventually(t, "all met", func() bool {
 		return a.Process("b") == Up && a.Process("c") == Up && b.Process("c") == Up && c.Process("b") == Up
 	})
