@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
@@ -35,7 +36,7 @@ func testView(t *testing.T) *view {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newView("east", space, slog.New(slog.DiscardHandler), datapath.NewTables(), engine, ips, lb, newNames("east", lb, nil, nil))
+	return newView(liveness.NodeID{Cluster: "east", Node: "n1"}, space, slog.New(slog.DiscardHandler), datapath.NewTables(), engine, ips, lb, newNames("east", lb, nil, nil))
 }
 
 func identityOf(cluster string, n uint32) store.Change {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	gomaps "maps"
+	"net"
 	"net/netip"
 	"runtime/debug"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"github.com/hawser-mesh/hawser/agent/dns"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -70,6 +72,8 @@ type Agent struct {
 	endpoints *endpoints
 	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown   *unknowns
+	watchman  *watchman
+	tunnel    *net.UDPConn // holds the tunnel's port; answers to probes come there
 	hub       observe.Hub
 	watching  sync.Mutex  // serialises watch
 	dns       *dns.Server // nil when it is off
@@ -105,6 +109,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer func() { _ = a.dp.Close() }()
+	if a.tunnel, err = holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort)); err != nil {
+		return err
+	}
+	defer func() { _ = a.tunnel.Close() }()
 	if err := a.openKeyspace(); err != nil {
 		return err
 	}
@@ -174,8 +182,10 @@ func (a *Agent) openKeyspace() error {
 	a.publisher = &publisher{
 		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
-		enforced: a.enforcedRevisions, trust: a.trust.believed,
+		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
+	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.publisher.wakeStatus, a.log)
+	a.publisher.paths = a.watchman.reports
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
@@ -228,7 +238,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	if err != nil {
 		return err
 	}
-	a.view = newView(a.cfg.Cluster, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
+	a.view = newView(liveness.NodeID{Cluster: a.cfg.Cluster, Node: a.cfg.Node}, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
 	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
@@ -280,6 +290,7 @@ func (a *Agent) makeStores() error {
 		}
 		told(b)
 		a.trust.apply(b)
+		a.watchman.local(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err
@@ -318,11 +329,6 @@ func (a *Agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	port, err := holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort))
-	if err != nil {
-		return err
-	}
-	defer port.Close()
 	monitoring, err := metrics.Listen(ctx, a.cfg.MetricsListen)
 	if err != nil {
 		return err
@@ -356,6 +362,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.unknown.run(ctx) })
 	g.Go(func() error { return a.runNames(ctx) })
 	g.Go(func() error { return a.trust.run(ctx, func() { a.publisher.publishStatus(a.history()) }) })
+	g.Go(func() error { return a.watchman.run(ctx) })
 	g.Go(func() error { return a.endSockets(ctx) })
 	if monitoring != nil {
 		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)

@@ -151,6 +151,11 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 	return row
 }
 
+// ListPaths implements hawserv1.NodeServer.
+func (s *service) ListPaths(context.Context, *hawserv1.ListPathsRequest) (*hawserv1.ListPathsResponse, error) {
+	return &hawserv1.ListPathsResponse{Paths: s.a.watchman.paths()}, nil
+}
+
 // Monitor implements hawserv1.NodeServer.
 func (s *service) Monitor(q *hawserv1.MonitorRequest, stream grpc.ServerStreamingServer[hawserv1.Event]) error {
 	l := s.a.hub.Listen(q.GetTypes())
@@ -210,6 +215,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
+	r.Problems = append(r.Problems, a.watchman.problems()...)
 	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
 			Object: "identities", Problem: p,

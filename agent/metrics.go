@@ -25,6 +25,7 @@ const mapsEvery = time.Minute
 func Metrics() []metrics.Def {
 	flow := []string{"direction", "program"}
 	drop := []string{"reason", "direction", "program"}
+	path := []string{"target_cluster", "target_node"}
 	return []metrics.Def{
 		{Name: "hawser_build_info", Help: "Always 1; the label says which version runs.", Kind: metrics.Gauge, Labels: []string{"version"}},
 		{Name: "hawser_start_timestamp_seconds", Help: "When the agent started.", Kind: metrics.Gauge},
@@ -45,6 +46,14 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_keyspace_since_timestamp_seconds", Help: "When the connection to etcd was made or lost.", Kind: metrics.Gauge},
 		{Name: "hawser_keyspace_revision", Help: "Revision of etcd that the node has reached.", Kind: metrics.Gauge},
 		{Name: "hawser_mesh_complete", Help: "1 when everything of every cluster is known and stale state is being removed.", Kind: metrics.Gauge},
+		{Name: "hawser_path_up", Help: "1 while a node answers this node's path probes; 0 also while one that returns is held back.", Kind: metrics.Gauge, Labels: path},
+		{Name: "hawser_path_rtt_seconds", Help: "Round trip of the newest answer to a path probe.", Kind: metrics.Gauge, Labels: path},
+		{Name: "hawser_path_probes_total", Help: "Path probes sent to a node.", Kind: metrics.Counter, Labels: path},
+		{Name: "hawser_path_answers_total", Help: "Path probes that a node answered.", Kind: metrics.Counter, Labels: path},
+		{Name: "hawser_path_refused_total", Help: "Packets that came as an answer to a path probe and were none: forged, or very late.", Kind: metrics.Counter},
+		{Name: "hawser_path_paused_seconds_total", Help: "Time in which the agent did not run although it was to probe; nobody is blamed for it.", Kind: metrics.Counter},
+		{Name: "hawser_nodes_passed_over", Help: "Nodes whose backends get no new connections of this node, by why.", Kind: metrics.Gauge, Labels: []string{"target_cluster", "why"}},
+		{Name: "hawser_gossip_refused_total", Help: "Gossip messages refused: a wrong key, none, or another cluster's.", Kind: metrics.Counter},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this node.", Kind: metrics.Gauge},
 		{Name: "hawser_dns_listening", Help: "1 while the node's name server answers; absent when it is off.", Kind: metrics.Gauge},
 		{Name: "hawser_dns_answers_total", Help: "Answers of the name server by who knew: mesh (names), reverse (addresses), forwarded (the host's resolvers), none.", Kind: metrics.Counter, Labels: []string{"source", "rcode", "transport"}},
@@ -86,6 +95,8 @@ type nodeState struct {
 	complete  bool
 	certs     map[string]time.Time
 	dns       *dns.Status // nil when it is off
+	paths     []*hawserv1.NodePath
+	watch     watchCounters
 }
 
 // metricsSource reads the node's state as its API shows it.
@@ -99,6 +110,7 @@ func (a *Agent) metricsSource() metrics.Source {
 		s.maps, errs[2] = seen.get(ctx, api)
 		s.endpoints, errs[3] = api.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
 		s.ipcache, errs[4] = api.ListIPCache(ctx, &hawserv1.ListIPCacheRequest{})
+		s.paths, s.watch = a.watchman.paths(), a.watchman.counters()
 		s.complete, s.certs = isClosed(a.complete), a.cfg.certificates()
 		if a.dns != nil {
 			st := a.dns.Status()
@@ -143,6 +155,7 @@ func (s *nodeState) emit(emit metrics.Emit) {
 	if s.dns != nil {
 		emitNames(s.dns, emit)
 	}
+	s.emitPaths(emit)
 }
 
 func emitNames(s *dns.Status, emit metrics.Emit) {
@@ -156,6 +169,28 @@ func emitNames(s *dns.Status, emit metrics.Emit) {
 	emit("hawser_dns_forwards_total", float64(s.Forwards))
 	emit("hawser_dns_forward_failures_total", float64(s.ForwardFailed))
 	emit("hawser_dns_forward_seconds_total", s.ForwardTime.Seconds())
+}
+
+func (s *nodeState) emitPaths(emit metrics.Emit) {
+	over := map[[2]string]int{}
+	for _, p := range s.paths {
+		if !p.GetChosen() {
+			over[[2]string{p.GetCluster(), p.GetWhy()}]++
+		}
+		if p.GetPath() == "" {
+			continue
+		}
+		emit("hawser_path_up", metrics.Bool(p.GetPath() == "up"), p.GetCluster(), p.GetNode())
+		emit("hawser_path_rtt_seconds", p.GetRttSeconds(), p.GetCluster(), p.GetNode())
+		emit("hawser_path_probes_total", float64(p.GetSent()), p.GetCluster(), p.GetNode())
+		emit("hawser_path_answers_total", float64(p.GetAnswered()), p.GetCluster(), p.GetNode())
+	}
+	for k, n := range over {
+		emit("hawser_nodes_passed_over", float64(n), k[0], k[1])
+	}
+	emit("hawser_path_refused_total", float64(s.watch.forged))
+	emit("hawser_path_paused_seconds_total", s.watch.paused.Seconds())
+	emit("hawser_gossip_refused_total", float64(s.watch.gossipRefused))
 }
 
 func (s *nodeState) emitTraffic(emit metrics.Emit) {

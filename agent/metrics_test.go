@@ -31,6 +31,11 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 			Listening: "10.0.0.1:53", Answers: map[dns.AnswerKey]uint64{{Kind: dns.KindMesh, Rcode: "NOERROR", Transport: "udp"}: 6},
 			Refused: map[string]uint64{"source": 2}, Forwards: 3, ForwardFailed: 1, ForwardTime: 1500 * time.Millisecond,
 		},
+		paths: []*hawserv1.NodePath{
+			{Cluster: "west", Node: "w1", Path: "up", RttSeconds: 0.001, Sent: 9, Answered: 8, Chosen: true},
+			{Cluster: "west", Node: "w2", Path: "returning", Why: "path down"}, {Cluster: "west", Node: "w3", Why: "dead"},
+		},
+		watch:    watchCounters{forged: 4, gossipRefused: 6, paused: time.Second},
 		complete: true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
 	}
 	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
@@ -46,6 +51,9 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_map_pressure_ratio{map="ct"}`:                                                     0.25, `hawser_endpoints{state="ready"}`: 2, `hawser_ipcache_entries{target_cluster="west"}`: 1,
 		`hawser_dns_listening`: 1, `hawser_dns_answers_total{rcode="NOERROR",source="mesh",transport="udp"}`: 6,
 		`hawser_dns_refused_total{reason="source"}`: 2, `hawser_dns_forwards_total`: 3, `hawser_dns_forward_failures_total`: 1, `hawser_dns_forward_seconds_total`: 1.5,
+		`hawser_path_up{target_cluster="west",target_node="w1"}`: 1, `hawser_path_up{target_cluster="west",target_node="w2"}`: 0,
+		`hawser_path_answers_total{target_cluster="west",target_node="w1"}`: 8, `hawser_path_refused_total`: 4, `hawser_gossip_refused_total`: 6,
+		`hawser_path_paused_seconds_total`: 1, `hawser_nodes_passed_over{target_cluster="west",why="dead"}`: 1,
 		`hawser_mesh_complete`: 1, `hawser_certificate_expiry_timestamp_seconds{certificate="node"}`: 5,
 	} {
 		if got[sample] != want {

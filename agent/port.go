@@ -11,11 +11,11 @@ import (
 	"syscall"
 )
 
-// holdTunnelPort binds the tunnel's UDP port and reads nothing from it: the
-// programs take tunnel packets before any socket sees them. So another tunnel on
-// the port is found at start, and strays draw no ICMP error. The caller closes
-// it.
-func holdTunnelPort(ctx context.Context, addr netip.AddrPort) (net.PacketConn, error) {
+// holdTunnelPort binds the tunnel's UDP port. The programs take tunnel packets
+// before any socket sees them, all but the answers to our path probes. So another
+// tunnel on the port is found at start, and strays draw no ICMP error. The caller
+// closes it.
+func holdTunnelPort(ctx context.Context, addr netip.AddrPort) (*net.UDPConn, error) {
 	var lc net.ListenConfig
 	conn, err := lc.ListenPacket(ctx, "udp4", addr.String())
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -25,8 +25,9 @@ func holdTunnelPort(ctx context.Context, addr netip.AddrPort) (net.PacketConn, e
 	if err != nil {
 		return nil, fmt.Errorf("bind the tunnel's UDP port: %w", err)
 	}
-	if udp, ok := conn.(*net.UDPConn); ok {
-		_ = udp.SetReadBuffer(1) // the kernel's least
+	udp, ok := conn.(*net.UDPConn)
+	if !ok { // never: that is what udp4 is
+		return nil, errors.Join(fmt.Errorf("bind the tunnel's UDP port: a %T", conn), conn.Close())
 	}
-	return conn, nil
+	return udp, nil
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/version"
@@ -41,6 +42,8 @@ type publisher struct {
 	changed   chan struct{}
 	enforced  func() map[string]int64 // NodeStatus.enforced
 	trust     func() (bundle, signer []byte)
+	paths     func() []*keyspacev1.PathReport
+	tell      chan struct{} // the status is to be told now
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -86,6 +89,7 @@ func (p *publisher) announceNode() error {
 		PodCidrs:      []string{p.cfg.PodCIDR.String()},
 		TunnelAddress: p.cfg.NodeAddress.String(),
 		Mtu:           uint32(p.mtu), BootId: boot, Zone: p.cfg.Zone, Region: p.cfg.Region, Version: version.String(),
+		Capabilities: []string{liveness.Capability},
 	}
 	vtep := &keyspacev1.VTEP{
 		Prefix: p.cfg.PodCIDR.String(), TunnelAddress: p.cfg.NodeAddress.String(), Node: p.cfg.Node,
@@ -175,7 +179,17 @@ func (p *publisher) run(ctx context.Context, at func() history) error {
 			}
 		case <-tick.C:
 			p.publishStatus(at())
+		case <-p.tell:
+			p.publishStatus(at())
 		}
+	}
+}
+
+// wakeStatus has the status published soon; it does not block.
+func (p *publisher) wakeStatus() {
+	select {
+	case p.tell <- struct{}{}:
+	default:
 	}
 }
 
@@ -231,7 +245,7 @@ func (p *publisher) publishStatus(at history) {
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
 		Trust: trust, Signer: signer,
 		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
-		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit,
+		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
@@ -34,6 +35,7 @@ type view struct {
 	ips    *ipcache.Cache
 	lb     *loadbalancer.Desired
 	names  *names
+	alive  *liveness.Table
 	// podRoutes are the prefixes, of pods and of the own services, that the host
 	// reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
@@ -54,6 +56,7 @@ type view struct {
 	serviceRoutes []netip.Prefix
 	policies      map[string]string // key → problem of an object that cannot be enforced
 	seen          map[string]int64  // kind → newest revision
+	moved         bool              // nodes or backends have changed
 }
 
 type knownIdentity struct {
@@ -63,9 +66,9 @@ type knownIdentity struct {
 
 type serviceName struct{ namespace, name string }
 
-func newView(own string, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired, names *names) *view {
+func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired, names *names) *view {
 	return &view{
-		own: own, log: log, space: space, tables: tables, engine: engine, ips: ips, lb: lb, names: names,
+		own: self.Cluster, log: log, alive: liveness.NewTable(self), space: space, tables: tables, engine: engine, ips: ips, lb: lb, names: names,
 		podRoutes:    table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
 		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
 		identityLost: make(chan struct{}, 1),
@@ -122,11 +125,18 @@ func (v *view) publish() {
 	}
 	v.ips.Publish(v.tables.IPCache, v.tables.Nodes)
 	v.rollout.note(v.tables.RuleSets.Revision(), v.tables.IPCache.Revision())
+	var nodes []loadbalancer.Node
+	for id, why := range v.alive.Changes() {
+		nodes = append(nodes, loadbalancer.Node{Cluster: id.Cluster, Name: id.Node, Standing: standing(why)})
+		v.log.Info("backends of a node", "of", id, "chosen", why == "", "why", why)
+	}
+	v.lb.SetNodes(nodes)
 	v.lb.Publish(v.tables.Frontends)
 }
 
 // change takes one key. Kinds that mean nothing to an agent are passed over.
 func (v *view) change(c store.Change) error {
+	v.liveness(c)
 	switch c.Key.Kind {
 	case kvstore.KindCluster:
 		return v.cluster(c)

@@ -7,6 +7,7 @@
 #include "lib/deliver.h"
 #include "lib/event.h"
 #include "lib/masquerade.h"
+#include "lib/probe.h"
 #include "lib/scratch.h"
 
 /* What a packet from outside this node goes through, tunnelled or not. */
@@ -184,6 +185,8 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	ret = parse4(skb, TUNNEL_INNER, p);
 	if (ret < 0)
 		return ret;
+	if (unlikely(is_probe(p)))
+		return probe(skb, p);
 	a.rx = endpoint_by_addr4(p->t.daddr);
 	p->dst_id = a.rx ? a.rx->identity : ID_HOST;
 	p->endpoint = a.rx ? a.rx->id : 0;

@@ -41,6 +41,11 @@ func (l Limits) Check(k Key, m proto.Message) error {
 		return l.checkServiceID(k, r)
 	case *keyspacev1.BackendSlice:
 		return checkSlice(k, r)
+	case *keyspacev1.NodeHealth:
+		if r.GetCluster() != k.Cluster {
+			return bad(k, ReasonMismatch, "it is of cluster %q", r.GetCluster())
+		}
+		return agree(k, "node", r.GetNode())
 	}
 	return checkInternal(k, m)
 }
@@ -115,11 +120,11 @@ func (k Key) checkPlace() error {
 		in = []Subtree{State}
 	case KindService, KindSlice:
 		in = []Subtree{State, Local}
-	case KindPolicy, KindRef, KindRetired, KindPresence, KindStatus, KindNodeConfig, KindSynced, KindTrust:
+	case KindPolicy, KindRef, KindRetired, KindPresence, KindStatus, KindNodeConfig, KindSynced, KindTrust, KindGossip:
 		in = []Subtree{Local}
 	case KindPeerView:
 		in = []Subtree{Local, Private}
-	case KindIncarnation, KindProgress, KindToken, KindElection, KindPodCIDR, KindVIP, KindEnrolment:
+	case KindIncarnation, KindProgress, KindToken, KindElection, KindPodCIDR, KindVIP, KindEnrolment, KindGossipKeys:
 		in = []Subtree{Private}
 	}
 	for _, s := range in {

@@ -71,6 +71,8 @@ func NewRecord(k Key) (m proto.Message, ok bool) {
 		return &keyspacev1.ServiceID{}, true
 	case KindSlice:
 		return &keyspacev1.BackendSlice{}, true
+	case KindHealth:
+		return &keyspacev1.NodeHealth{}, true
 	}
 	return newInternalRecord(k)
 }
@@ -101,6 +103,10 @@ func newInternalRecord(k Key) (m proto.Message, ok bool) {
 		return &keyspacev1.VIPOwner{}, true
 	case KindEnrolment:
 		return &keyspacev1.Enrolment{}, true
+	case KindGossip:
+		return &keyspacev1.Gossip{}, true
+	case KindGossipKeys:
+		return &keyspacev1.GossipKeys{}, true
 	case KindRef:
 		return &emptypb.Empty{}, true
 	case KindIncarnation, KindElection, KindPodCIDR:

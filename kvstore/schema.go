@@ -54,6 +54,8 @@ const (
 	KindVIP            Kind = "vips"
 	KindEnrolment      Kind = "enrolments"
 	KindTrust          Kind = "trust"
+	KindGossip         Kind = "gossip"
+	KindGossipKeys     Kind = "gossip-keys"
 )
 
 // PublicKinds are the kinds below state/, in the order in which a writer stores
@@ -71,7 +73,7 @@ func (k Kind) Arity() int {
 	switch k {
 	case KindElection: // elections/import/<peer>, and a candidate's lease below it
 		return AnyArity
-	case KindCluster, KindIncarnation, KindTrust:
+	case KindCluster, KindIncarnation, KindTrust, KindGossip, KindGossipKeys:
 		return 0
 	case KindService, KindPolicy, KindRef, KindSynced:
 		return 2
@@ -196,7 +198,7 @@ func (k Kind) Known() bool {
 		KindService, KindServiceID, KindSlice, KindHealth, KindPolicy, KindRef,
 		KindRetired, KindPresence, KindStatus, KindNodeConfig, KindPeerView,
 		KindSynced, KindIncarnation, KindProgress, KindToken, KindElection,
-		KindPodCIDR, KindVIP, KindEnrolment, KindTrust:
+		KindPodCIDR, KindVIP, KindEnrolment, KindTrust, KindGossip, KindGossipKeys:
 		return true
 	}
 	return false

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hawser-mesh/hawser/lab/netns"
+	"github.com/hawser-mesh/hawser/tunnel"
 )
 
 // Program is a kind of program that drills act on.
@@ -121,12 +123,85 @@ func (l *Lab) answers(kind Program, who string) (func(context.Context) error, er
 	return apiServerReady(c.Socket), err
 }
 
+// PowerOff takes a node, or a cluster with its API server, off the network at
+// once and kills its programs, as a cut of power does. Pods stay, and reach
+// nobody.
+func (l *Lab) PowerOff(ctx context.Context, who string) error {
+	nodes, clusters, err := l.powered(who)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Concat(nodes, clusters) {
+		if err := l.port(name, false); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, l.Kill(ctx, AgentProgram, n))
+	}
+	for _, c := range clusters {
+		errs = append(errs, l.Kill(ctx, APIServerProgram, c))
+	}
+	return errors.Join(errs...)
+}
+
+// PowerOn ends a PowerOff and waits until all programs answer.
+func (l *Lab) PowerOn(ctx context.Context, who string) error {
+	nodes, clusters, err := l.powered(who)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Concat(nodes, clusters) {
+		if err := l.port(name, true); err != nil {
+			return err
+		}
+	}
+	for _, c := range clusters {
+		if err := l.Restart(ctx, APIServerProgram, c); err != nil {
+			return err
+		}
+	}
+	for _, n := range nodes {
+		if err := l.Restart(ctx, AgentProgram, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// powered are the nodes, and the clusters by their API servers, that a name
+// means.
+func (l *Lab) powered(who string) (nodes, clusters []string, err error) {
+	if _, n, ok := findNode(l.Clusters(), who); ok {
+		return []string{n.Name}, nil, nil
+	}
+	c, err := findCluster(l.Clusters(), who)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w; nor is it a node", err)
+	}
+	for _, n := range c.Members {
+		nodes = append(nodes, n.Name)
+	}
+	return nodes, []string{c.Name}, nil
+}
+
+// port turns the fabric's port of a node, or of a cluster's API server, on or
+// off.
+func (l *Lab) port(who string, on bool) error {
+	if _, _, node := findNode(l.Clusters(), who); !node {
+		who += "-ctl"
+	}
+	return netns.SetPort(l.fabric(), who, on)
+}
+
 // Network is which part of the network between two clusters a drill cuts.
 type Network string
 
 // Networks.
 const (
 	ControlNetwork Network = "control" // between their API servers only
+	TunnelNetwork  Network = "tunnel"  // the tunnel between their nodes only
 	FabricNetwork  Network = "fabric"  // everything
 )
 
@@ -136,11 +211,12 @@ func (l *Lab) Cut(what Network, a, b string) error { return l.between(what, a, b
 // Heal ends a Cut.
 func (l *Lab) Heal(what Network, a, b string) error { return l.between(what, a, b, netns.Heal) }
 
-func (l *Lab) between(what Network, a, b string, fn func(string, netip.Prefix, netip.Prefix) error) error {
+func (l *Lab) between(what Network, a, b string, fn func(string, netip.Prefix, netip.Prefix, uint16) error) error {
 	if a == b {
 		return fmt.Errorf("between %s and itself is nothing to cut", a)
 	}
 	var ends [2]netip.Prefix
+	var port uint16
 	for i, name := range []string{a, b} {
 		c, err := findCluster(l.Clusters(), name)
 		if err != nil {
@@ -151,10 +227,12 @@ func (l *Lab) between(what Network, a, b string, fn func(string, netip.Prefix, n
 			ends[i] = netip.PrefixFrom(c.Control, c.Control.BitLen())
 		case FabricNetwork:
 			ends[i] = c.NodeCIDR
+		case TunnelNetwork:
+			ends[i], port = c.NodeCIDR, tunnel.DefaultVXLANPort
 		default:
-			return fmt.Errorf("no network %q: control or fabric", what)
+			return fmt.Errorf("no network %q: control, tunnel or fabric", what)
 		}
 	}
 	slices.SortFunc(ends[:], func(x, y netip.Prefix) int { return x.Addr().Compare(y.Addr()) })
-	return fn(l.fabric(), ends[0], ends[1])
+	return fn(l.fabric(), ends[0], ends[1], port)
 }

@@ -49,6 +49,8 @@ type Desired struct {
 	// given the same address.
 	claims map[datapath.FrontendKey]map[serviceKey]struct{}
 	dirty  map[serviceKey]struct{}
+	// passed are the nodes whose backends are to be passed over.
+	passed map[nodeKey]Standing
 }
 
 // NewDesired makes an empty Desired for a cluster.
@@ -58,7 +60,7 @@ func NewDesired(ownCluster string) (*Desired, error) {
 	}
 	return &Desired{
 		own: ownCluster, entries: map[serviceKey]*entry{}, clusters: map[string]uint32{}, ages: map[string]Age{},
-		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{},
+		claims: map[datapath.FrontendKey]map[serviceKey]struct{}{}, dirty: map[serviceKey]struct{}{}, passed: map[nodeKey]Standing{},
 	}, nil
 }
 
@@ -214,48 +216,11 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		}
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			row := datapath.Frontend{Service: s.GetId(), Backends: taking(all, p), Affinity: s.GetSessionAffinitySeconds()}
-			for _, b := range ofPort(all, p, isTerminating) {
-				if !slices.Contains(row.Backends, b) {
-					row.Keeping = append(row.Keeping, b)
-				}
-			}
-			rows[key] = row
+			taken := taking(all, p)
+			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taken, Affinity: s.GetSessionAffinitySeconds(), Keeping: keeping(all, p, taken)}
 		}
 	}
 	return rows
-}
-
-// taking are the backends of a port that take new connections: the active ones,
-// or the terminating ones when nothing active is left; those of stale records
-// only when there is nothing else.
-func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
-	for _, c := range []struct {
-		age   Age
-		state keyspacev1.Backend_State
-	}{
-		{Fresh, keyspacev1.Backend_STATE_ACTIVE}, {Fresh, keyspacev1.Backend_STATE_TERMINATING},
-		{Stale, keyspacev1.Backend_STATE_ACTIVE}, {Stale, keyspacev1.Backend_STATE_TERMINATING},
-	} {
-		rank := func(b *BackendView) bool { return b.Age == c.age && b.State == c.state }
-		if out := ofPort(all, p, rank); len(out) > 0 {
-			return out
-		}
-	}
-	return nil
-}
-
-func isTerminating(b *BackendView) bool { return b.State == keyspacev1.Backend_STATE_TERMINATING }
-
-// ofPort are the backends of a port that are wanted.
-func ofPort(all []BackendView, p *keyspacev1.ServicePort, wanted func(*BackendView) bool) []datapath.Backend {
-	var out []datapath.Backend
-	for _, b := range all {
-		if wanted(&b) && b.PortName == p.GetName() && b.Protocol == p.GetProtocol() {
-			out = append(out, datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID})
-		}
-	}
-	return out
 }
 
 // names are the keys of all entries with an object of ours, sorted.

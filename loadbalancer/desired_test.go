@@ -148,6 +148,76 @@ func TestStates(t *testing.T) {
 	}
 }
 
+// Backends on nodes that nobody reaches are passed over while there are others,
+// and are all there is when there are none.
+func TestNodesPassedOver(t *testing.T) {
+	east, west := Source{Cluster: "east"}, Source{Cluster: "west"}
+	b := newBench(t)
+	b.UpsertService(east, service("10.9.0.1", true, true))
+	b.UpsertService(west, service("10.8.0.1", true, true))
+	b.UpsertSlice(east, slice("n1", "10.1.0.5"))
+	b.UpsertSlice(east, slice("n2", "10.1.0.6 terminating"))
+	b.UpsertSlice(west, slice("n1", "10.2.0.5"))
+	kept := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, f := range b.table.All() {
+			for _, k := range f.Keeping {
+				got = append(got, k.Addr.String())
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("kept %v, want %v", got, want)
+		}
+	}
+	set := func(cluster, node string, s Standing) { b.SetNodes([]Node{{cluster, node, s}}) }
+	b.want("10.9.0.1:80 = 1/10.1.0.5 2/10.2.0.5")
+	kept("10.1.0.6")
+	set("west", "n1", Away) // only that cluster's n1
+	b.want("10.9.0.1:80 = 1/10.1.0.5")
+	kept("10.1.0.6", "10.2.0.5")
+	set("west", "n1", Gone)
+	b.want("10.9.0.1:80 = 1/10.1.0.5")
+	kept("10.1.0.6")
+	set("east", "n1", Away) // one that ends is better than one that nobody reaches
+	b.want("10.9.0.1:80 = 1/10.1.0.6")
+	kept("10.1.0.5")
+	set("east", "n2", Gone)
+	b.want("10.9.0.1:80 = 1/10.1.0.5 2/10.2.0.5")
+	v, _ := b.Get("demo", "echo")
+	for _, x := range v.Backends {
+		if x.StateName() != "quarantined" {
+			t.Errorf("%s on %s is %s", x.Addr, x.Node, x.StateName())
+		}
+	}
+	b.SetNodes([]Node{{"east", "n1", Reached}, {"east", "n2", Reached}, {"west", "n1", Reached}})
+	b.want("10.9.0.1:80 = 1/10.1.0.5 2/10.2.0.5")
+	kept("10.1.0.6")
+	if n := b.Publish(b.table); n != 0 {
+		t.Errorf("%d services changed by nothing", n)
+	}
+	set("west", "n1", Reached)
+	if n := b.Publish(b.table); n != 0 {
+		t.Errorf("%d services changed by what was known", n)
+	}
+	set("west", "n9", Gone) // before its first backend comes
+	b.UpsertSlice(west, slice("n9", "10.2.0.9"))
+	b.want("10.9.0.1:80 = 1/10.1.0.5 2/10.2.0.5")
+	if s := b.Serving(); len(s) != 4 || !s[[2]string{"west", "n9"}] {
+		t.Errorf("serving %v", s)
+	}
+}
+
+// What the operator took out stays out, whoever is reached.
+func TestPassedOverIsNotMaintenance(t *testing.T) {
+	b := newBench(t)
+	b.UpsertService(Source{Cluster: "east"}, service("10.9.0.1", true, true))
+	b.UpsertSlice(Source{Cluster: "east"}, slice("n1", "10.1.0.5"))
+	b.UpsertSlice(Source{Cluster: "east"}, slice("n2", "10.1.0.6 maintenance"))
+	b.SetNodes([]Node{{"east", "n1", Gone}})
+	b.want("10.9.0.1:80 = 1/10.1.0.5")
+}
+
 func TestBothSubtrees(t *testing.T) {
 	b := newBench(t)
 	east, eastLocal := Source{Cluster: "east"}, Source{Cluster: "east", Local: true}

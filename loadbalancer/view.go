@@ -31,11 +31,16 @@ type BackendView struct {
 	Node      string
 	Workload  string
 	State     keyspacev1.Backend_State
-	Age       Age // of its cluster's records
+	Age       Age      // of its cluster's records
+	Standing  Standing // of its node
 }
 
-// StateName is its state in a word, or what its cluster's age makes of it.
+// StateName is its state in a word, as it is in effect: what its cluster's age
+// makes of it, and quarantined on a node that is passed over.
 func (b BackendView) StateName() string {
+	if b.Standing != Reached && b.rank() != never {
+		return StateName(keyspacev1.Backend_STATE_QUARANTINED)
+	}
 	if b.Age == Expired || b.Age == Stale && b.State == keyspacev1.Backend_STATE_ACTIVE {
 		return b.Age.String()
 	}
@@ -109,11 +114,15 @@ func (d *Desired) backends(e *entry, ours *keyspacev1.Service) []BackendView {
 			continue
 		}
 		for _, b := range slice.GetBackends() {
-			out = append(out, portsOf(k.Cluster, id, d.ages[k.Cluster], b)...)
+			standing := d.passed[nodeKey{k.Cluster, b.GetNode()}]
+			for _, v := range portsOf(k.Cluster, id, d.ages[k.Cluster], b) {
+				v.Standing = standing
+				out = append(out, v)
+			}
 		}
 	}
 	slices.SortFunc(out, func(a, b BackendView) int {
-		return cmp.Or(a.compare(b), cmp.Compare(a.State, b.State),
+		return cmp.Or(a.compare(b), cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.State, b.State),
 			strings.Compare(a.Node, b.Node), strings.Compare(a.Workload, b.Workload))
 	})
 	return slices.CompactFunc(out, func(a, b BackendView) bool { return a.compare(b) == 0 })

@@ -3,6 +3,8 @@
 package lab
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
 	"github.com/hawser-mesh/hawser/lab"
@@ -14,6 +16,7 @@ func newDrill(o *options) *cobra.Command {
 		Short: "Break parts of a lab on purpose",
 		Example: "  hawser lab drill kill agent east-1\n" +
 			"  hawser lab drill restart apiserver west\n" +
+			"  hawser lab drill poweroff east-2\n" +
 			"  hawser lab drill cut control east west",
 	}
 	cmd.AddCommand(
@@ -26,6 +29,8 @@ func newDrill(o *options) *cobra.Command {
 		program(o, "restart", "Start a program again, ending it first if it runs", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
 			return l.Restart(c.Context(), k, who)
 		}),
+		power(o, "poweroff", "Take a node or a whole cluster off the network and kill its programs", (*lab.Lab).PowerOff),
+		power(o, "poweron", "End a poweroff", (*lab.Lab).PowerOn),
 		network(o, "cut", "Lose every packet between two clusters", (*lab.Lab).Cut),
 		network(o, "heal", "End a cut", (*lab.Lab).Heal),
 	)
@@ -51,6 +56,19 @@ func program(o *options, verb, short string, act func(*cobra.Command, *lab.Lab, 
 	return cmd
 }
 
+func power(o *options, verb, short string, act func(*lab.Lab, context.Context, string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " NODE|CLUSTER", Short: short, Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			return act(l, c.Context(), args[0])
+		},
+	}
+}
+
 func network(o *options, verb, short string, act func(*lab.Lab, lab.Network, string, string) error) *cobra.Command {
 	cmd := &cobra.Command{Use: verb, Short: short}
 	add := func(kind lab.Network, what string) {
@@ -66,6 +84,7 @@ func network(o *options, verb, short string, act func(*lab.Lab, lab.Network, str
 		})
 	}
 	add(lab.ControlNetwork, "only between their API servers")
+	add(lab.TunnelNetwork, "only the tunnel between their nodes")
 	add(lab.FabricNetwork, "everything")
 	return cmd
 }

@@ -121,7 +121,7 @@ func columns() printer.Columns[*hawserv1.PeerStatus] {
 		}},
 		{Header: "KEYS", Cell: func(p peer) string { return printer.Count(p.GetKeys()) }},
 		{Header: "REFUSED", Cell: refused},
-		{Header: "NODES", Cell: func(p peer) string { return fmt.Sprint(p.GetNodesTotal()) }},
+		{Header: "NODES", Cell: nodes},
 		{Header: "DATA", Cell: peer.GetData},
 		{Header: "LAST SYNC", Cell: peer.GetLastSync},
 		{Header: "CERT", Cell: func(p peer) string {
@@ -131,6 +131,15 @@ func columns() printer.Columns[*hawserv1.PeerStatus] {
 			return printer.Duration(time.Until(time.Unix(0, p.GetCertificateExpiresAt())))
 		}},
 	}
+}
+
+// nodes are those alive, as their cluster says, and those that we do not reach.
+func nodes(p *hawserv1.PeerStatus) string {
+	text := fmt.Sprintf("%d/%d alive", p.GetNodesAlive(), p.GetNodesTotal())
+	if n := p.GetNodesUnreachable(); n > 0 {
+		text += fmt.Sprintf(", %d unreach", n)
+	}
+	return text
 }
 
 func milliseconds(s float64) string {
@@ -161,6 +170,9 @@ func notes(w io.Writer, p *hawserv1.PeerStatus) {
 		if p.GetLastError() != "" {
 			fmt.Fprintf(w, "  %s: last error: %s\n", p.GetName(), p.GetLastError())
 		}
+	}
+	if n := p.GetNodesUnreachable(); n > 0 {
+		fmt.Fprintf(w, "  %s: no node that probes them reaches %d of its nodes; new connections go elsewhere (hawser node paths)\n", p.GetName(), n)
 	}
 	for _, f := range p.GetFindings() {
 		fmt.Fprintf(w, "  %s: %s; %s\n", p.GetName(), f.GetProblem(), f.GetFix())

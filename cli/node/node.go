@@ -25,7 +25,7 @@ func New(s *session.Session) *cobra.Command {
 		Short: "List the nodes of all clusters",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return list(cmd, s) },
-	}, newInvite(s), newForget(s))
+	}, newPaths(s), newInvite(s), newForget(s))
 	return cmd
 }
 
@@ -128,6 +128,7 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		{Header: "CLUSTER", Cell: row.GetCluster},
 		{Header: "NODE", Cell: row.GetName},
 		{Header: "STATE", Cell: row.GetState},
+		{Header: "HEALTH", Cell: health},
 		{Header: "ADDRESSES", Cell: func(n row) string { return strings.Join(n.GetAddresses(), ",") }},
 		{Header: "TUNNEL", Cell: row.GetTunnelAddress},
 		{Header: "POD CIDRS", Cell: func(n row) string { return strings.Join(n.GetPodCidrs(), ",") }},
@@ -135,4 +136,16 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		{Header: "WORKLOADS", Cell: func(n row) string { return fmt.Sprint(n.GetWorkloads()) }},
 		{Header: "VERSION", Cell: row.GetVersion},
 	}, "No nodes.")
+}
+
+// health is what the node's own cluster says of it, and since when unless all is
+// well.
+func health(n *hawserv1.NodeInfo) string {
+	switch n.GetHealth() {
+	case "":
+		return "unknown"
+	case "alive":
+		return "alive"
+	}
+	return fmt.Sprintf("%s for %s", n.GetHealth(), printer.Age(n.GetHealthSince()))
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
@@ -48,6 +49,12 @@ type Config struct {
 	NodeCertificates time.Duration
 	// MetricsListen is ADDRESS:PORT of /metrics and /healthz; empty: none.
 	MetricsListen string
+	// ListenGossip is where the API server takes part in the gossip of its
+	// cluster, TCP and UDP; members are told it. The zero value: it does not, and
+	// says nothing of the nodes' health.
+	ListenGossip netip.AddrPort
+	// GossipKeyLifetime is how long a gossip key is used; 0 means for ever.
+	GossipKeyLifetime time.Duration
 	// AdvertiseFederation are host:port of all API servers of the cluster, by
 	// which peers dial them; defaults to ListenFederation. "none" alone: peers
 	// cannot dial this cluster, it dials them.
@@ -87,12 +94,17 @@ const (
 	DefaultExpireAfter    = 24 * time.Hour
 	DefaultReplica        = "0"
 	DefaultAPIPort        = 4244
+	DefaultGossipPort     = liveness.GossipPort
+	DefaultGossipKey      = 30 * 24 * time.Hour
 	// DefaultMetrics is where an API server's metrics are served.
 	DefaultMetrics = "127.0.0.1:9963"
 )
 
 // minNodeCertificates leaves an hour and more to renew in.
 const minNodeCertificates = 4 * time.Hour
+
+// minGossipKey leaves nodes a few seconds to take each step of a new key.
+const minGossipKey = 10 * time.Second
 
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
@@ -128,6 +140,12 @@ func (c *Config) Validate() error {
 	}
 	if c.NodeCertificates < 0 || c.NodeCertificates > 0 && c.NodeCertificates < minNodeCertificates {
 		errs = append(errs, fmt.Errorf("--node-certificates %s: must be at least %s", c.NodeCertificates, minNodeCertificates))
+	}
+	if g := c.ListenGossip; g.IsValid() && (g.Addr().IsUnspecified() || g.Port() == 0) {
+		errs = append(errs, fmt.Errorf("--listen-gossip %s: give the address and port at which nodes reach this API server, or none", g))
+	}
+	if c.GossipKeyLifetime < 0 || c.GossipKeyLifetime > 0 && c.GossipKeyLifetime < minGossipKey {
+		errs = append(errs, fmt.Errorf("--gossip-key-lifetime %s: must be at least %s; 0 means for ever", c.GossipKeyLifetime, minGossipKey))
 	}
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)

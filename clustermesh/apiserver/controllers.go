@@ -27,6 +27,10 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return ids.Run(ctx) })
+		if s.watchman.gossip != nil {
+			g.Go(func() error { return s.watchman.keepKeys(ctx, t) })
+			g.Go(func() error { return s.watchman.keepHealth(ctx, t) })
+		}
 		if s.cfg.Etcd.Shared {
 			g.Go(func() error { return s.keepNeighbours(ctx) })
 		}

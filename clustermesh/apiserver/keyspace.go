@@ -213,13 +213,18 @@ const (
 // a restore by hand) or was wiped.
 func (s *Server) watchIncarnation(ctx context.Context) error {
 	key := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindIncarnation).String()
-	wait := backoff.New(watchRetryMin, watchRetryMax)
-	changed := func(kv *kvstore.KV) error {
+	return s.follow(ctx, key, func(kv *kvstore.KV) error {
 		if kv != nil && string(kv.Value) == s.incarnation {
 			return nil
 		}
 		return &errReopen{why: "the store has another history: its incarnation changed"}
-	}
+	})
+}
+
+// follow calls changed with a key's value, nil while it has none, at first and
+// at each change, until the context ends or changed ends it with an errReopen.
+func (s *Server) follow(ctx context.Context, key string, changed func(*kvstore.KV) error) error {
+	wait := backoff.New(watchRetryMin, watchRetryMax)
 	for {
 		kv, rev, err := s.kv.Get(ctx, key)
 		if err == nil {
@@ -229,8 +234,15 @@ func (s *Server) watchIncarnation(ctx context.Context) error {
 			}
 			err = s.kv.Watch(ctx, key, rev+1, func(b kvstore.WatchBatch) error {
 				for _, ev := range b.Events {
-					if ev.Key == key && (ev.Deleted || string(ev.Value) != s.incarnation) {
-						return changed(nil)
+					if ev.Key != key {
+						continue
+					}
+					var now *kvstore.KV
+					if !ev.Deleted {
+						now = &ev.KV
+					}
+					if err := changed(now); err != nil {
+						return err
 					}
 				}
 				return nil

@@ -11,6 +11,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -43,6 +44,10 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 	for _, ip := range ips {
 		workloads[[2]string{ip.key.Cluster, ip.msg.GetNode()}]++
 	}
+	health, err := s.health(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
 	resp := &hawserv1.ListNodesResponse{}
 	for _, n := range nodes {
 		info := &hawserv1.NodeInfo{
@@ -60,9 +65,23 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 				info.State = nodePresent
 			}
 		}
+		if h := health[[2]string{n.key.Cluster, n.msg.GetName()}]; h != nil {
+			info.Health, info.HealthSince = liveness.StateName(h.GetState()), h.GetSince()
+			info.Process, info.Path, info.Witnesses = h.GetProcess(), h.GetPath(), h.GetWitnesses()
+		}
 		resp.Nodes = append(resp.Nodes, info)
 	}
 	return resp, nil
+}
+
+// health is the verdict on every node of every cluster, by cluster and name.
+func (s *Server) health(ctx context.Context) (map[[2]string]*keyspacev1.NodeHealth, error) {
+	rows, err := listAll[*keyspacev1.NodeHealth](ctx, s, kvstore.KindHealth)
+	out := make(map[[2]string]*keyspacev1.NodeHealth, len(rows))
+	for _, r := range rows {
+		out[[2]string{r.key.Cluster, r.msg.GetNode()}] = r.msg
+	}
+	return out, err
 }
 
 // ListVTEPs lists which prefix is behind which tunnel endpoint.

@@ -47,6 +47,22 @@ func (s *Server) mergeServices(ctx context.Context) (*loadbalancer.Desired, erro
 			return nil, err
 		}
 	}
+	health, err := s.health(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var passed []loadbalancer.Node
+	for node, h := range health {
+		if h.GetState() == keyspacev1.NodeHealth_STATE_DEAD {
+			passed = append(passed, loadbalancer.Node{Cluster: node[0], Name: node[1], Standing: loadbalancer.Gone})
+		}
+	}
+	for node, reached := range s.watchman.reached() {
+		if !reached {
+			passed = append(passed, loadbalancer.Node{Cluster: node.Cluster, Name: node.Node, Standing: loadbalancer.Away})
+		}
+	}
+	merged.SetNodes(passed)
 	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/version"
@@ -145,6 +146,11 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 	if err != nil {
 		return nil, apiError(err)
 	}
+	health, err := s.health(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	reached := s.watchman.reached()
 	r := &hawserv1.MeshStatusResponse{Cluster: s.cfg.Cluster, Peers: peers}
 	for _, p := range r.GetPeers() {
 		nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, p.GetName(), kvstore.KindNode)
@@ -152,6 +158,14 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 			return nil, apiError(err)
 		}
 		p.NodesTotal = uint32(len(nodes))
+		for _, n := range nodes {
+			if up, probed := reached[liveness.NodeID{Cluster: p.GetName(), Node: n.msg.GetName()}]; probed && !up {
+				p.NodesUnreachable++
+			}
+			if h := health[[2]string{p.GetName(), n.msg.GetName()}]; h == nil || h.GetState() == keyspacev1.NodeHealth_STATE_ALIVE {
+				p.NodesAlive++
+			}
+		}
 	}
 	return r, nil
 }
@@ -182,6 +196,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
+	r.Problems = append(r.Problems, s.watchman.problems()...)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)

@@ -3,11 +3,13 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 )
 
@@ -27,6 +29,10 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_etcd_quota_bytes", Help: "Size of the database at which etcd stops taking writes.", Kind: g},
 		{Name: "hawser_etcd_revision", Help: "Revision of etcd.", Kind: g},
 		{Name: "hawser_nodes", Help: "Nodes by cluster and state: present, absent, remote.", Kind: g, Labels: []string{"target_cluster", "state"}},
+		{Name: "hawser_node_health", Help: "Nodes by cluster and health, as their own cluster judges: alive, agent down, suspect, dead, unknown.", Kind: g, Labels: []string{"target_cluster", "health"}},
+		{Name: "hawser_nodes_unreachable", Help: "Nodes of a peer that some node of this cluster probes and none reaches.", Kind: g, Labels: peer},
+		{Name: "hawser_gossip_members", Help: "Agents and API servers of this cluster that gossip has met, by what it says of them now: up, down.", Kind: g, Labels: []string{"process"}},
+		{Name: "hawser_gossip_refused_total", Help: "Gossip messages refused: a wrong key, none, or another cluster's.", Kind: c},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this cluster.", Kind: g},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
@@ -54,6 +60,9 @@ type clusterState struct {
 	nodes   *hawserv1.ListNodesResponse
 	certs   map[string]time.Time
 	refused uint64
+
+	members       map[liveness.Witness]int
+	gossipRefused uint64
 }
 
 // metricsSource reads the cluster's state as its API shows it.
@@ -63,6 +72,7 @@ func (s *Server) metricsSource() metrics.Source {
 			refused: s.refused.Load(),
 			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.authority().Certificate().NotAfter},
 		}
+		c.members, c.gossipRefused = s.watchman.gossipState()
 		var errs [3]error
 		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
 		c.mesh, errs[1] = s.MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
@@ -93,6 +103,17 @@ func (c *clusterState) emit(emit metrics.Emit) {
 	for k, n := range nodes {
 		emit("hawser_nodes", float64(n), k[0], k[1])
 	}
+	health := map[[2]string]int{}
+	for _, n := range c.nodes.GetNodes() {
+		health[[2]string{n.GetCluster(), cmp.Or(n.GetHealth(), "unknown")}]++
+	}
+	for k, n := range health {
+		emit("hawser_node_health", float64(n), k[0], k[1])
+	}
+	for process, n := range c.members {
+		emit("hawser_gossip_members", float64(n), process.String())
+	}
+	emit("hawser_gossip_refused_total", float64(c.gossipRefused))
 	for _, p := range c.mesh.GetPeers() {
 		emitPeer(emit, p)
 	}
@@ -100,6 +121,7 @@ func (c *clusterState) emit(emit metrics.Emit) {
 
 func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 	name := p.GetName()
+	emit("hawser_nodes_unreachable", float64(p.GetNodesUnreachable()), name)
 	emit("hawser_federation_connected", metrics.Bool(p.GetState() == peerConnected), name)
 	emit("hawser_federation_since_timestamp_seconds", metrics.Timestamp(p.GetSince()), name)
 	emit("hawser_federation_stale", metrics.Bool(p.GetData() != dataFresh), name)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/metrics/metricstest"
 )
@@ -20,19 +21,21 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		status: &hawserv1.ClusterStatusReport{QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
 		mesh: &hawserv1.MeshStatusResponse{Peers: []*hawserv1.PeerStatus{
 			{
-				Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
+				NodesUnreachable: 1, Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
 				KeysByKind: map[string]uint64{"ips": 7}, Refused: map[string]uint64{"range": 3}, ChangesReceived: 11, SnapshotsSent: 1,
 				ResumesReceived: 4, CertificateExpiresAt: int64(8 * time.Second),
 			},
 			{Name: "north", State: "lost", Data: "stale"},
 		}},
-		nodes: &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent}, {Cluster: "east", State: nodePresent}}},
+		nodes:   &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent, Health: "alive"}, {Cluster: "east", State: nodePresent, Health: "dead"}}},
+		members: map[liveness.Witness]int{liveness.Up: 3, liveness.Down: 1}, gossipRefused: 2,
 		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
 	}
 	source := func(_ context.Context, emit metrics.Emit) error { c.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, testConfig(t).Log))
 	for sample, want := range map[string]float64{
 		`hawser_etcd_database_bytes`: 4096, `hawser_etcd_quota_bytes`: 8 << 30, `hawser_nodes{state="present",target_cluster="east"}`: 2,
+		`hawser_node_health{health="dead",target_cluster="east"}`: 1, `hawser_gossip_members{process="up"}`: 3, `hawser_gossip_refused_total`: 2,
 		`hawser_federation_connected{target_cluster="west"}`: 1, `hawser_federation_connected{target_cluster="north"}`: 0,
 		`hawser_federation_stale{target_cluster="north"}`: 1, `hawser_federation_stale{target_cluster="west"}`: 0,
 		`hawser_federation_refused_total{reason="range",target_cluster="west"}`:         3,

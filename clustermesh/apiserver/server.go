@@ -43,6 +43,7 @@ type Server struct {
 	incarnation string
 	mesh        *federation.Manager
 	enrol       *enrol.Service
+	watchman    *watchman
 	reopen      chan *errReopen // capacity 1
 	unwanted    refusals        // clusters of a shared etcd
 	declared    declared        // peers of --peers-file
@@ -113,6 +114,7 @@ func (s *Server) open(ctx context.Context) error {
 	if s.mesh, err = s.newFederation(); err != nil {
 		return err
 	}
+	s.watchman = newWatchman(s)
 	if err := s.openEnrolment(ctx); err != nil {
 		return err
 	}
@@ -161,6 +163,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g.Go(func() error { return s.creds.keep(ctx, time.Now, s.log) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })
+	g.Go(func() error { return s.watchman.run(ctx) })
 	g.Go(func() error { return rest.Serve(lis, api, web) })
 	g.Go(func() error {
 		defer stopAPI(api)

@@ -126,6 +126,10 @@ func (g *Guard) check(rec proto.Message) (reason string, err error) {
 		return g.checkIP(r)
 	case *keyspacev1.VTEP:
 		return "address", errors.Join(g.prefix(r.GetPrefix(), g.pods), g.tunnel(r.GetTunnelAddress()))
+	case *keyspacev1.NodeHealth:
+		if r.GetCluster() != g.peer {
+			return "foreign", fmt.Errorf("it is of a node of cluster %q; the peer is %q", r.GetCluster(), g.peer)
+		}
 	case *keyspacev1.Service:
 		return "namespace", g.namespace(r.GetNamespace())
 	case *keyspacev1.ServiceID:

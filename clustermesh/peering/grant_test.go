@@ -68,6 +68,8 @@ func TestGuard(t *testing.T) {
 		"identity reserved":         {identity(num, "mesh:cluster=west", "reserved:host"), "labels"},
 		"identity cidr":             {identity(num, "cidr:10.0.0.0/8", "mesh:cluster=west"), "labels"},
 		"reference":                 {&keyspacev1.IdentityRef{Number: 5}, "range"},
+		"health":                    {&keyspacev1.NodeHealth{Cluster: "west", Node: "w1"}, ""},
+		"health of our node":        {&keyspacev1.NodeHealth{Cluster: "east", Node: "e1"}, "foreign"},
 		"service id":                {&keyspacev1.ServiceID{Number: 1<<16 + 1}, "range"},
 		"service":                   {&keyspacev1.Service{Namespace: "demo"}, ""},
 		"service namespace":         {&keyspacev1.Service{Namespace: "other"}, "namespace"},

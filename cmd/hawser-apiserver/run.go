@@ -26,6 +26,7 @@ type settings struct {
 	opts                  program.Options
 	cfg                   apiserver.Config
 	etcd, federation, api string
+	gossip                string
 	pods, nodes, services []string
 	members               []string
 	quota, snapshots      string
@@ -45,6 +46,8 @@ func (s *settings) bind(cmd *cobra.Command) {
 	f.StringVar(&s.api, "listen-api", "", "ADDRESS:PORT on which nodes enrol and administrators call; by custom port 4244 (default: no such port)")
 	f.StringVar(&cfg.AdvertiseAPI, "advertise-api", "", "HOST:PORT by which nodes dial it (default: --listen-api)")
 	f.DurationVar(&cfg.NodeCertificates, "node-certificates", enrol.DefaultLifetime, "lifetime of nodes' certificates; they renew themselves at two thirds of it")
+	f.StringVar(&s.gossip, "listen-gossip", "", "ADDRESS:PORT, TCP and UDP, at which this API server hears which agents of the cluster run, or none (default: port 7946 at the address of --listen-federation)")
+	f.DurationVar(&cfg.GossipKeyLifetime, "gossip-key-lifetime", apiserver.DefaultGossipKey, "how long a key that encrypts gossip is used; 0: for ever")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", apiserver.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringSliceVar(&s.pods, "pod-cidr", nil, "pod ranges of the cluster")
 	f.StringSliceVar(&s.nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
@@ -116,6 +119,17 @@ func (s *settings) config() (apiserver.Config, error) {
 	// What does not parse stays invalid, and Validate names the flag.
 	cfg.ListenEtcd, _ = netip.ParseAddrPort(s.etcd)
 	cfg.ListenFederation, _ = netip.ParseAddrPort(s.federation)
+	switch s.gossip {
+	case "":
+		if a := cfg.ListenFederation.Addr(); a.IsValid() && !a.IsUnspecified() {
+			cfg.ListenGossip = netip.AddrPortFrom(a, apiserver.DefaultGossipPort)
+		}
+	case "none":
+	default:
+		if cfg.ListenGossip, err = netip.ParseAddrPort(s.gossip); err != nil {
+			return cfg, fmt.Errorf("--listen-gossip %q: must be ADDRESS:PORT or none", s.gossip)
+		}
+	}
 	if s.api != "" {
 		if cfg.ListenAPI, err = netip.ParseAddrPort(s.api); err != nil {
 			return cfg, fmt.Errorf("--listen-api %q: must be ADDRESS:PORT", s.api)

@@ -200,6 +200,8 @@ func keys() string {
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindService, "<namespace>", "<name>"), "API server; not shared with the mesh: below local/"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindServiceID, "<number>"), "API server"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindSlice, "<namespace>", "<service>", "<slice>"), "agent; not shared with the mesh: below local/"},
+		{kvstore.NewKey(kvstore.State, c, kvstore.KindHealth, "<node>"), "API server, on change"},
+		{kvstore.NewKey(kvstore.Local, c, kvstore.KindGossip), "API server: keys that encrypt gossip"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindPolicy, "<namespace>", "<name>"), "API server; cluster-wide ones under the namespace _"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindRef, "<number>", "<node>"), "agent: this node uses this identity"},
 		{kvstore.NewKey(kvstore.Local, c, kvstore.KindRetired, "<number>"), "API server: not to be given again yet"},
@@ -214,6 +216,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindToken, "<id>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindEnrolment, "<node>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindElection, "<name>"), "API server, leased; plain text"},
+		{kvstore.NewKey(kvstore.Private, c, kvstore.KindGossipKeys), "API server: the same keys with their age"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindVIP, "<address>"), "API server"},
 	}
 	var b strings.Builder

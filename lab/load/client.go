@@ -151,6 +151,9 @@ func (c *client) request(ctx context.Context) bool {
 	}
 	if err != nil {
 		c.fail("connection", err)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.report.LastFailed = max(c.report.LastFailed, start.UnixMilli())
 		return false
 	}
 	c.mu.Lock()

@@ -61,6 +61,10 @@ type Report struct {
 	StreamMaxStall      float64 `json:"stream_max_stall_ms"` // longest time without a byte
 	StreamError         string  `json:"stream_error,omitempty"`
 
+	// LastFailed is when the last request that failed began, Unix milliseconds;
+	// 0: none failed.
+	LastFailed int64 `json:"last_failed,omitempty"`
+
 	Errors []string `json:"errors,omitempty"` // the first few, in words
 }
 

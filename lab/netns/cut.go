@@ -26,9 +26,10 @@ const (
 )
 
 // Cut makes the fabric at path lose every packet between a and b, silently, in
-// both directions. Cutting again changes nothing.
-func Cut(path string, a, b netip.Prefix) error {
-	return eachDirection(path, a, b, func(r *netlink.Rule) error {
+// both directions; with a port, only UDP to that port. Cutting again changes
+// nothing.
+func Cut(path string, a, b netip.Prefix, port uint16) error {
+	return eachDirection(path, a, b, port, func(r *netlink.Rule) error {
 		if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("cut %s from %s: %w", a, b, err)
 		}
@@ -37,8 +38,8 @@ func Cut(path string, a, b netip.Prefix) error {
 }
 
 // Heal ends a Cut. Healing what is not cut changes nothing.
-func Heal(path string, a, b netip.Prefix) error {
-	return eachDirection(path, a, b, func(r *netlink.Rule) error {
+func Heal(path string, a, b netip.Prefix, port uint16) error {
+	return eachDirection(path, a, b, port, func(r *netlink.Rule) error {
 		if err := netlink.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("heal %s and %s: %w", a, b, err)
 		}
@@ -46,11 +47,15 @@ func Heal(path string, a, b netip.Prefix) error {
 	})
 }
 
-func eachDirection(path string, a, b netip.Prefix, fn func(*netlink.Rule) error) error {
+func eachDirection(path string, a, b netip.Prefix, port uint16, fn func(*netlink.Rule) error) error {
 	return nsthread.InNetns(path, func() error {
 		for _, d := range [][2]netip.Prefix{{a, b}, {b, a}} {
 			rule := newRule(cutPriority, d[0], d[1])
 			rule.Type = blackhole
+			if port != 0 {
+				rule.IPProto = unix.IPPROTO_UDP
+				rule.Dport = netlink.NewRulePortRange(port, port)
+			}
 			if err := fn(rule); err != nil {
 				return err
 			}

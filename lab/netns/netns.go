@@ -145,6 +145,23 @@ func address(p Port) error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: p.Gateway.AsSlice()})
 }
 
+// SetPort turns the fabric's end of a Port on or off: off, nothing gets through,
+// and nobody is told.
+func SetPort(fabric, name string, on bool) error {
+	return nsthread.InNetns(fabric, func() error {
+		link, err := netlink.LinkByName(name)
+		if err == nil && on {
+			err = netlink.LinkSetUp(link)
+		} else if err == nil {
+			err = netlink.LinkSetDown(link)
+		}
+		if err != nil {
+			return fmt.Errorf("port %s of the fabric: %w", name, err)
+		}
+		return nil
+	})
+}
+
 // Delete removes the namespace at path; none there is no error.
 func Delete(path string) error { return nsthread.DeleteNetns(path) }
 

@@ -12,7 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -43,6 +45,8 @@ func commands() map[string]command {
 		"seen-as":    cmdSeenAs,    // the address that a question comes from
 		"who":        cmdWho,       // answers for a service, once
 		"asking":     cmdAsking,    // requests in the background, none may fail
+		"requests":   cmdRequests,  // 500 a second, some of which may fail
+		"busy":       cmdBusy,      // both cores, for a while
 		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
 		"stream":     cmdStream,    // an open TCP connection
 		"load":       cmdLoad,      // load that notices every loss
@@ -286,6 +290,34 @@ func cmdMTU(s *script, args []string) (string, error) {
 		return err
 	})
 	return fmt.Sprintln(mtu), err
+}
+
+// cmdBusy is `busy TIME`: every core of this machine has more to do than it can,
+// as long as the environment variable HAWSER_E2E_BUSY says, or TIME.
+func cmdBusy(_ *script, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", usage("busy TIME")
+	}
+	text := args[0]
+	if long := os.Getenv("HAWSER_E2E_BUSY"); long != "" {
+		text = long
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 2 * runtime.NumCPU() {
+		cmd := exec.CommandContext(ctx, "sh", "-c", "while :; do :; done")
+		if err := cmd.Start(); err != nil {
+			return "", err
+		}
+		wg.Go(func() { _ = cmd.Wait() }) // killed
+	}
+	wg.Wait()
+	return "", nil
 }
 
 func cmdPause(_ *script, args []string) (string, error) {

@@ -29,6 +29,8 @@ type script struct {
 	asking  *asking
 	// upstream stops the played resolver, when there is one.
 	upstream func()
+
+	requests *requests
 	dialing  *dialing
 	// events of the lab, and how many there were when the script began
 	events       *events

@@ -65,9 +65,15 @@ func (c *ctl) must(args ...string) []string {
 func TestKeysReadWellWithEtcdctl(t *testing.T) {
 	e := etcdtest.Start(t)
 	api, c := e.APIServer(t), e.Cluster
-	state := func(k kvstore.Kind, names ...string) kvstore.Key { return kvstore.NewKey(kvstore.State, c, k, names...) }
-	local := func(k kvstore.Kind, names ...string) kvstore.Key { return kvstore.NewKey(kvstore.Local, c, k, names...) }
-	private := func(k kvstore.Kind, names ...string) kvstore.Key { return kvstore.NewKey(kvstore.Private, c, k, names...) }
+	state := func(k kvstore.Kind, names ...string) kvstore.Key {
+		return kvstore.NewKey(kvstore.State, c, k, names...)
+	}
+	local := func(k kvstore.Kind, names ...string) kvstore.Key {
+		return kvstore.NewKey(kvstore.Local, c, k, names...)
+	}
+	private := func(k kvstore.Kind, names ...string) kvstore.Key {
+		return kvstore.NewKey(kvstore.Private, c, k, names...)
+	}
 	records := []struct {
 		key kvstore.Key
 		msg proto.Message

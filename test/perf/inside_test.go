@@ -102,7 +102,7 @@ func cut(t *testing.T, lose bool) {
 	if lose {
 		fn = netns.Cut
 	}
-	if err := fn(insidePath("fabric"), near().nodeCIDR(), far().nodeCIDR()); err != nil {
+	if err := fn(insidePath("fabric"), near().nodeCIDR(), far().nodeCIDR(), 0); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1806,26 +1806,27 @@ func (x *MeshStatusResponse) GetPeers() []*PeerStatus {
 }
 
 type PeerStatus struct {
-	state                protoimpl.MessageState `protogen:"open.v1"`
-	Name                 string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	ClusterId            uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	State                string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost
-	Since                int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // Unix ns
-	DialledBy            string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // us or them
-	Address              string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	LagEvents            int64                  `protobuf:"varint,7,opt,name=lag_events,json=lagEvents,proto3" json:"lag_events,omitempty"` // events of the peer not yet applied here
-	LagSeconds           float64                `protobuf:"fixed64,8,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
-	LagP50Seconds        float64                `protobuf:"fixed64,9,opt,name=lag_p50_seconds,json=lagP50Seconds,proto3" json:"lag_p50_seconds,omitempty"`
-	LagP99Seconds        float64                `protobuf:"fixed64,10,opt,name=lag_p99_seconds,json=lagP99Seconds,proto3" json:"lag_p99_seconds,omitempty"`
-	Keys                 uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`
-	KeysByKind           map[string]uint64      `protobuf:"bytes,12,rep,name=keys_by_kind,json=keysByKind,proto3" json:"keys_by_kind,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	Refused              map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reason -> count
-	NodesAlive           uint32                 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
-	NodesTotal           uint32                 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
-	Data                 string                 `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale, expired
-	CertificateExpiresAt int64                  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
-	PositionIncarnation  string                 `protobuf:"bytes,18,opt,name=position_incarnation,json=positionIncarnation,proto3" json:"position_incarnation,omitempty"`
-	PositionRevision     int64                  `protobuf:"varint,19,opt,name=position_revision,json=positionRevision,proto3" json:"position_revision,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // Unix ns
+	DialledBy     string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // us or them
+	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	LagEvents     int64                  `protobuf:"varint,7,opt,name=lag_events,json=lagEvents,proto3" json:"lag_events,omitempty"` // events of the peer not yet applied here
+	LagSeconds    float64                `protobuf:"fixed64,8,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
+	LagP50Seconds float64                `protobuf:"fixed64,9,opt,name=lag_p50_seconds,json=lagP50Seconds,proto3" json:"lag_p50_seconds,omitempty"`
+	LagP99Seconds float64                `protobuf:"fixed64,10,opt,name=lag_p99_seconds,json=lagP99Seconds,proto3" json:"lag_p99_seconds,omitempty"`
+	Keys          uint64                 `protobuf:"varint,11,opt,name=keys,proto3" json:"keys,omitempty"`
+	KeysByKind    map[string]uint64      `protobuf:"bytes,12,rep,name=keys_by_kind,json=keysByKind,proto3" json:"keys_by_kind,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reason -> count
+	// Nodes of which their cluster says nothing else.
+	NodesAlive           uint32 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
+	NodesTotal           uint32 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
+	Data                 string `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale, expired
+	CertificateExpiresAt int64  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	PositionIncarnation  string `protobuf:"bytes,18,opt,name=position_incarnation,json=positionIncarnation,proto3" json:"position_incarnation,omitempty"`
+	PositionRevision     int64  `protobuf:"varint,19,opt,name=position_revision,json=positionRevision,proto3" json:"position_revision,omitempty"`
 	// Since the API server started.
 	SnapshotsReceived  uint64     `protobuf:"varint,20,opt,name=snapshots_received,json=snapshotsReceived,proto3" json:"snapshots_received,omitempty"`
 	ResumesReceived    uint64     `protobuf:"varint,21,opt,name=resumes_received,json=resumesReceived,proto3" json:"resumes_received,omitempty"`
@@ -1849,8 +1850,10 @@ type PeerStatus struct {
 	StaleAfter            int64    `protobuf:"varint,38,opt,name=stale_after,json=staleAfter,proto3" json:"stale_after,omitempty"`                                   // ns
 	ExpireAfter           int64    `protobuf:"varint,39,opt,name=expire_after,json=expireAfter,proto3" json:"expire_after,omitempty"`                                // ns; 0: never
 	UnacknowledgedSeconds float64  `protobuf:"fixed64,40,opt,name=unacknowledged_seconds,json=unacknowledgedSeconds,proto3" json:"unacknowledged_seconds,omitempty"` // how long it has not acknowledged what we sent
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Nodes that some of our nodes probe and none reaches.
+	NodesUnreachable uint32 `protobuf:"varint,41,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -2159,6 +2162,13 @@ func (x *PeerStatus) GetExpireAfter() int64 {
 func (x *PeerStatus) GetUnacknowledgedSeconds() float64 {
 	if x != nil {
 		return x.UnacknowledgedSeconds
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetNodesUnreachable() uint32 {
+	if x != nil {
+		return x.NodesUnreachable
 	}
 	return 0
 }
@@ -2659,6 +2669,12 @@ type NodeInfo struct {
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // present, absent; remote: published
 	Workloads     uint64                 `protobuf:"varint,9,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	// As its own cluster judges: alive, agent down, suspect, dead; empty: unknown.
+	Health        string   `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	HealthSince   int64    `protobuf:"varint,11,opt,name=health_since,json=healthSince,proto3" json:"health_since,omitempty"` // Unix ns
+	Process       string   `protobuf:"bytes,12,opt,name=process,proto3" json:"process,omitempty"`                             // up, down or unknown: its agent, by gossip
+	Path          string   `protobuf:"bytes,13,opt,name=path,proto3" json:"path,omitempty"`                                   // up, down or unknown: its datapath, by its neighbours' probes
+	Witnesses     []string `protobuf:"bytes,14,rep,name=witnesses,proto3" json:"witnesses,omitempty"`                         // the neighbours whose probes count
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2754,6 +2770,41 @@ func (x *NodeInfo) GetWorkloads() uint64 {
 		return x.Workloads
 	}
 	return 0
+}
+
+func (x *NodeInfo) GetHealth() string {
+	if x != nil {
+		return x.Health
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetHealthSince() int64 {
+	if x != nil {
+		return x.HealthSince
+	}
+	return 0
+}
+
+func (x *NodeInfo) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetWitnesses() []string {
+	if x != nil {
+		return x.Witnesses
+	}
+	return nil
 }
 
 type ListIdentitiesRequest struct {
@@ -4392,7 +4443,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xb8\f\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xe5\f\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -4445,7 +4496,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\vstale_after\x18& \x01(\x03R\n" +
 	"staleAfter\x12!\n" +
 	"\fexpire_after\x18' \x01(\x03R\vexpireAfter\x125\n" +
-	"\x16unacknowledged_seconds\x18( \x01(\x01R\x15unacknowledgedSeconds\x1a=\n" +
+	"\x16unacknowledged_seconds\x18( \x01(\x01R\x15unacknowledgedSeconds\x12+\n" +
+	"\x11nodes_unreachable\x18) \x01(\rR\x10nodesUnreachable\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
@@ -4484,7 +4536,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\acut_off\x18\x04 \x01(\bR\x06cutOff\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\xfa\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\x81\x03\n" +
 	"\bNodeInfo\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4494,7 +4546,13 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x14\n" +
 	"\x05state\x18\b \x01(\tR\x05state\x12\x1c\n" +
-	"\tworkloads\x18\t \x01(\x04R\tworkloads\"\x17\n" +
+	"\tworkloads\x18\t \x01(\x04R\tworkloads\x12\x16\n" +
+	"\x06health\x18\n" +
+	" \x01(\tR\x06health\x12!\n" +
+	"\fhealth_since\x18\v \x01(\x03R\vhealthSince\x12\x18\n" +
+	"\aprocess\x18\f \x01(\tR\aprocess\x12\x12\n" +
+	"\x04path\x18\r \x01(\tR\x04path\x12\x1c\n" +
+	"\twitnesses\x18\x0e \x03(\tR\twitnesses\"\x17\n" +
 	"\x15ListIdentitiesRequest\"Q\n" +
 	"\x16ListIdentitiesResponse\x127\n" +
 	"\n" +

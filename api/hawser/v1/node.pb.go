@@ -1934,6 +1934,227 @@ func (x *FrontendBackend) GetState() string {
 	return ""
 }
 
+type ListPathsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsRequest) Reset() {
+	*x = ListPathsRequest{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsRequest) ProtoMessage() {}
+
+func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
+func (*ListPathsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{27}
+}
+
+type ListPathsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Paths         []*NodePath            `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPathsResponse) Reset() {
+	*x = ListPathsResponse{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPathsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPathsResponse) ProtoMessage() {}
+
+func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
+func (*ListPathsResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListPathsResponse) GetPaths() []*NodePath {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+// NodePath is another node as this node sees it.
+type NodePath struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`                                 // up, down, returning or unknown; empty: not probed
+	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`                              // Unix ns
+	RttSeconds    float64                `protobuf:"fixed64,6,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"` // of the newest answer, 0: none
+	Sent          uint64                 `protobuf:"varint,7,opt,name=sent,proto3" json:"sent,omitempty"`
+	Answered      uint64                 `protobuf:"varint,8,opt,name=answered,proto3" json:"answered,omitempty"`
+	Process       string                 `protobuf:"bytes,9,opt,name=process,proto3" json:"process,omitempty"`                           // up, down or unknown
+	Health        string                 `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`                            // as its own cluster judges
+	Chosen        bool                   `protobuf:"varint,11,opt,name=chosen,proto3" json:"chosen,omitempty"`                           // backends on it take new connections of this node
+	Why           string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`                                  // it is not chosen
+	PassedOver    uint64                 `protobuf:"varint,13,opt,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"` // how often that began, since the agent started
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePath) Reset() {
+	*x = NodePath{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePath) ProtoMessage() {}
+
+func (x *NodePath) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePath.ProtoReflect.Descriptor instead.
+func (*NodePath) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *NodePath) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *NodePath) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodePath) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NodePath) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *NodePath) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *NodePath) GetRttSeconds() float64 {
+	if x != nil {
+		return x.RttSeconds
+	}
+	return 0
+}
+
+func (x *NodePath) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *NodePath) GetAnswered() uint64 {
+	if x != nil {
+		return x.Answered
+	}
+	return 0
+}
+
+func (x *NodePath) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *NodePath) GetHealth() string {
+	if x != nil {
+		return x.Health
+	}
+	return ""
+}
+
+func (x *NodePath) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+func (x *NodePath) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *NodePath) GetPassedOver() uint64 {
+	if x != nil {
+		return x.PassedOver
+	}
+	return 0
+}
+
 type ListRulesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	EndpointId    uint32                 `protobuf:"varint,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"` // 0 means all
@@ -1943,7 +2164,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2176,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2189,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListRulesRequest) GetEndpointId() uint32 {
@@ -1987,7 +2208,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2220,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2233,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRulesResponse) GetEntries() []*RuleEntry {
@@ -2045,7 +2266,7 @@ type RuleEntry struct {
 
 func (x *RuleEntry) Reset() {
 	*x = RuleEntry{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2278,7 @@ func (x *RuleEntry) String() string {
 func (*RuleEntry) ProtoMessage() {}
 
 func (x *RuleEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2291,7 @@ func (x *RuleEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleEntry.ProtoReflect.Descriptor instead.
 func (*RuleEntry) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RuleEntry) GetRuleSet() uint32 {
@@ -2159,7 +2380,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2392,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2405,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -2217,7 +2438,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2450,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2463,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Event) GetTime() int64 {
@@ -2365,7 +2586,7 @@ type EventPeer struct {
 
 func (x *EventPeer) Reset() {
 	*x = EventPeer{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2598,7 @@ func (x *EventPeer) String() string {
 func (*EventPeer) ProtoMessage() {}
 
 func (x *EventPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2611,7 @@ func (x *EventPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventPeer.ProtoReflect.Descriptor instead.
 func (*EventPeer) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EventPeer) GetIp() string {
@@ -2609,7 +2830,27 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x14\n" +
-	"\x05state\x18\x06 \x01(\tR\x05state\"3\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\"\x12\n" +
+	"\x10ListPathsRequest\">\n" +
+	"\x11ListPathsResponse\x12)\n" +
+	"\x05paths\x18\x01 \x03(\v2\x13.hawser.v1.NodePathR\x05paths\"\xca\x02\n" +
+	"\bNodePath\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\x12\x1f\n" +
+	"\vrtt_seconds\x18\x06 \x01(\x01R\n" +
+	"rttSeconds\x12\x12\n" +
+	"\x04sent\x18\a \x01(\x04R\x04sent\x12\x1a\n" +
+	"\banswered\x18\b \x01(\x04R\banswered\x12\x18\n" +
+	"\aprocess\x18\t \x01(\tR\aprocess\x12\x16\n" +
+	"\x06health\x18\n" +
+	" \x01(\tR\x06health\x12\x16\n" +
+	"\x06chosen\x18\v \x01(\bR\x06chosen\x12\x10\n" +
+	"\x03why\x18\f \x01(\tR\x03why\x12\x1f\n" +
+	"\vpassed_over\x18\r \x01(\x04R\n" +
+	"passedOver\"3\n" +
 	"\x10ListRulesRequest\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
@@ -2655,7 +2896,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x18\n" +
 	"\acluster\x18\x06 \x01(\tR\acluster\x12\x12\n" +
-	"\x04node\x18\a \x01(\tR\x04node2\xbf\x06\n" +
+	"\x04node\x18\a \x01(\tR\x04node2\x87\a\n" +
 	"\x04Node\x12?\n" +
 	"\x06Status\x12\x18.hawser.v1.StatusRequest\x1a\x1b.hawser.v1.NodeStatusReport\x12L\n" +
 	"\vAddEndpoint\x12\x1d.hawser.v1.AddEndpointRequest\x1a\x1e.hawser.v1.AddEndpointResponse\x12U\n" +
@@ -2666,7 +2907,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\bListMaps\x12\x1a.hawser.v1.ListMapsRequest\x1a\x1b.hawser.v1.ListMapsResponse\x12F\n" +
 	"\tListDrops\x12\x1b.hawser.v1.ListDropsRequest\x1a\x1c.hawser.v1.ListDropsResponse\x12R\n" +
 	"\rListFrontends\x12\x1f.hawser.v1.ListFrontendsRequest\x1a .hawser.v1.ListFrontendsResponse\x12F\n" +
-	"\tListRules\x12\x1b.hawser.v1.ListRulesRequest\x1a\x1c.hawser.v1.ListRulesResponse\x128\n" +
+	"\tListRules\x12\x1b.hawser.v1.ListRulesRequest\x1a\x1c.hawser.v1.ListRulesResponse\x12F\n" +
+	"\tListPaths\x12\x1b.hawser.v1.ListPathsRequest\x1a\x1c.hawser.v1.ListPathsResponse\x128\n" +
 	"\aMonitor\x12\x19.hawser.v1.MonitorRequest\x1a\x10.hawser.v1.Event0\x01B6Z4github.com/hawser-mesh/hawser/api/hawser/v1;hawserv1b\x06proto3"
 
 var (
@@ -2681,7 +2923,7 @@ func file_api_hawser_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_node_proto_rawDescData
 }
 
-var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: hawser.v1.StatusRequest
 	(*NodeStatusReport)(nil),       // 1: hawser.v1.NodeStatusReport
@@ -2710,19 +2952,22 @@ var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*ListFrontendsResponse)(nil),  // 24: hawser.v1.ListFrontendsResponse
 	(*Frontend)(nil),               // 25: hawser.v1.Frontend
 	(*FrontendBackend)(nil),        // 26: hawser.v1.FrontendBackend
-	(*ListRulesRequest)(nil),       // 27: hawser.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),      // 28: hawser.v1.ListRulesResponse
-	(*RuleEntry)(nil),              // 29: hawser.v1.RuleEntry
-	(*MonitorRequest)(nil),         // 30: hawser.v1.MonitorRequest
-	(*Event)(nil),                  // 31: hawser.v1.Event
-	(*EventPeer)(nil),              // 32: hawser.v1.EventPeer
-	nil,                            // 33: hawser.v1.NodeStatusReport.PoliciesEntry
+	(*ListPathsRequest)(nil),       // 27: hawser.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),      // 28: hawser.v1.ListPathsResponse
+	(*NodePath)(nil),               // 29: hawser.v1.NodePath
+	(*ListRulesRequest)(nil),       // 30: hawser.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),      // 31: hawser.v1.ListRulesResponse
+	(*RuleEntry)(nil),              // 32: hawser.v1.RuleEntry
+	(*MonitorRequest)(nil),         // 33: hawser.v1.MonitorRequest
+	(*Event)(nil),                  // 34: hawser.v1.Event
+	(*EventPeer)(nil),              // 35: hawser.v1.EventPeer
+	nil,                            // 36: hawser.v1.NodeStatusReport.PoliciesEntry
 }
 var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	2,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
 	3,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
 	4,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
-	33, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
+	36, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
 	13, // 4: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
 	13, // 5: hawser.v1.SetEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
 	13, // 6: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
@@ -2731,36 +2976,39 @@ var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	22, // 9: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
 	25, // 10: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
 	26, // 11: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
-	29, // 12: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
-	32, // 13: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
-	32, // 14: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
-	0,  // 15: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
-	5,  // 16: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
-	7,  // 17: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
-	9,  // 18: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
-	11, // 19: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
-	14, // 20: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
-	17, // 21: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
-	20, // 22: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
-	23, // 23: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
-	27, // 24: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
-	30, // 25: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
-	1,  // 26: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
-	6,  // 27: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
-	8,  // 28: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
-	10, // 29: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
-	12, // 30: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
-	15, // 31: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
-	18, // 32: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
-	21, // 33: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
-	24, // 34: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
-	28, // 35: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
-	31, // 36: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	29, // 12: hawser.v1.ListPathsResponse.paths:type_name -> hawser.v1.NodePath
+	32, // 13: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
+	35, // 14: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
+	35, // 15: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
+	0,  // 16: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
+	5,  // 17: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
+	7,  // 18: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
+	9,  // 19: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
+	11, // 20: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
+	14, // 21: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
+	17, // 22: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
+	20, // 23: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
+	23, // 24: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
+	30, // 25: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
+	27, // 26: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
+	33, // 27: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
+	1,  // 28: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
+	6,  // 29: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
+	8,  // 30: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
+	10, // 31: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
+	12, // 32: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
+	15, // 33: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
+	18, // 34: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
+	21, // 35: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
+	24, // 36: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
+	31, // 37: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
+	28, // 38: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
+	34, // 39: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_node_proto_init() }
@@ -2774,7 +3022,7 @@ func file_api_hawser_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_node_proto_rawDesc), len(file_api_hawser_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,6 +33,7 @@ const (
 	Node_ListDrops_FullMethodName      = "/hawser.v1.Node/ListDrops"
 	Node_ListFrontends_FullMethodName  = "/hawser.v1.Node/ListFrontends"
 	Node_ListRules_FullMethodName      = "/hawser.v1.Node/ListRules"
+	Node_ListPaths_FullMethodName      = "/hawser.v1.Node/ListPaths"
 	Node_Monitor_FullMethodName        = "/hawser.v1.Node/Monitor"
 )
 
@@ -56,6 +57,9 @@ type NodeClient interface {
 	// ListFrontends shows what the node's load balancer does with each service.
 	ListFrontends(ctx context.Context, in *ListFrontendsRequest, opts ...grpc.CallOption) (*ListFrontendsResponse, error)
 	ListRules(ctx context.Context, in *ListRulesRequest, opts ...grpc.CallOption) (*ListRulesResponse, error)
+	// ListPaths shows what this node finds of other nodes, and which of them it
+	// chooses backends on.
+	ListPaths(ctx context.Context, in *ListPathsRequest, opts ...grpc.CallOption) (*ListPathsResponse, error)
 	// Monitor streams events until the caller ends it.
 	Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error)
 }
@@ -168,6 +172,16 @@ func (c *nodeClient) ListRules(ctx context.Context, in *ListRulesRequest, opts .
 	return out, nil
 }
 
+func (c *nodeClient) ListPaths(ctx context.Context, in *ListPathsRequest, opts ...grpc.CallOption) (*ListPathsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPathsResponse)
+	err := c.cc.Invoke(ctx, Node_ListPaths_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Monitor_FullMethodName, cOpts...)
@@ -207,6 +221,9 @@ type NodeServer interface {
 	// ListFrontends shows what the node's load balancer does with each service.
 	ListFrontends(context.Context, *ListFrontendsRequest) (*ListFrontendsResponse, error)
 	ListRules(context.Context, *ListRulesRequest) (*ListRulesResponse, error)
+	// ListPaths shows what this node finds of other nodes, and which of them it
+	// chooses backends on.
+	ListPaths(context.Context, *ListPathsRequest) (*ListPathsResponse, error)
 	// Monitor streams events until the caller ends it.
 	Monitor(*MonitorRequest, grpc.ServerStreamingServer[Event]) error
 	mustEmbedUnimplementedNodeServer()
@@ -248,6 +265,9 @@ func (UnimplementedNodeServer) ListFrontends(context.Context, *ListFrontendsRequ
 }
 func (UnimplementedNodeServer) ListRules(context.Context, *ListRulesRequest) (*ListRulesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRules not implemented")
+}
+func (UnimplementedNodeServer) ListPaths(context.Context, *ListPathsRequest) (*ListPathsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPaths not implemented")
 }
 func (UnimplementedNodeServer) Monitor(*MonitorRequest, grpc.ServerStreamingServer[Event]) error {
 	return status.Error(codes.Unimplemented, "method Monitor not implemented")
@@ -453,6 +473,24 @@ func _Node_ListRules_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_ListPaths_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPathsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).ListPaths(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_ListPaths_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).ListPaths(ctx, req.(*ListPathsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Monitor_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(MonitorRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -510,6 +548,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRules",
 			Handler:    _Node_ListRules_Handler,
+		},
+		{
+			MethodName: "ListPaths",
+			Handler:    _Node_ListPaths_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

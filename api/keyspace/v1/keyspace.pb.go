@@ -183,6 +183,61 @@ func (Backend_State) EnumDescriptor() ([]byte, []int) {
 	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{13, 0}
 }
 
+type NodeHealth_State int32
+
+const (
+	NodeHealth_STATE_UNKNOWN    NodeHealth_State = 0
+	NodeHealth_STATE_ALIVE      NodeHealth_State = 1
+	NodeHealth_STATE_AGENT_DOWN NodeHealth_State = 2 // its datapath answers, its agent does not
+	NodeHealth_STATE_SUSPECT    NodeHealth_State = 3 // witnesses are missing or contradict each other
+	NodeHealth_STATE_DEAD       NodeHealth_State = 4 // neither its agent nor its datapath answers
+)
+
+// Enum value maps for NodeHealth_State.
+var (
+	NodeHealth_State_name = map[int32]string{
+		0: "STATE_UNKNOWN",
+		1: "STATE_ALIVE",
+		2: "STATE_AGENT_DOWN",
+		3: "STATE_SUSPECT",
+		4: "STATE_DEAD",
+	}
+	NodeHealth_State_value = map[string]int32{
+		"STATE_UNKNOWN":    0,
+		"STATE_ALIVE":      1,
+		"STATE_AGENT_DOWN": 2,
+		"STATE_SUSPECT":    3,
+		"STATE_DEAD":       4,
+	}
+)
+
+func (x NodeHealth_State) Enum() *NodeHealth_State {
+	p := new(NodeHealth_State)
+	*p = x
+	return p
+}
+
+func (x NodeHealth_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeHealth_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_keyspace_v1_keyspace_proto_enumTypes[3].Descriptor()
+}
+
+func (NodeHealth_State) Type() protoreflect.EnumType {
+	return &file_api_keyspace_v1_keyspace_proto_enumTypes[3]
+}
+
+func (x NodeHealth_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeHealth_State.Descriptor instead.
+func (NodeHealth_State) EnumDescriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19, 0}
+}
+
 type Synced_State int32
 
 const (
@@ -213,11 +268,11 @@ func (x Synced_State) String() string {
 }
 
 func (Synced_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_keyspace_v1_keyspace_proto_enumTypes[3].Descriptor()
+	return file_api_keyspace_v1_keyspace_proto_enumTypes[4].Descriptor()
 }
 
 func (Synced_State) Type() protoreflect.EnumType {
-	return &file_api_keyspace_v1_keyspace_proto_enumTypes[3]
+	return &file_api_keyspace_v1_keyspace_proto_enumTypes[4]
 }
 
 func (x Synced_State) Number() protoreflect.EnumNumber {
@@ -226,7 +281,7 @@ func (x Synced_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Synced_State.Descriptor instead.
 func (Synced_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26, 0}
 }
 
 type Peer_State int32
@@ -265,11 +320,11 @@ func (x Peer_State) String() string {
 }
 
 func (Peer_State) Descriptor() protoreflect.EnumDescriptor {
-	return file_api_keyspace_v1_keyspace_proto_enumTypes[4].Descriptor()
+	return file_api_keyspace_v1_keyspace_proto_enumTypes[5].Descriptor()
 }
 
 func (Peer_State) Type() protoreflect.EnumType {
-	return &file_api_keyspace_v1_keyspace_proto_enumTypes[4]
+	return &file_api_keyspace_v1_keyspace_proto_enumTypes[5]
 }
 
 func (x Peer_State) Number() protoreflect.EnumNumber {
@@ -278,7 +333,7 @@ func (x Peer_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Peer_State.Descriptor instead.
 func (Peer_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27, 0}
 }
 
 // Cluster is state/<c>/cluster: what a cluster tells the mesh about itself.
@@ -1642,6 +1697,8 @@ type NodeStatus struct {
 	Enforced map[string]int64 `protobuf:"bytes,5,rep,name=enforced,proto3" json:"enforced,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Trust    []byte           `protobuf:"bytes,6,opt,name=trust,proto3" json:"trust,omitempty"`   // SHA-256 of the TrustBundle that the node believes
 	Signer   []byte           `protobuf:"bytes,7,opt,name=signer,proto3" json:"signer,omitempty"` // SHA-256 of the CA that signed the node's certificate
+	// What the node's probes say of the paths to others, on change.
+	Paths []*PathReport `protobuf:"bytes,16,rep,name=paths,proto3" json:"paths,omitempty"`
 	// How the node was told to enforce policy; empty: not known.
 	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
 	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
@@ -1730,6 +1787,13 @@ func (x *NodeStatus) GetSigner() []byte {
 	return nil
 }
 
+func (x *NodeStatus) GetPaths() []*PathReport {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
 func (x *NodeStatus) GetPolicyScope() string {
 	if x != nil {
 		return x.PolicyScope
@@ -1812,6 +1876,343 @@ func (x *TrustBundle) GetUpdatedAt() int64 {
 	return 0
 }
 
+// PathReport is what a node's probes found of the path to another node.
+type PathReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Up            bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathReport) Reset() {
+	*x = PathReport{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathReport) ProtoMessage() {}
+
+func (x *PathReport) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathReport.ProtoReflect.Descriptor instead.
+func (*PathReport) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PathReport) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *PathReport) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PathReport) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *PathReport) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+// NodeHealth is state/<c>/health/<node>: the verdict of the node's own cluster.
+type NodeHealth struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	State         NodeHealth_State       `protobuf:"varint,3,opt,name=state,proto3,enum=hawser.keyspace.v1.NodeHealth_State" json:"state,omitempty"`
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`        // Unix ns
+	Process       string                 `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`     // up, down or unknown: what gossip says of its agent
+	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`           // up, down or unknown: what the probes of its neighbours say
+	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes count in path, sorted
+	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeHealth) Reset() {
+	*x = NodeHealth{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeHealth) ProtoMessage() {}
+
+func (x *NodeHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeHealth.ProtoReflect.Descriptor instead.
+func (*NodeHealth) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *NodeHealth) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeHealth) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *NodeHealth) GetState() NodeHealth_State {
+	if x != nil {
+		return x.State
+	}
+	return NodeHealth_STATE_UNKNOWN
+}
+
+func (x *NodeHealth) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *NodeHealth) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *NodeHealth) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *NodeHealth) GetWitnesses() []string {
+	if x != nil {
+		return x.Witnesses
+	}
+	return nil
+}
+
+func (x *NodeHealth) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
+// Gossip is local/<c>/gossip: the keys that encrypt gossip inside the cluster,
+// the one to send with first.
+type Gossip struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          [][]byte               `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gossip) Reset() {
+	*x = Gossip{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gossip) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gossip) ProtoMessage() {}
+
+func (x *Gossip) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gossip.ProtoReflect.Descriptor instead.
+func (*Gossip) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Gossip) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *Gossip) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
+// GossipKeys is private/<c>/gossip-keys: the same keys with their age.
+type GossipKeys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
+	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKeys) Reset() {
+	*x = GossipKeys{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKeys) ProtoMessage() {}
+
+func (x *GossipKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKeys.ProtoReflect.Descriptor instead.
+func (*GossipKeys) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GossipKeys) GetKeys() []*GossipKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *GossipKeys) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
+type GossipKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secret        []byte                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	CreatedAt     int64                  `protobuf:"varint,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`          // Unix ns
+	PrimarySince  int64                  `protobuf:"varint,3,opt,name=primary_since,json=primarySince,proto3" json:"primary_since,omitempty"` // Unix ns; 0 while it is only known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipKey) Reset() {
+	*x = GossipKey{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipKey) ProtoMessage() {}
+
+func (x *GossipKey) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
+func (*GossipKey) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GossipKey) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *GossipKey) GetCreatedAt() int64 {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return 0
+}
+
+func (x *GossipKey) GetPrimarySince() int64 {
+	if x != nil {
+		return x.PrimarySince
+	}
+	return 0
+}
+
 // Presence is local/<c>/presence/<node>, leased.
 type Presence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1824,7 +2225,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +2237,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +2250,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Presence) GetNode() string {
@@ -1905,7 +2306,7 @@ type PeerView struct {
 
 func (x *PeerView) Reset() {
 	*x = PeerView{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2318,7 @@ func (x *PeerView) String() string {
 func (*PeerView) ProtoMessage() {}
 
 func (x *PeerView) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2331,7 @@ func (x *PeerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerView.ProtoReflect.Descriptor instead.
 func (*PeerView) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PeerView) GetPeer() string {
@@ -2067,7 +2468,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2480,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2493,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Position) GetIncarnation() string {
@@ -2129,7 +2530,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2542,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2555,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Synced) GetIncarnation() string {
@@ -2210,7 +2611,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2623,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2636,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Peer) GetName() string {
@@ -2350,7 +2751,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2763,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2776,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -2475,7 +2876,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2888,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2901,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Token) GetId() string {
@@ -2586,7 +2987,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2999,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +3012,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -2660,7 +3061,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2672,7 +3073,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2685,7 +3086,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -2889,7 +3290,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x8e\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc4\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -2898,7 +3299,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04seen\x18\x04 \x03(\v2(.hawser.keyspace.v1.NodeStatus.SeenEntryR\x04seen\x12H\n" +
 	"\benforced\x18\x05 \x03(\v2,.hawser.keyspace.v1.NodeStatus.EnforcedEntryR\benforced\x12\x14\n" +
 	"\x05trust\x18\x06 \x01(\fR\x05trust\x12\x16\n" +
-	"\x06signer\x18\a \x01(\fR\x06signer\x12!\n" +
+	"\x06signer\x18\a \x01(\fR\x06signer\x124\n" +
+	"\x05paths\x18\x10 \x03(\v2\x1e.hawser.keyspace.v1.PathReportR\x05paths\x12!\n" +
 	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18\r \x01(\tR\n" +
 	"policyMode\x12!\n" +
@@ -2914,7 +3316,45 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\vTrustBundle\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"V\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"`\n" +
+	"\n" +
+	"PathReport\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\"\xdd\x02\n" +
+	"\n" +
+	"NodeHealth\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12:\n" +
+	"\x05state\x18\x03 \x01(\x0e2$.hawser.keyspace.v1.NodeHealth.StateR\x05state\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x18\n" +
+	"\aprocess\x18\x05 \x01(\tR\aprocess\x12\x12\n" +
+	"\x04path\x18\x06 \x01(\tR\x04path\x12\x1c\n" +
+	"\twitnesses\x18\a \x03(\tR\twitnesses\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"d\n" +
+	"\x05State\x12\x11\n" +
+	"\rSTATE_UNKNOWN\x10\x00\x12\x0f\n" +
+	"\vSTATE_ALIVE\x10\x01\x12\x14\n" +
+	"\x10STATE_AGENT_DOWN\x10\x02\x12\x11\n" +
+	"\rSTATE_SUSPECT\x10\x03\x12\x0e\n" +
+	"\n" +
+	"STATE_DEAD\x10\x04\";\n" +
+	"\x06Gossip\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\fR\x04keys\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"^\n" +
+	"\n" +
+	"GossipKeys\x121\n" +
+	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"g\n" +
+	"\tGossipKey\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\x03R\tcreatedAt\x12#\n" +
+	"\rprimary_since\x18\x03 \x01(\x03R\fprimarySince\"V\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
@@ -3049,76 +3489,85 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 	return file_api_keyspace_v1_keyspace_proto_rawDescData
 }
 
-var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
 	(Backend_State)(0),     // 2: hawser.keyspace.v1.Backend.State
-	(Synced_State)(0),      // 3: hawser.keyspace.v1.Synced.State
-	(Peer_State)(0),        // 4: hawser.keyspace.v1.Peer.State
-	(*Cluster)(nil),        // 5: hawser.keyspace.v1.Cluster
-	(*MeshParameters)(nil), // 6: hawser.keyspace.v1.MeshParameters
-	(*Node)(nil),           // 7: hawser.keyspace.v1.Node
-	(*NodeAddress)(nil),    // 8: hawser.keyspace.v1.NodeAddress
-	(*Identity)(nil),       // 9: hawser.keyspace.v1.Identity
-	(*IdentityRef)(nil),    // 10: hawser.keyspace.v1.IdentityRef
-	(*IPEntry)(nil),        // 11: hawser.keyspace.v1.IPEntry
-	(*NamedPort)(nil),      // 12: hawser.keyspace.v1.NamedPort
-	(*VTEP)(nil),           // 13: hawser.keyspace.v1.VTEP
-	(*Service)(nil),        // 14: hawser.keyspace.v1.Service
-	(*ServicePort)(nil),    // 15: hawser.keyspace.v1.ServicePort
-	(*ServiceID)(nil),      // 16: hawser.keyspace.v1.ServiceID
-	(*BackendSlice)(nil),   // 17: hawser.keyspace.v1.BackendSlice
-	(*Backend)(nil),        // 18: hawser.keyspace.v1.Backend
-	(*BackendPort)(nil),    // 19: hawser.keyspace.v1.BackendPort
-	(*PolicyObject)(nil),   // 20: hawser.keyspace.v1.PolicyObject
-	(*NodeStatus)(nil),     // 21: hawser.keyspace.v1.NodeStatus
-	(*TrustBundle)(nil),    // 22: hawser.keyspace.v1.TrustBundle
-	(*Presence)(nil),       // 23: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 24: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 25: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 26: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 27: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 28: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 29: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 30: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 31: hawser.keyspace.v1.Enrolment
-	nil,                    // 32: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 33: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 34: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 35: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 36: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 37: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(NodeHealth_State)(0),  // 3: hawser.keyspace.v1.NodeHealth.State
+	(Synced_State)(0),      // 4: hawser.keyspace.v1.Synced.State
+	(Peer_State)(0),        // 5: hawser.keyspace.v1.Peer.State
+	(*Cluster)(nil),        // 6: hawser.keyspace.v1.Cluster
+	(*MeshParameters)(nil), // 7: hawser.keyspace.v1.MeshParameters
+	(*Node)(nil),           // 8: hawser.keyspace.v1.Node
+	(*NodeAddress)(nil),    // 9: hawser.keyspace.v1.NodeAddress
+	(*Identity)(nil),       // 10: hawser.keyspace.v1.Identity
+	(*IdentityRef)(nil),    // 11: hawser.keyspace.v1.IdentityRef
+	(*IPEntry)(nil),        // 12: hawser.keyspace.v1.IPEntry
+	(*NamedPort)(nil),      // 13: hawser.keyspace.v1.NamedPort
+	(*VTEP)(nil),           // 14: hawser.keyspace.v1.VTEP
+	(*Service)(nil),        // 15: hawser.keyspace.v1.Service
+	(*ServicePort)(nil),    // 16: hawser.keyspace.v1.ServicePort
+	(*ServiceID)(nil),      // 17: hawser.keyspace.v1.ServiceID
+	(*BackendSlice)(nil),   // 18: hawser.keyspace.v1.BackendSlice
+	(*Backend)(nil),        // 19: hawser.keyspace.v1.Backend
+	(*BackendPort)(nil),    // 20: hawser.keyspace.v1.BackendPort
+	(*PolicyObject)(nil),   // 21: hawser.keyspace.v1.PolicyObject
+	(*NodeStatus)(nil),     // 22: hawser.keyspace.v1.NodeStatus
+	(*TrustBundle)(nil),    // 23: hawser.keyspace.v1.TrustBundle
+	(*PathReport)(nil),     // 24: hawser.keyspace.v1.PathReport
+	(*NodeHealth)(nil),     // 25: hawser.keyspace.v1.NodeHealth
+	(*Gossip)(nil),         // 26: hawser.keyspace.v1.Gossip
+	(*GossipKeys)(nil),     // 27: hawser.keyspace.v1.GossipKeys
+	(*GossipKey)(nil),      // 28: hawser.keyspace.v1.GossipKey
+	(*Presence)(nil),       // 29: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),       // 30: hawser.keyspace.v1.PeerView
+	(*Position)(nil),       // 31: hawser.keyspace.v1.Position
+	(*Synced)(nil),         // 32: hawser.keyspace.v1.Synced
+	(*Peer)(nil),           // 33: hawser.keyspace.v1.Peer
+	(*Grant)(nil),          // 34: hawser.keyspace.v1.Grant
+	(*Token)(nil),          // 35: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),       // 36: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),      // 37: hawser.keyspace.v1.Enrolment
+	nil,                    // 38: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 39: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 40: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 41: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 42: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 43: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
-	6,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
-	8,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	32, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	7,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
+	9,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
+	38, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
-	12, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
+	13, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	15, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	33, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	34, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	35, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	16, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
+	39, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	40, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	41, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	18, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
-	19, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
+	19, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
+	20, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	36, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	37, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
-	25, // 17: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	25, // 18: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
-	3,  // 19: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	28, // 20: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
-	4,  // 21: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	42, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	43, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	24, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
+	3,  // 18: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
+	28, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
+	31, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
+	31, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	4,  // 22: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
+	34, // 23: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	5,  // 24: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -3126,15 +3575,15 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	if File_api_keyspace_v1_keyspace_proto != nil {
 		return
 	}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[19].OneofWrappers = []any{}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[22].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[24].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   33,
+			NumEnums:      6,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package apiserver
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/election"
+	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+)
+
+const (
+	foldEvery = 100 * time.Millisecond
+	// keysEvery is how often the age of the gossip keys is looked at.
+	keysEvery = time.Second
+)
+
+var errOfficeLost = errors.New("another API server leads the cluster")
+
+// watchman is what an API server knows of its cluster's nodes.
+type watchman struct {
+	s      *Server
+	gossip *liveness.Gossip // nil without --listen-gossip
+
+	mu      sync.Mutex
+	nodes   map[string]netip.Addr // that take part; invalid without an address
+	present map[string]bool
+	reports map[string][]*keyspacev1.PathReport // by prober
+}
+
+func newWatchman(s *Server) *watchman {
+	w := &watchman{s: s, nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string][]*keyspacev1.PathReport{}}
+	if s.cfg.ListenGossip.IsValid() {
+		w.gossip = liveness.NewGossip(liveness.GossipConfig{
+			Cluster: s.cfg.Cluster, Name: liveness.APIServerName(s.cfg.Replica), Listen: s.cfg.ListenGossip,
+			Seeds: w.seeds, Log: s.log,
+		})
+	}
+	return w
+}
+
+func (w *watchman) seeds() (out []netip.AddrPort) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.nodes {
+		if a.IsValid() {
+			out = append(out, netip.AddrPortFrom(a, liveness.GossipPort))
+		}
+	}
+	return out
+}
+
+// run follows the cluster's nodes and takes part in their gossip until the
+// context ends.
+func (w *watchman) run(ctx context.Context) error {
+	own := w.s.cfg.Cluster
+	g, ctx := errgroup.WithContext(ctx)
+	for _, prefix := range []string{
+		kvstore.KindPrefix(kvstore.State, own, kvstore.KindNode),
+		kvstore.KindPrefix(kvstore.Local, own, kvstore.KindPresence),
+		kvstore.KindPrefix(kvstore.Local, own, kvstore.KindStatus),
+	} {
+		r, err := store.NewReader(store.ReaderConfig{
+			Client: w.s.kv, Prefix: prefix, Apply: w.apply, Log: w.s.log,
+			OnBad: func(b *kvstore.BadRecord) { w.s.log.Warn("skip record", "key", b.Key, "reason", b.Reason) },
+		})
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return r.Run(ctx) })
+	}
+	if w.gossip != nil {
+		g.Go(func() error { return w.gossip.Run(ctx) })
+		g.Go(func() error { return w.followKeys(ctx) })
+	}
+	return g.Wait()
+}
+
+func (w *watchman) apply(b store.Batch) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range b.Changes {
+		name := c.Key.Names[0]
+		switch r := c.Record.(type) {
+		case *keyspacev1.Node:
+			delete(w.nodes, name)
+			if slices.Contains(r.GetCapabilities(), liveness.Capability) {
+				w.nodes[name], _ = netip.ParseAddr(r.GetTunnelAddress())
+			}
+		case *keyspacev1.Presence:
+			w.present[name] = true
+		case *keyspacev1.NodeStatus:
+			w.reports[name] = r.GetPaths()
+		case nil:
+			switch c.Key.Kind {
+			case kvstore.KindNode:
+				delete(w.nodes, name)
+			case kvstore.KindPresence:
+				delete(w.present, name)
+			case kvstore.KindStatus:
+				delete(w.reports, name)
+			}
+		}
+	}
+}
+
+// followKeys gives gossip its keys as they change.
+func (w *watchman) followKeys(ctx context.Context) error {
+	key := kvstore.NewKey(kvstore.Local, w.s.cfg.Cluster, kvstore.KindGossip)
+	return w.s.follow(ctx, key.String(), func(kv *kvstore.KV) error {
+		if kv == nil {
+			return nil // the leader will make some
+		}
+		r, err := decode[*keyspacev1.Gossip](*kv)
+		if err == nil {
+			err = w.gossip.SetKeys(r.msg.GetKeys())
+		}
+		if err != nil {
+			w.s.log.Error("gossip keys not usable", "error", err)
+		}
+		return nil
+	})
+}
+
+// keepKeys makes, renews and hands out the gossip keys while it leads.
+func (w *watchman) keepKeys(ctx context.Context, t *election.Term) error {
+	tick := time.NewTicker(keysEvery)
+	defer tick.Stop()
+	for {
+		if err := w.nextKeys(ctx, t); err != nil && ctx.Err() == nil {
+			w.s.log.Warn("gossip keys", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (w *watchman) nextKeys(ctx context.Context, t *election.Term) error {
+	own := w.s.cfg.Cluster
+	private := kvstore.NewKey(kvstore.Private, own, kvstore.KindGossipKeys)
+	local := kvstore.NewKey(kvstore.Local, own, kvstore.KindGossip)
+	old, _, err := get[*keyspacev1.GossipKeys](ctx, w.s, private)
+	if err != nil {
+		return err
+	}
+	now, changed := liveness.NextKeys(time.Now(), w.s.cfg.GossipKeyLifetime, old.msg, func(b []byte) { _, _ = rand.Read(b) }) // never fails
+	shared, found, err := get[*keyspacev1.Gossip](ctx, w.s, local)
+	if err != nil {
+		return err
+	}
+	told := proto.CloneOf(shared.msg)
+	if told != nil {
+		told.UpdatedAt = 0
+	}
+	if !changed && found && proto.Equal(told, liveness.SharedKeys(now)) {
+		return nil
+	}
+	op1, err1 := put(private, now)
+	op2, err2 := put(local, liveness.SharedKeys(now))
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	if err := w.s.commitAs(ctx, t, op1, op2); err != nil {
+		return err
+	}
+	w.s.log.Info("gossip keys", "keys", len(now.GetKeys()))
+	return nil
+}
+
+// commitAs writes while the office is held.
+func (s *Server) commitAs(ctx context.Context, t *election.Term, ops ...kvstore.Op) error {
+	res, err := s.kv.Txn(ctx, t.Fence(), ops, nil)
+	if err == nil && !res.Succeeded {
+		err = errOfficeLost
+	}
+	return err
+}
+
+// keepHealth writes the verdict on each node, when it changes, while it leads.
+func (w *watchman) keepHealth(ctx context.Context, t *election.Term) error {
+	folder, have := liveness.NewFolder(liveness.FolderConfig{}), map[string]*keyspacev1.NodeHealth{}
+	stored, err := list[*keyspacev1.NodeHealth](ctx, w.s, kvstore.State, w.s.cfg.Cluster, kvstore.KindHealth)
+	if err != nil {
+		return err
+	}
+	for _, r := range stored {
+		have[r.msg.GetNode()] = r.msg
+		folder.Assume(r.msg.GetNode(), liveness.Health{State: r.msg.GetState()})
+	}
+	tick := time.NewTicker(foldEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		o, ready := w.observe()
+		if !ready {
+			continue
+		}
+		if err := w.write(ctx, t, have, folder.Step(time.Now(), o)); err != nil {
+			if errors.Is(err, errOfficeLost) {
+				return err
+			}
+			w.s.log.Warn("write the nodes' health", "error", err)
+		}
+	}
+}
+
+// observe is what is known of the nodes now; not ready before there are any.
+func (w *watchman) observe() (liveness.Observation, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o := liveness.Observation{
+		Process: map[string]liveness.Witness{}, Present: maps.Clone(w.present), Reports: map[string]map[string]bool{},
+	}
+	for name := range w.nodes {
+		o.Process[name] = w.gossip.Process(name)
+	}
+	for prober, paths := range w.reports {
+		said := map[string]bool{}
+		for _, p := range paths {
+			if p.GetCluster() == w.s.cfg.Cluster {
+				said[p.GetNode()] = p.GetUp()
+			}
+		}
+		o.Reports[prober] = said
+	}
+	return o, len(w.nodes) > 0
+}
+
+// write stores what differs from have, and updates it.
+func (w *watchman) write(ctx context.Context, t *election.Term, have map[string]*keyspacev1.NodeHealth, now map[string]liveness.Health) error {
+	own := w.s.cfg.Cluster
+	var errs []error
+	for name, h := range now {
+		if h.State == keyspacev1.NodeHealth_STATE_UNKNOWN {
+			continue
+		}
+		old := have[name]
+		r := &keyspacev1.NodeHealth{
+			Node: name, Cluster: own, State: h.State, Process: h.Process.String(), Path: h.Path.String(), Witnesses: h.Witnesses,
+			Since: old.GetSince(), UpdatedAt: old.GetUpdatedAt(),
+		}
+		if old.GetState() != h.State {
+			r.Since = time.Now().UnixNano()
+		}
+		if proto.Equal(old, r) {
+			continue
+		}
+		op, err := put(kvstore.NewKey(kvstore.State, own, kvstore.KindHealth, name), r)
+		if err == nil {
+			err = w.s.commitAs(ctx, t, op)
+		}
+		if errs = append(errs, err); err != nil {
+			continue
+		}
+		if have[name] = r; old.GetState() != h.State {
+			w.s.log.Info("node's health", "node", name, "health", liveness.StateName(h.State), "process", h.Process, "path", h.Path, "witnesses", h.Witnesses)
+		}
+	}
+	for name := range have {
+		if _, known := now[name]; known {
+			continue
+		}
+		err := w.s.commitAs(ctx, t, kvstore.Delete(kvstore.NewKey(kvstore.State, own, kvstore.KindHealth, name).String()))
+		if errs = append(errs, err); err == nil {
+			delete(have, name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// gossipState counts members by what gossip says of them, and what it refused.
+func (w *watchman) gossipState() (members map[liveness.Witness]int, refused uint64) {
+	members = map[liveness.Witness]int{}
+	if w.gossip == nil {
+		return members, 0
+	}
+	for _, p := range w.gossip.Members() {
+		members[p]++
+	}
+	return members, w.gossip.Refused()
+}
+
+// problems are what keeps the API server from hearing its nodes.
+func (w *watchman) problems() (out []*hawserv1.Problem) {
+	if w.gossip == nil {
+		return nil
+	}
+	if err := w.gossip.Err(); err != nil {
+		out = append(out, &hawserv1.Problem{
+			Object: "gossip", Problem: err.Error() + "; which agents run is not known",
+			Fix: "free the port, or give another by --listen-gossip",
+		})
+	}
+	return out
+}
+
+// reached are the nodes that some of our agents probe, and whether any reaches
+// them.
+func (w *watchman) reached() map[liveness.NodeID]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := map[liveness.NodeID]bool{}
+	for prober, paths := range w.reports {
+		for _, p := range paths {
+			if id := (liveness.NodeID{Cluster: p.GetCluster(), Node: p.GetNode()}); w.present[prober] {
+				out[id] = out[id] || p.GetUp()
+			}
+		}
+	}
+	return out
+}

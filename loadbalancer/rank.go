@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loadbalancer
+
+import (
+	"slices"
+
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/datapath"
+)
+
+// taking are the backends of a port that take new connections: those of the best
+// rank that there is one of.
+func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
+	best, out := never, []datapath.Backend(nil)
+	for _, b := range all {
+		r := b.rank()
+		if r > best || r == never || b.PortName != p.GetName() || b.Protocol != p.GetProtocol() {
+			continue
+		}
+		if r < best {
+			best, out = r, nil
+		}
+		out = append(out, b.row())
+	}
+	return out
+}
+
+// keeping are the backends of a port that keep the flows that they have, and are
+// not among those taken.
+func keeping(all []BackendView, p *keyspacev1.ServicePort, taken []datapath.Backend) (out []datapath.Backend) {
+	for _, b := range all {
+		if b.PortName == p.GetName() && b.Protocol == p.GetProtocol() && b.keeps() && !slices.Contains(taken, b.row()) {
+			out = append(out, b.row())
+		}
+	}
+	return out
+}
+
+func (b BackendView) row() datapath.Backend {
+	return datapath.Backend{Addr: b.Addr, Port: b.Port, ClusterID: b.ClusterID}
+}
+
+// keeps reports whether a backend that takes no new flows keeps those it has.
+// Those of a node that is gone are better told at once: their next packet goes
+// to another backend, which resets them.
+func (b BackendView) keeps() bool {
+	return b.Standing != Gone && b.rank() != never
+}
+
+// Ranks of backends, the better the lower: the sum of what speaks against one. A
+// service is never left without backends because of what is only believed of
+// nodes: those that nobody reaches are the last, not gone.
+const (
+	ending = 1 << iota // terminating
+	old                // of a cluster whose records are stale
+	passed             // on a node that is not reached
+	never              // quarantined, in maintenance or expired: takes none
+)
+
+// rank is the one place where backends are compared.
+func (b BackendView) rank() (r int) {
+	switch b.State {
+	case keyspacev1.Backend_STATE_ACTIVE:
+	case keyspacev1.Backend_STATE_TERMINATING:
+		r = ending
+	default:
+		return never
+	}
+	switch b.Age {
+	case Expired:
+		return never
+	case Stale:
+		r += old
+	}
+	if b.Standing != Reached {
+		r += passed
+	}
+	return r
+}
