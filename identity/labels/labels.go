@@ -62,6 +62,9 @@ func Parse(s, def string) (Label, error) {
 		source, key = def, name
 	}
 	l := Label{Source: source, Key: key, Value: value}
+	if len(l.String()) > maxLabel { // with its source
+		return Label{}, fmt.Errorf("label %.32q…: longer than %d bytes", l.String(), maxLabel)
+	}
 	return l, l.validate()
 }
 
