@@ -47,7 +47,7 @@ func goldens() []golden {
 	frame := func(file string, f *federationv1.Frame) golden { return golden{file: "frame-" + file, msg: f} }
 	return []golden{
 		frame("hello", &federationv1.Frame{Body: &federationv1.Frame_Hello{Hello: &federationv1.Hello{ProtocolMin: 1, ProtocolMax: 1,
-			Capabilities: []string{"expire-after"}, Cluster: "west", ClusterId: 2, Incarnation: pos.GetIncarnation(), Version: "v0.1.0",
+			Capabilities: []string{"expire-after", "explain"}, Cluster: "west", ClusterId: 2, Incarnation: pos.GetIncarnation(), Version: "v0.1.0",
 			Description: cluster, ExpireAfter: int64(24 * time.Hour)}}}),
 		frame("subscribe", &federationv1.Frame{Body: &federationv1.Frame_Subscribe{Subscribe: &federationv1.Subscribe{Kinds: []string{"ips"}, Position: pos}}}),
 		frame("resync", &federationv1.Frame{Body: &federationv1.Frame_Resync{Resync: &federationv1.Resync{
@@ -58,6 +58,13 @@ func goldens() []golden {
 		frame("heartbeat", &federationv1.Frame{Body: &federationv1.Frame_Heartbeat{Heartbeat: &federationv1.Heartbeat{
 			Time: 5, Position: pos, EchoTime: 4, EchoHeld: 3, Pending: 2}}}),
 		frame("goodbye", &federationv1.Frame{Body: &federationv1.Frame_Goodbye{Goodbye: &federationv1.Goodbye{Reason: "sequence", Detail: "batch 3 came after batch 1"}}}),
+		frame("explain", &federationv1.Frame{Body: &federationv1.Frame_Explain{Explain: &federationv1.Explain{Id: 3, Egress: true,
+			Self: &federationv1.ExplainEnd{Labels: []string{"k8s:app=echo"}, Address: "10.2.1.5"},
+			Peer: &federationv1.ExplainEnd{Labels: []string{"k8s:app=client"}, Address: "10.1.1.2"}, Protocol: 6, Port: 8080}}}),
+		frame("explanation", &federationv1.Frame{Body: &federationv1.Frame_Explanation{Explanation: &federationv1.Explanation{Id: 3,
+			Outcome: federationv1.Explanation_OUTCOME_ANSWERED, Allowed: true, Reason: "demo/allow-echo", Audited: true}}}),
+		frame("trust", &federationv1.Frame{Body: &federationv1.Frame_Trust{Trust: &federationv1.Trust{Bundle: [][]byte{{1, 2}, {3}}}}}),
+		frame("trust-ack", &federationv1.Frame{Body: &federationv1.Frame_TrustAck{TrustAck: &federationv1.TrustAck{Sha256: bytes.Repeat([]byte{9}, 32)}}}),
 		{"record-cluster", "cluster", cluster},
 		{"record-node", "nodes/n1", &keyspacev1.Node{Name: "n1", Cluster: "west", Addresses: []*keyspacev1.NodeAddress{{Type: keyspacev1.NodeAddress_TYPE_INTERNAL, Ip: "192.168.2.1"}},
 			PodCidrs: []string{"10.2.1.0/24"}, TunnelAddress: "192.168.2.1", WireguardPublicKey: bytes.Repeat([]byte{7}, 32), Mtu: 1500, BootId: "b", Zone: "z",
@@ -70,8 +77,10 @@ func goldens() []golden {
 		{"record-service", "services/demo/echo", &keyspacev1.Service{Namespace: "demo", Name: "echo", Id: num,
 			Ports:       []*keyspacev1.ServicePort{{Name: "http", Protocol: tcp, Port: 80, Target: "8080"}},
 			Annotations: map[string]string{"hawser.io/global": "true"}, Global: true, Shared: true, Type: "ClusterIP", Selector: map[string]string{"app": "echo"},
-			Vips: []string{"172.18.0.5"}, SessionAffinitySeconds: 10, Labels: map[string]string{"app": "echo"}, UpdatedAt: 1}},
+			Vips: []string{"172.18.0.5"}, SessionAffinitySeconds: 10, Labels: map[string]string{"app": "echo"}, Headless: true, UpdatedAt: 1}},
 		{"record-serviceid", "serviceids/131079", &keyspacev1.ServiceID{Number: num, Namespace: "demo", Name: "echo", Vips: []string{"172.18.0.5"}, UpdatedAt: 1}},
+		{"record-health", "health/n1", &keyspacev1.NodeHealth{Node: "n1", Cluster: "west", State: keyspacev1.NodeHealth_STATE_AGENT_DOWN, Since: 2,
+			Process: "down", Path: "up", Witnesses: []string{"n2", "n3"}, UpdatedAt: 1}},
 		{"record-slice", "slices/demo/echo/n1", &keyspacev1.BackendSlice{Namespace: "demo", Service: "echo", Name: "n1", Backends: []*keyspacev1.Backend{{
 			Ip: "10.2.1.5", Ports: []*keyspacev1.BackendPort{{Name: "http", Protocol: tcp, Port: 8080}}, Node: "n1", Zone: "z",
 			State: keyspacev1.Backend_STATE_TERMINATING, Weight: 50, Workload: "demo/echo"}}, UpdatedAt: 1}},

@@ -5,4 +5,4 @@
 appechoR
 172.18.0.5X
 b
-appechox
+appechohx
