@@ -191,7 +191,7 @@ func wrong(prog string, in []byte, act int, out []byte) string {
 	}
 	// A node may send from all of its range, with the identity that it tells.
 	ours := o.src == podA.ip && o.dst == podR.ip
-	if !ours && !(strings.HasPrefix(o.src, "10.2.") && o.dst == podA.ip) {
+	if !ours && (!strings.HasPrefix(o.src, "10.2.") || o.dst != podA.ip) {
 		return "passed from " + o.src + " to " + o.dst
 	}
 	if o.proto != tcp || !o.later && o.dport != 80 && o.sport != 80 {
