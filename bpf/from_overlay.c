@@ -326,7 +326,7 @@ int from_overlay(struct __sk_buff *skb)
 	eth = data(skb);
 	ip = (void *)(eth + 1);
 	udp = (void *)(ip + 1);
-	if ((void *)(udp + 1) > data_end(skb) || eth->proto != bpf_htons(ETH_P_IP))
+	if ((void *)(ip + 1) > data_end(skb) || eth->proto != bpf_htons(ETH_P_IP))
 		return TC_ACT_OK;
 	if (ip->daddr != node_addr4) {
 		rx = endpoint_by_addr4(ip->daddr);
@@ -335,8 +335,9 @@ int from_overlay(struct __sk_buff *skb)
 		p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
 		return p ? finish(p, untunnelled(skb, p, rx)) : TC_ACT_SHOT;
 	}
-	if (ip->protocol != IPPROTO_UDP || ip->version_ihl != IP_VERSION_IHL ||
-	    ip->frag_off & bpf_htons(IP_FRAGMENT) || udp->dest != tunnel_port)
+	if ((void *)(udp + 1) > data_end(skb) || ip->protocol != IPPROTO_UDP ||
+	    ip->version_ihl != IP_VERSION_IHL || ip->frag_off & bpf_htons(IP_FRAGMENT) ||
+	    udp->dest != tunnel_port)
 		return to_node(skb);
 	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
 	if (!p)

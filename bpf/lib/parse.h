@@ -194,7 +194,8 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, __u32 off, struct
 	struct icmphdr *icmp = (void *)(ip + 1);
 	struct udphdr *udp = (void *)(ip + 1);
 
-	if ((void *)(udp + 1) > end || ip->version_ihl != IP_VERSION_IHL)
+	if ((void *)(udp + 1) > end || ip->version_ihl != IP_VERSION_IHL ||
+	    ip->frag_off & bpf_htons(IP_OFFSET)) /* no ports are quoted */
 		return DROP(p, DROP_MALFORMED);
 	t->saddr = ip->saddr;
 	t->daddr = ip->daddr;
