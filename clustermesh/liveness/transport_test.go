@@ -101,14 +101,11 @@ func TestGossip(t *testing.T) {
 		}
 		stranger.stop()
 	}
-	if a.Process("b") != Up || a.Process("c") != Up {
-		t.Errorf("strangers did harm: %v", a.Members())
-	}
+	// On a busy machine a member may be missed for a moment, and come back.
+	eventually(t, "strangers did no harm", func() bool { return a.Process("b") == Up && a.Process("c") == Up })
 	c.stop()
 	eventually(t, "c is missed", func() bool { return a.Process("c") == Down && b.Process("c") == Down })
-	if a.Process("b") != Up {
-		t.Error("b is missed, too")
-	}
+	eventually(t, "b is not", func() bool { return a.Process("b") == Up && b.Process("a") == Up })
 }
 
 // Keys change step by step while members understand each other all the time.
@@ -125,8 +122,9 @@ func TestGossipKeyChange(t *testing.T) {
 			}
 		}
 		time.Sleep(3 * probeEvery) // they must talk under these keys
-		if !met() || a.Refused()+b.Refused() != 0 {
-			t.Fatalf("after %d keys: a %v, b %v, refused %d", len(keys), a.Members(), b.Members(), a.Refused()+b.Refused())
+		eventually(t, "they still understand each other", met)
+		if n := a.Refused() + b.Refused(); n != 0 {
+			t.Fatalf("with %d keys: refused %d", len(keys), n)
 		}
 	}
 	late := join(t, "east", "late", one, a.at)

@@ -114,7 +114,7 @@ func (s *script) stopRequests(limit time.Duration) (string, error) {
 	s.count("reset", uint64(r.Reset))
 	out := fmt.Sprintf("%.1f s, %d requests answered (p99 %.1f ms), %d failed, of them %d reset", r.Seconds, r.Connections, r.LatencyP99, failed, r.Reset)
 	var last time.Duration
-	if failed > 0 {
+	if failed > 0 && !run.fault.IsZero() {
 		last = time.UnixMilli(r.LastFailed).Sub(run.fault)
 		out += fmt.Sprintf("; the last that failed began %d ms after the fault", last.Milliseconds())
 		s.counts["last failed after ms"] = max(s.counts["last failed after ms"], uint64(max(0, last.Milliseconds())))
@@ -132,6 +132,5 @@ func (s *script) stopRequests(limit time.Duration) (string, error) {
 	case last > limit && limit > 0:
 		return out, fmt.Errorf("%swant none that began %s after the fault\n%s", out, limit, run.out.String())
 	}
-	fmt.Print(out)
 	return out, nil
 }
