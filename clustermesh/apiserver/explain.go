@@ -64,6 +64,8 @@ func (s *Server) askPeer(ctx context.Context, cluster string, r *hawserv1.Explai
 	})
 	out := &hawserv1.ExplainPolicyResponse{}
 	switch {
+	case errors.Is(err, federation.ErrNotConnected) && s.cfg.Etcd.Shared:
+		out.Reason = fmt.Sprintf("not asked: the clusters of a shared etcd have no stream to ask over; ask there: hawser policy trace --cluster %s", cluster)
 	case errors.Is(err, federation.ErrNotConnected):
 		out.Reason = fmt.Sprintf("not asked: cluster %s is not connected; see: hawser mesh status", cluster)
 	case err != nil:
