@@ -253,6 +253,7 @@ func (a *Agent) makeStores() error {
 	limits := kvstore.Limits{Space: a.space, ClusterID: a.view.lookupCluster}
 	marks := store.SyncedMarkers{Client: a.kv, Own: a.cfg.Cluster}
 	bad := func(b *kvstore.BadRecord) {
+		a.timers.refused.Add(b.Reason)
 		a.log.Warn("skip record", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
 	}
 	reader := func(prefix string, apply func(store.Batch)) (*store.Reader, error) {
@@ -269,7 +270,7 @@ func (a *Agent) makeStores() error {
 	}
 	judged, told := use, func(store.Batch) {}
 	if a.cfg.SharedEtcd {
-		g := newGrants(a.cfg.Cluster, a.space, a.log, use)
+		g := newGrants(a.cfg.Cluster, a.space, a.log, use, a.timers.refused.Add)
 		judged, told = g.state, g.local
 	}
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {

@@ -41,6 +41,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 	}
 	kept := newTimers()
 	kept.etcd.Observe("list", "denied", time.Millisecond)
+	kept.refused.Add("range")
 	kept.stage("west", stages.Total, 20*time.Millisecond)
 	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler), kept.kept()...))
@@ -59,6 +60,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_path_answers_total{target_cluster="west",target_node="w1"}`: 8, `hawser_path_refused_total`: 4, `hawser_gossip_refused_total`: 6,
 		`hawser_path_paused_seconds_total`: 1, `hawser_nodes_passed_over{target_cluster="west",why="dead"}`: 1,
 		`hawser_etcd_operations_total{operation="list",result="denied"}`: 1, `hawser_etcd_operation_seconds_count{operation="list"}`: 1,
+		`hawser_keyspace_refused_total{reason="range"}`:                       1,
 		`hawser_propagation_seconds_sum{stage="total",target_cluster="west"}`: 0.02,
 		`hawser_mesh_complete`: 1, `hawser_certificate_expiry_timestamp_seconds{certificate="node"}`: 5,
 	} {
