@@ -11,6 +11,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
@@ -39,6 +40,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_since_timestamp_seconds", Help: "When the peer's state last changed.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_synced", Help: "1 while all kinds of the peer's records are copied.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_stale", Help: "1 while the peer's data is not fresh.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_clock_offset_seconds", Help: "The peer's clock minus ours, by the quickest of the last heartbeats.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_unacknowledged_seconds", Help: "How long the peer has not acknowledged what was sent to it; 0 when nothing is due.", Kind: g, Labels: peer},
@@ -148,6 +150,7 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 	emit("hawser_nodes_unreachable", float64(p.GetNodesUnreachable()), name)
 	emit("hawser_federation_connected", metrics.Bool(p.GetState() == peerConnected), name)
 	emit("hawser_federation_since_timestamp_seconds", metrics.Timestamp(p.GetSince()), name)
+	emit("hawser_federation_synced", metrics.Bool(len(p.GetSyncedKinds()) >= len(kvstore.PublicKinds)), name)
 	emit("hawser_federation_stale", metrics.Bool(p.GetData() != dataFresh), name)
 	emit("hawser_federation_clock_offset_seconds", p.GetClockOffsetSeconds(), name)
 	emit("hawser_federation_unacknowledged_seconds", p.GetUnacknowledgedSeconds(), name)

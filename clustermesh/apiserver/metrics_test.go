@@ -12,21 +12,26 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/metrics/metricstest"
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 func TestEveryDocumentedMetricExists(t *testing.T) {
+	var kinds []string
+	for _, k := range kvstore.PublicKinds {
+		kinds = append(kinds, string(k))
+	}
 	c := clusterState{
 		status: &hawserv1.ClusterStatusReport{EtcdNoSpace: true, IdentityMin: 256, IdentityMax: 511, IdentitiesFree: 12, QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
 		mesh: &hawserv1.MeshStatusResponse{Peers: []*hawserv1.PeerStatus{
 			{
-				NodesUnreachable: 1, Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
+				SyncedKinds: kinds, NodesUnreachable: 1, Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
 				KeysByKind: map[string]uint64{"ips": 7}, Refused: map[string]uint64{"range": 3}, ChangesReceived: 11, SnapshotsSent: 1,
 				ResumesReceived: 4, CertificateExpiresAt: int64(8 * time.Second),
 			},
-			{Name: "north", State: "lost", Data: "stale"},
+			{Name: "north", State: "lost", Data: "stale", SyncedKinds: kinds[1:]},
 		}},
 		nodes:   &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent, Health: "alive"}, {Cluster: "east", State: nodePresent, Health: "dead"}}},
 		members: map[liveness.Witness]int{liveness.Up: 3, liveness.Down: 1}, gossipRefused: 2,
@@ -51,6 +56,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_federation_certificate_expiry_timestamp_seconds{target_cluster="west"}`: 8,
 		`hawser_certificate_expiry_timestamp_seconds{certificate="ca"}`:                 6, `hawser_api_refused_total`: 5,
 		`hawser_federation_keys{kind="ips",target_cluster="west"}`: 7,
+		`hawser_federation_synced{target_cluster="west"}`:          1, `hawser_federation_synced{target_cluster="north"}`: 0,
 		`hawser_etcd_no_space`: 1, `hawser_identities_free`: 12, `hawser_identities_max`: 255,
 		`hawser_etcd_operations_total{operation="get",result="ok"}`: 1, `hawser_etcd_operations_total{operation="watch",result="compacted"}`: 1,
 		`hawser_etcd_operation_seconds_count{operation="get"}`: 1, `hawser_etcd_operation_seconds_count{operation="watch"}`: 0,
