@@ -3,6 +3,8 @@
 package agent
 
 import (
+	"time"
+
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
@@ -26,8 +28,10 @@ func (v *view) believes(cluster string) bool {
 // peer takes what the API server says of a peer: how old its records are.
 func (v *view) peer(c store.Change) {
 	name, age := c.Key.Names[0], loadbalancer.Fresh
+	delete(v.propagation.offsets, name)
 	if r, ok := c.Record.(*keyspacev1.PeerView); ok && !c.Deleted {
 		age = loadbalancer.AgeOf(r.GetData())
+		v.propagation.offsets[name] = time.Duration(r.GetClockOffset())
 	}
 	if name == v.own {
 		return

@@ -78,6 +78,7 @@ type Agent struct {
 	watching  sync.Mutex  // serialises watch
 	dns       *dns.Server // nil when it is off
 	trust     *trust
+	timers    *timers
 
 	ready    chan struct{} // own policies and identities are known
 	complete chan struct{} // everything of every cluster is known
@@ -98,7 +99,7 @@ func Run(ctx context.Context, cfg Config) error {
 	a := &Agent{
 		enrolled: enrolment != nil,
 		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
-		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
+		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}), timers: newTimers(),
 	}
 	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
@@ -162,7 +163,7 @@ func (a *Agent) openKeyspace() error {
 	if err != nil {
 		return err
 	}
-	if a.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: a.cfg.EtcdEndpoints, TLS: tls, Log: a.log}); err != nil {
+	if a.kv, err = etcd.NewClient(etcd.ClientConfig{Endpoints: a.cfg.EtcdEndpoints, TLS: tls, Observe: a.timers.etcd.Observe, Log: a.log}); err != nil {
 		return err
 	}
 	records, err := openRecords(a.cfg.StateDir)
@@ -239,6 +240,7 @@ func (a *Agent) makeView(records *recordStore) error {
 		return err
 	}
 	a.view = newView(liveness.NodeID{Cluster: a.cfg.Cluster, Node: a.cfg.Node}, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
+	a.view.propagation.observe = a.timers.stage
 	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
@@ -251,6 +253,7 @@ func (a *Agent) makeStores() error {
 	limits := kvstore.Limits{Space: a.space, ClusterID: a.view.lookupCluster}
 	marks := store.SyncedMarkers{Client: a.kv, Own: a.cfg.Cluster}
 	bad := func(b *kvstore.BadRecord) {
+		a.timers.refused.Add(b.Reason)
 		a.log.Warn("skip record", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
 	}
 	reader := func(prefix string, apply func(store.Batch)) (*store.Reader, error) {
@@ -267,7 +270,7 @@ func (a *Agent) makeStores() error {
 	}
 	judged, told := use, func(store.Batch) {}
 	if a.cfg.SharedEtcd {
-		g := newGrants(a.cfg.Cluster, a.space, a.log, use)
+		g := newGrants(a.cfg.Cluster, a.space, a.log, use, a.timers.refused.Add)
 		judged, told = g.state, g.local
 	}
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
@@ -345,6 +348,7 @@ func (a *Agent) run(ctx context.Context) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.reconciler.Run(ctx) })
+	g.Go(func() error { return a.view.propagation.run(ctx, a.reconciler.Wait) })
 	g.Go(func() error { return a.state.Run(ctx) })
 	g.Go(func() error { return a.local.Run(ctx) })
 	g.Go(func() error { return a.writer.Run(ctx) })
@@ -365,7 +369,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.watchman.run(ctx) })
 	g.Go(func() error { return a.endSockets(ctx) })
 	if monitoring != nil {
-		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log), a.healthy)
+		h := metrics.Handler(metrics.NewCollector(Metrics(), a.metricsSource(), a.log, a.timers.kept()...), a.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
 	}
 	if a.enrolled {

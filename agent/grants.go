@@ -26,6 +26,7 @@ type grants struct {
 	space identity.Space
 	log   *slog.Logger
 	use   func(store.Batch)
+	count func(reason ...string)
 
 	mu     sync.Mutex // held while use runs, so that it sees one batch at a time
 	guards map[string]*peering.Guard
@@ -34,9 +35,13 @@ type grants struct {
 	passed map[string]map[string]store.Change // what a narrower grant may take back
 }
 
-func newGrants(own string, space identity.Space, log *slog.Logger, use func(store.Batch)) *grants {
+// refusedGrant is the reason under which a record outside of its cluster's grant
+// is counted.
+const refusedGrant = "grant"
+
+func newGrants(own string, space identity.Space, log *slog.Logger, use func(store.Batch), count func(reason ...string)) *grants {
 	return &grants{
-		own: own, space: space, log: log, use: use,
+		own: own, space: space, log: log, use: use, count: count,
 		guards: map[string]*peering.Guard{}, views: map[string]*keyspacev1.PeerView{}, held: map[string]map[string]store.Change{},
 		passed: map[string]map[string]store.Change{},
 	}
@@ -76,6 +81,7 @@ func (g *grants) allows(c store.Change) bool {
 			remember(g.passed, c)
 			return true
 		}
+		g.count(refusedGrant)
 		g.log.Warn("record refused", "key", c.KV.Key, "error", err)
 	}
 	remember(g.held, c)

@@ -40,6 +40,7 @@ func TestGrantsJudgeOtherClusters(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := map[string]bool{}
+	refused := map[string]int{}
 	g := newGrants("east", space, slog.New(slog.DiscardHandler), func(b store.Batch) {
 		for _, c := range b.Changes {
 			seen[c.Key.Cluster+" "+c.Key.Names[0]] = !c.Deleted
@@ -47,7 +48,7 @@ func TestGrantsJudgeOtherClusters(t *testing.T) {
 				delete(seen, c.Key.Cluster+" "+c.Key.Names[0])
 			}
 		}
-	})
+	}, func(reason ...string) { refused[reason[0]]++ })
 	batch := func(cs ...store.Change) store.Batch { return store.Batch{Changes: cs} }
 	expect := func(step string, want ...string) {
 		t.Helper()
@@ -59,8 +60,14 @@ func TestGrantsJudgeOtherClusters(t *testing.T) {
 	good, stolen := ipOf("west", "10.2.0.7/32", west+5), ipOf("west", "10.1.0.7/32", west+5)
 	g.state(batch(ipOf("east", "10.1.0.1/32", 1<<16+1), good, stolen, ipOf("west", "10.2.0.8/32", 1<<16+1)))
 	expect("before west is admitted", "east 10.1.0.1/32")
+	if len(refused) != 0 {
+		t.Errorf("counted before a grant was known: %v", refused)
+	}
 	g.local(batch(admitted("west", 2, "10.2.0.0/16")))
 	expect("admitted: another's address and another's number stay out", "east 10.1.0.1/32", "west 10.2.0.7/32")
+	if refused[refusedGrant] != 2 || len(refused) != 1 {
+		t.Errorf("counted %v, want 2 records outside of the grant", refused)
+	}
 	lie := proto.CloneOf(good.Record.(*keyspacev1.IPEntry))
 	lie.Identity = 1<<16 + 1
 	bad := good

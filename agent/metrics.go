@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/observe/metrics"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 // forwarded is the reason under which the datapath counts what it let pass.
@@ -26,7 +28,7 @@ func Metrics() []metrics.Def {
 	flow := []string{"direction", "program"}
 	drop := []string{"reason", "direction", "program"}
 	path := []string{"target_cluster", "target_node"}
-	return []metrics.Def{
+	return slices.Concat([]metrics.Def{
 		{Name: "hawser_build_info", Help: "Always 1; the label says which version runs.", Kind: metrics.Gauge, Labels: []string{"version"}},
 		{Name: "hawser_start_timestamp_seconds", Help: "When the agent started.", Kind: metrics.Gauge},
 		{Name: "hawser_forward_packets_total", Help: "Packets that the datapath let pass. Datapath counters outlive the agent.", Kind: metrics.Counter, Labels: flow},
@@ -62,8 +64,28 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_dns_forward_failures_total", Help: "Of these, those without any answer.", Kind: metrics.Counter},
 		{Name: "hawser_dns_forward_seconds_total", Help: "Time that questions waited for the host's resolvers.", Kind: metrics.Counter},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the node's (node) or the cluster's CA (ca).", Kind: metrics.Gauge, Labels: []string{"certificate"}},
-	}
+		{Name: refusedRecords, Help: "Records of the keyspace that the node did not believe, by reason: what is malformed (key, decode, mismatch, range, labels, address, size), or outside of its cluster's grant (grant).", Kind: metrics.Counter, Labels: []string{"reason"}},
+	}, stages.NodeDefs(), metrics.EtcdDefs())
 }
+
+const refusedRecords = "hawser_keyspace_refused_total"
+
+// timers are what no API tells.
+type timers struct {
+	propagation *metrics.Timer
+	etcd        *metrics.Etcd
+	refused     *metrics.Tally
+}
+
+func newTimers() *timers {
+	return &timers{metrics.NewTimer(stages.NodeDefs(), stages.Name), metrics.NewEtcd(), metrics.NewTally(Metrics(), refusedRecords)}
+}
+
+func (t *timers) stage(cluster string, s stages.Stage, took time.Duration) {
+	t.propagation.Observe(took, cluster, string(s))
+}
+
+func (t *timers) kept() []metrics.Kept { return append(t.etcd.Kept(), t.propagation, t.refused) }
 
 // counted remembers the maps of the last count.
 type counted struct {

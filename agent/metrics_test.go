@@ -12,6 +12,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/metrics/metricstest"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 func TestEveryDocumentedMetricExists(t *testing.T) {
@@ -38,8 +39,12 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		watch:    watchCounters{forged: 4, gossipRefused: 6, paused: time.Second},
 		complete: true, certs: map[string]time.Time{"node": time.Unix(5, 0)},
 	}
+	kept := newTimers()
+	kept.etcd.Observe("list", "denied", time.Millisecond)
+	kept.refused.Add("range")
+	kept.stage("west", stages.Total, 20*time.Millisecond)
 	source := func(_ context.Context, emit metrics.Emit) error { s.emit(emit); return nil }
-	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler)))
+	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler), kept.kept()...))
 	if _, there := got[`hawser_map_pressure_ratio{map="nodes"}`]; there {
 		t.Error("an array has a pressure")
 	}
@@ -54,6 +59,9 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_path_up{target_cluster="west",target_node="w1"}`: 1, `hawser_path_up{target_cluster="west",target_node="w2"}`: 0,
 		`hawser_path_answers_total{target_cluster="west",target_node="w1"}`: 8, `hawser_path_refused_total`: 4, `hawser_gossip_refused_total`: 6,
 		`hawser_path_paused_seconds_total`: 1, `hawser_nodes_passed_over{target_cluster="west",why="dead"}`: 1,
+		`hawser_etcd_operations_total{operation="list",result="denied"}`: 1, `hawser_etcd_operation_seconds_count{operation="list"}`: 1,
+		`hawser_keyspace_refused_total{reason="range"}`:                       1,
+		`hawser_propagation_seconds_sum{stage="total",target_cluster="west"}`: 0.02,
 		`hawser_mesh_complete`: 1, `hawser_certificate_expiry_timestamp_seconds{certificate="node"}`: 5,
 	} {
 		if got[sample] != want {

@@ -27,15 +27,16 @@ import (
 // view is what this node knows of the mesh: it turns batches of keys into rows
 // of the datapath's tables. Both readers (state/ and local/) feed it.
 type view struct {
-	own    string // cluster
-	log    *slog.Logger
-	space  identity.Space
-	tables *datapath.Tables
-	engine *policy.Engine
-	ips    *ipcache.Cache
-	lb     *loadbalancer.Desired
-	names  *names
-	alive  *liveness.Table
+	own         string // cluster
+	log         *slog.Logger
+	space       identity.Space
+	tables      *datapath.Tables
+	engine      *policy.Engine
+	ips         *ipcache.Cache
+	lb          *loadbalancer.Desired
+	names       *names
+	alive       *liveness.Table
+	propagation *propagation
 	// podRoutes are the prefixes, of pods and of the own services, that the host
 	// reaches through the datapath.
 	podRoutes *table.Table[netip.Prefix, struct{}]
@@ -68,7 +69,7 @@ type serviceName struct{ namespace, name string }
 
 func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, tables *datapath.Tables, engine *policy.Engine, ips *ipcache.Cache, lb *loadbalancer.Desired, names *names) *view {
 	return &view{
-		own: self.Cluster, log: log, alive: liveness.NewTable(self), space: space, tables: tables, engine: engine, ips: ips, lb: lb, names: names,
+		own: self.Cluster, log: log, alive: liveness.NewTable(self), propagation: newPropagation(tables), space: space, tables: tables, engine: engine, ips: ips, lb: lb, names: names,
 		podRoutes:    table.New[netip.Prefix]("routes", func(struct{}, struct{}) bool { return true }),
 		services:     table.New[serviceName]("services", func(a, b *keyspacev1.Service) bool { return a == b }),
 		identityLost: make(chan struct{}, 1),
@@ -88,6 +89,7 @@ func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, table
 func (v *view) apply(b store.Batch) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	s, sampled := v.propagation.begin(b)
 	for _, c := range b.Changes {
 		if err := v.change(c); err != nil {
 			v.log.Warn("record not usable", "key", c.KV.Key, "error", err)
@@ -97,6 +99,9 @@ func (v *view) apply(b store.Batch) {
 		}
 	}
 	v.publish()
+	if sampled {
+		v.propagation.published(s)
+	}
 }
 
 // flush publishes what this node's own parts changed.

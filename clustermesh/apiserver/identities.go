@@ -94,15 +94,16 @@ func (s *Server) ownIdentities(ctx context.Context) ([]*hawserv1.IdentityInfo, e
 	return out, nil
 }
 
-// identityProblem says that the range is used up, or nearly; nil when it is not.
-func (s *Server) identityProblem(ctx context.Context, first, last identity.Number) (*hawserv1.Problem, error) {
+// identityProblem says how many numbers of the range are free, and that it is
+// used up, or nearly; nil when it is not.
+func (s *Server) identityProblem(ctx context.Context, first, last identity.Number) (*hawserv1.Problem, int, error) {
 	survey, err := collector.Look(ctx, s.kv, s.cfg.Cluster)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	all, free := int(last-first), survey.Free(first, last)
 	if free*100 > all*fewLeft {
-		return nil, nil
+		return nil, free, nil
 	}
 	what := fmt.Sprintf("only %d of %d numbers are left", free, all)
 	if free <= 0 {
@@ -112,5 +113,5 @@ func (s *Server) identityProblem(ctx context.Context, first, last identity.Numbe
 		Object:  fmt.Sprintf("identities %d-%d", first+1, last),
 		Problem: fmt.Sprintf("%s (%d in the store, %d retired)", what, len(survey.IDs), len(survey.Retired)),
 		Fix:     "see what they are and what retired ones wait for: hawser identity list; leave out labels that differ from pod to pod: hawser-agent --labels",
-	}, nil
+	}, free, nil
 }

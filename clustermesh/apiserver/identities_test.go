@@ -120,7 +120,7 @@ func TestIdentityStates(t *testing.T) {
 func TestStatusTellsOfFewIdentities(t *testing.T) {
 	s := start(t, testConfig(t))
 	problem := func(last identity.Number) string {
-		p, err := s.identityProblem(t.Context(), 1<<16, last)
+		p, _, err := s.identityProblem(t.Context(), 1<<16, last)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -118,7 +118,7 @@ func (s *Server) openKeyspace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.client, err = etcd.NewClient(etcd.ClientConfig{Endpoints: endpoints, TLS: tls, Log: s.log}); err != nil {
+	if s.client, err = etcd.NewClient(etcd.ClientConfig{Endpoints: endpoints, TLS: tls, Observe: s.timers.etcd.Observe, Log: s.log}); err != nil {
 		return err
 	}
 	s.kv = s.client

@@ -43,7 +43,7 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Replica:     s.cfg.Replica,
 		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
-	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo})
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo, Observe: s.timers.stage})
 }
 
 // Invite makes a token with which one cluster can join, once.
@@ -192,7 +192,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		Incarnation: s.incarnation, Revision: stats.Revision, Keys: uint64(stats.Keys), DatabaseBytes: uint64(stats.DatabaseBytes),
 		FederationEndpoints: s.cfg.advertised(),
 		CaExpiresAt:         s.creds.authority().Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs), NodeCidrs: texts(s.cfg.NodeCIDRs),
-		IdentityMin: uint32(first), IdentityMax: uint32(last),
+		IdentityMin: uint32(first), IdentityMax: uint32(last), EtcdNoSpace: stats.NoSpace || stats.Disk.Low,
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
@@ -225,10 +225,11 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 			})
 		}
 	}
-	p, err := s.identityProblem(ctx, first, last)
+	p, free, err := s.identityProblem(ctx, first, last)
 	if err != nil {
 		return nil, apiError(err)
 	}
+	r.IdentitiesFree = uint32(max(0, free))
 	if p != nil {
 		r.Problems = append(r.Problems, p)
 	}

@@ -6,11 +6,14 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 // healthTimeout bounds a question to etcd about its health.
@@ -21,7 +24,7 @@ func Metrics() []metrics.Def {
 	peer := []string{"target_cluster"}
 	way := []string{"target_cluster", "direction"}
 	g, c := metrics.Gauge, metrics.Counter
-	return []metrics.Def{
+	return slices.Concat([]metrics.Def{
 		{Name: "hawser_build_info", Help: "Always 1; the label says which version runs.", Kind: g, Labels: []string{"version"}},
 		{Name: "hawser_start_timestamp_seconds", Help: "When the API server started.", Kind: g},
 		{Name: "hawser_etcd_keys", Help: "Keys of the keyspace.", Kind: g},
@@ -37,6 +40,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_since_timestamp_seconds", Help: "When the peer's state last changed.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_synced", Help: "1 while all kinds of the peer's records are copied.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_stale", Help: "1 while the peer's data is not fresh.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_clock_offset_seconds", Help: "The peer's clock minus ours, by the quickest of the last heartbeats.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_unacknowledged_seconds", Help: "How long the peer has not acknowledged what was sent to it; 0 when nothing is due.", Kind: g, Labels: peer},
@@ -50,8 +54,27 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_refused_total", Help: "Records of the peer that were refused, by reason.", Kind: c, Labels: []string{"target_cluster", "reason"}},
 		{Name: "hawser_federation_certificate_expiry_timestamp_seconds", Help: "When the certificate that the peer shows ends.", Kind: g, Labels: peer},
 		{Name: "hawser_api_refused_total", Help: "Calls on the API port that were refused for the caller's certificate.", Kind: c},
-	}
+		{Name: "hawser_etcd_no_space", Help: "1 while etcd refuses writes because its database or its disk is full.", Kind: g},
+		{Name: "hawser_identities_free", Help: "Identity numbers of this cluster that can still be given.", Kind: g},
+		{Name: "hawser_identities_max", Help: "Identity numbers that this cluster has.", Kind: g},
+	}, stages.APIServerDefs(), metrics.EtcdDefs())
 }
+
+// timers are what no API tells.
+type timers struct {
+	propagation *metrics.Timer
+	etcd        *metrics.Etcd
+}
+
+func newTimers() *timers {
+	return &timers{metrics.NewTimer(stages.APIServerDefs(), stages.Name), metrics.NewEtcd()}
+}
+
+func (t *timers) stage(peer string, s stages.Stage, took time.Duration) {
+	t.propagation.Observe(took, peer, string(s))
+}
+
+func (t *timers) kept() []metrics.Kept { return append(t.etcd.Kept(), t.propagation) }
 
 // clusterState is all that the metrics are made of.
 type clusterState struct {
@@ -90,6 +113,9 @@ func (c *clusterState) emit(emit metrics.Emit) {
 		emit("hawser_etcd_database_bytes", float64(r.GetDatabaseBytes()))
 		emit("hawser_etcd_revision", float64(r.GetRevision()))
 		emit("hawser_etcd_quota_bytes", float64(r.GetQuotaBytes()))
+		emit("hawser_etcd_no_space", metrics.Bool(r.GetEtcdNoSpace()))
+		emit("hawser_identities_free", float64(r.GetIdentitiesFree()))
+		emit("hawser_identities_max", float64(r.GetIdentityMax()-r.GetIdentityMin()))
 		emit("hawser_problems", float64(len(r.GetProblems())))
 	}
 	emit("hawser_api_refused_total", float64(c.refused))
@@ -124,6 +150,7 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 	emit("hawser_nodes_unreachable", float64(p.GetNodesUnreachable()), name)
 	emit("hawser_federation_connected", metrics.Bool(p.GetState() == peerConnected), name)
 	emit("hawser_federation_since_timestamp_seconds", metrics.Timestamp(p.GetSince()), name)
+	emit("hawser_federation_synced", metrics.Bool(len(p.GetSyncedKinds()) >= len(kvstore.PublicKinds)), name)
 	emit("hawser_federation_stale", metrics.Bool(p.GetData() != dataFresh), name)
 	emit("hawser_federation_clock_offset_seconds", p.GetClockOffsetSeconds(), name)
 	emit("hawser_federation_unacknowledged_seconds", p.GetUnacknowledgedSeconds(), name)

@@ -12,27 +12,37 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/metrics/metricstest"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 func TestEveryDocumentedMetricExists(t *testing.T) {
+	var kinds []string
+	for _, k := range kvstore.PublicKinds {
+		kinds = append(kinds, string(k))
+	}
 	c := clusterState{
-		status: &hawserv1.ClusterStatusReport{QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
+		status: &hawserv1.ClusterStatusReport{EtcdNoSpace: true, IdentityMin: 256, IdentityMax: 511, IdentitiesFree: 12, QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
 		mesh: &hawserv1.MeshStatusResponse{Peers: []*hawserv1.PeerStatus{
 			{
-				NodesUnreachable: 1, Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
+				SyncedKinds: kinds, NodesUnreachable: 1, Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
 				KeysByKind: map[string]uint64{"ips": 7}, Refused: map[string]uint64{"range": 3}, ChangesReceived: 11, SnapshotsSent: 1,
 				ResumesReceived: 4, CertificateExpiresAt: int64(8 * time.Second),
 			},
-			{Name: "north", State: "lost", Data: "stale"},
+			{Name: "north", State: "lost", Data: "stale", SyncedKinds: kinds[1:]},
 		}},
 		nodes:   &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent, Health: "alive"}, {Cluster: "east", State: nodePresent, Health: "dead"}}},
 		members: map[liveness.Witness]int{liveness.Up: 3, liveness.Down: 1}, gossipRefused: 2,
 		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
 	}
+	kept := newTimers()
+	kept.etcd.Observe("get", "ok", time.Millisecond)
+	kept.etcd.Observe("watch", "compacted", time.Hour)
+	kept.stage("west", stages.Apply, 3*time.Millisecond)
 	source := func(_ context.Context, emit metrics.Emit) error { c.emit(emit); return nil }
-	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, testConfig(t).Log))
+	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, testConfig(t).Log, kept.kept()...))
 	for sample, want := range map[string]float64{
 		`hawser_etcd_database_bytes`: 4096, `hawser_etcd_quota_bytes`: 8 << 30, `hawser_nodes{state="present",target_cluster="east"}`: 2,
 		`hawser_node_health{health="dead",target_cluster="east"}`: 1, `hawser_gossip_members{process="up"}`: 3, `hawser_gossip_refused_total`: 2,
@@ -46,6 +56,11 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_federation_certificate_expiry_timestamp_seconds{target_cluster="west"}`: 8,
 		`hawser_certificate_expiry_timestamp_seconds{certificate="ca"}`:                 6, `hawser_api_refused_total`: 5,
 		`hawser_federation_keys{kind="ips",target_cluster="west"}`: 7,
+		`hawser_federation_synced{target_cluster="west"}`:          1, `hawser_federation_synced{target_cluster="north"}`: 0,
+		`hawser_etcd_no_space`: 1, `hawser_identities_free`: 12, `hawser_identities_max`: 255,
+		`hawser_etcd_operations_total{operation="get",result="ok"}`: 1, `hawser_etcd_operations_total{operation="watch",result="compacted"}`: 1,
+		`hawser_etcd_operation_seconds_count{operation="get"}`: 1, `hawser_etcd_operation_seconds_count{operation="watch"}`: 0,
+		`hawser_propagation_seconds_count{stage="apply",target_cluster="west"}`: 1, `hawser_propagation_seconds_sum{stage="apply",target_cluster="west"}`: 0.003,
 	} {
 		if got[sample] != want {
 			t.Errorf("%s is %v, want %v", sample, got[sample], want)
@@ -55,7 +70,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 
 func TestScrape(t *testing.T) {
 	s := startPort(t)
-	h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
+	h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log, s.timers.kept()...), s.healthy)
 	fetch := func(path string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, http.NoBody))

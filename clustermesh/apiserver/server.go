@@ -51,10 +51,11 @@ type Server struct {
 
 	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate
+	timers       *timers
 }
 
 func newServer(cfg Config) *Server {
-	return &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now(), reopen: make(chan *errReopen, 1)}
+	return &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now(), reopen: make(chan *errReopen, 1), timers: newTimers()}
 }
 
 // Run starts an API server and blocks until the context ends or a part of it
@@ -151,7 +152,7 @@ func (s *Server) serve(ctx context.Context) error {
 		return err
 	}
 	if monitoring != nil {
-		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log), s.healthy)
+		h := metrics.Handler(metrics.NewCollector(Metrics(), s.metricsSource(), s.log, s.timers.kept()...), s.healthy)
 		g.Go(func() error { return metrics.Serve(ctx, monitoring, h) })
 	}
 	if s.portListener != nil {

@@ -12,6 +12,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 // Config is what a Manager is told. Zero values of durations and sizes mean the
@@ -50,6 +51,9 @@ type Deps struct {
 	Log *slog.Logger
 	// Explain answers peers about our policies; nil: they are told nothing.
 	Explain Explainer
+	// Observe is told how long the stages of a peer's changes took. It must not
+	// block; nil: nobody is told.
+	Observe func(peer string, s stages.Stage, took time.Duration)
 	// Listener overrides Config.Listen; the Manager closes it.
 	Listener net.Listener
 }

@@ -304,7 +304,9 @@ func (e *exporter) watch(ctx context.Context, q *queue) error {
 	for {
 		err := e.kv.Watch(ctx, e.prefix(), q.position()+1, func(w kvstore.WatchBatch) error {
 			b.Reset()
-			q.add(w, e.prefix(), e.wanted, e.st.now().UnixNano())
+			now := e.st.now()
+			e.st.seen(w, now)
+			q.add(w, e.prefix(), e.wanted, now.UnixNano())
 			return nil
 		})
 		switch {
@@ -395,6 +397,7 @@ func (e *exporter) sendBatch(ctx context.Context, t taken, snapshot, end bool) e
 		return err
 	}
 	e.st.do(func() { e.st.changesSent += uint64(len(t.changes)) })
+	e.st.left(t.since)
 	if !snapshot {
 		e.mu.Lock()
 		e.sentLow = t.low

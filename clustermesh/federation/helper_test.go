@@ -23,6 +23,7 @@ import (
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 const within = 15 * time.Second
@@ -79,6 +80,7 @@ type testCluster struct {
 	wrap  func(kvstore.Client) kvstore.Client // what the Manager works on
 	// explain answers peers.
 	explain Explainer
+	observe func(peer string, s stages.Stage, took time.Duration)
 
 	m    *Manager
 	stop func()
@@ -122,7 +124,7 @@ func (c *testCluster) start() {
 	if c.wrap != nil {
 		kv = c.wrap(kv)
 	}
-	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis, Explain: c.explain})
+	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis, Explain: c.explain, Observe: c.observe})
 	if err != nil {
 		c.t.Fatal(err)
 	}

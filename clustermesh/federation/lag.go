@@ -55,6 +55,9 @@ func (l *lagMeter) offset() time.Duration {
 	return slices.MinFunc(l.rtts, func(a, b rttSample) int { return int(a.rtt - b.rtt) }).offset
 }
 
+// known reports whether the offset is.
+func (l *lagMeter) known() bool { return len(l.rtts) > 0 }
+
 // age is how long ago something happened that the far clock dates remote (Unix
 // ns), never negative.
 func (l *lagMeter) age(now time.Time, remote int64) time.Duration {

@@ -24,6 +24,7 @@ import (
 	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 const (
@@ -48,7 +49,8 @@ type Manager struct {
 	kick    chan struct{} // look at the peers again
 	deps    peering.Deps
 	explain Explainer
-	workers sync.WaitGroup // runners and leaves
+	observe func(peer string, s stages.Stage, took time.Duration) // nil: nobody wants to know
+	workers sync.WaitGroup                                        // runners and leaves
 
 	mu      sync.Mutex
 	peers   map[string]*keyspacev1.Peer
@@ -79,7 +81,7 @@ func New(cfg Config, d Deps) (*Manager, error) {
 		states: map[string]*peerState{}, leaves: map[string]*leave{}, withdrawing: map[string]bool{}}
 	m.deps = peering.Deps{Own: m.description, Store: m.store, Trust: trust, Creds: d.Creds, Now: d.Now, Log: d.Log}
 	m.join = peering.NewService(m.deps)
-	m.explain = d.Explain
+	m.explain, m.observe = d.Explain, d.Observe
 	if d.Listener == nil && cfg.Listen != "" {
 		if d.Listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("listen for federation on %s: %w", cfg.Listen, err)
@@ -251,6 +253,9 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 	st := m.states[p.GetName()]
 	if st == nil {
 		st = newPeerState(m.now)
+		if m.observe != nil {
+			st.observe = func(s stages.Stage, took time.Duration) { m.observe(p.GetName(), s, took) }
+		}
 		m.states[p.GetName()] = st
 	}
 	m.mu.Unlock()

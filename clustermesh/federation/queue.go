@@ -4,6 +4,7 @@ package federation
 
 import (
 	"sync"
+	"time"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -23,14 +24,16 @@ type queue struct {
 
 type queued struct {
 	change *federationv1.Change
-	at     int64 // when the oldest coalesced change was seen, Unix ns
+	at     int64     // when the oldest coalesced change was seen, Unix ns
+	since  time.Time // the same, monotonic
 }
 
 // taken is what take took out.
 type taken struct {
 	changes []*federationv1.Change
-	low     int64 // nothing at or below it waits any more
-	oldest  int64 // Unix ns
+	low     int64     // nothing at or below it waits any more
+	oldest  int64     // Unix ns
+	since   time.Time // since when the oldest waited, monotonic; zero in a snapshot
 }
 
 func newQueue(seen int64) *queue {
@@ -39,6 +42,7 @@ func newQueue(seen int64) *queue {
 
 // add takes over what a watch saw at time now (Unix ns). It never blocks.
 func (q *queue) add(b kvstore.WatchBatch, prefix string, wanted func(rel string) bool, now int64) {
+	since := time.Now()
 	q.mu.Lock()
 	for _, e := range b.Events {
 		rel := e.Key[len(prefix):]
@@ -50,7 +54,7 @@ func (q *queue) add(b kvstore.WatchBatch, prefix string, wanted func(rel string)
 			old.change = c
 			continue
 		}
-		q.byKey[rel] = &queued{change: c, at: now}
+		q.byKey[rel] = &queued{change: c, at: now, since: since}
 		q.order = append(q.order, rel)
 	}
 	q.seen = max(q.seen, b.Revision)
@@ -77,7 +81,7 @@ func (q *queue) take(n, size int) taken {
 		delete(q.byKey, q.order[i])
 		t.changes = append(t.changes, e.change)
 		if t.oldest == 0 || e.at < t.oldest {
-			t.oldest = e.at
+			t.oldest, t.since = e.at, e.since
 		}
 	}
 	if q.order = q.order[i:]; len(q.order) == 0 {

@@ -14,6 +14,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
 // States of a peer in status.
@@ -31,6 +32,8 @@ const keptRefusals = 10
 // outlives the streams. It is safe for concurrent use.
 type peerState struct {
 	now func() time.Time
+	// observe is told how long a stage took.
+	observe func(stage stages.Stage, took time.Duration)
 
 	mu           sync.Mutex
 	session      *session // nil: no stream
@@ -45,8 +48,8 @@ type peerState struct {
 	heard        time.Time // monotonic
 
 	lag           lagMeter
-	remotePending uint64  // changes that the far side has not sent
-	inFlight      []int64 // received and not applied: oldest_at of each batch
+	remotePending uint64    // changes that the far side has not sent
+	inFlight      []arrival // batches received and not applied
 	unapplied     uint64
 
 	snapshotsReceived, resumesReceived uint64
@@ -72,7 +75,7 @@ type peerState struct {
 }
 
 func newPeerState(now func() time.Time) *peerState {
-	return &peerState{now: now, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
+	return &peerState{now: now, observe: func(stages.Stage, time.Duration) {}, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
 }
 
 // do runs fn under the lock.
@@ -124,7 +127,10 @@ func (p *peerState) received(count uint64, oldest int64) {
 	p.do(func() {
 		p.changesReceived += count
 		p.unapplied += count
-		p.inFlight = append(p.inFlight, oldest)
+		p.inFlight = append(p.inFlight, arrival{oldest: oldest, at: time.Now()})
+		if oldest != 0 && p.lag.known() {
+			p.observe(stages.Stream, p.lag.age(p.now(), oldest))
+		}
 	})
 }
 
@@ -135,8 +141,9 @@ func (p *peerState) applied(count uint64) {
 		if len(p.inFlight) == 0 {
 			return
 		}
-		if oldest := p.inFlight[0]; oldest != 0 && count > 0 {
-			p.lag.applied(p.now(), oldest)
+		if a := p.inFlight[0]; a.oldest != 0 && count > 0 {
+			p.lag.applied(p.now(), a.oldest)
+			p.observe(stages.Apply, time.Since(a.at))
 		}
 		p.inFlight = p.inFlight[1:]
 	})
@@ -219,8 +226,8 @@ func (p *peerState) status(peer *keyspacev1.Peer, cfg *Config, t terms) *hawserv
 	switch {
 	case state != stateConnected && p.everUp:
 		out.LagSeconds = time.Since(p.heard).Seconds()
-	case len(p.inFlight) > 0 && p.inFlight[0] != 0:
-		out.LagSeconds = p.lag.age(now, p.inFlight[0]).Seconds()
+	case len(p.inFlight) > 0 && p.inFlight[0].oldest != 0:
+		out.LagSeconds = p.lag.age(now, p.inFlight[0].oldest).Seconds()
 	}
 	if v := p.elsewhere; v != nil && p.session == nil {
 		p.asElsewhere(out, v)
@@ -238,6 +245,7 @@ func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspa
 		Peer: peer.GetName(), ClusterId: peer.GetClusterId(), Connected: state == stateConnected, Since: since.UnixNano(),
 		DialledBy: p.lastBy, Address: p.last, Position: proto.CloneOf(p.position), Acknowledged: proto.CloneOf(p.acked),
 		PodCidrs: peer.GetGrant().GetPodCidrs(), NodeCidrs: peer.GetGrant().GetNodeCidrs(), FreshAt: p.freshAt.UnixNano(),
+		ClockOffset: int64(p.lag.offset()),
 	}
 	if b := p.agreed.believedFor; b != nil {
 		v.BelievedFor = proto.Int64(int64(*b))

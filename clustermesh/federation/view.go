@@ -18,6 +18,13 @@ import (
 // one that has it says.
 const observeEvery = time.Second
 
+// The difference of the clocks is written again when it jumps, and with small
+// ones once a minute at most.
+const (
+	driftFast = 100 * time.Millisecond
+	driftSlow = time.Millisecond
+)
+
 // won begins a term: what the former holder said of the peer is taken over.
 func (r *runner) won(ctx context.Context) {
 	v := &keyspacev1.PeerView{}
@@ -61,7 +68,8 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 	defer t.Stop()
 	for {
 		v := r.view()
-		moved := !proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) && time.Since(wrote) >= r.cfg.IdlePersist
+		moved := (!proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) || drifted(last, v, driftSlow)) && time.Since(wrote) >= r.cfg.IdlePersist ||
+			drifted(last, v, driftFast)
 		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && (moved || !sameView(last, v)) {
 			v.UpdatedAt = r.st.now().UnixNano()
 			res, err := r.kv.Txn(ctx, term.Fence(), []kvstore.Op{kvstore.Put(key, encode(v))}, nil)
@@ -107,12 +115,17 @@ func (r *runner) view() *keyspacev1.PeerView {
 func sameView(a, b *keyspacev1.PeerView) bool {
 	x, y := proto.CloneOf(a), proto.CloneOf(b)
 	for _, v := range []*keyspacev1.PeerView{x, y} {
-		v.Position, v.Acknowledged, v.UpdatedAt, v.DataSince, v.FreshAt = nil, nil, 0, 0, 0
+		v.Position, v.Acknowledged, v.UpdatedAt, v.DataSince, v.FreshAt, v.ClockOffset = nil, nil, 0, 0, 0, 0
 		if !v.GetConnected() {
 			v.Since = 0 // exact only once the stream is given up
 		}
 	}
 	return proto.Equal(x, y)
+}
+
+// drifted reports whether the clocks' difference is another by more than that.
+func drifted(a, b *keyspacev1.PeerView, by time.Duration) bool {
+	return time.Duration(a.GetClockOffset()-b.GetClockOffset()).Abs() > by
 }
 
 // observe reads what the replica that has the office says of the peer.

@@ -169,7 +169,8 @@ func metricTables() string {
 	var b strings.Builder
 	b.WriteString("# Metrics\n\nServed as `/metrics` on `--metrics-listen`, by default on loopback only: the agent on port 9962, the API server on\n" +
 		"9963; `/healthz` beside it answers 200, or 503 with the reason. `target_cluster` is the cluster that a value is about.\n" +
-		"Metrics of the process (`process_…`) and of Go (`go_…`) come along.\n\n")
+		"Metrics of the process (`process_…`) and of Go (`go_…`) come along. A histogram `x_seconds` is served as `x_seconds_bucket`,\n" +
+		"`x_seconds_sum` and `x_seconds_count`. The guide says [what to look at](../guide/operations.md#watching-it).\n\n")
 	for _, t := range []struct {
 		program string
 		defs    []metrics.Def

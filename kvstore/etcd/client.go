@@ -48,6 +48,10 @@ type ClientConfig struct {
 	TLS *tls.Config
 	// Timeout bounds each call; 0 means 5 s. Watches are not bounded.
 	Timeout time.Duration
+	// Observe is told of each operation that ended: get, list, transaction, grant
+	// or watch, a word for how, and how long it took. It must not block; nil
+	// tells nobody.
+	Observe func(operation, result string, took time.Duration)
 	Log     *slog.Logger
 }
 
@@ -58,6 +62,7 @@ type Client struct {
 	timeout  time.Duration
 	endpoint string
 	cause    *lastError
+	observe  func(operation, result string, took time.Duration)
 }
 
 // lastError is why the newest attempt of a call failed. etcd's client tries
@@ -124,7 +129,10 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect etcd %s: %w", strings.Join(eps, ","), err)
 	}
-	return &Client{etcd: c, timeout: cfg.Timeout, endpoint: strings.Join(eps, ","), cause: cause}, nil
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, string, time.Duration) {}
+	}
+	return &Client{etcd: c, timeout: cfg.Timeout, endpoint: strings.Join(eps, ","), cause: cause, observe: cfg.Observe}, nil
 }
 
 // Endpoint implements kvstore.Client.
@@ -139,7 +147,8 @@ func (c *Client) Close() error {
 }
 
 // Get implements kvstore.Client.
-func (c *Client) Get(ctx context.Context, key string) (*kvstore.KV, int64, error) {
+func (c *Client) Get(ctx context.Context, key string) (_ *kvstore.KV, _ int64, err error) {
+	defer c.ended("get", time.Now(), &err)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	r, err := c.etcd.Get(ctx, key)
@@ -154,7 +163,8 @@ func (c *Client) Get(ctx context.Context, key string) (*kvstore.KV, int64, error
 }
 
 // List implements kvstore.Client.
-func (c *Client) List(ctx context.Context, prefix, after string, limit, rev int64) (kvstore.Page, error) {
+func (c *Client) List(ctx context.Context, prefix, after string, limit, rev int64) (_ kvstore.Page, err error) {
+	defer c.ended("list", time.Now(), &err)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	from := prefix
@@ -193,12 +203,16 @@ func (c *Client) Txn(ctx context.Context, cmps []kvstore.Cmp, thens, elses []kvs
 			return kvstore.TxnResult{}, fmt.Errorf("transaction on %s: %d operations, at most %d are allowed", key, n, maxTxnOps)
 		}
 	}
+	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	r, err := c.etcd.Txn(ctx).If(toCmps(cmps)...).Then(toOps(thens)...).Else(toOps(elses)...).Commit()
 	if err != nil {
-		return kvstore.TxnResult{}, c.wrap("transaction on", key, err)
+		err = c.wrap("transaction on", key, err)
+		c.ended("transaction", begun, &err)
+		return kvstore.TxnResult{}, err
 	}
+	c.observe("transaction", txnResult(r.Succeeded), time.Since(begun))
 	res := kvstore.TxnResult{Succeeded: r.Succeeded, Revision: r.Header.Revision}
 	for _, resp := range r.Responses {
 		g := resp.GetResponseRange()
@@ -229,7 +243,8 @@ func txnKey(cmps []kvstore.Cmp, thens, elses []kvstore.Op) string {
 
 // Grant implements kvstore.Client. The lease outlives the context by up to its
 // ttl: nothing revokes it.
-func (c *Client) Grant(ctx context.Context, ttl int64) (kvstore.Lease, <-chan struct{}, error) {
+func (c *Client) Grant(ctx context.Context, ttl int64) (_ kvstore.Lease, _ <-chan struct{}, err error) {
+	defer c.ended("grant", time.Now(), &err)
 	gctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	g, err := c.etcd.Grant(gctx, ttl)

@@ -23,7 +23,8 @@ var errDisconnected = errors.New("connection to etcd is lost")
 // etcd's client would resume a broken watch on its own; Watch ends instead, so
 // that the position is checked against the store again: one that was wiped in
 // between would accept the old revision and then stay silent for ever.
-func (c *Client) Watch(ctx context.Context, prefix string, rev int64, fn func(kvstore.WatchBatch) error) error {
+func (c *Client) Watch(ctx context.Context, prefix string, rev int64, fn func(kvstore.WatchBatch) error) (err error) {
+	defer c.ended("watch", time.Now(), &err)
 	if err := c.checkRevision(ctx, prefix, rev); err != nil {
 		return err
 	}

@@ -5,8 +5,10 @@
 //
 // Start with Def, which documents a metric, and Handler. Each program has one
 // table of Defs and one function that reads its state at a scrape and emits
-// samples by name: agent/metrics.go and clustermesh/apiserver/metrics.go. Nothing
-// is counted here, and nothing is kept between scrapes.
+// samples by name: agent/metrics.go and clustermesh/apiserver/metrics.go. What no
+// API tells, how long things took and how often, is counted by the Timers and
+// Tallies of timers.go. rules.go reads the metrics' names out of dashboards and
+// alert rules.
 package metrics
 
 import (
@@ -28,8 +30,9 @@ type Kind string
 
 // Kinds.
 const (
-	Counter Kind = "counter" // grows; begins anew with its source
-	Gauge   Kind = "gauge"
+	Counter   Kind = "counter" // grows; begins anew with its source
+	Gauge     Kind = "gauge"
+	Histogram Kind = "histogram" // of seconds; a Timer has it
 )
 
 // Def documents a metric.
@@ -58,13 +61,22 @@ type collector struct {
 	descs  map[string]*prometheus.Desc
 	kinds  map[string]prometheus.ValueType
 	source Source
+	kept   []Kept
 	log    *slog.Logger
 }
 
-// NewCollector reads source at each scrape.
-func NewCollector(defs []Def, source Source, log *slog.Logger) prometheus.Collector {
-	c := &collector{descs: map[string]*prometheus.Desc{}, kinds: map[string]prometheus.ValueType{}, source: source, log: log}
+// NewCollector reads source at each scrape, and kept, whose metrics the source
+// does not emit.
+func NewCollector(defs []Def, source Source, log *slog.Logger, kept ...Kept) prometheus.Collector {
+	c := &collector{descs: map[string]*prometheus.Desc{}, kinds: map[string]prometheus.ValueType{}, source: source, kept: kept, log: log}
+	elsewhere := map[string]bool{}
+	for _, k := range kept {
+		elsewhere[k.name()] = true
+	}
 	for _, d := range defs {
+		if elsewhere[d.Name] {
+			continue
+		}
 		c.descs[d.Name] = prometheus.NewDesc(d.Name, d.Help, d.Labels, nil)
 		c.kinds[d.Name] = prometheus.GaugeValue
 		if d.Kind == Counter {
@@ -78,6 +90,9 @@ func NewCollector(defs []Def, source Source, log *slog.Logger) prometheus.Collec
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range c.descs {
 		ch <- d
+	}
+	for _, k := range c.kept {
+		k.Describe(ch)
 	}
 }
 
@@ -94,6 +109,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	})
 	if err != nil {
 		c.log.Warn("some metrics are missing", "error", err)
+	}
+	for _, k := range c.kept {
+		k.Collect(ch)
 	}
 }
 

@@ -66,6 +66,7 @@ func commands() map[string]command {
 		"dns":        cmdDNS,       // what a pod's name server answers
 		"upstream":   cmdUpstream,  // a resolver outside the mesh
 		"host":       cmdHost,      // files, routes and sysctls of this machine
+		"metric":     cmdMetric,    // a sample that a program serves
 	}
 }
 

@@ -90,6 +90,8 @@ type ClusterStatusReport struct {
 	SnapshotAt          int64                  `protobuf:"varint,34,opt,name=snapshot_at,json=snapshotAt,proto3" json:"snapshot_at,omitempty"` // newest of this API server, Unix ns; 0: none
 	SnapshotPath        string                 `protobuf:"bytes,35,opt,name=snapshot_path,json=snapshotPath,proto3" json:"snapshot_path,omitempty"`
 	NodeCidrs           []string               `protobuf:"bytes,36,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	EtcdNoSpace         bool                   `protobuf:"varint,37,opt,name=etcd_no_space,json=etcdNoSpace,proto3" json:"etcd_no_space,omitempty"`        // etcd refuses writes: its database or its disk is full
+	IdentitiesFree      uint32                 `protobuf:"varint,38,opt,name=identities_free,json=identitiesFree,proto3" json:"identities_free,omitempty"` // of identity_min to identity_max
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -304,6 +306,20 @@ func (x *ClusterStatusReport) GetNodeCidrs() []string {
 		return x.NodeCidrs
 	}
 	return nil
+}
+
+func (x *ClusterStatusReport) GetEtcdNoSpace() bool {
+	if x != nil {
+		return x.EtcdNoSpace
+	}
+	return false
+}
+
+func (x *ClusterStatusReport) GetIdentitiesFree() uint32 {
+	if x != nil {
+		return x.IdentitiesFree
+	}
+	return 0
 }
 
 type EtcdMember struct {
@@ -4283,7 +4299,7 @@ var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/mesh.proto\x12\thawser.v1\x1a\x18api/hawser/v1/node.proto\"\x16\n" +
-	"\x14ClusterStatusRequest\"\x99\a\n" +
+	"\x14ClusterStatusRequest\"\xe6\a\n" +
 	"\x13ClusterStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -4316,7 +4332,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"snapshotAt\x12#\n" +
 	"\rsnapshot_path\x18# \x01(\tR\fsnapshotPath\x12\x1d\n" +
 	"\n" +
-	"node_cidrs\x18$ \x03(\tR\tnodeCidrs\"\xc8\x01\n" +
+	"node_cidrs\x18$ \x03(\tR\tnodeCidrs\x12\"\n" +
+	"\retcd_no_space\x18% \x01(\bR\vetcdNoSpace\x12'\n" +
+	"\x0fidentities_free\x18& \x01(\rR\x0eidentitiesFree\"\xc8\x01\n" +
 	"\n" +
 	"EtcdMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +

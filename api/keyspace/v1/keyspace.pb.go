@@ -2298,8 +2298,11 @@ type PeerView struct {
 	UpdatedAt   int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// How long we believe the peer's, ns; 0 is for ever, absent: the cluster's
 	// default.
-	ExpireAfter   *int64 `protobuf:"varint,16,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
-	FreshAt       int64  `protobuf:"varint,17,opt,name=fresh_at,json=freshAt,proto3" json:"fresh_at,omitempty"` // when its data was last known to be complete, Unix ns
+	ExpireAfter *int64 `protobuf:"varint,16,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	FreshAt     int64  `protobuf:"varint,17,opt,name=fresh_at,json=freshAt,proto3" json:"fresh_at,omitempty"` // when its data was last known to be complete, Unix ns
+	// The peer's clock minus that of the API server that wrote this, ns; up to a
+	// minute old unless it jumps. Times in the peer's records are by its clock.
+	ClockOffset   int64 `protobuf:"varint,18,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2449,6 +2452,13 @@ func (x *PeerView) GetExpireAfter() int64 {
 func (x *PeerView) GetFreshAt() int64 {
 	if x != nil {
 		return x.FreshAt
+	}
+	return 0
+}
+
+func (x *PeerView) GetClockOffset() int64 {
+	if x != nil {
+		return x.ClockOffset
 	}
 	return 0
 }
@@ -3359,7 +3369,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdb\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xfe\x04\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -3383,7 +3393,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x12&\n" +
 	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
-	"\bfresh_at\x18\x11 \x01(\x03R\afreshAtB\x0f\n" +
+	"\bfresh_at\x18\x11 \x01(\x03R\afreshAt\x12!\n" +
+	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffsetB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
 	"\r_expire_after\"^\n" +
 	"\bPosition\x12 \n" +

@@ -34,6 +34,11 @@ func Gather(t testing.TB, defs []metrics.Def, c prometheus.Collector) map[string
 	for _, f := range families {
 		names[f.GetName()] = true
 		for _, m := range f.GetMetric() {
+			if h := m.GetHistogram(); h != nil {
+				samples[sample(f.GetName()+"_count", m)] = float64(h.GetSampleCount())
+				samples[sample(f.GetName()+"_sum", m)] = h.GetSampleSum()
+				continue
+			}
 			samples[sample(f.GetName(), m)] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
@@ -66,6 +71,9 @@ func check(t testing.TB, d metrics.Def) {
 	}
 	if strings.HasSuffix(d.Name, "_total") != (d.Kind == metrics.Counter) {
 		t.Errorf("metric %s is a %s: counters, and only they, end in _total", d.Name, d.Kind)
+	}
+	if d.Kind == metrics.Histogram && !strings.HasSuffix(d.Name, "_seconds") {
+		t.Errorf("metric %s is a histogram and does not end in _seconds", d.Name)
 	}
 	if d.Help == "" || !strings.HasSuffix(d.Help, ".") {
 		t.Errorf("metric %s: its help is no sentence: %q", d.Name, d.Help)
