@@ -291,6 +291,7 @@ func (a *Agent) makeStores() error {
 		told(b)
 		a.trust.apply(b)
 		a.watchman.local(b)
+		a.publisher.configure(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err
