@@ -315,6 +315,19 @@ func (w *watchman) problems() (out []*hawserv1.Problem) {
 	return out
 }
 
+// witnesses tells of each of our nodes whether anything shows that it is there:
+// its presence, gossip, or a neighbour's path probe.
+func (w *watchman) witnesses() func(node string) bool {
+	reached := w.reached()
+	return func(node string) bool {
+		w.mu.Lock()
+		present := w.present[node]
+		w.mu.Unlock()
+		return present || w.gossip != nil && w.gossip.Process(node) == liveness.Up ||
+			reached[liveness.NodeID{Cluster: w.s.cfg.Cluster, Node: node}]
+	}
+}
+
 // reached are the nodes that some of our agents probe, and whether any reaches
 // them.
 func (w *watchman) reached() map[liveness.NodeID]bool {
