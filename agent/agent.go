@@ -101,6 +101,9 @@ func Run(ctx context.Context, cfg Config) error {
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
+	if err := a.cfg.ownPodCIDR(ctx, enrolment); err != nil {
+		return err
+	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)

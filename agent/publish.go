@@ -43,10 +43,10 @@ type publisher struct {
 	// configured is set once the cluster's decisions on this node are read:
 	// before, it is not known how to publish its backends.
 	configured, drained bool
-	enforced  func() map[string]int64 // NodeStatus.enforced
-	trust     func() (bundle, signer []byte)
-	paths     func() []*keyspacev1.PathReport
-	tell      chan struct{} // the status is to be told now
+	enforced            func() map[string]int64 // NodeStatus.enforced
+	trust               func() (bundle, signer []byte)
+	paths               func() []*keyspacev1.PathReport
+	tell                chan struct{} // the status is to be told now
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
