@@ -31,6 +31,8 @@ func (s *Server) lead(ctx context.Context) error {
 		orphans := &orphanage{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
 		ranges := &registrar{s: s, fence: t.Fence()}
 		g.Go(func() error { return ranges.run(ctx) })
+		vips := &vipKeeper{s: s, fence: t.Fence(), now: time.Now}
+		g.Go(func() error { return s.repeat(ctx, "compare service addresses", vipsEvery, vips.step) })
 		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", sweepEvery, departed.step) })
 		g.Go(func() error { return s.repeat(ctx, "look for orphaned keys", orphansEvery, orphans.step) })
 		if s.watchman.gossip != nil {
