@@ -74,7 +74,7 @@ func newForget(s *session.Session) *cobra.Command {
 		Use:   "forget <node> --yes",
 		Short: "Remove a node that will not come back, and all that it published",
 		Long: "Remove a node that will not come back, and all that it published: its addresses,\n" +
-			"its backends, its enrolment. Open tokens for it are revoked and its certificate is\n" +
+			"its backends, its pod CIDR, its enrolment. Open tokens for it are revoked and its certificate is\n" +
 			"not renewed any more; until the certificate expires, etcd still admits who holds it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
