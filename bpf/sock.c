@@ -113,3 +113,18 @@ int sock_peername4(struct bpf_sock_addr *ctx)
 	sock_to_service(ctx);
 	return SOCK_PROCEED;
 }
+
+/* A connected socket that is closed makes room at once; what others leave behind
+ * is pushed out some time. */
+SEC("cgroup/sock_release")
+int sock_closed4(struct bpf_sock *sk)
+{
+	struct sock_key key = {.proto = sk->protocol, .port = sk->dst_port};
+
+	if (!sk->dst_ip4)
+		return SOCK_PROCEED;
+	key.addr = addr4(sk->dst_ip4);
+	key.cookie = bpf_get_socket_cookie(sk);
+	bpf_map_delete_elem(&sock_peers, &key);
+	return SOCK_PROCEED;
+}

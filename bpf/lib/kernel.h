@@ -135,6 +135,25 @@ struct bpf_sock_addr {
 	__u64 sk __aligned(8);
 };
 
+/* What the hook of closed sockets sees. */
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port; /* host order */
+	__be16 dst_port;
+	__u16 pad;
+	__u32 dst_ip4; /* network order */
+	__u32 dst_ip6[4];
+	__u32 state;
+	__s32 rx_queue_mapping;
+};
+
 enum {
 	ETH_ALEN = 6,
 	ETH_HLEN = 14,

@@ -20,13 +20,13 @@ func TestNegotiate(t *testing.T) {
 		says string // empty: agreed
 		caps []string
 	}{
-		{"the same release", func(*federationv1.Hello) {}, "", []string{capExpireAfter}},
+		{"the same release", func(*federationv1.Hello) {}, "", []string{capExpireAfter, capExplain}},
 		{"a later one, that still speaks ours", func(h *federationv1.Hello) {
 			h.ProtocolMax, h.Version = 2, "v0.2.0"
 			h.Capabilities = append(h.Capabilities, "later")
-		}, "", []string{capExpireAfter}},
+		}, "", []string{capExpireAfter, capExplain}},
 		{"an earlier one", func(h *federationv1.Hello) { h.Capabilities, h.Version = nil, "v0.0.9" }, "", nil},
-		{"a development build", func(h *federationv1.Hello) { h.Version = "3d5f1c" }, "", []string{capExpireAfter}},
+		{"a development build", func(h *federationv1.Hello) { h.Version = "3d5f1c" }, "", []string{capExpireAfter, capExplain}},
 		{"two minor versions apart", func(h *federationv1.Hello) { h.Version = "v0.3.0" }, "may differ by one minor version", nil},
 		{"another major version", func(h *federationv1.Hello) { h.Version = "v1.1.0" }, "may differ by one minor version", nil},
 		{"too new", func(h *federationv1.Hello) { h.ProtocolMin, h.ProtocolMax = 2, 3 }, "speaks protocol 2 to 3, we (version v0.1.0) 1 to 1", nil},

@@ -29,11 +29,12 @@ func (l *txnLog) Txn(_ context.Context, _ []kvstore.Cmp, thens, _ []kvstore.Op) 
 
 // waiting is an importer with these batches of one change each before it, and
 // what it sends.
-func waiting(kv kvstore.Client, sequences ...uint64) (im *importer, sent *[]*federationv1.Ack) {
+func waiting(t *testing.T, kv kvstore.Client, sequences ...uint64) (im *importer, sent *[]*federationv1.Ack) {
+	t.Helper()
 	sent = &[]*federationv1.Ack{}
 	st := newPeerState(time.Now)
 	im = newImporter(importer{
-		kv: kv, own: "west", peer: "east", cfg: &Config{}, st: st, lock: &election.Term{}, log: slog.New(slog.DiscardHandler),
+		kv: kv, own: "west", peer: "east", cfg: &Config{}, guard: goldenGuard(t), st: st, lock: &election.Term{}, log: slog.New(slog.DiscardHandler),
 		send: func(f *federationv1.Frame) error {
 			*sent = append(*sent, f.GetAck())
 			return nil
@@ -58,7 +59,7 @@ func waiting(kv kvstore.Client, sequences ...uint64) (im *importer, sent *[]*fed
 // acknowledged once; what is not a batch keeps its turn.
 func TestWaitingBatchesAreAppliedTogether(t *testing.T) {
 	kv := &txnLog{}
-	im, sent := waiting(kv, 1, 2, 3)
+	im, sent := waiting(t, kv, 1, 2, 3)
 	im.next <- inbound{mark: &keyspacev1.Position{Incarnation: "i", Revision: 500}}
 	first, err := im.take(t.Context())
 	if err != nil {
@@ -89,7 +90,7 @@ func TestWaitingBatchesAreAppliedTogether(t *testing.T) {
 // What came before a batch that is out of order is applied and acknowledged.
 func TestBatchesBeforeABrokenOneCount(t *testing.T) {
 	kv := &txnLog{}
-	im, sent := waiting(kv, 1, 2, 4)
+	im, sent := waiting(t, kv, 1, 2, 4)
 	first, err := im.take(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -40,6 +40,7 @@ type player struct {
 	stream  federationv1.Federation_StreamClient
 	hello   *federationv1.Hello // of the hub
 	sub     *federationv1.Subscribe
+	acked   *federationv1.Ack // the newest
 	got     map[string]string // keys of the hub
 	seq     uint64
 	goodbye *federationv1.Goodbye // of the hub
@@ -169,6 +170,10 @@ func (p *player) read(stream federationv1.Federation_StreamClient, ended chan st
 			p.mu.Lock()
 			p.sub = b.Subscribe
 			p.mu.Unlock()
+		case *federationv1.Frame_Ack:
+			p.mu.Lock()
+			p.acked = b.Ack
+			p.mu.Unlock()
 		case *federationv1.Frame_Goodbye:
 			p.mu.Lock()
 			p.goodbye, p.err = b.Goodbye, errors.New("goodbye")
@@ -259,7 +264,11 @@ func (p *player) first() {
 	p.t.Helper()
 	p.resync(federationv1.Resync_MODE_SNAPSHOT, 10)
 	p.batch(10, true, p.ip(1))
-	eventually(p.t, "the snapshot of "+p.name, func() bool { return p.status().GetSnapshotsReceived() > 0 })
+	eventually(p.t, "the snapshot of "+p.name+" is stored", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.acked.GetPosition().GetRevision() == 10
+	})
 }
 
 // ip is the n-th address of the player.

@@ -37,11 +37,15 @@ func TCX() (bool, error) {
 }
 
 // Sockets reports whether programs can be put on a cgroup's sockets: on connect,
-// and on getpeername, the newest of those that are used (Linux 5.8).
+// and on getpeername and closing, the newest of those that are used (Linux 5.9).
 func Sockets() bool {
-	for _, at := range []ebpf.AttachType{ebpf.AttachCGroupInet4Connect, ebpf.AttachCgroupInet4GetPeername} {
+	for at, kind := range map[ebpf.AttachType]ebpf.ProgramType{
+		ebpf.AttachCGroupInet4Connect:     ebpf.CGroupSockAddr,
+		ebpf.AttachCgroupInet4GetPeername: ebpf.CGroupSockAddr,
+		ebpf.AttachCgroupInetSockRelease:  ebpf.CGroupSock,
+	} {
 		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Name: "probe", Type: ebpf.CGroupSockAddr, AttachType: at, License: "GPL",
+			Name: "probe", Type: kind, AttachType: at, License: "GPL",
 			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
 		})
 		if err != nil {

@@ -124,7 +124,7 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 	d.progs = &objects.HawserPrograms{
 		Clock: progs["clock"], FromHost: progs["from_host"],
 		FromOverlay: progs["from_overlay"], FromPod: progs["from_pod"],
-		SockConnect4: progs["sock_connect4"], SockPeername4: progs["sock_peername4"],
+		SockClosed4: progs["sock_closed4"], SockConnect4: progs["sock_connect4"], SockPeername4: progs["sock_peername4"],
 		SockRecvmsg4: progs["sock_recvmsg4"], SockSendmsg4: progs["sock_sendmsg4"],
 	}
 	return nil

@@ -25,6 +25,7 @@ func socketPrograms() map[string]ebpf.AttachType {
 		"sock_sendmsg4":  ebpf.AttachCGroupUDP4Sendmsg,
 		"sock_recvmsg4":  ebpf.AttachCGroupUDP4Recvmsg,
 		"sock_peername4": ebpf.AttachCgroupInet4GetPeername,
+		"sock_closed4":   ebpf.AttachCgroupInetSockRelease,
 	}
 }
 
@@ -56,7 +57,7 @@ func CgroupRoot() (string, error) {
 }
 
 // ErrNoSockets says that the kernel has no hooks for sockets.
-var ErrNoSockets = errors.New("this kernel has no programs on sockets (Linux 5.8, CONFIG_CGROUP_BPF)")
+var ErrNoSockets = errors.New("this kernel has no programs on sockets (Linux 5.9, CONFIG_CGROUP_BPF)")
 
 // AttachSockets puts the socket programs on a cgroup: they serve the processes
 // in it and below it. It is idempotent; another cgroup takes the place of the
@@ -74,6 +75,7 @@ func (d *Datapath) AttachSockets(cgroup string) error {
 	progs := map[string]*ebpf.Program{
 		"sock_connect4": d.progs.SockConnect4, "sock_sendmsg4": d.progs.SockSendmsg4,
 		"sock_recvmsg4": d.progs.SockRecvmsg4, "sock_peername4": d.progs.SockPeername4,
+		"sock_closed4": d.progs.SockClosed4,
 	}
 	for name, at := range socketPrograms() {
 		if err := d.attachSocket(name, progs[name], at, cgroup, st.Ino); err != nil {

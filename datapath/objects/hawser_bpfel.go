@@ -297,6 +297,7 @@ const (
 	HawserProgFromHost       = "from_host"
 	HawserProgFromOverlay    = "from_overlay"
 	HawserProgFromPod        = "from_pod"
+	HawserProgSockClosed4    = "sock_closed4"
 	HawserProgSockConnect4   = "sock_connect4"
 	HawserProgSockPeername4  = "sock_peername4"
 	HawserProgSockRecvmsg4   = "sock_recvmsg4"
@@ -360,6 +361,7 @@ type HawserProgramSpecs struct {
 	FromHost      *ebpf.ProgramSpec `ebpf:"from_host"`
 	FromOverlay   *ebpf.ProgramSpec `ebpf:"from_overlay"`
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
+	SockClosed4   *ebpf.ProgramSpec `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockPeername4 *ebpf.ProgramSpec `ebpf:"sock_peername4"`
 	SockRecvmsg4  *ebpf.ProgramSpec `ebpf:"sock_recvmsg4"`
@@ -525,6 +527,7 @@ type HawserPrograms struct {
 	FromHost      *ebpf.Program `ebpf:"from_host"`
 	FromOverlay   *ebpf.Program `ebpf:"from_overlay"`
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
+	SockClosed4   *ebpf.Program `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
 	SockPeername4 *ebpf.Program `ebpf:"sock_peername4"`
 	SockRecvmsg4  *ebpf.Program `ebpf:"sock_recvmsg4"`
@@ -537,6 +540,7 @@ func (p *HawserPrograms) Close() error {
 		p.FromHost,
 		p.FromOverlay,
 		p.FromPod,
+		p.SockClosed4,
 		p.SockConnect4,
 		p.SockPeername4,
 		p.SockRecvmsg4,

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -79,12 +80,17 @@ func sysctls() (map[string]string, error) {
 	return values, err
 }
 
-// cmdPins is `pins NODE`: prints the id of every pinned map, program and link.
+// cmdPins is `pins NODE`: prints the id of every pinned map, program and link,
+// once each pod's program has its link.
 func cmdPins(s *script, args []string) (string, error) {
 	if len(args) != 1 || s.world.nodes[args[0]] == nil {
 		return "", usage("pins NODE")
 	}
-	root := s.world.nodes[args[0]].PinPath
+	n := s.world.nodes[args[0]]
+	root := n.PinPath
+	if err := settled(n.Netns, filepath.Join(root, "links")); err != nil {
+		return "", err
+	}
 	var lines []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -103,6 +109,39 @@ func cmdPins(s *script, args []string) (string, error) {
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n") + "\n", err
+}
+
+// settled waits until the programs of all pods of a node are attached by links,
+// which new pods' are a second later.
+func settled(netns, links string) error {
+	const poll, most = 100 * time.Millisecond, 10 * time.Second
+	for end := time.Now().Add(most); ; time.Sleep(poll) {
+		missing, err := filtered(netns, links)
+		if err != nil || len(missing) == 0 {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("after %s still without a link: %s", most, strings.Join(missing, ", "))
+		}
+	}
+}
+
+// filtered are the pods' devices without a pinned link.
+func filtered(netns, links string) (missing []string, err error) {
+	err = nsthread.InNetns(netns, func() error {
+		devices, err := netlink.LinkList()
+		for _, d := range devices {
+			name := d.Attrs().Name
+			if !strings.HasPrefix(name, "hwp") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(links, "from_pod@"+name)); err != nil {
+				missing = append(missing, name)
+			}
+		}
+		return err
+	})
+	return missing, err
 }
 
 func pinID(path string) (string, error) {
