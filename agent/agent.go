@@ -102,6 +102,9 @@ func Run(ctx context.Context, cfg Config) error {
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}), timers: newTimers(),
 	}
 	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
+	if err := a.cfg.ownPodCIDR(ctx, enrolment); err != nil {
+		return err
+	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
@@ -294,6 +297,7 @@ func (a *Agent) makeStores() error {
 		told(b)
 		a.trust.apply(b)
 		a.watchman.local(b)
+		a.publisher.configure(b)
 		a.marks.local(b)
 	}); err != nil {
 		return err

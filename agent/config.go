@@ -46,9 +46,9 @@ type Config struct {
 	Join string
 
 	UnderlayDevice string
-	NodeAddress    netip.Addr // also the tunnel address
-	PodCIDR        netip.Prefix
-	TunnelPort     uint16 // 0: as enrolled, or the default
+	NodeAddress    netip.Addr   // also the tunnel address
+	PodCIDR        netip.Prefix // invalid: the cluster gives the node one
+	TunnelPort     uint16       // 0: as enrolled, or the default
 
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
@@ -130,8 +130,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--node-address %q: must be an IPv4 address of the underlay device", c.NodeAddress))
 	}
 	switch {
-	case !c.PodCIDR.IsValid() || !c.PodCIDR.Addr().Is4():
-		errs = append(errs, errors.New("--pod-cidr: must be an IPv4 prefix"))
+	case !c.PodCIDR.IsValid():
+	case !c.PodCIDR.Addr().Is4():
+		errs = append(errs, fmt.Errorf("--pod-cidr %s: must be an IPv4 prefix", c.PodCIDR))
 	case c.PodCIDR != c.PodCIDR.Masked():
 		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", c.PodCIDR, c.PodCIDR.Masked()))
 	}

@@ -40,10 +40,13 @@ type publisher struct {
 	endpoints map[netip.Addr]loadbalancer.LocalEndpoint
 	slices    map[serviceName][]kvstore.Key // stored for each service
 	changed   chan struct{}
-	enforced  func() map[string]int64 // NodeStatus.enforced
-	trust     func() (bundle, signer []byte)
-	paths     func() []*keyspacev1.PathReport
-	tell      chan struct{} // the status is to be told now
+	// configured is set once the cluster's decisions on this node are read:
+	// before, it is not known how to publish its backends.
+	configured, drained bool
+	enforced            func() map[string]int64 // NodeStatus.enforced
+	trust               func() (bundle, signer []byte)
+	paths               func() []*keyspacev1.PathReport
+	tell                chan struct{} // the status is to be told now
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -152,6 +155,11 @@ func (p *publisher) setEndpoint(a netip.Addr, e *loadbalancer.LocalEndpoint) {
 		p.endpoints[a] = *e
 	}
 	p.mu.Unlock()
+	p.wakeSlices()
+}
+
+// wakeSlices has all slices published soon; it does not block.
+func (p *publisher) wakeSlices() {
 	select {
 	case p.changed <- struct{}{}:
 	default:
@@ -197,6 +205,9 @@ func (p *publisher) wakeStatus() {
 func (p *publisher) publishSlices(name serviceName) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.configured {
+		return
+	}
 	var now []kvstore.Key
 	if s, ok := p.view.services.Get(name); ok {
 		sub := kvstore.Local
@@ -205,6 +216,9 @@ func (p *publisher) publishSlices(name serviceName) {
 		}
 		locals := make([]loadbalancer.LocalEndpoint, 0, len(p.endpoints))
 		for _, e := range p.endpoints {
+			if p.drained {
+				e.State = keyspacev1.Backend_STATE_MAINTENANCE
+			}
 			locals = append(locals, e)
 		}
 		for _, slice := range loadbalancer.LocalSlices(s, p.cfg.Node, p.cfg.Zone, locals) {

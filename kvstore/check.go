@@ -63,6 +63,11 @@ func checkInternal(k Key, m proto.Message) error {
 		return agree(k, "node", r.GetNode())
 	case *keyspacev1.Presence:
 		return agree(k, "node", r.GetNode())
+	case *keyspacev1.NodeConfig:
+		if err := checkPrefixes(k, r.GetPodCidrs()); err != nil {
+			return err
+		}
+		return agree(k, "node", r.GetNode())
 	case *keyspacev1.PeerView:
 		return agree(k, "peer", r.GetPeer())
 	case *keyspacev1.Peer:

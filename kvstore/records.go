@@ -86,6 +86,8 @@ func newInternalRecord(k Key) (m proto.Message, ok bool) {
 		return &keyspacev1.Presence{}, true
 	case KindStatus:
 		return &keyspacev1.NodeStatus{}, true
+	case KindNodeConfig:
+		return &keyspacev1.NodeConfig{}, true
 	case KindTrust:
 		return &keyspacev1.TrustBundle{}, true
 	case KindPeerView:

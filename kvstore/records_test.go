@@ -64,6 +64,7 @@ func truths() []record {
 		{local(KindRef, "65537", "n1"), &emptypb.Empty{}},
 		{local(KindRetired, "65537"), &keyspacev1.IdentityRef{Number: 65537}},
 		{local(KindPresence, "n1"), &keyspacev1.Presence{Node: "n1"}},
+		{local(KindNodeConfig, "n1"), &keyspacev1.NodeConfig{Node: "n1", PodCidrs: []string{"10.1.2.0/24"}, Drained: true}},
 		{local(KindStatus, "n1"), &keyspacev1.NodeStatus{Node: "n1"}},
 		{local(KindPeerView, "west"), &keyspacev1.PeerView{Peer: "west"}},
 		{local(KindSynced, "west", string(KindIdentity)), &keyspacev1.Synced{Incarnation: "i"}},

@@ -218,6 +218,35 @@ func TestPassedOverIsNotMaintenance(t *testing.T) {
 	b.want("10.9.0.1:80 = 1/10.1.0.5")
 }
 
+// What is in maintenance keeps the flows that it has, unless its node is gone or
+// its cluster is not believed any more.
+func TestMaintenanceKeepsFlows(t *testing.T) {
+	west := Source{Cluster: "west"}
+	b := newBench(t)
+	b.UpsertService(Source{Cluster: "east"}, service("10.9.0.1", true, true))
+	b.UpsertService(west, service("10.8.0.1", true, true))
+	b.UpsertSlice(Source{Cluster: "east"}, slice("n1", "10.1.0.5"))
+	b.UpsertSlice(west, slice("n2", "10.2.0.6 maintenance"))
+	kept := func(want int) {
+		t.Helper()
+		b.want("10.9.0.1:80 = 1/10.1.0.5")
+		for _, f := range b.table.All() {
+			if len(f.Keeping) != want {
+				t.Errorf("kept %v, want %d", f.Keeping, want)
+			}
+		}
+	}
+	kept(1)
+	b.SetNodes([]Node{{"west", "n2", Away}})
+	kept(1)
+	b.SetNodes([]Node{{"west", "n2", Gone}})
+	kept(0)
+	b.SetNodes([]Node{{"west", "n2", Reached}})
+	kept(1)
+	b.SetAge("west", Expired)
+	kept(0)
+}
+
 func TestBothSubtrees(t *testing.T) {
 	b := newBench(t)
 	east, eastLocal := Source{Cluster: "east"}, Source{Cluster: "east", Local: true}

@@ -43,8 +43,12 @@ func (b BackendView) row() datapath.Backend {
 
 // keeps reports whether a backend that takes no new flows keeps those it has.
 // Those of a node that is gone are better told at once: their next packet goes
-// to another backend, which resets them.
+// to another backend, which resets them. Those of one that is in maintenance
+// live on: its node and its cluster are well.
 func (b BackendView) keeps() bool {
+	if b.State == keyspacev1.Backend_STATE_MAINTENANCE {
+		return b.Standing != Gone && b.Age != Expired
+	}
 	return b.Standing != Gone && b.rank() != never
 }
 

@@ -25,7 +25,7 @@ func New(s *session.Session) *cobra.Command {
 		Short: "List the nodes of all clusters",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return list(cmd, s) },
-	}, newPaths(s), newInvite(s), newForget(s))
+	}, newPaths(s), newInvite(s), newForget(s), newDrain(s), newUndrain(s))
 	return cmd
 }
 
@@ -74,7 +74,7 @@ func newForget(s *session.Session) *cobra.Command {
 		Use:   "forget <node> --yes",
 		Short: "Remove a node that will not come back, and all that it published",
 		Long: "Remove a node that will not come back, and all that it published: its addresses,\n" +
-			"its backends, its enrolment. Open tokens for it are revoked and its certificate is\n" +
+			"its backends, its pod CIDR, its enrolment. Open tokens for it are revoked and its certificate is\n" +
 			"not renewed any more; until the certificate expires, etcd still admits who holds it.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -129,6 +129,7 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		{Header: "NODE", Cell: row.GetName},
 		{Header: "STATE", Cell: row.GetState},
 		{Header: "HEALTH", Cell: health},
+		{Header: "DRAIN", Cell: drain},
 		{Header: "ADDRESSES", Cell: func(n row) string { return strings.Join(n.GetAddresses(), ",") }},
 		{Header: "TUNNEL", Cell: row.GetTunnelAddress},
 		{Header: "POD CIDRS", Cell: func(n row) string { return strings.Join(n.GetPodCidrs(), ",") }},

@@ -9,6 +9,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -60,7 +61,10 @@ type Config struct {
 	// cannot dial this cluster, it dials them.
 	AdvertiseFederation []string
 
-	PodCIDRs     []netip.Prefix
+	PodCIDRs []netip.Prefix
+	// PodCIDRSize is the length of the prefixes that nodes are given out of
+	// PodCIDRs; 0 means DefaultPodCIDRSize.
+	PodCIDRSize  int
 	NodeCIDRs    []netip.Prefix
 	ServiceCIDRs []netip.Prefix
 	TunnelPort   uint16
@@ -87,6 +91,7 @@ type Config struct {
 
 // Defaults.
 const (
+	DefaultPodCIDRSize    = 24
 	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
@@ -150,6 +155,9 @@ func (c *Config) Validate() error {
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
+	if n := c.podCIDRSize(); n < 8 || n > 30 {
+		errs = append(errs, fmt.Errorf("--pod-cidr-size %d: must be 8 to 30", n))
+	}
 	errs = append(errs, overlaps(c)...)
 	if c.Replica == "" || strings.Contains(c.Replica, "/") {
 		errs = append(errs, fmt.Errorf("--replica %q: must be a name without '/'", c.Replica))
@@ -168,6 +176,8 @@ func (c *Config) Validate() error {
 	}
 	return errors.Join(errs...)
 }
+
+func (c *Config) podCIDRSize() int { return cmp.Or(c.PodCIDRSize, DefaultPodCIDRSize) }
 
 func validatePrefixes(flag string, ps []netip.Prefix, required bool) []error {
 	var errs []error

@@ -27,6 +27,14 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return ids.Run(ctx) })
+		departed := &undertaker{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
+		orphans := &orphanage{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
+		ranges := &registrar{s: s, fence: t.Fence()}
+		g.Go(func() error { return ranges.run(ctx) })
+		vips := &vipKeeper{s: s, fence: t.Fence(), now: time.Now}
+		g.Go(func() error { return s.repeat(ctx, "compare service addresses", vipsEvery, vips.step) })
+		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", sweepEvery, departed.step) })
+		g.Go(func() error { return s.repeat(ctx, "look for orphaned keys", orphansEvery, orphans.step) })
 		if s.watchman.gossip != nil {
 			g.Go(func() error { return s.watchman.keepKeys(ctx, t) })
 			g.Go(func() error { return s.watchman.keepHealth(ctx, t) })
@@ -36,6 +44,23 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		return g.Wait()
 	})
+}
+
+// repeat calls step at once and in each interval until the context ends. Its
+// errors are logged.
+func (s *Server) repeat(ctx context.Context, what string, every time.Duration, step func(context.Context) error) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if err := step(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn(what, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 func (s *Server) newCollector(fence []kvstore.Cmp) (*collector.Collector, error) {

@@ -71,6 +71,9 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 		}
 		resp.Nodes = append(resp.Nodes, info)
 	}
+	if err := s.tellDrains(ctx, resp.GetNodes()); err != nil {
+		return nil, apiError(err)
+	}
 	return resp, nil
 }
 

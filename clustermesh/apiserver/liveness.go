@@ -36,6 +36,8 @@ type watchman struct {
 	s      *Server
 	gossip *liveness.Gossip // nil without --listen-gossip
 
+	came chan struct{} // a node came, or one went; capacity 1
+
 	mu      sync.Mutex
 	nodes   map[string]netip.Addr // that take part; invalid without an address
 	present map[string]bool
@@ -43,7 +45,7 @@ type watchman struct {
 }
 
 func newWatchman(s *Server) *watchman {
-	w := &watchman{s: s, nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string][]*keyspacev1.PathReport{}}
+	w := &watchman{s: s, came: make(chan struct{}, 1), nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string][]*keyspacev1.PathReport{}}
 	if s.cfg.ListenGossip.IsValid() {
 		w.gossip = liveness.NewGossip(liveness.GossipConfig{
 			Cluster: s.cfg.Cluster, Name: liveness.APIServerName(s.cfg.Replica), Listen: s.cfg.ListenGossip,
@@ -95,6 +97,12 @@ func (w *watchman) apply(b store.Batch) {
 	defer w.mu.Unlock()
 	for _, c := range b.Changes {
 		name := c.Key.Names[0]
+		if c.Key.Kind != kvstore.KindStatus {
+			select {
+			case w.came <- struct{}{}:
+			default:
+			}
+		}
 		switch r := c.Record.(type) {
 		case *keyspacev1.Node:
 			delete(w.nodes, name)
@@ -313,6 +321,19 @@ func (w *watchman) problems() (out []*hawserv1.Problem) {
 		})
 	}
 	return out
+}
+
+// witnesses tells of each of our nodes whether anything shows that it is there:
+// its presence, gossip, or a neighbour's path probe.
+func (w *watchman) witnesses() func(node string) bool {
+	reached := w.reached()
+	return func(node string) bool {
+		w.mu.Lock()
+		present := w.present[node]
+		w.mu.Unlock()
+		return present || w.gossip != nil && w.gossip.Process(node) == liveness.Up ||
+			reached[liveness.NodeID{Cluster: w.s.cfg.Cluster, Node: node}]
+	}
 }
 
 // reached are the nodes that some of our agents probe, and whether any reaches

@@ -196,7 +196,8 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
-	r.Problems = append(r.Problems, s.watchman.problems()...)
+	r.Problems = append(r.Problems, append(s.watchman.problems(), s.held.problems()...)...)
+	r.Problems = append(r.Problems, s.ranges.problems()...)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)

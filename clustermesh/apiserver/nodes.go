@@ -66,6 +66,15 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 	if err != nil {
 		return nil, apiError(err)
 	}
+	ranges, err := s.podCIDROwners(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	for p, owner := range ranges {
+		if owner == node {
+			keys = append(keys, s.podCIDRKey(p).String())
+		}
+	}
 	ops := make([]kvstore.Op, len(keys))
 	for i, k := range keys {
 		ops[i] = kvstore.Delete(k)

@@ -48,6 +48,8 @@ type Server struct {
 	unwanted    refusals        // clusters of a shared etcd
 	declared    declared        // peers of --peers-file
 	cut         cutOffs         // peers
+	held        held            // departed nodes
+	ranges      rangeProblems   // of nodes
 
 	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate

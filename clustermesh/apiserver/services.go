@@ -208,13 +208,9 @@ func (s *Server) allocate(ctx context.Context, want *keyspacev1.Service, asked [
 }
 
 func (s *Server) chooseVIP(ctx context.Context, asked []netip.Addr) (netip.Addr, error) {
-	owners, err := list[*keyspacev1.VIPOwner](ctx, s, kvstore.Private, s.cfg.Cluster, kvstore.KindVIP)
+	used, err := s.usedVIPs(ctx)
 	if err != nil {
 		return netip.Addr{}, err
-	}
-	used := map[string]string{}
-	for _, o := range owners {
-		used[o.msg.GetIp()] = o.msg.GetNamespace() + "/" + o.msg.GetName()
 	}
 	if len(asked) > 0 {
 		if owner, taken := used[asked[0].String()]; taken {

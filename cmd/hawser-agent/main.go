@@ -61,7 +61,9 @@ func newCommand() *cobra.Command {
 			cfg.KeepPodAddresses = !masquerade
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.NodeAddress, _ = netip.ParseAddr(address)
-			cfg.PodCIDR, _ = netip.ParsePrefix(pods)
+			if cfg.PodCIDR, err = netip.ParsePrefix(pods); err != nil && pods != "" {
+				return fmt.Errorf("--pod-cidr %q: must be an IPv4 prefix", pods)
+			}
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(garbagePercent)
 			}
@@ -78,7 +80,7 @@ func newCommand() *cobra.Command {
 	f.BoolVar(&cfg.SharedEtcd, "shared-etcd", false, "other clusters keep their keys in the same external etcd")
 	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
 	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
-	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's")
+	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's (default: the cluster gives the node one)")
 	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", 0, "bits of an identity that name the cluster, as the API server was told (default: as enrolled, else 8)")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", 0, "UDP port of VXLAN, the same in the whole mesh (default: as enrolled, else 8472)")
 	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")

@@ -50,6 +50,7 @@ func (s *settings) bind(cmd *cobra.Command) {
 	f.DurationVar(&cfg.GossipKeyLifetime, "gossip-key-lifetime", apiserver.DefaultGossipKey, "how long a key that encrypts gossip is used; 0: for ever")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", apiserver.DefaultMetrics, "ADDRESS:PORT of /metrics and /healthz; empty for none")
 	f.StringSliceVar(&s.pods, "pod-cidr", nil, "pod ranges of the cluster")
+	f.IntVar(&cfg.PodCIDRSize, "pod-cidr-size", apiserver.DefaultPodCIDRSize, "prefix length of what an agent without --pod-cidr is given out of the IPv4 ranges")
 	f.StringSliceVar(&s.nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
 	f.StringSliceVar(&s.services, "service-cidr", nil, "ranges of which services get their addresses")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", apiserver.DefaultTunnelPort, "UDP port of VXLAN, the same in the whole mesh")

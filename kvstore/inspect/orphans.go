@@ -21,6 +21,9 @@ type Orphan struct {
 	Kind    string `json:"kind"`
 	Missing string `json:"missing"` // the key that should exist
 	Why     string `json:"why"`
+	// Needs are the keys of which one should exist; Missing is the first.
+	Needs    []string `json:"-"`
+	Revision int64    `json:"-"` // of the last change of Key
 }
 
 // owner is what a key needs to make sense: one of keys.
@@ -35,10 +38,20 @@ type owner struct {
 // read at one revision, so what is being written right now is not reported. The
 // client needs the rights of an administrator of own.
 func Orphans(ctx context.Context, c kvstore.Client, own string) ([]Orphan, error) {
-	exists := map[string]bool{}
+	return orphans(ctx, c, kvstore.SubtreePrefix(kvstore.State), own)
+}
+
+// OwnOrphans is Orphans of state/<own>/ and local/<own>/ alone, for the API
+// server of own.
+func OwnOrphans(ctx context.Context, c kvstore.Client, own string) ([]Orphan, error) {
+	return orphans(ctx, c, kvstore.Prefix(kvstore.State, own), own)
+}
+
+func orphans(ctx context.Context, c kvstore.Client, state, own string) ([]Orphan, error) {
+	exists := map[string]int64{}
 	needs := map[string][]owner{}
 	collect := func(kv kvstore.KV) error {
-		exists[kv.Key] = true
+		exists[kv.Key] = kv.ModRevision
 		k, err := kvstore.ParseKey(kv.Key)
 		if err != nil {
 			return nil //nolint:nilerr // ls shows it; it refers to nothing
@@ -48,7 +61,7 @@ func Orphans(ctx context.Context, c kvstore.Client, own string) ([]Orphan, error
 		}
 		return nil
 	}
-	rev, err := Walk(ctx, c, kvstore.SubtreePrefix(kvstore.State), collect)
+	rev, err := Walk(ctx, c, state, collect)
 	if err != nil {
 		return nil, fmt.Errorf("look for orphans: %w", err)
 	}
@@ -59,8 +72,8 @@ func Orphans(ctx context.Context, c kvstore.Client, own string) ([]Orphan, error
 	for key, os := range needs {
 		k, _ := kvstore.ParseKey(key) // it did above
 		for _, o := range os {
-			if !slices.ContainsFunc(o.keys, func(k string) bool { return exists[k] }) {
-				out = append(out, Orphan{Key: key, Cluster: k.Cluster, Kind: string(k.Kind), Missing: o.keys[0], Why: o.why})
+			if !slices.ContainsFunc(o.keys, func(k string) bool { return exists[k] != 0 }) {
+				out = append(out, Orphan{Key: key, Cluster: k.Cluster, Kind: string(k.Kind), Missing: o.keys[0], Why: o.why, Needs: o.keys, Revision: exists[key]})
 			}
 		}
 	}

@@ -61,6 +61,10 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		return spec, lab.Options{Demo: true}, nil
 	case "alone": // one cluster of one node
 		return lab.NewSpec(name, 1, 1), lab.Options{}, nil
+	case "given": // one cluster of two nodes, which gives them their pod CIDRs
+		s := lab.NewSpec(name, 1, 2)
+		s.Agent = map[string]string{"pod-cidr": ""}
+		return s, lab.Options{}, nil
 	case "nine", "ten": // two clusters of one node with ids above 255, the demo
 		s := lab.NewSpec(name, 2, 1)
 		s.ClusterBits, s.Clusters[0].ID, s.Clusters[1].ID = 9, 300, 511
@@ -75,7 +79,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, nine, ten or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, given, nine, ten or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -92,7 +96,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|nine|ten|brief|down")
+		return "", usage("lab demo|pair|shared|alone|given|nine|ten|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world

@@ -2594,6 +2594,135 @@ func (x *ForgetNodeResponse) GetCutOff() bool {
 	return false
 }
 
+type DrainNodeRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Undrain bool                   `protobuf:"varint,2,opt,name=undrain,proto3" json:"undrain,omitempty"`
+	// Also when services are left without a backend that takes new connections.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DrainNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetUndrain() bool {
+	if x != nil {
+		return x.Undrain
+	}
+	return false
+}
+
+func (x *DrainNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DrainNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Drain         string                 `protobuf:"bytes,1,opt,name=drain,proto3" json:"drain,omitempty"`        // as NodeInfo.drain
+	Backends      uint64                 `protobuf:"varint,2,opt,name=backends,proto3" json:"backends,omitempty"` // of the node, ports counted each
+	Present       bool                   `protobuf:"varint,3,opt,name=present,proto3" json:"present,omitempty"`   // its agent is there to follow
+	Changed       bool                   `protobuf:"varint,4,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DrainNodeResponse) GetDrain() string {
+	if x != nil {
+		return x.Drain
+	}
+	return ""
+}
+
+func (x *DrainNodeResponse) GetBackends() uint64 {
+	if x != nil {
+		return x.Backends
+	}
+	return 0
+}
+
+func (x *DrainNodeResponse) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+func (x *DrainNodeResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2602,7 +2731,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2614,7 +2743,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2627,7 +2756,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 type ListNodesResponse struct {
@@ -2639,7 +2768,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2780,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2793,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2686,18 +2815,22 @@ type NodeInfo struct {
 	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // present, absent; remote: published
 	Workloads     uint64                 `protobuf:"varint,9,opt,name=workloads,proto3" json:"workloads,omitempty"`
 	// As its own cluster judges: alive, agent down, suspect, dead; empty: unknown.
-	Health        string   `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
-	HealthSince   int64    `protobuf:"varint,11,opt,name=health_since,json=healthSince,proto3" json:"health_since,omitempty"` // Unix ns
-	Process       string   `protobuf:"bytes,12,opt,name=process,proto3" json:"process,omitempty"`                             // up, down or unknown: its agent, by gossip
-	Path          string   `protobuf:"bytes,13,opt,name=path,proto3" json:"path,omitempty"`                                   // up, down or unknown: its datapath, by its neighbours' probes
-	Witnesses     []string `protobuf:"bytes,14,rep,name=witnesses,proto3" json:"witnesses,omitempty"`                         // the neighbours whose probes count
+	Health      string   `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
+	HealthSince int64    `protobuf:"varint,11,opt,name=health_since,json=healthSince,proto3" json:"health_since,omitempty"` // Unix ns
+	Process     string   `protobuf:"bytes,12,opt,name=process,proto3" json:"process,omitempty"`                             // up, down or unknown: its agent, by gossip
+	Path        string   `protobuf:"bytes,13,opt,name=path,proto3" json:"path,omitempty"`                                   // up, down or unknown: its datapath, by its neighbours' probes
+	Witnesses   []string `protobuf:"bytes,14,rep,name=witnesses,proto3" json:"witnesses,omitempty"`                         // the neighbours whose probes count
+	// draining: asked for, some of its backends still take new connections;
+	// drained: none does; empty: neither. Own cluster only.
+	Drain         string `protobuf:"bytes,15,opt,name=drain,proto3" json:"drain,omitempty"`
+	DrainSince    int64  `protobuf:"varint,16,opt,name=drain_since,json=drainSince,proto3" json:"drain_since,omitempty"` // Unix ns
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2842,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2855,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -2823,6 +2956,20 @@ func (x *NodeInfo) GetWitnesses() []string {
 	return nil
 }
 
+func (x *NodeInfo) GetDrain() string {
+	if x != nil {
+		return x.Drain
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetDrainSince() int64 {
+	if x != nil {
+		return x.DrainSince
+	}
+	return 0
+}
+
 type ListIdentitiesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2831,7 +2978,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +2990,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3003,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 type ListIdentitiesResponse struct {
@@ -2868,7 +3015,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3027,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3040,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -2920,7 +3067,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3079,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3092,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -3005,7 +3152,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3164,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3177,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 type ListVTEPsResponse struct {
@@ -3042,7 +3189,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3201,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3214,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -3089,7 +3236,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3101,7 +3248,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3114,7 +3261,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -3155,7 +3302,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3167,7 +3314,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3180,7 +3327,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -3208,7 +3355,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3220,7 +3367,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3233,7 +3380,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -3262,7 +3409,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3274,7 +3421,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3287,7 +3434,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -3329,7 +3476,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3488,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3501,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -3387,7 +3534,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3546,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3559,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -3430,7 +3577,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3589,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3602,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 type ListPoliciesResponse struct {
@@ -3467,7 +3614,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +3626,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +3639,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -3518,7 +3665,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3530,7 +3677,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3543,7 +3690,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -3616,7 +3763,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +3775,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +3788,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExplainPolicyRequest) GetCluster() string {
@@ -3697,7 +3844,7 @@ type ExplainPolicyEnd struct {
 
 func (x *ExplainPolicyEnd) Reset() {
 	*x = ExplainPolicyEnd{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +3856,7 @@ func (x *ExplainPolicyEnd) String() string {
 func (*ExplainPolicyEnd) ProtoMessage() {}
 
 func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +3869,7 @@ func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExplainPolicyEnd) GetLabels() []string {
@@ -3759,7 +3906,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3918,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +3931,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExplainPolicyResponse) GetAnswered() bool {
@@ -3832,7 +3979,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3844,7 +3991,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3857,7 +4004,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -3883,7 +4030,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3895,7 +4042,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3908,7 +4055,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -3929,7 +4076,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3941,7 +4088,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3954,7 +4101,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -3987,7 +4134,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3999,7 +4146,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4012,7 +4159,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -4030,7 +4177,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4189,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4202,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
 }
 
 type ListServicesResponse struct {
@@ -4067,7 +4214,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4079,7 +4226,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4092,7 +4239,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -4121,7 +4268,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4280,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4293,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -4238,7 +4385,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4250,7 +4397,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4263,7 +4410,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -4551,10 +4698,19 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\x12!\n" +
 	"\fwas_enrolled\x18\x02 \x01(\bR\vwasEnrolled\x124\n" +
 	"\x16certificate_expires_at\x18\x03 \x01(\x03R\x14certificateExpiresAt\x12\x17\n" +
-	"\acut_off\x18\x04 \x01(\bR\x06cutOff\"\x12\n" +
+	"\acut_off\x18\x04 \x01(\bR\x06cutOff\"V\n" +
+	"\x10DrainNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\aundrain\x18\x02 \x01(\bR\aundrain\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"y\n" +
+	"\x11DrainNodeResponse\x12\x14\n" +
+	"\x05drain\x18\x01 \x01(\tR\x05drain\x12\x1a\n" +
+	"\bbackends\x18\x02 \x01(\x04R\bbackends\x12\x18\n" +
+	"\apresent\x18\x03 \x01(\bR\apresent\x12\x18\n" +
+	"\achanged\x18\x04 \x01(\bR\achanged\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\x81\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\xb8\x03\n" +
 	"\bNodeInfo\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -4570,7 +4726,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fhealth_since\x18\v \x01(\x03R\vhealthSince\x12\x18\n" +
 	"\aprocess\x18\f \x01(\tR\aprocess\x12\x12\n" +
 	"\x04path\x18\r \x01(\tR\x04path\x12\x1c\n" +
-	"\twitnesses\x18\x0e \x03(\tR\twitnesses\"\x17\n" +
+	"\twitnesses\x18\x0e \x03(\tR\twitnesses\x12\x14\n" +
+	"\x05drain\x18\x0f \x01(\tR\x05drain\x12\x1f\n" +
+	"\vdrain_since\x18\x10 \x01(\x03R\n" +
+	"drainSince\"\x17\n" +
 	"\x15ListIdentitiesRequest\"Q\n" +
 	"\x16ListIdentitiesResponse\x127\n" +
 	"\n" +
@@ -4677,7 +4836,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xb0\x0e\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\xf8\x0e\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -4698,6 +4857,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"InviteNode\x12\x1c.hawser.v1.InviteNodeRequest\x1a\x1d.hawser.v1.InviteNodeResponse\x12I\n" +
 	"\n" +
 	"ForgetNode\x12\x1c.hawser.v1.ForgetNodeRequest\x1a\x1d.hawser.v1.ForgetNodeResponse\x12F\n" +
+	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
@@ -4721,7 +4881,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -4758,70 +4918,72 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*InviteNodeResponse)(nil),     // 32: hawser.v1.InviteNodeResponse
 	(*ForgetNodeRequest)(nil),      // 33: hawser.v1.ForgetNodeRequest
 	(*ForgetNodeResponse)(nil),     // 34: hawser.v1.ForgetNodeResponse
-	(*ListNodesRequest)(nil),       // 35: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 36: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 37: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 38: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 39: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 40: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 41: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 42: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 43: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 44: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 45: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 46: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 47: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 48: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 49: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 50: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 51: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 52: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 53: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 54: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 55: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 56: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 57: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 58: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 59: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 60: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 61: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 62: hawser.v1.ServicePortInfo
-	nil,                            // 63: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 64: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 65: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 66: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 67: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 68: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 69: hawser.v1.FrontendBackend
+	(*DrainNodeRequest)(nil),       // 35: hawser.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),      // 36: hawser.v1.DrainNodeResponse
+	(*ListNodesRequest)(nil),       // 37: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 38: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),               // 39: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),  // 40: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil), // 41: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),           // 42: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),       // 43: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),      // 44: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),               // 45: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),     // 46: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 47: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 48: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 49: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 50: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 51: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 52: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 53: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),   // 54: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),       // 55: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),  // 56: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),    // 57: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 58: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 59: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 60: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 61: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 62: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 63: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 64: hawser.v1.ServicePortInfo
+	nil,                            // 65: hawser.v1.PeerGrant.RefusedEntry
+	nil,                            // 66: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 67: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 68: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 69: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 70: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 71: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	68, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	70, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
 	18, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	63, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	65, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
 	18, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
 	23, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
 	27, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	64, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	65, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	66, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	67, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
 	11, // 10: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
 	30, // 11: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	37, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	40, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	43, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	46, // 15: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	46, // 16: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	51, // 17: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	53, // 18: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	53, // 19: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	46, // 20: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	46, // 21: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	61, // 22: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	62, // 23: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	69, // 24: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	66, // 25: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	67, // 26: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	39, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	42, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	45, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	48, // 15: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	48, // 16: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	53, // 17: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	55, // 18: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	55, // 19: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	48, // 20: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	48, // 21: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	63, // 22: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	64, // 23: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	71, // 24: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	68, // 25: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	69, // 26: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
 	0,  // 27: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
 	7,  // 28: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
 	9,  // 29: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
@@ -4837,43 +4999,45 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	5,  // 39: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
 	31, // 40: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
 	33, // 41: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	35, // 42: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	38, // 43: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	41, // 44: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	44, // 45: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	47, // 46: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	49, // 47: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	52, // 48: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	55, // 49: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	57, // 50: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	59, // 51: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 52: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 53: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 54: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 55: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	17, // 56: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	20, // 57: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	22, // 58: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	22, // 59: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	13, // 60: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	26, // 61: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	29, // 62: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 63: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 64: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	32, // 65: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	34, // 66: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	36, // 67: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	39, // 68: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	42, // 69: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	45, // 70: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	48, // 71: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	50, // 72: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	54, // 73: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	56, // 74: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	58, // 75: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	60, // 76: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	52, // [52:77] is the sub-list for method output_type
-	27, // [27:52] is the sub-list for method input_type
+	35, // 42: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	37, // 43: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	40, // 44: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	43, // 45: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	46, // 46: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	49, // 47: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	51, // 48: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	54, // 49: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	57, // 50: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	59, // 51: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	61, // 52: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 53: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 54: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 55: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 56: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	17, // 57: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	20, // 58: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	22, // 59: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	22, // 60: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	13, // 61: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	26, // 62: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	29, // 63: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 64: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 65: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	32, // 66: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	34, // 67: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	36, // 68: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	38, // 69: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	41, // 70: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	44, // 71: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	47, // 72: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	50, // 73: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	52, // 74: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	56, // 75: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	58, // 76: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	60, // 77: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	62, // 78: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	53, // [53:79] is the sub-list for method output_type
+	27, // [27:53] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -4894,7 +5058,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -39,6 +39,7 @@ const (
 	Mesh_Restore_FullMethodName        = "/hawser.v1.Mesh/Restore"
 	Mesh_InviteNode_FullMethodName     = "/hawser.v1.Mesh/InviteNode"
 	Mesh_ForgetNode_FullMethodName     = "/hawser.v1.Mesh/ForgetNode"
+	Mesh_DrainNode_FullMethodName      = "/hawser.v1.Mesh/DrainNode"
 	Mesh_ListNodes_FullMethodName      = "/hawser.v1.Mesh/ListNodes"
 	Mesh_ListIdentities_FullMethodName = "/hawser.v1.Mesh/ListIdentities"
 	Mesh_ListVTEPs_FullMethodName      = "/hawser.v1.Mesh/ListVTEPs"
@@ -82,6 +83,9 @@ type MeshClient interface {
 	// ForgetNode removes a node that will not come back: its keys and its
 	// enrolment, so that its certificate is not renewed.
 	ForgetNode(ctx context.Context, in *ForgetNodeRequest, opts ...grpc.CallOption) (*ForgetNodeResponse, error)
+	// DrainNode takes a node's backends out of, or back into, the choice for new
+	// connections. Those that they have live on.
+	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
 	ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error)
@@ -266,6 +270,16 @@ func (c *meshClient) ForgetNode(ctx context.Context, in *ForgetNodeRequest, opts
 	return out, nil
 }
 
+func (c *meshClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainNodeResponse)
+	err := c.cc.Invoke(ctx, Mesh_DrainNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNodesResponse)
@@ -397,6 +411,9 @@ type MeshServer interface {
 	// ForgetNode removes a node that will not come back: its keys and its
 	// enrolment, so that its certificate is not renewed.
 	ForgetNode(context.Context, *ForgetNodeRequest) (*ForgetNodeResponse, error)
+	// DrainNode takes a node's backends out of, or back into, the choice for new
+	// connections. Those that they have live on.
+	DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
 	ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error)
@@ -463,6 +480,9 @@ func (UnimplementedMeshServer) InviteNode(context.Context, *InviteNodeRequest) (
 }
 func (UnimplementedMeshServer) ForgetNode(context.Context, *ForgetNodeRequest) (*ForgetNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ForgetNode not implemented")
+}
+func (UnimplementedMeshServer) DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
 }
 func (UnimplementedMeshServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
@@ -767,6 +787,24 @@ func _Mesh_ForgetNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).DrainNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_DrainNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).DrainNode(ctx, req.(*DrainNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListNodesRequest)
 	if err := dec(in); err != nil {
@@ -1005,6 +1043,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ForgetNode",
 			Handler:    _Mesh_ForgetNode_Handler,
+		},
+		{
+			MethodName: "DrainNode",
+			Handler:    _Mesh_DrainNode_Handler,
 		},
 		{
 			MethodName: "ListNodes",

@@ -281,7 +281,7 @@ func (x Synced_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Synced_State.Descriptor instead.
 func (Synced_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27, 0}
 }
 
 type Peer_State int32
@@ -333,7 +333,7 @@ func (x Peer_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Peer_State.Descriptor instead.
 func (Peer_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28, 0}
 }
 
 // Cluster is state/<c>/cluster: what a cluster tells the mesh about itself.
@@ -2213,6 +2213,85 @@ func (x *GossipKey) GetPrimarySince() int64 {
 	return 0
 }
 
+// NodeConfig is local/<c>/nodeconfig/<node>: what the cluster decided for a node.
+type NodeConfig struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	PodCidrs []string               `protobuf:"bytes,2,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"` // owned in private/<c>/podcidrs/; empty: none was asked for
+	// The node's backends are in maintenance: they keep their flows and take no
+	// new ones.
+	Drained       bool  `protobuf:"varint,3,opt,name=drained,proto3" json:"drained,omitempty"`
+	DrainedSince  int64 `protobuf:"varint,4,opt,name=drained_since,json=drainedSince,proto3" json:"drained_since,omitempty"` // Unix ns
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeConfig) Reset() {
+	*x = NodeConfig{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeConfig) ProtoMessage() {}
+
+func (x *NodeConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeConfig.ProtoReflect.Descriptor instead.
+func (*NodeConfig) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *NodeConfig) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeConfig) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
+}
+
+func (x *NodeConfig) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
+}
+
+func (x *NodeConfig) GetDrainedSince() int64 {
+	if x != nil {
+		return x.DrainedSince
+	}
+	return 0
+}
+
+func (x *NodeConfig) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
 // Presence is local/<c>/presence/<node>, leased.
 type Presence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2225,7 +2304,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2316,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2329,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Presence) GetNode() string {
@@ -2309,7 +2388,7 @@ type PeerView struct {
 
 func (x *PeerView) Reset() {
 	*x = PeerView{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2400,7 @@ func (x *PeerView) String() string {
 func (*PeerView) ProtoMessage() {}
 
 func (x *PeerView) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2413,7 @@ func (x *PeerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerView.ProtoReflect.Descriptor instead.
 func (*PeerView) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PeerView) GetPeer() string {
@@ -2478,7 +2557,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2569,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2582,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Position) GetIncarnation() string {
@@ -2540,7 +2619,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2631,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2644,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Synced) GetIncarnation() string {
@@ -2621,7 +2700,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2712,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2725,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Peer) GetName() string {
@@ -2761,7 +2840,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2852,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2865,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -2886,7 +2965,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +2977,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +2990,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{29}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Token) GetId() string {
@@ -2997,7 +3076,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3009,7 +3088,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3022,7 +3101,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -3071,7 +3150,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3083,7 +3162,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3096,7 +3175,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -3364,7 +3443,15 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x1d\n" +
 	"\n" +
 	"created_at\x18\x02 \x01(\x03R\tcreatedAt\x12#\n" +
-	"\rprimary_since\x18\x03 \x01(\x03R\fprimarySince\"V\n" +
+	"\rprimary_since\x18\x03 \x01(\x03R\fprimarySince\"\x9b\x01\n" +
+	"\n" +
+	"NodeConfig\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
+	"\tpod_cidrs\x18\x02 \x03(\tR\bpodCidrs\x12\x18\n" +
+	"\adrained\x18\x03 \x01(\bR\adrained\x12#\n" +
+	"\rdrained_since\x18\x04 \x01(\x03R\fdrainedSince\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"V\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
@@ -3501,7 +3588,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -3532,47 +3619,48 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(*Gossip)(nil),         // 26: hawser.keyspace.v1.Gossip
 	(*GossipKeys)(nil),     // 27: hawser.keyspace.v1.GossipKeys
 	(*GossipKey)(nil),      // 28: hawser.keyspace.v1.GossipKey
-	(*Presence)(nil),       // 29: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 30: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 31: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 32: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 33: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 34: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 35: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 36: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 37: hawser.keyspace.v1.Enrolment
-	nil,                    // 38: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 39: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 40: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 41: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 42: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 43: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(*NodeConfig)(nil),     // 29: hawser.keyspace.v1.NodeConfig
+	(*Presence)(nil),       // 30: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),       // 31: hawser.keyspace.v1.PeerView
+	(*Position)(nil),       // 32: hawser.keyspace.v1.Position
+	(*Synced)(nil),         // 33: hawser.keyspace.v1.Synced
+	(*Peer)(nil),           // 34: hawser.keyspace.v1.Peer
+	(*Grant)(nil),          // 35: hawser.keyspace.v1.Grant
+	(*Token)(nil),          // 36: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),       // 37: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),      // 38: hawser.keyspace.v1.Enrolment
+	nil,                    // 39: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 40: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 41: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 42: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 43: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 44: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	7,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	9,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	38, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	39, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	13, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	16, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	39, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	40, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	41, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	40, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	41, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	42, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	19, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	20, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	42, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	43, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	43, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	44, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	24, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
 	3,  // 18: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
 	28, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
-	31, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	31, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	32, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
+	32, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
 	4,  // 22: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	34, // 23: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	35, // 23: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
 	5,  // 24: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
 	25, // [25:25] is the sub-list for method output_type
 	25, // [25:25] is the sub-list for method input_type
@@ -3586,15 +3674,15 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	if File_api_keyspace_v1_keyspace_proto != nil {
 		return
 	}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[24].OneofWrappers = []any{}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[27].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[25].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
