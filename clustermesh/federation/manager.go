@@ -56,7 +56,7 @@ type Manager struct {
 	states  map[string]*peerState
 	// unreadable are the peers whose record is there and cannot be read.
 	unreadable map[string]*peering.UnreadableError
-	leaves  map[string]*leave
+	leaves     map[string]*leave
 	// withdrawing are the leaves that have a goroutine.
 	withdrawing map[string]bool
 }
