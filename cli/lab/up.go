@@ -120,7 +120,11 @@ func (o *options) hints(cmd *cobra.Command, l *lab.Lab, demo bool, took time.Dur
 	if demo {
 		fmt.Fprintf(w, "  hawser lab%s exec %s/client -- curl http://%s\n", name, l.Clusters()[0].Name, lab.ServiceName("demo", "echo"))
 	}
-	fmt.Fprintln(w, "  hawser mesh status        hawser monitor --type drop        hawser kvstore tree")
+	in := ""
+	if current, err := clicontext.Current(); err != nil || current != lab.ContextName(l.Name()) {
+		in = " --context " + lab.ContextName(l.Name())
+	}
+	fmt.Fprintf(w, "  hawser%[1]s mesh status        hawser%[1]s monitor --type drop        hawser%[1]s kvstore tree\n", in)
 	fmt.Fprintf(w, "  hawser lab%s down\n", name)
 }
 

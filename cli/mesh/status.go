@@ -165,7 +165,7 @@ func refused(p *hawserv1.PeerStatus) string {
 
 // notes explains what the table cannot.
 func notes(w io.Writer, p *hawserv1.PeerStatus) {
-	if p.GetState() != "connected" {
+	if p.GetState() != "connected" && p.GetState() != "unreadable" {
 		fmt.Fprintf(w, "  %s: %s for %s; its data stays as it was at revision %d\n", p.GetName(), p.GetState(), printer.Age(p.GetSince()), p.GetPositionRevision())
 		if p.GetLastError() != "" {
 			fmt.Fprintf(w, "  %s: last error: %s\n", p.GetName(), p.GetLastError())

@@ -198,6 +198,11 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
 	r.Problems = append(r.Problems, append(s.watchman.problems(), s.held.problems()...)...)
 	r.Problems = append(r.Problems, s.ranges.problems()...)
+	policies, err := s.policyProblems(ctx)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	r.Problems = append(r.Problems, policies...)
 	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)

@@ -166,11 +166,18 @@ func (s *Server) DeletePolicy(ctx context.Context, r *hawserv1.DeletePolicyReque
 
 // ListPolicies lists the stored objects by namespace and name.
 func (s *Server) ListPolicies(ctx context.Context, _ *hawserv1.ListPoliciesRequest) (*hawserv1.ListPoliciesResponse, error) {
-	rows, err := list[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
+	rows, bad, err := listBad[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
 	if err != nil {
 		return nil, apiError(err)
 	}
 	resp := &hawserv1.ListPoliciesResponse{}
+	for _, b := range bad {
+		info := &hawserv1.PolicyInfo{Name: b.kv.Key, Selects: "unreadable: " + b.err.Error()}
+		if k, err := kvstore.ParseKey(b.kv.Key); err == nil {
+			info.Namespace, info.Name = k.Names[0], k.Names[1]
+		}
+		resp.Policies = append(resp.Policies, info)
+	}
 	for _, r := range rows {
 		info := &hawserv1.PolicyInfo{
 			Namespace: r.msg.GetNamespace(), Name: r.msg.GetName(), Kind: r.msg.GetKind(),
@@ -192,4 +199,18 @@ func (s *Server) ListPolicies(ctx context.Context, _ *hawserv1.ListPoliciesReque
 		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
 	})
 	return resp, nil
+}
+
+// policyProblems are the stored policies that nobody can read. An agent that
+// knew the former one goes on with it until it ends; one that starts has none.
+func (s *Server) policyProblems(ctx context.Context) ([]*hawserv1.Problem, error) {
+	_, bad, err := listBad[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
+	var out []*hawserv1.Problem
+	for _, b := range bad {
+		out = append(out, &hawserv1.Problem{
+			Object: "policy", Problem: b.err.Error() + ": agents that start do not enforce it",
+			Fix: "apply it again after: hawser kvstore del " + strings.TrimPrefix(b.kv.Key, kvstore.Root) + " --write",
+		})
+	}
+	return out, err
 }

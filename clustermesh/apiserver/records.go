@@ -26,22 +26,36 @@ type stored[T proto.Message] struct {
 // list reads all records of a kind of one cluster. Bad records are logged and
 // left out.
 func list[T proto.Message](ctx context.Context, s *Server, sub kvstore.Subtree, cluster string, kind kvstore.Kind) ([]stored[T], error) {
+	out, _, err := listBad[T](ctx, s, sub, cluster, kind)
+	return out, err
+}
+
+// unreadable is a record that is left out.
+type unreadable struct {
+	kv  kvstore.KV
+	err error
+}
+
+// listBad is list; it also returns the bad records.
+func listBad[T proto.Message](ctx context.Context, s *Server, sub kvstore.Subtree, cluster string, kind kvstore.Kind) ([]stored[T], []unreadable, error) {
 	var out []stored[T]
+	var bad []unreadable
 	prefix, after, rev := kvstore.KindPrefix(sub, cluster, kind), "", int64(0)
 	for {
 		page, err := s.kv.List(ctx, prefix, after, pageSize, rev)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, kv := range page.KVs {
 			if r, err := decode[T](kv); err != nil {
 				s.log.Warn("skip record", "key", kv.Key, "error", err)
+				bad = append(bad, unreadable{kv, err})
 			} else {
 				out = append(out, r)
 			}
 		}
 		if !page.More {
-			return out, nil
+			return out, bad, nil
 		}
 		after, rev = page.KVs[len(page.KVs)-1].Key, page.Revision
 	}

@@ -213,6 +213,23 @@ func TestPolicyLife(t *testing.T) {
 	}
 }
 
+// A policy that nobody can read is not a policy that is not there.
+func TestUnreadablePolicyIsShown(t *testing.T) {
+	s := start(t, testConfig(t))
+	key := s.policyKey("demo", "closed").String()
+	if _, err := s.kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key, []byte("zzz"))}, nil); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.ListPolicies(t.Context(), &hawserv1.ListPoliciesRequest{})
+	if err != nil || len(r.GetPolicies()) != 1 || r.GetPolicies()[0].GetName() != "closed" || !strings.Contains(r.GetPolicies()[0].GetSelects(), "unreadable") {
+		t.Errorf("listed %v, %v", r, err)
+	}
+	ps, err := s.policyProblems(t.Context())
+	if err != nil || len(ps) != 1 || !strings.Contains(ps[0].GetProblem(), key) || !strings.Contains(ps[0].GetFix(), "kvstore del local/east/policies/demo/closed") {
+		t.Errorf("problems %v, %v", ps, err)
+	}
+}
+
 // Writers of one policy at the same time do not overtake each other unseen: each
 // change has a revision of its own.
 func TestPoliciesRace(t *testing.T) {

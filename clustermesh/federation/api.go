@@ -166,6 +166,16 @@ func (m *Manager) Status() []*hawserv1.PeerStatus {
 			out = append(out, st.status(p, &m.cfg, termsOf(p, &m.cfg)))
 		}
 	}
+	for name, bad := range m.unreadable {
+		i := slices.IndexFunc(out, func(s *hawserv1.PeerStatus) bool { return s.GetName() == name })
+		if i < 0 {
+			i = len(out)
+			out = append(out, &hawserv1.PeerStatus{Name: name, State: stateUnreadable})
+		}
+		out[i].Findings = append(out[i].Findings, &hawserv1.Finding{
+			Check: "record", Object: "peer " + name, Problem: fmt.Sprintf("its record %s cannot be read: %v", bad.Key, bad.Err), Fix: bad.Fix(),
+		})
+	}
 	slices.SortFunc(out, func(a, b *hawserv1.PeerStatus) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return out
 }

@@ -251,3 +251,39 @@ func BenchmarkFirstSync(t *testing.B) {
 		t.ReportMetric(57_000/time.Since(began).Seconds(), "keys/s")
 	}
 }
+
+// A peer whose record is broken is not taken for one that was removed: it is
+// shown, its stream goes on, and only a new process cannot know it any more.
+func TestUnreadablePeerIsShown(t *testing.T) {
+	a, b := pair(t)
+	key := kvstore.NewKey(kvstore.Private, a.name, kvstore.KindPeerView, b.name).String()
+	good := a.get(key)
+	told := func() bool {
+		for _, f := range a.status(b).GetFindings() {
+			if strings.Contains(f.GetProblem(), key) && strings.Contains(f.GetFix(), "hawser kvstore del private/"+a.name+"/peers/"+b.name) {
+				return true
+			}
+		}
+		return false
+	}
+	a.putRaw(key, []byte("zzz"))
+	eventually(t, "it is told", told)
+	b.ip(1, "written meanwhile")
+	mirrored(t, a, b)
+	if s := a.status(b); s.GetState() != stateConnected || a.status(b).GetSnapshotsReceived() != 1 {
+		t.Errorf("the stream did not go on: %v", s)
+	}
+	a.restart()
+	eventually(t, "it is told after a restart", told)
+	if s := a.status(b); s.GetState() != stateUnreadable || a.m.Ready() == nil {
+		t.Errorf("status %v, ready: %v", s, a.m.Ready())
+	}
+	if _, err := a.m.Leave(t.Context(), b.name); err == nil || !strings.Contains(err.Error(), "kvstore del") {
+		t.Errorf("leave: %v", err)
+	}
+	a.putRaw(key, good)
+	connected(t, a, b)
+	if told() {
+		t.Error("told although it can be read again")
+	}
+}

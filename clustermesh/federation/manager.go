@@ -56,7 +56,9 @@ type Manager struct {
 	peers   map[string]*keyspacev1.Peer
 	runners map[string]*runner
 	states  map[string]*peerState
-	leaves  map[string]*leave
+	// unreadable are the peers whose record is there and cannot be read.
+	unreadable map[string]*peering.UnreadableError
+	leaves     map[string]*leave
 	// withdrawing are the leaves that have a goroutine.
 	withdrawing map[string]bool
 }
@@ -199,10 +201,16 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		peers[p.GetName()] = p
 	}
 	if err != nil {
-		m.log.Warn("peers skipped", "err", err)
+		m.log.Warn("peers' records cannot be read", "err", err)
 	}
+	bad := peering.Unreadable(err)
 	m.mu.Lock()
-	m.peers = peers
+	for name := range bad { // not removed: what was known holds
+		if old := m.peers[name]; old != nil {
+			peers[name] = old
+		}
+	}
+	m.peers, m.unreadable = peers, bad
 	var gone []*runner
 	for name, r := range m.runners {
 		if p := peers[name]; p.GetState() != keyspacev1.Peer_STATE_CONFIRMED || !samePeer(p, r.peer) {

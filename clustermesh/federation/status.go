@@ -24,6 +24,7 @@ const (
 	stateConnecting = "connecting"
 	stateConnected  = "connected"
 	stateLost       = "lost"
+	stateUnreadable = "unreadable"
 )
 
 const keptRefusals = 10

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -39,6 +41,46 @@ func (s *Store) PeersPrefix() string {
 	return kvstore.KindPrefix(kvstore.Private, s.own, kvstore.KindPeerView)
 }
 
+// UnreadableError says that a peer's record is there and cannot be read.
+type UnreadableError struct {
+	Key string
+	Err error
+}
+
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("the peer's record %s cannot be read (%v); %s", e.Key, e.Err, e.Fix())
+}
+
+func (e *UnreadableError) Unwrap() error { return e.Err }
+
+// Peer is the peer's name, by the key.
+func (e *UnreadableError) Peer() string {
+	k, err := kvstore.ParseKey(e.Key)
+	if err != nil || len(k.Names) == 0 {
+		return e.Key
+	}
+	return k.Names[0]
+}
+
+// Fix says what to do.
+func (e *UnreadableError) Fix() string {
+	return fmt.Sprintf("restore a backup, or remove the record (hawser kvstore del %s --write), leave on the other side, and join again",
+		strings.TrimPrefix(e.Key, kvstore.Root))
+}
+
+// Unreadable are the records that an error of Peers is about, by peer.
+func Unreadable(err error) map[string]*UnreadableError {
+	out := map[string]*UnreadableError{}
+	if one, ok := err.(*UnreadableError); ok { //nolint:errorlint // looks into joined errors itself
+		out[one.Peer()] = one
+	} else if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // as above
+		for _, e := range many.Unwrap() {
+			maps.Copy(out, Unreadable(e))
+		}
+	}
+	return out
+}
+
 // Peers lists all peers, whatever their state, and the revision of the listing.
 // A record that cannot be read is left out and joined into the error; the
 // others are valid then.
@@ -55,9 +97,9 @@ func (s *Store) Peers(ctx context.Context) ([]*keyspacev1.Peer, int64, error) {
 		for _, kv := range page.KVs {
 			p := &keyspacev1.Peer{}
 			if err := proto.Unmarshal(kv.Value, p); err != nil {
-				errs = append(errs, fmt.Errorf("read peer %s: %w", kv.Key, err))
+				errs = append(errs, &UnreadableError{Key: kv.Key, Err: err})
 			} else if kv.Key != s.peerKey(p.GetName()) {
-				errs = append(errs, fmt.Errorf("read peer %s: the record names %q", kv.Key, p.GetName()))
+				errs = append(errs, &UnreadableError{Key: kv.Key, Err: fmt.Errorf("the record names %q", p.GetName())})
 			} else {
 				out = append(out, p)
 			}
@@ -70,7 +112,11 @@ func (s *Store) Peers(ctx context.Context) ([]*keyspacev1.Peer, int64, error) {
 }
 
 func (s *Store) peer(ctx context.Context, name string) (cas.Record[*keyspacev1.Peer], error) {
-	return cas.Get(ctx, s.kv, s.peerKey(name), &keyspacev1.Peer{})
+	r, err := cas.Get(ctx, s.kv, s.peerKey(name), &keyspacev1.Peer{})
+	if errors.Is(err, proto.Error) {
+		err = &UnreadableError{Key: s.peerKey(name), Err: err}
+	}
+	return r, err
 }
 
 // commit does all writes or none; cas.ErrConflict when one was overtaken.

@@ -51,7 +51,8 @@ func onSmallDisk(t *testing.T, size int64) (dir string, here bool) {
 	return "", false
 }
 
-// clog takes all but that much of a disk, and returns how to give it back.
+// clog takes all but that much of a disk, and returns how to give it back, with
+// what it took before.
 func clog(t *testing.T, dir string, leave int64) (release func()) {
 	t.Helper()
 	path := filepath.Join(dir, "something-else")
@@ -59,13 +60,17 @@ func clog(t *testing.T, dir string, leave int64) (release func()) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	has, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if take := int64(st.Bavail)*st.Bsize - leave; take > 0 {
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, take); err != nil {
+		if err := unix.Fallocate(int(f.Fd()), 0, has.Size(), take); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,8 +110,8 @@ func TestFullDisk(t *testing.T) {
 		if ps := st.Problems(true); len(ps) != 1 || !strings.Contains(ps[0].Problem, "the disk of "+dir) || !strings.Contains(ps[0].Fix, "make room") {
 			t.Errorf("round %d: problems %+v", round, ps)
 		}
-		// Not a byte is left, and everybody goes on trying.
-		release()
+		// Not a byte is left, and everybody goes on trying. There is no room in
+		// between: with it, writes would be taken again until the next look.
 		release = clog(t, dir, 0)
 		root := e.Root(t)
 		for i := range 2000 {
