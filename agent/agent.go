@@ -66,19 +66,20 @@ type Agent struct {
 	ids          *numbers
 	index        *allocator.Index
 
-	view      *view
-	marks     *markers
-	publisher *publisher
-	endpoints *endpoints
-	pinned    map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
-	unknown   *unknowns
-	watchman  *watchman
-	tunnel    *net.UDPConn // holds the tunnel's port; answers to probes come there
-	hub       observe.Hub
-	watching  sync.Mutex  // serialises watch
-	dns       *dns.Server // nil when it is off
-	trust     *trust
-	timers    *timers
+	view       *view
+	marks      *markers
+	publisher  *publisher
+	endpoints  *endpoints
+	pinned     map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
+	unknown    *unknowns
+	unreadable *unreadable
+	watchman   *watchman
+	tunnel     *net.UDPConn // holds the tunnel's port; answers to probes come there
+	hub        observe.Hub
+	watching   sync.Mutex  // serialises watch
+	dns        *dns.Server // nil when it is off
+	trust      *trust
+	timers     *timers
 
 	ready    chan struct{} // own policies and identities are known
 	complete chan struct{} // everything of every cluster is known
@@ -106,6 +107,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
+	a.unreadable = newUnreadable()
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}
@@ -246,7 +248,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	a.view.propagation.observe = a.timers.stage
 	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
-	a.marks = newMarkers(a.cfg.Cluster, func() { close(a.ready) }, func() { close(a.complete) })
+	a.marks = newMarkers(a.cfg.Cluster, func() bool { return a.unreadable.policies() || a.view.mute() }, func() { close(a.ready) }, func() { close(a.complete) })
 	return nil
 }
 
@@ -255,10 +257,7 @@ func (a *Agent) makeView(records *recordStore) error {
 func (a *Agent) makeStores() error {
 	limits := kvstore.Limits{Space: a.space, ClusterID: a.view.lookupCluster}
 	marks := store.SyncedMarkers{Client: a.kv, Own: a.cfg.Cluster}
-	bad := func(b *kvstore.BadRecord) {
-		a.timers.refused.Add(b.Reason)
-		a.log.Warn("skip record", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
-	}
+	bad := func(b *kvstore.BadRecord) { a.timers.refused.Add(b.Reason) } // the reader logs it
 	reader := func(prefix string, apply func(store.Batch)) (*store.Reader, error) {
 		return store.NewReader(store.ReaderConfig{
 			Client: a.kv, Prefix: prefix, Apply: apply, Limits: limits, OnBad: bad, Markers: marks, Log: a.log,
@@ -278,6 +277,7 @@ func (a *Agent) makeStores() error {
 	}
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		judged(b)
+		a.unreadable.apply(kvstore.State, b)
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}
@@ -295,6 +295,7 @@ func (a *Agent) makeStores() error {
 			a.view.verdictsRead()
 		}
 		told(b)
+		a.unreadable.apply(kvstore.Local, b)
 		a.trust.apply(b)
 		a.watchman.local(b)
 		a.publisher.configure(b)

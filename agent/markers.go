@@ -15,6 +15,9 @@ import (
 // the marker's own revision: etcd orders nothing across watches.
 type markers struct {
 	own string
+	// unread reports whether there are policies of the own cluster that cannot
+	// be read: then they are not complete.
+	unread func() bool
 
 	mu        sync.Mutex
 	complete  map[[2]string]int64 // cluster, kind → revision of the marker
@@ -26,8 +29,8 @@ type markers struct {
 	ready, of bool
 }
 
-func newMarkers(own string, onReady, onAll func()) *markers {
-	return &markers{own: own, complete: map[[2]string]int64{}, peers: map[string]bool{}, onReady: onReady, onAll: onAll}
+func newMarkers(own string, unread func() bool, onReady, onAll func()) *markers {
+	return &markers{own: own, unread: unread, complete: map[[2]string]int64{}, peers: map[string]bool{}, onReady: onReady, onAll: onAll}
 }
 
 // local takes a batch of the local/ reader.
@@ -76,6 +79,9 @@ func (m *markers) evaluate() {
 }
 
 func (m *markers) reached(cluster string, k kvstore.Kind) bool {
+	if k == kvstore.KindPolicy && m.unread() {
+		return false
+	}
 	rev, ok := m.complete[[2]string{cluster, string(k)}]
 	return ok && m.stateRev >= rev
 }

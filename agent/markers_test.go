@@ -13,11 +13,12 @@ import (
 type marks struct {
 	*markers
 	ready, all int
+	unreadable bool
 }
 
 func newMarks() *marks {
 	m := &marks{}
-	m.markers = newMarkers("east", func() { m.ready++ }, func() { m.all++ })
+	m.markers = newMarkers("east", func() bool { return m.unreadable }, func() { m.ready++ }, func() { m.all++ })
 	return m
 }
 
@@ -49,6 +50,23 @@ func TestMarkerCountsOnlyOnceStateHasReachedIt(t *testing.T) {
 	m.state(11)
 	if m.ready != 1 {
 		t.Fatal("ready was told twice")
+	}
+}
+
+// A policy that cannot be read may be the one that denies: no endpoint is judged
+// without it.
+func TestUnreadablePolicyIsNotComplete(t *testing.T) {
+	m := newMarks()
+	m.unreadable = true
+	m.state(10)
+	m.local(synced("east", 10, keyspacev1.Synced_STATE_COMPLETE, allKinds...))
+	if m.ready != 0 || m.all != 0 {
+		t.Fatal("complete although a policy cannot be read")
+	}
+	m.unreadable = false
+	m.local(store.Batch{Revision: 11})
+	if m.ready != 1 || m.all != 1 {
+		t.Fatalf("once it can be read: ready %d, all %d times", m.ready, m.all)
 	}
 }
 

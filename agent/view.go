@@ -420,6 +420,13 @@ func (v *view) policyProblems() map[string]string {
 	return out
 }
 
+// mute reports whether there are policies whose text is not understood.
+func (v *view) mute() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.policies) > 0
+}
+
 // knows reports whether an identity's labels are known.
 func (v *view) knows(n identity.Number) bool {
 	v.mu.Lock()

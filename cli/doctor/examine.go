@@ -127,7 +127,7 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 		refused = append(refused, fmt.Sprintf("%d %s", n, reason))
 	}
 	if slices.Sort(refused); len(refused) > 0 {
-		e.add(Warning, "refused records", object, "the peer publishes what its grant does not allow (hawser mesh grant shows and widens it); newest: "+strings.Join(p.GetLastRefused(), "; "), "%s", strings.Join(refused, ", "))
+		e.add(Warning, "refused records", object, "what its grant does not allow, hawser mesh grant shows and widens; what cannot be read or lies about its key must be mended in its own cluster (hawser mesh doctor there); newest: "+strings.Join(p.GetLastRefused(), "; "), "%s", strings.Join(refused, ", "))
 	}
 	e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "it should have renewed itself at two thirds of its life: see the log of its API server")
 }

@@ -246,7 +246,7 @@ func explain(own string, err error) error {
 		for _, p := range inspect.Prefixes(own) {
 			readable = append(readable, short(p))
 		}
-		return &session.Error{Code: session.No, Err: fmt.Errorf("%w; an administrator of %s may read: %s", err, own, strings.Join(readable, ", "))}
+		return &session.Error{Code: session.No, Err: fmt.Errorf("%w; an administrator of %s may read, and with --write change most of: %s", err, own, strings.Join(readable, ", "))}
 	}
 	return &session.Error{Code: session.CouldNotAsk, Err: err}
 }

@@ -124,6 +124,9 @@ func newDel(s *session.Session) *cobra.Command {
 			}
 			n := len(res.Gets[0])
 			if n == 0 {
+				if strings.HasSuffix(key, "/") {
+					return session.Answer("there is no key %s; all below it: --prefix", short(key))
+				}
 				return session.Answer("there is no key %s", short(key))
 			}
 			return report(cmd, s, map[string]any{"key": key, "removed": n, "revision": res.Revision},

@@ -78,7 +78,7 @@ func (s *Server) ApplyPolicy(ctx context.Context, r *hawserv1.ApplyPolicyRequest
 // already.
 func (s *Server) planPolicy(ctx context.Context, o api.Object) (*hawserv1.AppliedObject, *cas.Write, error) {
 	key := s.policyKey(o.Namespace, o.Name)
-	old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
+	old, found, err := s.storedPolicy(ctx, key)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -87,7 +87,7 @@ func (s *Server) planPolicy(ctx context.Context, o api.Object) (*hawserv1.Applie
 	case found && old.msg.GetSource() == o.Source && old.msg.GetKind() == o.Kind:
 		applied.Action = actionUnchanged
 		return applied, nil, nil
-	case found && old.msg.GetKind() != o.Kind:
+	case found && old.msg != nil && old.msg.GetKind() != o.Kind:
 		return nil, nil, status.Errorf(codes.FailedPrecondition,
 			"%s %s: a %s of that name exists; delete it first: hawser policy delete -n %s %s",
 			o.Kind, o.ID(), old.msg.GetKind(), o.Namespace, o.Name)
@@ -98,10 +98,27 @@ func (s *Server) planPolicy(ctx context.Context, o api.Object) (*hawserv1.Applie
 		Kind: o.Kind, Namespace: o.Namespace, Name: o.Name, Source: o.Source,
 		Revision: old.msg.GetRevision() + 1, UpdatedAt: time.Now().UnixNano(),
 	}
+	if found && old.msg == nil {
+		m.Revision = uint64(old.kv.ModRevision) // above any that nodes have seen
+	}
 	if _, err := kvstore.Encode(key, m); err != nil {
 		return nil, nil, err
 	}
 	return applied, &cas.Write{Key: key.String(), Rev: old.kv.ModRevision, Msg: m}, nil
+}
+
+// storedPolicy reads a policy. One that cannot be read is found, with a nil msg:
+// it can be written over and deleted.
+func (s *Server) storedPolicy(ctx context.Context, key kvstore.Key) (old stored[*keyspacev1.PolicyObject], found bool, err error) {
+	kv, _, err := s.kv.Get(ctx, key.String())
+	if err != nil || kv == nil {
+		return old, false, err
+	}
+	old, err = decode[*keyspacev1.PolicyObject](*kv)
+	if bad := (*kvstore.BadRecord)(nil); errors.As(err, &bad) {
+		return stored[*keyspacev1.PolicyObject]{key: key, kv: *kv}, true, nil
+	}
+	return old, err == nil, err
 }
 
 // commitPolicies writes if nobody else did meanwhile, in as few transactions as
@@ -146,7 +163,7 @@ func (s *Server) DeletePolicy(ctx context.Context, r *hawserv1.DeletePolicyReque
 	var ws []cas.Write
 	for _, o := range objects {
 		key := s.policyKey(o.Namespace, o.Name)
-		old, found, err := get[*keyspacev1.PolicyObject](ctx, s, key)
+		old, found, err := s.storedPolicy(ctx, key)
 		if err != nil {
 			return nil, apiError(err)
 		}
@@ -207,9 +224,13 @@ func (s *Server) policyProblems(ctx context.Context) ([]*hawserv1.Problem, error
 	_, bad, err := listBad[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
 	var out []*hawserv1.Problem
 	for _, b := range bad {
+		name := strings.TrimPrefix(b.kv.Key, kvstore.Root)
+		fix := "apply it again, or: hawser kvstore del " + name + " --write"
+		if k, err := kvstore.ParseKey(b.kv.Key); err == nil {
+			fix = fmt.Sprintf("apply it again, or delete it: hawser policy delete -n %s %s", k.Names[0], k.Names[1])
+		}
 		out = append(out, &hawserv1.Problem{
-			Object: "policy", Problem: b.err.Error() + ": agents that start do not enforce it",
-			Fix: "apply it again after: hawser kvstore del " + strings.TrimPrefix(b.kv.Key, kvstore.Root) + " --write",
+			Object: "policy", Problem: b.err.Error() + ": running nodes keep what it said; those that start judge no pod anew", Fix: fix,
 		})
 	}
 	return out, err

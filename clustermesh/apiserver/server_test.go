@@ -225,8 +225,22 @@ func TestUnreadablePolicyIsShown(t *testing.T) {
 		t.Errorf("listed %v, %v", r, err)
 	}
 	ps, err := s.policyProblems(t.Context())
-	if err != nil || len(ps) != 1 || !strings.Contains(ps[0].GetProblem(), key) || !strings.Contains(ps[0].GetFix(), "kvstore del local/east/policies/demo/closed") {
+	if err != nil || len(ps) != 1 || !strings.Contains(ps[0].GetProblem(), key) || !strings.Contains(ps[0].GetFix(), "policy delete -n demo closed") {
 		t.Errorf("problems %v, %v", ps, err)
+	}
+	const text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: demo}\nspec: {podSelector: {}}\n"
+	applied, err := s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: text})
+	if err != nil || applied.GetObjects()[0].GetAction() != actionConfigured {
+		t.Errorf("written over: %v, %v", applied, err)
+	}
+	if _, err := s.kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key, []byte("zzz"))}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.DeletePolicy(t.Context(), &hawserv1.DeletePolicyRequest{Namespace: "demo", Name: "closed"}); err != nil {
+		t.Errorf("deleted: %v", err)
+	}
+	if r, err := s.ListPolicies(t.Context(), &hawserv1.ListPoliciesRequest{}); err != nil || len(r.GetPolicies()) != 0 {
+		t.Errorf("after that listed %v, %v", r, err)
 	}
 }
 

@@ -83,7 +83,7 @@ func (r *Reader) listedPage(p kvstore.Page, seen map[string]bool, all bool) {
 		}
 	}
 	if len(out.Changes) > 0 {
-		r.cfg.Apply(out)
+		r.deliver(out)
 	}
 }
 
@@ -103,6 +103,7 @@ func (r *Reader) sweep(rev int64, seen map[string]bool, freeze bool) int {
 	for _, key := range gone {
 		delivered := r.keys[key].delivered
 		delete(r.keys, key)
+		delete(r.unreadable, key)
 		k, err := kvstore.ParseKey(key)
 		switch {
 		case err != nil || !delivered:
@@ -112,7 +113,7 @@ func (r *Reader) sweep(rev int64, seen map[string]bool, freeze bool) int {
 			out.Changes = append(out.Changes, Change{Key: k, KV: kvstore.KV{Key: key}, Deleted: true})
 		}
 	}
-	r.cfg.Apply(out)
+	r.deliver(out)
 	r.advance(rev, false)
 	return len(r.ghosts)
 }
@@ -179,6 +180,6 @@ func (r *Reader) release(g group) {
 	if len(out.Changes) == 0 {
 		return
 	}
-	r.cfg.Apply(out)
+	r.deliver(out)
 	r.advance(out.Revision, false)
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,6 +52,9 @@ type Batch struct {
 	Revision int64
 	// Listed marks the last batch of a listing.
 	Listed bool
+	// Unreadable are all keys whose present value cannot be read, in no order;
+	// what they last said may have been delivered long ago, or never.
+	Unreadable []kvstore.Key
 }
 
 // ReaderConfig is what a Reader follows.
@@ -96,7 +100,8 @@ type Reader struct {
 	apply sync.Mutex // held while Apply runs and while keys and ghosts change
 	keys  map[string]entry
 	// ghosts are delivered keys that are not in the store's present history.
-	ghosts map[string]kvstore.Key
+	ghosts     map[string]kvstore.Key
+	unreadable map[string]kvstore.Key // below apply
 
 	mu       sync.Mutex
 	status   Status
@@ -120,7 +125,7 @@ func NewReader(cfg ReaderConfig) (*Reader, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Reader{
-		cfg: cfg, keys: map[string]entry{}, ghosts: map[string]kvstore.Key{},
+		cfg: cfg, keys: map[string]entry{}, ghosts: map[string]kvstore.Key{}, unreadable: map[string]kvstore.Key{},
 		status: Status{Since: time.Now(), Bad: map[string]int{}}, advanced: make(chan struct{}),
 	}, nil
 }
@@ -243,9 +248,15 @@ func (r *Reader) watched(b kvstore.WatchBatch) {
 		}
 	}
 	if len(out.Changes) > 0 || b.Revision > r.Revision() {
-		r.cfg.Apply(out)
+		r.deliver(out)
 	}
 	r.advance(b.Revision, true)
+}
+
+// deliver hands a batch over. The caller holds apply.
+func (r *Reader) deliver(b Batch) {
+	b.Unreadable = slices.Collect(maps.Values(r.unreadable))
+	r.cfg.Apply(b)
 }
 
 // change turns a stored key into what is delivered, and remembers it. The
@@ -256,6 +267,7 @@ func (r *Reader) change(kv kvstore.KV, deleted bool) (Change, bool) {
 		had = true
 		delete(r.ghosts, kv.Key)
 	}
+	delete(r.unreadable, kv.Key)
 	k, err := kvstore.ParseKey(kv.Key)
 	if err != nil {
 		r.keys[kv.Key] = entry{rev: kv.ModRevision}
@@ -274,7 +286,9 @@ func (r *Reader) change(kv kvstore.KV, deleted bool) (Change, bool) {
 	if !r.cfg.Raw {
 		if c.Record, err = r.cfg.Limits.Decode(k, kv.Value); err != nil {
 			r.keys[kv.Key] = entry{rev: kv.ModRevision, delivered: had}
-			r.bad(err)
+			if r.bad(err) {
+				r.unreadable[kv.Key] = k
+			}
 			return Change{}, false
 		}
 	}
@@ -282,11 +296,12 @@ func (r *Reader) change(kv kvstore.KV, deleted bool) (Change, bool) {
 	return c, true
 }
 
-// bad counts and reports what is skipped; unknown kinds are skipped in silence.
-func (r *Reader) bad(err error) {
+// bad counts and reports what is skipped; unknown kinds are skipped in silence,
+// and it returns false.
+func (r *Reader) bad(err error) bool {
 	var b *kvstore.BadRecord
 	if !errors.As(err, &b) {
-		return
+		return false
 	}
 	r.mu.Lock()
 	r.status.Bad[b.Reason]++
@@ -295,6 +310,7 @@ func (r *Reader) bad(err error) {
 		r.cfg.OnBad(b)
 	}
 	r.cfg.Log.Warn("record skipped", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
+	return true
 }
 
 func (r *Reader) advance(rev int64, watching bool) {

@@ -38,7 +38,10 @@ func TestReaderListsThenFollows(t *testing.T) {
 }
 
 func TestReaderSkipsLies(t *testing.T) {
-	e := etcdtest.Start(t)
+	etcdtest.Each(t, testSkipsLies)
+}
+
+func testSkipsLies(t *testing.T, e *etcdtest.Etcd) {
 	api := e.APIServer(t)
 	v := newView()
 	r := follow(t, store.ReaderConfig{Client: e.Agent(t, "n1")}, v)
@@ -54,8 +57,20 @@ func TestReaderSkipsLies(t *testing.T) {
 	putRaw(t, api, kvstore.Prefix(kvstore.State, e.Cluster)+"future/x", []byte("y"))
 	reach(t, r, put(t, api, vtep(e, 4), vtepRecord(vtep(e, 4), "192.0.2.1")))
 
+	unread := func() []string {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		var out []string
+		for _, k := range v.unread {
+			out = append(out, k.String())
+		}
+		slices.Sort(out)
+		return out
+	}
+	if got, want := unread(), []string{honest.String(), vtep(e, 3).String()}; !slices.Equal(got, want) {
+		t.Errorf("unreadable are %v, want %v", got, want)
+	}
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	if len(v.keys) != 2 || v.keys[honest.String()] != "192.0.2.1" {
 		t.Errorf("view is %v; want the last true record of %s and the one after the lies", v.keys, honest)
 	}
@@ -64,6 +79,17 @@ func TestReaderSkipsLies(t *testing.T) {
 	}
 	if s := r.Status(); s.Bad[kvstore.ReasonMismatch] != 1 {
 		t.Errorf("counters %v", s.Bad)
+	}
+	v.mu.Unlock()
+
+	// Read again, and gone.
+	put(t, api, honest, vtepRecord(honest, "192.0.2.1"))
+	if _, err := api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(vtep(e, 3).String())}, nil); err != nil {
+		t.Fatal(err)
+	}
+	reach(t, r, put(t, api, vtep(e, 5), vtepRecord(vtep(e, 5), "192.0.2.1")))
+	if got := unread(); len(got) != 0 {
+		t.Errorf("still unreadable: %v", got)
 	}
 }
 

@@ -29,6 +29,7 @@ type view struct {
 	smallest int // fewest keys since watching began
 	batches  []store.Batch
 	bad      []string
+	unread   []kvstore.Key
 }
 
 func newView() *view { return &view{keys: map[string]string{}, smallest: 1 << 30} }
@@ -47,6 +48,7 @@ func (v *view) apply(b store.Batch) {
 		}
 	}
 	v.smallest = min(v.smallest, len(v.keys))
+	v.unread = b.Unreadable
 	v.batches = append(v.batches, b)
 }
 

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"slices"
+	"strings"
+	"sync"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+)
+
+// unreadableShown is how many keys are told one by one.
+const unreadableShown = 10
+
+// unreadable are the keys that this node watches and cannot read. What such a
+// key said before, if it said something, still holds.
+type unreadable struct {
+	mu   sync.Mutex
+	keys map[kvstore.Subtree][]kvstore.Key
+}
+
+func newUnreadable() *unreadable { return &unreadable{keys: map[kvstore.Subtree][]kvstore.Key{}} }
+
+// apply takes a batch of the reader of a subtree.
+func (u *unreadable) apply(s kvstore.Subtree, b store.Batch) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.keys[s] = b.Unreadable
+}
+
+// policies reports whether a policy is among them.
+func (u *unreadable) policies() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.ContainsFunc(u.keys[kvstore.Local], func(k kvstore.Key) bool { return k.Kind == kvstore.KindPolicy })
+}
+
+// problems tells each key and what to do about it, the first ones by name.
+func (u *unreadable) problems() []*hawserv1.Problem {
+	u.mu.Lock()
+	all := slices.Concat(u.keys[kvstore.State], u.keys[kvstore.Local])
+	u.mu.Unlock()
+	slices.SortFunc(all, func(a, b kvstore.Key) int { return strings.Compare(a.String(), b.String()) })
+	var out []*hawserv1.Problem
+	for _, k := range all[:min(len(all), unreadableShown)] {
+		name := strings.TrimPrefix(k.String(), kvstore.Root)
+		p := &hawserv1.Problem{
+			Object: "key " + name, Problem: "its record cannot be read; what it said before still holds",
+			Fix: "see it: hawser kvstore get " + name + "; its writer replaces it, or: hawser kvstore del " + name + " --write",
+		}
+		if k.Kind == kvstore.KindPolicy {
+			p.Problem += "; an agent that starts takes no pod, and judges none anew, until it can be read"
+			p.Fix = "apply it again, or delete it: hawser policy delete -n " + k.Names[0] + " " + k.Names[1]
+		}
+		out = append(out, p)
+	}
+	if more := len(all) - len(out); more > 0 {
+		out[len(out)-1].Problem += "; and there are more: hawser kvstore tree"
+	}
+	return out
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
+)
+
+// Keys that cannot be read are told by name, with what to do, until they can be.
+func TestUnreadableKeysAreTold(t *testing.T) {
+	u := newUnreadable()
+	policy := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPolicy, "demo", "closed")
+	u.apply(kvstore.Local, store.Batch{Unreadable: []kvstore.Key{policy}})
+	var many []kvstore.Key
+	for i := range 12 {
+		many = append(many, kvstore.NewKey(kvstore.State, "east", kvstore.KindIP, fmt.Sprintf("10.1.0.%d/32", i)))
+	}
+	u.apply(kvstore.State, store.Batch{Unreadable: many})
+	ps := u.problems()
+	if !u.policies() || len(ps) != unreadableShown || ps[0].GetObject() != "key local/east/policies/demo/closed" ||
+		!strings.Contains(ps[0].GetFix(), "hawser policy delete -n demo closed") {
+		t.Errorf("policies %v, told %v", u.policies(), ps)
+	}
+	if last := ps[len(ps)-1]; !strings.Contains(last.GetFix(), "hawser kvstore del state/east/ips/") || !strings.Contains(last.GetProblem(), "more") {
+		t.Errorf("the last one told is %v", last)
+	}
+	u.apply(kvstore.Local, store.Batch{})
+	u.apply(kvstore.State, store.Batch{})
+	if u.policies() || len(u.problems()) != 0 {
+		t.Errorf("still told: %v", u.problems())
+	}
+}
