@@ -97,7 +97,7 @@ func TestFullDisk(t *testing.T) {
 	api, prefix := e.APIServer(t), kvstore.Prefix(kvstore.State, e.Cluster)
 	etcdtest.Eventually(t, 10*time.Second, "it takes writes", func() bool { return writable(t, api, prefix) })
 	for round := range 2 {
-		release := clog(t, dir, 90<<20)
+		clog(t, dir, 90<<20)
 		etcdtest.Eventually(t, 10*time.Second, "writes are refused", func() bool { return !writable(t, api, prefix) })
 		_, err := api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(prefix+"nodes/n", nil)}, nil)
 		if !errors.Is(err, kvstore.ErrNoSpace) {
@@ -112,7 +112,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		// Not a byte is left, and everybody goes on trying. There is no room in
 		// between: with it, writes would be taken again until the next look.
-		release = clog(t, dir, 0)
+		release := clog(t, dir, 0)
 		root := e.Root(t)
 		for i := range 2000 {
 			if _, err := api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(fmt.Sprintf("%snodes/n%d", prefix, i), nil)}, nil); err == nil {
