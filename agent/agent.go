@@ -73,6 +73,7 @@ type Agent struct {
 	pinned     map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown    *unknowns
 	unreadable *unreadable
+	routeless  routeless
 	watchman   *watchman
 	tunnel     *net.UDPConn // holds the tunnel's port; answers to probes come there
 	hub        observe.Hub
@@ -359,9 +360,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.writer.Run(ctx) })
 	g.Go(func() error { return a.presence.Run(ctx) })
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
-	g.Go(func() error {
-		return keepRoutes(ctx, a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), a.complete)
-	})
+	g.Go(func() error { return a.keepRoutes(ctx) })
 	a.watch() // what an earlier agent was asked for is over
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })

@@ -216,7 +216,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		})
 	}
 	r.Problems = append(r.Problems, a.watchman.problems()...)
-	r.Problems = append(r.Problems, a.unreadable.problems()...)
+	r.Problems = append(append(r.Problems, a.unreadable.problems()...), a.routeless.problems()...)
 	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
 			Object: "identities", Problem: p,

@@ -135,23 +135,18 @@ func (n *names) Service(namespace, name string) ([]netip.Addr, bool) {
 	return vips, ok
 }
 
-// Backends implements dns.Directory: the active ones, or the terminating ones
-// when nothing active is left, as for connections.
+// Backends implements dns.Directory: what connections are balanced over, and by
+// the same rank.
 func (n *names) Backends(namespace, name string) []dns.Backend {
 	v, _ := n.lb.Get(namespace, name)
-	for _, state := range []keyspacev1.Backend_State{keyspacev1.Backend_STATE_ACTIVE, keyspacev1.Backend_STATE_TERMINATING} {
-		var out []dns.Backend
-		for _, b := range v.Backends {
-			if b.State == state {
-				_, workload, _ := strings.Cut(b.Workload, "/")
-				out = append(out, dns.Backend{Cluster: b.Cluster, Workload: workload, Addr: b.Addr})
-			}
-		}
-		if len(out) > 0 {
-			return out
+	var out []dns.Backend
+	for _, b := range v.Backends {
+		if rank, takes := b.Rank(); takes {
+			_, workload, _ := strings.Cut(b.Workload, "/")
+			out = append(out, dns.Backend{Cluster: b.Cluster, Workload: workload, Addr: b.Addr, Rank: rank, Own: b.Cluster == n.own})
 		}
 	}
-	return nil
+	return out
 }
 
 // Workload implements dns.Directory.

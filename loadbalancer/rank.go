@@ -62,6 +62,13 @@ const (
 	never              // quarantined, in maintenance or expired: takes none
 )
 
+// Rank compares a backend with others, the better the lower; takes is false for
+// one that takes no new connections in any case.
+func (b BackendView) Rank() (rank int, takes bool) {
+	r := b.rank()
+	return r, r != never
+}
+
 // rank is the one place where backends are compared.
 func (b BackendView) rank() (r int) {
 	switch b.State {

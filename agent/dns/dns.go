@@ -30,8 +30,9 @@ type Directory interface {
 	// Service is a service of the own cluster: its addresses, none of a headless
 	// one.
 	Service(namespace, name string) (vips []netip.Addr, ok bool)
-	// Backends are those of a service of the own cluster that take new
-	// connections, in all clusters.
+	// Backends are those of a service of the own cluster that may take new
+	// connections, in all clusters; of those that a name means, the ones of the
+	// lowest rank are answered.
 	Backends(namespace, name string) []Backend
 	// Workload are the addresses of a workload of a cluster; "" is the own one.
 	Workload(cluster, namespace, name string) []netip.Addr
@@ -54,6 +55,8 @@ type Backend struct {
 	Cluster  string
 	Workload string // name, without namespace
 	Addr     netip.Addr
+	Rank     int  // the better the lower
+	Own      bool // of the own cluster
 }
 
 // Config is what a Server is told.

@@ -54,8 +54,8 @@ func newDirectory() *directory {
 		own: true, all: true,
 		services: map[string][]netip.Addr{"demo/echo": {ip("172.31.1.10"), ip("fd00::10")}, "demo/db": nil, "demo/empty": nil, "demo/many": nil},
 		backends: map[string][]Backend{
-			"demo/echo": {{"east", "echo-1", ip("10.1.1.3")}, {"west", "echo-1", ip("10.2.1.3")}, {"west", "echo-2", ip("10.2.2.3")}},
-			"demo/db":   {{"east", "db-0", ip("10.1.1.5")}, {"east", "db-0", ip("10.1.1.5")}, {"west", "db-1", ip("10.2.1.5")}},
+			"demo/echo": {{Cluster: "east", Workload: "echo-1", Addr: ip("10.1.1.3"), Own: true}, {Cluster: "west", Workload: "echo-1", Addr: ip("10.2.1.3")}, {Cluster: "west", Workload: "echo-2", Addr: ip("10.2.2.3")}},
+			"demo/db":   {{Cluster: "east", Workload: "db-0", Addr: ip("10.1.1.5"), Own: true}, {Cluster: "east", Workload: "db-0", Addr: ip("10.1.1.5"), Own: true}, {Cluster: "west", Workload: "db-1", Addr: ip("10.2.1.5")}},
 		},
 		workloads: map[string][]netip.Addr{"east/demo/client": {ip("10.1.1.2")}, "west/demo/client": {ip("10.2.1.2")}, "west/demo/only": {ip("10.2.1.9")}},
 		called: map[netip.Addr][]string{
@@ -63,7 +63,7 @@ func newDirectory() *directory {
 		},
 	}
 	for i := range 200 {
-		d.backends["demo/many"] = append(d.backends["demo/many"], Backend{"east", fmt.Sprint("m-", i), netip.AddrFrom4([4]byte{10, 1, 9, byte(i)})})
+		d.backends["demo/many"] = append(d.backends["demo/many"], Backend{Cluster: "east", Workload: fmt.Sprint("m-", i), Addr: netip.AddrFrom4([4]byte{10, 1, 9, byte(i)}), Own: true})
 	}
 	return d
 }
@@ -365,3 +365,29 @@ type memory struct {
 
 func (m *memory) RemoteAddr() net.Addr       { return &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9} }
 func (m *memory) WriteMsg(r *wire.Msg) error { m.answer = r; return nil }
+
+// Names mean the backends that connections go to: those of the best rank, in all
+// clusters or in the one that is named; and a peer does not take the name of a
+// backend of ours.
+func TestBestBackends(t *testing.T) {
+	d := newDirectory()
+	d.backends["demo/db"] = []Backend{
+		{Cluster: "east", Workload: "db-0", Addr: ip("10.1.1.5"), Own: true, Rank: 2}, {Cluster: "east", Workload: "db-1", Addr: ip("10.1.1.6"), Own: true, Rank: 4},
+		{Cluster: "west", Workload: "db-0", Addr: ip("10.2.1.5")}, {Cluster: "west", Workload: "db-2", Addr: ip("10.2.1.6"), Rank: 4},
+	}
+	s := &Server{cfg: Config{Names: d}}
+	for _, c := range []struct {
+		got  []netip.Addr
+		want string
+	}{
+		{s.plain("demo", "db").addrs, "10.2.1.5"},
+		{s.qualified("east", "demo", "db").addrs, "10.1.1.5"},
+		{s.qualified("west", "demo", "db").addrs, "10.2.1.5"},
+		{s.qualified("db-0", "demo", "db").addrs, "10.1.1.5"},
+		{s.qualified("db-2", "demo", "db").addrs, "10.2.1.6"},
+	} {
+		if len(c.got) != 1 || c.got[0] != ip(c.want) {
+			t.Errorf("answered %v, want %s", c.got, c.want)
+		}
+	}
+}

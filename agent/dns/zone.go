@@ -3,6 +3,7 @@
 package dns
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -81,7 +82,7 @@ func (s *Server) plain(namespace, name string) found {
 		return found{addrs: vips, exists: true}
 	}
 	if ok {
-		return found{addrs: addresses(s.cfg.Names.Backends(namespace, name)), exists: true}
+		return found{addrs: addresses(best(s.cfg.Names.Backends(namespace, name))), exists: true}
 	}
 	addrs := s.cfg.Names.Workload("", namespace, name)
 	return found{addrs: addrs, exists: len(addrs) > 0}
@@ -103,8 +104,21 @@ func (s *Server) qualified(which, namespace, name string) found {
 			some = append(some, b)
 		}
 	}
+	if !isCluster && slices.ContainsFunc(some, func(b Backend) bool { return b.Own }) {
+		// A peer cannot take the name of a backend of ours.
+		some = slices.DeleteFunc(some, func(b Backend) bool { return !b.Own })
+	}
 	// A cluster that has no backend left is still a name.
-	return found{addrs: addresses(some), exists: isCluster || len(some) > 0}
+	return found{addrs: addresses(best(some)), exists: isCluster || len(some) > 0}
+}
+
+// best are the backends of the lowest rank, as for connections.
+func best(all []Backend) []Backend {
+	if len(all) == 0 {
+		return nil
+	}
+	rank := slices.MinFunc(all, func(a, b Backend) int { return cmp.Compare(a.Rank, b.Rank) }).Rank
+	return slices.DeleteFunc(slices.Clone(all), func(b Backend) bool { return b.Rank != rank })
 }
 
 // addresses are those of backends, each once, in random order: resolvers take

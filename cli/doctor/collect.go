@@ -98,6 +98,9 @@ func askNode(ctx context.Context, s *session.Session, name string) Node {
 	if r, err := conns[0].ListMaps(ctx, &hawserv1.ListMapsRequest{}); err == nil {
 		n.Maps = r.GetMaps()
 	}
+	if r, err := conns[0].ListPaths(ctx, &hawserv1.ListPathsRequest{}); err == nil {
+		n.Paths = r.GetPaths()
+	}
 	if r, err := conns[0].ListDrops(ctx, &hawserv1.ListDropsRequest{}); err == nil {
 		n.Drops = r.GetDrops()
 	}

@@ -155,6 +155,8 @@ func ports(c Snapshot) []Port {
 		{c.Cluster, portOf([]string{st.GetEtcdEndpoint()}) + "/tcp", "nodes of " + c.Cluster, st.GetEtcdEndpoint()},
 		{c.Cluster, "4244/tcp", "nodes and administrators of " + c.Cluster, "its API server (--listen-api)"},
 	}
+	out = append(out, Port{c.Cluster, "7946/tcp+udp", "nodes and API servers of " + c.Cluster, "nodes and API servers of " + c.Cluster},
+		Port{c.Cluster, "53/tcp+udp", "pods of " + c.Cluster, "their nodes (--dns-listen)"})
 	for p := range tunnel {
 		out = append(out, Port{c.Cluster, p, "nodes of every cluster", "nodes of " + c.Cluster})
 	}

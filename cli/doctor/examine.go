@@ -25,6 +25,7 @@ type Node struct {
 	Name   string
 	Status *hawserv1.NodeStatusReport // nil: it could not be asked
 	Maps   []*hawserv1.Map
+	Paths  []*hawserv1.NodePath
 	Drops  []*hawserv1.DropCounter
 	Err    error
 }
@@ -139,6 +140,10 @@ func (e *examination) members() {
 		if m.GetState() == "absent" {
 			e.add(Problem, "node", m.GetCluster()+"/"+m.GetName(), "start its agent; if it will not come back: hawser node forget "+m.GetName()+" --yes", "its agent is down")
 		}
+		switch m.GetHealth() {
+		case "dead", "suspect":
+			e.add(Problem, "node", m.GetCluster()+"/"+m.GetName(), "see what nodes say of the way to it: hawser node paths", "its cluster says: %s", m.GetHealth())
+		}
 		mtus[m.GetMtu()] = append(mtus[m.GetMtu()], m.GetName())
 	}
 	if len(mtus) > 1 {
@@ -148,6 +153,20 @@ func (e *examination) members() {
 		}
 		slices.Sort(sizes)
 		e.add(Warning, "MTU", "underlays", "give all nodes the smallest one, else large packets between them are lost", "they differ: %s", strings.Join(sizes, "; "))
+	}
+}
+
+// paths are what a node's own probes say of the tunnels to others.
+func (e *examination) paths(object string, paths []*hawserv1.NodePath) {
+	var down []string
+	for _, p := range paths {
+		if p.GetPath() == "down" {
+			down = append(down, p.GetCluster()+"/"+p.GetNode()+" ("+p.GetAddress()+")")
+		}
+	}
+	if len(down) > 0 {
+		e.add(Problem, "path", object, "see that those nodes run and that the tunnel's port (udp) is open both ways; backends there are passed over meanwhile",
+			"no answer through the tunnel from %s", strings.Join(down, ", "))
 	}
 }
 
@@ -170,6 +189,7 @@ func (e *examination) node(n Node) {
 		renew = "it was issued by hand and does not renew itself: enrol the node: hawser node invite " + n.Name
 	}
 	e.expiry("certificate of "+object, st.GetCertificateExpiresAt(), renew)
+	e.paths(object, n.Paths)
 	e.maps(object, n.Maps)
 	e.drops(object, n.Drops)
 }

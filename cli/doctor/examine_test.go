@@ -36,7 +36,7 @@ func TestNothingIsWrong(t *testing.T) {
 			t.Errorf("finding %+v", f)
 		}
 	}
-	want := []string{"4243/tcp", "2379/tcp", "4244/tcp", "8472/udp"}
+	want := []string{"4243/tcp", "2379/tcp", "4244/tcp", "7946/tcp+udp", "53/tcp+udp", "8472/udp"}
 	for i, p := range ports(healthy()) {
 		if p.Port != want[i] {
 			t.Errorf("port %+v, want %s", p, want[i])
@@ -61,8 +61,12 @@ func TestEachFault(t *testing.T) {
 		"refused":            {func(s *Snapshot) { s.Peers[0].Refused = map[string]uint64{"range": 3} }, Warning, "refused records", "3 range"},
 		"peer's certificate": {func(s *Snapshot) { s.Peers[0].CertificateExpiresAt = s.Now.Add(-day).UnixNano() }, Problem, "certificate", "expired"},
 		"node absent":        {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "agent is down"},
-		"MTU":                {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
-		"agent down":         {func(s *Snapshot) { s.Nodes[0].Status, s.Nodes[0].Err = nil, errors.New("nothing answers") }, Problem, "reachability", "nothing answers"},
+		"node dead":          {func(s *Snapshot) { s.Members[1].Health = "dead" }, Problem, "node", "its cluster says: dead"},
+		"path down": {func(s *Snapshot) {
+			s.Nodes[0].Paths = []*hawserv1.NodePath{{Cluster: "west", Node: "w1", Address: "192.0.2.7", Path: "down"}, {Cluster: "west", Node: "w2", Path: "up"}}
+		}, Problem, "path", "no answer through the tunnel from west/w1 (192.0.2.7)"},
+		"MTU":        {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
+		"agent down": {func(s *Snapshot) { s.Nodes[0].Status, s.Nodes[0].Err = nil, errors.New("nothing answers") }, Problem, "reachability", "nothing answers"},
 		"agent's problem": {func(s *Snapshot) {
 			s.Nodes[0].Status.Problems = []*hawserv1.Problem{{Object: "table x", Problem: "no room"}}
 		}, Problem, "health", "no room"},

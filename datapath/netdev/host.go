@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Names of the pair between the node's own stack and the programs. Routes to
@@ -101,7 +102,7 @@ func DeleteHostDevice() error { return deleteLink(HostDevice) }
 
 // EnsureRoute sets the node's route to a pod prefix through the host pair. src is the
 // node's own address of the prefix's family, mtu the path's in bytes (0: the
-// device's).
+// device's). A route that somebody else has made is left: ErrForeignRoute.
 func EnsureRoute(prefix netip.Prefix, src netip.Addr, mtu int) error {
 	link, err := netlink.LinkByName(HostDevice)
 	if err != nil {
@@ -114,10 +115,62 @@ func EnsureRoute(prefix netip.Prefix, src netip.Addr, mtu int) error {
 	if prefix.Addr().Is6() {
 		r.Scope = netlink.SCOPE_UNIVERSE // IPv6 routes have no other
 	}
-	if err := netlink.RouteReplace(r); err != nil {
+	err = netlink.RouteAdd(r)
+	if errors.Is(err, unix.EEXIST) {
+		if err = ours(prefix); err == nil {
+			err = netlink.RouteReplace(r)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("set route to %s: %w", prefix, err)
 	}
 	return nil
+}
+
+// ErrForeignRoute says that a route would take what is not the mesh's to take.
+var ErrForeignRoute = errors.New("it is not the mesh's to route")
+
+// ours reports an error unless the route to a prefix is of EnsureRoute.
+func ours(prefix netip.Prefix) error {
+	family := netlink.FAMILY_V4
+	if prefix.Addr().Is6() {
+		family = netlink.FAMILY_V6
+	}
+	routes, err := netlink.RouteList(nil, family)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil && r.Protocol != routeProtocol && routePrefix(r) == prefix.Masked() {
+			return fmt.Errorf("%w: the host has a route to it (protocol %d)", ErrForeignRoute, r.Protocol)
+		}
+	}
+	return nil
+}
+
+// HostAddrs are the addresses of this host, and the gateways that it uses: a
+// route of the mesh that holds one of them would cut the host off.
+func HostAddrs() ([]netip.Addr, error) {
+	var out []netip.Addr
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if own, ok := netip.AddrFromSlice(a.IP); ok {
+			out = append(out, own.Unmap())
+		}
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if gw, ok := netip.AddrFromSlice(r.Gw); ok {
+			out = append(out, gw.Unmap())
+		}
+	}
+	return out, nil
 }
 
 // DeleteRoute removes a route of EnsureRoute; one that is not there is no error.

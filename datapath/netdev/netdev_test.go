@@ -3,7 +3,9 @@
 package netdev_test
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -249,6 +251,26 @@ func TestHostDevice(t *testing.T) {
 		}
 		if r := routes[0]; r.LinkIndex != pair.IfIndex || r.Src.String() != src.String() || r.MTU != 1450 {
 			t.Errorf("route to a remote pod is %+v", r)
+		}
+		// What the host has is not taken, and known as the host's.
+		link, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		theirs := netip.MustParsePrefix("192.0.2.0/24")
+		if err := netlink.RouteAdd(&netlink.Route{
+			LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: theirs.Addr().AsSlice(), Mask: net.CIDRMask(24, 32)},
+		}); err != nil {
+			return err
+		}
+		if err := netdev.EnsureRoute(theirs, src, 1450); !errors.Is(err, netdev.ErrForeignRoute) {
+			t.Errorf("taking the host's route: %v", err)
+		}
+		if needed, err := netdev.HostAddrs(); err != nil || !slices.Contains(needed, src) {
+			t.Errorf("the host needs %v, %v; want %s in it", needed, err, src)
 		}
 		if err := netdev.DeleteRoute(own); err != nil {
 			return err

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/datapath/netdev"
+)
+
+// Whatever the keyspace says, the host keeps its own addresses, its etcd and the
+// nodes of the mesh outside of the tunnel.
+func TestRoutesSpareWhatTheHostNeeds(t *testing.T) {
+	a := &Agent{cfg: Config{EtcdEndpoints: []string{"192.0.2.1:2379"}}, view: testView(t), tables: datapath.NewTables()}
+	a.tables.Nodes.Set(netip.MustParseAddr("172.30.2.11"), datapath.Node{Cluster: "west", Name: "west-1"})
+	own := []netip.Addr{netip.MustParseAddr("172.30.1.11"), netip.MustParseAddr("172.30.1.1")}
+	for prefix, says := range map[string]string{
+		"10.2.1.0/24":    "",
+		"172.30.1.0/24":  "the host needs 172.30.1.11",
+		"172.30.1.1/32":  "the host needs 172.30.1.1",
+		"192.0.2.1/32":   "this cluster's etcd",
+		"172.30.2.11/32": "node west/west-1",
+		"128.0.0.0/1":    "it is not the mesh's",
+	} {
+		p := netip.MustParsePrefix(prefix)
+		a.view.podRoutes.Set(p, struct{}{})
+		err := a.spares(p, own)
+		if says == "" && err != nil || says != "" && (!errors.Is(err, netdev.ErrForeignRoute) || !strings.Contains(err.Error(), says)) {
+			t.Errorf("%s: %v, want %q", prefix, err, says)
+		}
+		if a.routeless.note(p, err) != (says != "") || a.routeless.note(p, err) {
+			t.Errorf("%s: told wrongly", prefix)
+		}
+	}
+	if ps := a.routeless.problems(); len(ps) != 5 || ps[0].GetObject() != "route 128.0.0.0/1" {
+		t.Errorf("problems %v", ps)
+	}
+	gone := netip.MustParsePrefix("172.30.1.0/24")
+	a.view.podRoutes.Delete(gone)
+	if err := a.spares(gone, own); err != nil {
+		t.Errorf("a prefix that is gone: %v", err)
+	}
+}
