@@ -217,6 +217,9 @@ func (p probe) ping() error {
 		}
 		in := make([]byte, 1500)
 		n, err := unix.Read(fd, in)
+		if errors.Is(err, unix.EINTR) && time.Now().Before(end) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -95,6 +95,9 @@ func (s *script) capture(fn func() error, tunnel func(tunnelled), plain func(src
 	buf := make([]byte, 9000)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if errors.Is(err, unix.EAGAIN) {
 			return nil
 		}
