@@ -43,6 +43,7 @@ type SnapshotInfo struct {
 // Snapshot writes a snapshot of the store to w and returns its size. It needs
 // root's rights.
 func (c *Client) Snapshot(ctx context.Context, w io.Writer) (int64, error) {
+	c.level(ctx)
 	r, err := c.etcd.Snapshot(ctx)
 	if err != nil {
 		return 0, c.wrap("take snapshot of", c.endpoint, err)
@@ -55,6 +56,16 @@ func (c *Client) Snapshot(ctx context.Context, w io.Writer) (int64, error) {
 		return n, c.wrap("take snapshot of", c.endpoint, err)
 	}
 	return n, nil
+}
+
+// level waits, for a moment, until the member has applied what is committed: a
+// snapshot is of one member, which may be behind. Without a quorum there is
+// nothing to wait for, and the snapshot is taken all the same.
+func (c *Client) level(ctx context.Context) {
+	const moment = 2 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, moment)
+	defer cancel()
+	_, _ = c.etcd.Get(ctx, "\x00")
 }
 
 // Snapshot writes a snapshot of this member to w and returns its size.
