@@ -17,60 +17,92 @@ import (
 	"github.com/hawser-mesh/hawser/internal/table"
 )
 
-const routeRetry = time.Second
+const (
+	routeRetry = time.Second
+	// refusedRetry is for prefixes that the host needs: that rarely changes.
+	refusedRetry = 30 * time.Second
+)
 
 // keepRoutes makes the host's routes to pods equal to a table: each prefix goes
 // through the host device. Routes that an earlier process left are removed only
 // once complete is closed. A prefix that holds an address of the host itself, or
 // one that it must reach outside of the mesh, gets none.
 func (a *Agent) keepRoutes(ctx context.Context) error {
-	log, want, src, mtu, complete := a.log, a.view.podRoutes, a.cfg.NodeAddress, a.endpoints.podMTU(), (<-chan struct{})(a.complete)
-	changes := want.Subscribe()
+	changes, nodes := a.view.podRoutes.Subscribe(), a.tables.Nodes.Subscribe()
 	defer changes.Close()
+	defer nodes.Close()
 	retry := time.NewTimer(0)
 	if !retry.Stop() {
 		<-retry.C
 	}
+	complete := (<-chan struct{})(a.complete)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changes.C():
+		case <-nodes.C():
+			met, _ := nodes.Take()
+			for p := range a.view.podRoutes.All() {
+				if holdsAny(p, met) {
+					changes.Requeue(p)
+				}
+			}
 		case <-retry.C:
 		case <-complete:
 			complete = nil
-			if err := pruneRoutes(want); err != nil {
-				log.Error("remove stale routes", "error", err)
+			if err := pruneRoutes(a.view.podRoutes); err != nil {
+				a.log.Error("remove stale routes", "error", err)
 			}
 		}
-		dirty, _ := changes.Take()
-		own, err := netdev.HostAddrs()
-		if err != nil {
-			log.Error("read what the host needs", "error", err)
-		}
-		for p := range dirty {
-			err := a.spares(p, own)
-			if err == nil {
-				err = keepRoute(want, p, src, mtu)
-			}
-			if a.routeless.note(p, err) {
-				log.Error("set route", "prefix", p, "error", err)
-			}
-			if err != nil {
-				changes.Requeue(p)
-				retry.Reset(routeRetry)
-			}
+		if again := a.routesOf(changes); again > 0 {
+			retry.Reset(again)
 		}
 	}
+}
+
+func holdsAny(p netip.Prefix, addrs map[netip.Addr]struct{}) bool {
+	for at := range addrs {
+		if p.Contains(at) {
+			return true
+		}
+	}
+	return false
+}
+
+// routesOf brings what changed into the kernel, and returns after what time what
+// failed is to be tried again, 0 when nothing failed.
+func (a *Agent) routesOf(changes *table.Changes[netip.Prefix]) (again time.Duration) {
+	dirty, _ := changes.Take()
+	if len(dirty) == 0 {
+		return 0
+	}
+	own, err := netdev.HostAddrs()
+	if err != nil {
+		a.log.Error("read what the host needs", "error", err)
+	}
+	for p := range dirty {
+		err := a.keepRoute(p, own)
+		if a.routeless.note(p, err) {
+			a.log.Error("set route", "prefix", p, "error", err)
+		}
+		if err == nil {
+			continue
+		}
+		changes.Requeue(p)
+		if errors.Is(err, netdev.ErrForeignRoute) && again != routeRetry {
+			again = refusedRetry
+		} else {
+			again = routeRetry
+		}
+	}
+	return again
 }
 
 // spares refuses a prefix that holds one of the host's own addresses, or that of
 // an etcd or of a node: these are reached outside of the tunnel, and a host that
 // lost them could not be told to remove the route.
 func (a *Agent) spares(p netip.Prefix, own []netip.Addr) error {
-	if _, wanted := a.view.podRoutes.Get(p); !wanted {
-		return nil
-	}
 	for _, at := range own {
 		if p.Contains(at) {
 			return fmt.Errorf("set route to %s: %w: the host needs %s", p, netdev.ErrForeignRoute, at)
@@ -124,14 +156,19 @@ func (r *routeless) problems() (out []*hawserv1.Problem) {
 	return out
 }
 
-func keepRoute(want *table.Table[netip.Prefix, struct{}], p netip.Prefix, src netip.Addr, mtu int) error {
-	if _, ok := want.Get(p); !ok {
+// keepRoute sets or removes the route to a prefix; one that became the host's to
+// keep is taken back.
+func (a *Agent) keepRoute(p netip.Prefix, own []netip.Addr) error {
+	if _, wanted := a.view.podRoutes.Get(p); !wanted {
 		return netdev.DeleteRoute(p)
 	}
-	if p.Addr().Is4() != src.Is4() {
+	if err := a.spares(p, own); err != nil {
+		return errors.Join(err, netdev.DeleteRoute(p))
+	}
+	if p.Addr().Is4() != a.cfg.NodeAddress.Is4() {
 		return nil // no address of that family to send from
 	}
-	return netdev.EnsureRoute(p, src, mtu)
+	return netdev.EnsureRoute(p, a.cfg.NodeAddress, a.endpoints.podMTU())
 }
 
 func pruneRoutes(want *table.Table[netip.Prefix, struct{}]) error {

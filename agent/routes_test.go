@@ -39,9 +39,8 @@ func TestRoutesSpareWhatTheHostNeeds(t *testing.T) {
 	if ps := a.routeless.problems(); len(ps) != 5 || ps[0].GetObject() != "route 128.0.0.0/1" {
 		t.Errorf("problems %v", ps)
 	}
-	gone := netip.MustParsePrefix("172.30.1.0/24")
-	a.view.podRoutes.Delete(gone)
-	if err := a.spares(gone, own); err != nil {
-		t.Errorf("a prefix that is gone: %v", err)
+	if !holdsAny(netip.MustParsePrefix("172.30.2.0/24"), map[netip.Addr]struct{}{netip.MustParseAddr("172.30.2.12"): {}}) ||
+		holdsAny(netip.MustParsePrefix("10.2.0.0/16"), map[netip.Addr]struct{}{netip.MustParseAddr("172.30.2.12"): {}}) {
+		t.Error("a node that comes is not seen in the routes that hold it")
 	}
 }

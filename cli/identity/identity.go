@@ -31,14 +31,7 @@ func New(s *session.Session) *cobra.Command {
 }
 
 func list(ctx context.Context, s *session.Session) ([]row, error) {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(ctx)
-	defer cancel()
-	r, err := client.ListIdentities(ctx, &hawserv1.ListIdentitiesRequest{})
+	r, err := session.Ask(ctx, s, hawserv1.MeshClient.ListIdentities, &hawserv1.ListIdentitiesRequest{})
 	return r.GetIdentities(), err
 }
 

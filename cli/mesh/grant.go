@@ -72,14 +72,7 @@ func newGrant(s *session.Session) *cobra.Command {
 }
 
 func showGrants(cmd *cobra.Command, s *session.Session, args []string) error {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(cmd.Context())
-	defer cancel()
-	r, err := client.ListGrants(ctx, &hawserv1.ListGrantsRequest{})
+	r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.ListGrants, &hawserv1.ListGrantsRequest{})
 	if err != nil {
 		return err
 	}
@@ -107,14 +100,7 @@ func listGrants(w io.Writer, format printer.Format, rows []*hawserv1.PeerGrant) 
 }
 
 func changeGrant(cmd *cobra.Command, s *session.Session, q *hawserv1.ChangeGrantRequest) error {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(cmd.Context())
-	defer cancel()
-	r, err := client.ChangeGrant(ctx, q)
+	r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.ChangeGrant, q)
 	if err != nil {
 		return err
 	}

@@ -45,14 +45,7 @@ func newInvite(s *session.Session) *cobra.Command {
 			if ttl < time.Second || ttl > 24*time.Hour {
 				return session.Usage("--ttl %s: must be between 1s and 24h", ttl)
 			}
-			client, conn, err := s.Mesh()
-			if err != nil {
-				return err
-			}
-			defer func() { _ = conn.Close() }()
-			ctx, cancel := s.Deadline(cmd.Context())
-			defer cancel()
-			r, err := client.Invite(ctx, &hawserv1.InviteRequest{To: to, TtlSeconds: int64(ttl.Seconds())})
+			r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.Invite, &hawserv1.InviteRequest{To: to, TtlSeconds: int64(ttl.Seconds())})
 			if err != nil {
 				return err
 			}

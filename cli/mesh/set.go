@@ -71,14 +71,7 @@ func newSet(s *session.Session) *cobra.Command {
 			if stale == nil && expire == nil {
 				return session.Usage("nothing to set: give --stale-after or --expire-after")
 			}
-			client, conn, err := s.Mesh()
-			if err != nil {
-				return err
-			}
-			defer func() { _ = conn.Close() }()
-			ctx, cancel := s.Deadline(cmd.Context())
-			defer cancel()
-			r, err := client.SetPeer(ctx, &hawserv1.SetPeerRequest{Peer: args[0], StaleAfter: stale, ExpireAfter: expire})
+			r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.SetPeer, &hawserv1.SetPeerRequest{Peer: args[0], StaleAfter: stale, ExpireAfter: expire})
 			if err != nil {
 				return err
 			}

@@ -44,14 +44,7 @@ func newInvite(s *session.Session) *cobra.Command {
 			if ttl < time.Second || ttl > 7*24*time.Hour {
 				return session.Usage("--ttl %s: must be between 1s and 168h", ttl)
 			}
-			client, conn, err := s.Mesh()
-			if err != nil {
-				return err
-			}
-			defer func() { _ = conn.Close() }()
-			ctx, cancel := s.Deadline(cmd.Context())
-			defer cancel()
-			r, err := client.InviteNode(ctx, &hawserv1.InviteNodeRequest{Node: args[0], TtlSeconds: int64(ttl.Seconds())})
+			r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.InviteNode, &hawserv1.InviteNodeRequest{Node: args[0], TtlSeconds: int64(ttl.Seconds())})
 			if err != nil {
 				return err
 			}
@@ -81,14 +74,7 @@ func newForget(s *session.Session) *cobra.Command {
 			if !yes {
 				return session.Usage("this removes node %q and its workloads from the mesh; confirm with --yes", args[0])
 			}
-			client, conn, err := s.Mesh()
-			if err != nil {
-				return err
-			}
-			defer func() { _ = conn.Close() }()
-			ctx, cancel := s.Deadline(cmd.Context())
-			defer cancel()
-			r, err := client.ForgetNode(ctx, &hawserv1.ForgetNodeRequest{Node: args[0], Force: force})
+			r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.ForgetNode, &hawserv1.ForgetNodeRequest{Node: args[0], Force: force})
 			if err != nil {
 				return err
 			}
@@ -112,14 +98,7 @@ func newForget(s *session.Session) *cobra.Command {
 }
 
 func list(cmd *cobra.Command, s *session.Session) error {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(cmd.Context())
-	defer cancel()
-	r, err := client.ListNodes(ctx, &hawserv1.ListNodesRequest{})
+	r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.ListNodes, &hawserv1.ListNodesRequest{})
 	if err != nil {
 		return err
 	}

@@ -109,14 +109,7 @@ func newList(s *session.Session) *cobra.Command {
 }
 
 func list(ctx context.Context, s *session.Session) ([]*hawserv1.PolicyInfo, error) {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(ctx)
-	defer cancel()
-	r, err := client.ListPolicies(ctx, &hawserv1.ListPoliciesRequest{})
+	r, err := session.Ask(ctx, s, hawserv1.MeshClient.ListPolicies, &hawserv1.ListPoliciesRequest{})
 	return r.GetPolicies(), err
 }
 

@@ -78,14 +78,7 @@ func newDelete(s *session.Session) *cobra.Command {
 }
 
 func list(ctx context.Context, s *session.Session) ([]*hawserv1.ServiceInfo, error) {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(ctx)
-	defer cancel()
-	r, err := client.ListServices(ctx, &hawserv1.ListServicesRequest{})
+	r, err := session.Ask(ctx, s, hawserv1.MeshClient.ListServices, &hawserv1.ListServicesRequest{})
 	return r.GetServices(), err
 }
 

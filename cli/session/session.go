@@ -174,6 +174,19 @@ func (s *Session) Mesh() (hawserv1.MeshClient, io.Closer, error) {
 	return hawserv1.NewMeshClient(conn), conn, nil
 }
 
+// Ask puts one question to the API server of the target cluster, with the
+// session's deadline: Ask(ctx, s, hawserv1.MeshClient.ListVTEPs, request).
+func Ask[Q, R any](ctx context.Context, s *Session, call func(hawserv1.MeshClient, context.Context, *Q, ...grpc.CallOption) (*R, error), q *Q) (*R, error) {
+	client, conn, err := s.Mesh()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	return call(client, ctx, q)
+}
+
 // NodeConn is a connection to an agent.
 type NodeConn struct {
 	hawserv1.NodeClient

@@ -24,14 +24,7 @@ func New(s *session.Session) *cobra.Command {
 }
 
 func list(cmd *cobra.Command, s *session.Session) error {
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := s.Deadline(cmd.Context())
-	defer cancel()
-	r, err := client.ListVTEPs(ctx, &hawserv1.ListVTEPsRequest{})
+	r, err := session.Ask(cmd.Context(), s, hawserv1.MeshClient.ListVTEPs, &hawserv1.ListVTEPsRequest{})
 	if err != nil {
 		return err
 	}

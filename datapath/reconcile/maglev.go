@@ -17,15 +17,15 @@ import (
 // backend. A change of the map of maps costs a grace period of the kernel, so
 // changes are collected and written in batches.
 type tables struct {
-	m    *ebpf.Map
-	size uint32
-	have map[uint32]struct{}  // frontends with a table in the kernel
-	want map[uint32][]uint32  // backend numbers by place
-	todo map[uint32]*ebpf.Map // to be written; nil: to be deleted
+	m         *ebpf.Map
+	size      uint32
+	have      map[uint32]struct{}  // frontends with a table in the kernel
+	want      map[uint32][]uint32  // backend numbers by place
+	unwritten map[uint32]*ebpf.Map // to be written; nil: to be deleted
 }
 
 func newTables(m *ebpf.Map, size uint32) (*tables, error) {
-	t := &tables{m: m, size: size, want: map[uint32][]uint32{}, todo: map[uint32]*ebpf.Map{}}
+	t := &tables{m: m, size: size, want: map[uint32][]uint32{}, unwritten: map[uint32]*ebpf.Map{}}
 	return t, t.refresh()
 }
 
@@ -50,7 +50,7 @@ func (t *tables) build(frontend uint32, row datapath.Frontend, numbers []uint32,
 	}
 	_, there := t.have[frontend]
 	if there && !moved {
-		if _, pending := t.todo[frontend]; !pending {
+		if _, pending := t.unwritten[frontend]; !pending {
 			t.want[frontend] = nil // as the kernel has it
 			return nil
 		}
@@ -90,23 +90,23 @@ func (t *tables) write(frontend uint32, table []uint32) error {
 		return fmt.Errorf("fill table of frontend %d: %w", frontend, err)
 	}
 	t.forget(frontend)
-	t.todo[frontend] = inner
+	t.unwritten[frontend] = inner
 	return nil
 }
 
 // forget gives up what was to be written.
 func (t *tables) forget(frontend uint32) {
-	if m := t.todo[frontend]; m != nil {
+	if m := t.unwritten[frontend]; m != nil {
 		_ = m.Close()
 	}
-	delete(t.todo, frontend)
+	delete(t.unwritten, frontend)
 }
 
 func (t *tables) drop(frontend uint32) {
 	delete(t.want, frontend)
 	t.forget(frontend)
 	if _, ok := t.have[frontend]; ok {
-		t.todo[frontend] = nil
+		t.unwritten[frontend] = nil
 	}
 }
 
@@ -114,7 +114,7 @@ func (t *tables) drop(frontend uint32) {
 // batches for maps of maps.
 func (t *tables) flush() error {
 	var put, del, fds []uint32
-	for n, inner := range t.todo {
+	for n, inner := range t.unwritten {
 		if inner == nil {
 			del = append(del, n)
 			continue
@@ -172,7 +172,7 @@ func (t *tables) repair(prune bool) error {
 	}
 	for n := range t.have {
 		if _, ok := t.want[n]; !ok && prune {
-			t.todo[n] = nil
+			t.unwritten[n] = nil
 		}
 	}
 	return errors.Join(err, t.flush())

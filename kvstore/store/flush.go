@@ -172,24 +172,24 @@ func (w write) op() kvstore.Op {
 // flush commits what is dirty, in transactions, until nothing is.
 func (w *Writer) flush(ctx context.Context) error {
 	for {
-		todo := w.todo()
-		if len(todo) == 0 {
+		due := w.due()
+		if len(due) == 0 {
 			w.failed(nil)
 			return nil
 		}
-		for len(todo) > 0 {
-			n := txnSize(todo)
-			if err := w.commit(ctx, todo[:n]); err != nil {
+		for len(due) > 0 {
+			n := txnSize(due)
+			if err := w.commit(ctx, due[:n]); err != nil {
 				return err
 			}
-			todo = todo[n:]
+			due = due[n:]
 		}
 	}
 }
 
-// todo drops the marks of what turns out to be stored already and returns the
+// due drops the marks of what turns out to be stored already and returns the
 // rest in the order of writing.
-func (w *Writer) todo() []write {
+func (w *Writer) due() []write {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []write
@@ -242,15 +242,15 @@ func rank(k kvstore.Kind) int {
 	return len(kvstore.PublicKinds)
 }
 
-func txnSize(todo []write) int {
+func txnSize(due []write) int {
 	size := 0
-	for i, x := range todo {
+	for i, x := range due {
 		size += len(x.name) + len(x.value)
 		if i == maxOps || i > 0 && size > maxTxnBytes {
 			return i
 		}
 	}
-	return len(todo)
+	return len(due)
 }
 
 // commit writes one transaction. If access to one of its keys is denied the
