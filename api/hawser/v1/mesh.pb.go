@@ -1206,6 +1206,7 @@ type PeerGrant struct {
 	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	Problem       string                 `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`                                                                            // why nothing else is known; empty: nothing is wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1329,6 +1330,13 @@ func (x *PeerGrant) GetRefused() map[string]uint64 {
 		return x.Refused
 	}
 	return nil
+}
+
+func (x *PeerGrant) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type ChangeGrantRequest struct {
@@ -4801,7 +4809,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
 	"\x11ListGrantsRequest\"B\n" +
 	"\x12ListGrantsResponse\x12,\n" +
-	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\x96\x04\n" +
 	"\tPeerGrant\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -4820,7 +4828,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\f \x03(\tR\n" +
 	"namespaces\x12;\n" +
-	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12\x18\n" +
+	"\aproblem\x18\x0e \x01(\tR\aproblem\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
