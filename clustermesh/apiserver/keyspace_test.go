@@ -313,7 +313,7 @@ func TestRestoreRefusesBadSnapshots(t *testing.T) {
 		"another cluster's": {backup(t, otherAPI), "holds no cluster east"},
 	} {
 		_, err := restore(t, api, c.data)
-		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), c.want) {
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), cfg.DataDir) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

@@ -489,6 +489,7 @@ func (x *BackupChunk) GetData() []byte {
 type RestoreChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // of the file, for messages; in the first chunk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -528,6 +529,13 @@ func (x *RestoreChunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *RestoreChunk) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type RestoreResponse struct {
@@ -4758,9 +4766,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"6\n" +
 	"\fRestoreChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x84\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x84\x01\n" +
 	"\x0fRestoreResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
