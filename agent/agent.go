@@ -279,6 +279,9 @@ func (a *Agent) makeStores() error {
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		judged(b)
 		a.unreadable.apply(kvstore.State, b)
+		if a.ids.concerned(b) {
+			a.view.wakeIdentities()
+		}
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}

@@ -3,7 +3,6 @@
 package federation
 
 import (
-	"net"
 	"testing"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -25,12 +25,7 @@ func has(fs []*federationv1.Finding, check, object string) bool {
 
 // Warnings let a join go on, and each side's are shown.
 func TestPreflightWarns(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := lis.Addr().String()
-	lis.Close()
+	dead := ports.Free(t).String()
 	at := &clock{}
 	a := newCluster(t, 1, func(c *testCluster) { c.cfg.Cluster.Endpoints = append(c.cfg.Cluster.Endpoints, dead) })
 	b := newCluster(t, 2, func(c *testCluster) {
@@ -72,13 +67,8 @@ func TestPreflightOfAPeer(t *testing.T) {
 	if err != nil || len(res.Findings) != 0 || res.Peer.GetName() != b.name {
 		t.Errorf("%v %v", res, err)
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lis.Close()
 	p := a.peer(b.name)
-	p.Endpoints = []string{lis.Addr().String()}
+	p.Endpoints = []string{ports.Free(t).String()}
 	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "10.1.0.0/16")
 	res, err = peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, time.Minute)
 	if err != nil || !has(res.Findings, "reach", b.name) || !has(res.Findings, "clock-skew", b.name) || !peering.Blocks(res.Findings) {

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -35,24 +37,6 @@ func secret() []byte {
 	return b
 }
 
-// freePort is a port of loopback that is free for TCP and UDP.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	for {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := lis.Addr().(*net.TCPAddr).AddrPort()
-		conn, err := net.ListenPacket("udp", at.String())
-		_ = lis.Close()
-		if err == nil {
-			_ = conn.Close()
-			return at
-		}
-	}
-}
-
 type member struct {
 	*Gossip
 	at   netip.AddrPort
@@ -61,7 +45,7 @@ type member struct {
 
 func join(t *testing.T, cluster, name string, key []byte, seeds ...netip.AddrPort) member {
 	t.Helper()
-	m := member{at: freePort(t)}
+	m := member{at: ports.Free(t)}
 	m.Gossip = NewGossip(GossipConfig{
 		Cluster: cluster, Name: name, Listen: m.at, Log: slog.New(slog.DiscardHandler),
 		Seeds: func() []netip.AddrPort { return seeds },
@@ -142,7 +126,7 @@ func TestGossipKeyChange(t *testing.T) {
 
 // A port that is taken is told, and no reason to end.
 func TestGossipPortTaken(t *testing.T) {
-	at := freePort(t)
+	at := ports.Free(t)
 	lis, err := net.Listen("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)

@@ -119,7 +119,7 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 	if err := verifyAgainst(j.conn.state.PeerCertificates, j.tok.Inviter, bundle, j.Now()); err != nil {
 		return res, fmt.Errorf("join %q: its trust bundle does not hold the CA that it uses: %w", j.tok.Inviter, err)
 	}
-	peers, _, err := j.Store.Peers(ctx)
+	peers, bad, err := j.Store.Known(ctx)
 	if err != nil {
 		return res, err
 	}
@@ -130,7 +130,7 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 		}
 	}
 	ours := Preflight(
-		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Now: now, TokenID: mine},
+		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Unreadable: bad, Now: now, TokenID: mine},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
 	ours = append(ours, checkPathMTU(r.GetCluster().GetName(), j.conn.conn, j.Store.nodeMTU(ctx))...)
 	res.Findings = merge(res.Findings, ours)

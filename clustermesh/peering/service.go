@@ -116,13 +116,13 @@ func (s *Service) prepare(ctx context.Context, conn tlsgrpc.ConnInfo, tok cas.Re
 	if err := verifyAgainst(conn.State.PeerCertificates, name, bundle, s.Now()); err != nil {
 		return nil, status.Errorf(codes.PermissionDenied, "the joiner's certificate does not fit the CA and name that it presents: %v", err)
 	}
-	peers, _, err := s.Store.Peers(ctx)
+	peers, bad, err := s.Store.Known(ctx)
 	if err != nil {
 		return nil, invitation.Unavailable(err)
 	}
 	now := s.Now()
 	fs := Preflight(
-		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Now: now, TokenID: tok.Msg.GetId()},
+		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Unreadable: bad, Now: now, TokenID: tok.Msg.GetId()},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
 	fs = append(fs, checkReach(ctx, name, r.GetCluster().GetEndpoints())...)
 	fs = append(fs, checkPathMTU(name, conn.Conn, s.Store.nodeMTU(ctx))...)

@@ -247,6 +247,13 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserVtep struct {
+	_   structs.HostLayout
+	Vni uint32
+	Mac [6]uint8
+	Pad [2]uint8
+}
+
 type HawserWatch struct {
 	_        structs.HostLayout
 	Verdicts uint32
@@ -291,6 +298,7 @@ const (
 	HawserMapServices        = "services"
 	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
+	HawserMapVteps           = "vteps"
 	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
@@ -398,6 +406,7 @@ type HawserMapSpecs struct {
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
 	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
@@ -465,6 +474,7 @@ type HawserMaps struct {
 	Services      *ebpf.Map `ebpf:"services"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	Vteps         *ebpf.Map `ebpf:"vteps"`
 	Watched       *ebpf.Map `ebpf:"watched"`
 	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
@@ -497,6 +507,7 @@ func (m *HawserMaps) Close() error {
 		m.Services,
 		m.Snat4,
 		m.SockPeers,
+		m.Vteps,
 		m.Watched,
 		m.WouldDeny,
 	)

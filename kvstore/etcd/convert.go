@@ -47,6 +47,8 @@ func toCmp(c kvstore.Cmp) clientv3.Cmp {
 		return clientv3.Compare(clientv3.CreateRevision(c.Key), "=", c.Rev)
 	case kvstore.CmpValue:
 		return clientv3.Compare(clientv3.Value(c.Key), "=", string(c.Value))
+	case kvstore.CmpNotAfter:
+		return clientv3.Compare(clientv3.ModRevision(c.Key), "<", c.Rev+1)
 	default:
 		return clientv3.Compare(clientv3.CreateRevision(c.Key), "=", 0)
 	}

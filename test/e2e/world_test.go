@@ -287,6 +287,9 @@ func (s *script) place(name string) (place, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		return place{addr: a}, nil
 	}
+	if p, ok := s.externals[name]; ok {
+		return p, nil
+	}
 	// Pods come and go by the CLI: the record on disk has them.
 	l, err := lab.Open(s.world.lab.Name())
 	if err != nil {

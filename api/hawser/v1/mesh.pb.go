@@ -489,6 +489,7 @@ func (x *BackupChunk) GetData() []byte {
 type RestoreChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // of the file, for messages; in the first chunk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -528,6 +529,13 @@ func (x *RestoreChunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *RestoreChunk) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type RestoreResponse struct {
@@ -1206,6 +1214,7 @@ type PeerGrant struct {
 	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	Problem       string                 `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`                                                                            // why nothing else is known; empty: nothing is wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1329,6 +1338,13 @@ func (x *PeerGrant) GetRefused() map[string]uint64 {
 		return x.Refused
 	}
 	return nil
+}
+
+func (x *PeerGrant) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type ChangeGrantRequest struct {
@@ -3228,8 +3244,13 @@ type VTEPInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty: external
 	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	External      bool                   `protobuf:"varint,5,opt,name=external,proto3" json:"external,omitempty"` // declared by an operator
+	// Of external ones: the inner hardware address that they are sent, and the VNI of
+	// all their packets.
+	Mac           string `protobuf:"bytes,6,opt,name=mac,proto3" json:"mac,omitempty"`
+	Vni           uint32 `protobuf:"varint,7,opt,name=vni,proto3" json:"vni,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3292,6 +3313,259 @@ func (x *VTEPInfo) GetCluster() string {
 	return ""
 }
 
+func (x *VTEPInfo) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *VTEPInfo) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *VTEPInfo) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+type AddVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // or an address
+	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`  // empty: 02:00:00:00:00:00
+	Vni           uint32                 `protobuf:"varint,4,opt,name=vni,proto3" json:"vni,omitempty"` // 0: 2
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPRequest) Reset() {
+	*x = AddVTEPRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPRequest) ProtoMessage() {}
+
+func (x *AddVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPRequest.ProtoReflect.Descriptor instead.
+func (*AddVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *AddVTEPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetTunnelAddress() string {
+	if x != nil {
+		return x.TunnelAddress
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *AddVTEPRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type AddVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vtep          *VTEPInfo              `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // created, configured, unchanged; "(dry run)" after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPResponse) Reset() {
+	*x = AddVTEPResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPResponse) ProtoMessage() {}
+
+func (x *AddVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPResponse.ProtoReflect.Descriptor instead.
+func (*AddVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *AddVTEPResponse) GetVtep() *VTEPInfo {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *AddVTEPResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+type DeleteVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVTEPRequest) Reset() {
+	*x = DeleteVTEPRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVTEPRequest) ProtoMessage() {}
+
+func (x *DeleteVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVTEPRequest.ProtoReflect.Descriptor instead.
+func (*DeleteVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *DeleteVTEPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DeleteVTEPRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DeleteVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vtep          *VTEPInfo              `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`     // as it was
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // deleted; "(dry run)" after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVTEPResponse) Reset() {
+	*x = DeleteVTEPResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVTEPResponse) ProtoMessage() {}
+
+func (x *DeleteVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVTEPResponse.ProtoReflect.Descriptor instead.
+func (*DeleteVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DeleteVTEPResponse) GetVtep() *VTEPInfo {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *DeleteVTEPResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
 type ApplyPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // YAML documents or JSON
@@ -3302,7 +3576,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3588,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3601,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -3355,7 +3629,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3641,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3654,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -3409,7 +3683,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3695,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3708,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -3476,7 +3750,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3488,7 +3762,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3501,7 +3775,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -3534,7 +3808,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +3820,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +3833,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -3577,7 +3851,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +3863,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +3876,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 type ListPoliciesResponse struct {
@@ -3614,7 +3888,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3626,7 +3900,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3639,7 +3913,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -3665,7 +3939,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3677,7 +3951,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3690,7 +3964,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -3763,7 +4037,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +4049,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3788,7 +4062,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExplainPolicyRequest) GetCluster() string {
@@ -3844,7 +4118,7 @@ type ExplainPolicyEnd struct {
 
 func (x *ExplainPolicyEnd) Reset() {
 	*x = ExplainPolicyEnd{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4130,7 @@ func (x *ExplainPolicyEnd) String() string {
 func (*ExplainPolicyEnd) ProtoMessage() {}
 
 func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +4143,7 @@ func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExplainPolicyEnd) GetLabels() []string {
@@ -3906,7 +4180,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +4192,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +4205,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExplainPolicyResponse) GetAnswered() bool {
@@ -3979,7 +4253,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3991,7 +4265,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4004,7 +4278,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -4030,7 +4304,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4316,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4329,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -4076,7 +4350,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4088,7 +4362,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4101,7 +4375,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -4134,7 +4408,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4146,7 +4420,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4159,7 +4433,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -4177,7 +4451,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4189,7 +4463,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4202,7 +4476,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
 }
 
 type ListServicesResponse struct {
@@ -4214,7 +4488,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4226,7 +4500,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4239,7 +4513,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -4268,7 +4542,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4554,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4567,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -4385,7 +4659,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4397,7 +4671,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4410,7 +4684,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -4492,9 +4766,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"6\n" +
 	"\fRestoreChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x84\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x84\x01\n" +
 	"\x0fRestoreResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
@@ -4543,7 +4818,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
 	"\x11ListGrantsRequest\"B\n" +
 	"\x12ListGrantsResponse\x12,\n" +
-	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\x96\x04\n" +
 	"\tPeerGrant\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -4562,7 +4837,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\f \x03(\tR\n" +
 	"namespaces\x12;\n" +
-	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12\x18\n" +
+	"\aproblem\x18\x0e \x01(\tR\aproblem\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
@@ -4745,12 +5021,30 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\twaits_for\x18\a \x01(\tR\bwaitsFor\"\x12\n" +
 	"\x10ListVTEPsRequest\">\n" +
 	"\x11ListVTEPsResponse\x12)\n" +
-	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"w\n" +
+	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"\xb7\x01\n" +
 	"\bVTEPInfo\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster\"E\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1a\n" +
+	"\bexternal\x18\x05 \x01(\bR\bexternal\x12\x10\n" +
+	"\x03mac\x18\x06 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\a \x01(\rR\x03vni\"\x8c\x01\n" +
+	"\x0eAddVTEPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
+	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\x04 \x01(\rR\x03vni\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"R\n" +
+	"\x0fAddVTEPResponse\x12'\n" +
+	"\x04vtep\x18\x01 \x01(\v2\x13.hawser.v1.VTEPInfoR\x04vtep\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"D\n" +
+	"\x11DeleteVTEPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"U\n" +
+	"\x12DeleteVTEPResponse\x12'\n" +
+	"\x04vtep\x18\x01 \x01(\v2\x13.hawser.v1.VTEPInfoR\x04vtep\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"E\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"e\n" +
@@ -4836,7 +5130,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xf8\x0e\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target2\x85\x10\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -4860,7 +5154,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
-	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
+	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12@\n" +
+	"\aAddVTEP\x12\x19.hawser.v1.AddVTEPRequest\x1a\x1a.hawser.v1.AddVTEPResponse\x12I\n" +
+	"\n" +
+	"DeleteVTEP\x12\x1c.hawser.v1.DeleteVTEPRequest\x1a\x1d.hawser.v1.DeleteVTEPResponse\x12L\n" +
 	"\vApplyPolicy\x12\x1d.hawser.v1.ApplyPolicyRequest\x1a\x1e.hawser.v1.ApplyPolicyResponse\x12O\n" +
 	"\fDeletePolicy\x12\x1e.hawser.v1.DeletePolicyRequest\x1a\x1f.hawser.v1.DeletePolicyResponse\x12O\n" +
 	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12R\n" +
@@ -4881,7 +5178,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
@@ -4929,118 +5226,128 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ListVTEPsRequest)(nil),       // 43: hawser.v1.ListVTEPsRequest
 	(*ListVTEPsResponse)(nil),      // 44: hawser.v1.ListVTEPsResponse
 	(*VTEPInfo)(nil),               // 45: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 46: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 47: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 48: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 49: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 50: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 51: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 52: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 53: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 54: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 55: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 56: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 57: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 58: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 59: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 60: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 61: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 62: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 63: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 64: hawser.v1.ServicePortInfo
-	nil,                            // 65: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 66: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 67: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 68: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 69: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 70: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 71: hawser.v1.FrontendBackend
+	(*AddVTEPRequest)(nil),         // 46: hawser.v1.AddVTEPRequest
+	(*AddVTEPResponse)(nil),        // 47: hawser.v1.AddVTEPResponse
+	(*DeleteVTEPRequest)(nil),      // 48: hawser.v1.DeleteVTEPRequest
+	(*DeleteVTEPResponse)(nil),     // 49: hawser.v1.DeleteVTEPResponse
+	(*ApplyPolicyRequest)(nil),     // 50: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),    // 51: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),          // 52: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),    // 53: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),   // 54: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),    // 55: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),   // 56: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),             // 57: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),   // 58: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),       // 59: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),  // 60: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),    // 61: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),   // 62: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),   // 63: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),  // 64: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),    // 65: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 66: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),            // 67: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),        // 68: hawser.v1.ServicePortInfo
+	nil,                            // 69: hawser.v1.PeerGrant.RefusedEntry
+	nil,                            // 70: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                            // 71: hawser.v1.PeerStatus.RefusedEntry
+	nil,                            // 72: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                            // 73: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                // 74: hawser.v1.Problem
+	(*FrontendBackend)(nil),        // 75: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	70, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	74, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
 	18, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	65, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	69, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
 	18, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
 	23, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
 	27, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	66, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	67, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	70, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	71, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
 	11, // 10: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
 	30, // 11: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
 	39, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
 	42, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
 	45, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	48, // 15: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	48, // 16: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	53, // 17: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	55, // 18: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	55, // 19: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	48, // 20: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	48, // 21: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	63, // 22: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	64, // 23: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	71, // 24: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	68, // 25: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	69, // 26: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 27: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 28: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 29: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	14, // 30: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	16, // 31: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	19, // 32: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	21, // 33: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	24, // 34: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	12, // 35: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	25, // 36: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	28, // 37: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 38: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 39: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	31, // 40: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	33, // 41: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	35, // 42: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	37, // 43: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	40, // 44: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	43, // 45: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	46, // 46: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	49, // 47: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	51, // 48: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	54, // 49: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	57, // 50: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	59, // 51: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	61, // 52: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 53: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 54: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 55: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 56: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	17, // 57: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	20, // 58: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	22, // 59: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	22, // 60: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	13, // 61: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	26, // 62: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	29, // 63: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 64: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 65: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	32, // 66: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	34, // 67: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	36, // 68: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	38, // 69: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	41, // 70: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	44, // 71: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	47, // 72: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	50, // 73: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	52, // 74: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	56, // 75: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	58, // 76: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	60, // 77: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	62, // 78: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	53, // [53:79] is the sub-list for method output_type
-	27, // [27:53] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	45, // 15: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	45, // 16: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	52, // 17: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 18: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	57, // 19: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	59, // 20: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	59, // 21: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	52, // 22: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 23: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	67, // 24: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	68, // 25: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	75, // 26: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	72, // 27: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	73, // 28: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 29: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 30: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 31: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	14, // 32: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	16, // 33: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	19, // 34: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	21, // 35: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	24, // 36: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	12, // 37: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	25, // 38: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	28, // 39: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 40: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 41: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	31, // 42: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	33, // 43: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	35, // 44: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	37, // 45: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	40, // 46: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	43, // 47: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	46, // 48: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
+	48, // 49: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
+	50, // 50: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	53, // 51: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	55, // 52: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	58, // 53: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	61, // 54: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	63, // 55: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	65, // 56: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 57: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 58: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 59: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 60: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	17, // 61: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	20, // 62: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	22, // 63: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	22, // 64: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	13, // 65: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	26, // 66: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	29, // 67: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 68: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 69: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	32, // 70: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	34, // 71: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	36, // 72: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	38, // 73: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	41, // 74: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	44, // 75: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	47, // 76: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
+	49, // 77: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
+	51, // 78: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	54, // 79: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	56, // 80: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	60, // 81: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	62, // 82: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	64, // 83: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	66, // 84: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	57, // [57:85] is the sub-list for method output_type
+	29, // [29:57] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -5058,7 +5365,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   70,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1007,7 +1007,11 @@ type VTEP struct {
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty for one that an operator declared
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Of an external endpoint: the hardware address that packets to it carry inside,
+	// and the VNI of packets from and to it. Empty and 0: the defaults.
+	Mac           string `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Vni           uint32 `protobuf:"varint,5,opt,name=vni,proto3" json:"vni,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1061,6 +1065,20 @@ func (x *VTEP) GetNode() string {
 		return x.Node
 	}
 	return ""
+}
+
+func (x *VTEP) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *VTEP) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
 }
 
 func (x *VTEP) GetUpdatedAt() int64 {
@@ -3303,11 +3321,13 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x128\n" +
-	"\bprotocol\x18\x03 \x01(\x0e2\x1c.hawser.keyspace.v1.ProtocolR\bprotocol\"x\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x1c.hawser.keyspace.v1.ProtocolR\bprotocol\"\x9c\x01\n" +
 	"\x04VTEP\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\x05 \x01(\rR\x03vni\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdf\x05\n" +
 	"\aService\x12\x1c\n" +
