@@ -36,6 +36,8 @@ type Process struct {
 	DataDir string
 	// Fsync waits for the disk, as etcd does where nobody tells it not to.
 	Fsync bool
+	// GRPCOnly keeps HTTP off the port, as the operator's guide says.
+	GRPCOnly bool
 	// Command makes the command, not started; nil means exec.Command.
 	Command func(name string, args ...string) *exec.Cmd
 }
@@ -66,6 +68,9 @@ func StartProcess(tb testing.TB, p Process) *Etcd {
 		"--cert-file", e.Config.TLS.Cert, "--key-file", e.Config.TLS.Key, "--trusted-ca-file", e.Config.TLS.CA, "--client-cert-auth",
 		"--log-level", "error",
 	}}
+	if p.GRPCOnly {
+		e.process.argv = append(e.process.argv, "--listen-client-http-urls", fmt.Sprintf("http://%s", ports.Free(tb)))
+	}
 	if !p.Fsync {
 		e.process.argv = append(e.process.argv, "--unsafe-no-fsync")
 	}
