@@ -163,7 +163,7 @@ func TestPreflightLeavesNothing(t *testing.T) {
 	}{
 		"pod overlap":  {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"10.1.128.0/17"} }, "pod-cidr-overlap"},
 		"node overlap": {func(c *keyspacev1.Cluster) { c.NodeCidrs = []string{"192.168.0.0/16"} }, "node-cidr-overlap"},
-		"default":      {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"0.0.0.0/0"} }, "pod-cidr-default-route"},
+		"default":      {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"0.0.0.0/0"} }, "pod-cidr-never-granted"},
 		"same id":      {func(c *keyspacev1.Cluster) { c.Id = 1 }, "id-clash"},
 		"bits":         {func(c *keyspacev1.Cluster) { c.Mesh.ClusterBits = 9 }, "cluster-bits"},
 		"tunnel":       {func(c *keyspacev1.Cluster) { c.Mesh.TunnelPort = 4789 }, "tunnel"},

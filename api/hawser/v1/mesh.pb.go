@@ -707,8 +707,11 @@ type JoinRequest struct {
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	PreflightOnly bool                   `protobuf:"varint,2,opt,name=preflight_only,json=preflightOnly,proto3" json:"preflight_only,omitempty"`
 	// As in SetPeerRequest.
-	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
-	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	StaleAfter  *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	// The grants that were shown and confirmed, as JoinResponse.grants_hash; the
+	// join ends without effect if they are others by now. Empty: whatever they are.
+	Confirmed     []byte `protobuf:"bytes,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	Peer          string `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"` // instead of a token: look at a peer again, and change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -772,6 +775,13 @@ func (x *JoinRequest) GetExpireAfter() int64 {
 	return 0
 }
 
+func (x *JoinRequest) GetConfirmed() []byte {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
 func (x *JoinRequest) GetPeer() string {
 	if x != nil {
 		return x.Peer
@@ -785,6 +795,9 @@ type JoinResponse struct {
 	PeerId        uint32                 `protobuf:"varint,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
 	Findings      []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
 	Joined        bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
+	Grant         *PeerGrant             `protobuf:"bytes,5,opt,name=grant,proto3" json:"grant,omitempty"`                             // what the peer may publish and ask here
+	Granted       *PeerGrant             `protobuf:"bytes,6,opt,name=granted,proto3" json:"granted,omitempty"`                         // what this cluster may publish and ask there
+	GrantsHash    []byte                 `protobuf:"bytes,7,opt,name=grants_hash,json=grantsHash,proto3" json:"grants_hash,omitempty"` // of both
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,6 +858,27 @@ func (x *JoinResponse) GetJoined() bool {
 		return x.Joined
 	}
 	return false
+}
+
+func (x *JoinResponse) GetGrant() *PeerGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGranted() *PeerGrant {
+	if x != nil {
+		return x.Granted
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGrantsHash() []byte {
+	if x != nil {
+		return x.GrantsHash
+	}
+	return nil
 }
 
 type Finding struct {
@@ -1206,6 +1240,11 @@ type PeerGrant struct {
 	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	ServiceCidrs  []string               `protobuf:"bytes,14,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	// What it may ask: what policies decide of its packets; our records, to compare
+	// its copy with.
+	Explain       bool `protobuf:"varint,15,opt,name=explain,proto3" json:"explain,omitempty"`
+	Diff          bool `protobuf:"varint,16,opt,name=diff,proto3" json:"diff,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1331,22 +1370,47 @@ func (x *PeerGrant) GetRefused() map[string]uint64 {
 	return nil
 }
 
+func (x *PeerGrant) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
+}
+
+func (x *PeerGrant) GetDiff() bool {
+	if x != nil {
+		return x.Diff
+	}
+	return false
+}
+
 type ChangeGrantRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Peer            string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	AddPodCidrs     []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
-	RemovePodCidrs  []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
-	AddNodeCidrs    []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
-	RemoveNodeCidrs []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
-	Namespaces      []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
-	AllNamespaces   bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
-	MaxNodes        *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
-	MaxIdentities   *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
-	MaxIps          *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
-	MaxServices     *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
-	MaxBackends     *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Peer               string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	AddPodCidrs        []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
+	RemovePodCidrs     []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
+	AddNodeCidrs       []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
+	RemoveNodeCidrs    []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
+	Namespaces         []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
+	AllNamespaces      bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
+	MaxNodes           *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
+	MaxIdentities      *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
+	MaxIps             *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
+	MaxServices        *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
+	MaxBackends        *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
+	AddServiceCidrs    []string               `protobuf:"bytes,13,rep,name=add_service_cidrs,json=addServiceCidrs,proto3" json:"add_service_cidrs,omitempty"`
+	RemoveServiceCidrs []string               `protobuf:"bytes,14,rep,name=remove_service_cidrs,json=removeServiceCidrs,proto3" json:"remove_service_cidrs,omitempty"`
+	Explain            *bool                  `protobuf:"varint,15,opt,name=explain,proto3,oneof" json:"explain,omitempty"`
+	Diff               *bool                  `protobuf:"varint,16,opt,name=diff,proto3,oneof" json:"diff,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ChangeGrantRequest) Reset() {
@@ -1461,6 +1525,34 @@ func (x *ChangeGrantRequest) GetMaxBackends() uint64 {
 		return *x.MaxBackends
 	}
 	return 0
+}
+
+func (x *ChangeGrantRequest) GetAddServiceCidrs() []string {
+	if x != nil {
+		return x.AddServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemoveServiceCidrs() []string {
+	if x != nil {
+		return x.RemoveServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetExplain() bool {
+	if x != nil && x.Explain != nil {
+		return *x.Explain
+	}
+	return false
+}
+
+func (x *ChangeGrantRequest) GetDiff() bool {
+	if x != nil && x.Diff != nil {
+		return *x.Diff
+	}
+	return false
 }
 
 type ChangeGrantResponse struct {
@@ -4508,21 +4600,26 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xcd\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xeb\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
 	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
 	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x12\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\fR\tconfirmed\x12\x12\n" +
 	"\x04peer\x18\x0f \x01(\tR\x04peerB\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\x83\x01\n" +
+	"\r_expire_after\"\x80\x02\n" +
 	"\fJoinResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x17\n" +
 	"\apeer_id\x18\x02 \x01(\rR\x06peerId\x12.\n" +
 	"\bfindings\x18\x03 \x03(\v2\x12.hawser.v1.FindingR\bfindings\x12\x16\n" +
-	"\x06joined\x18\x04 \x01(\bR\x06joined\"\x7f\n" +
+	"\x06joined\x18\x04 \x01(\bR\x06joined\x12*\n" +
+	"\x05grant\x18\x05 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12.\n" +
+	"\agranted\x18\x06 \x01(\v2\x14.hawser.v1.PeerGrantR\agranted\x12\x1f\n" +
+	"\vgrants_hash\x18\a \x01(\fR\n" +
+	"grantsHash\"\x7f\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x1a\n" +
 	"\bblocking\x18\x02 \x01(\bR\bblocking\x12\x16\n" +
@@ -4543,7 +4640,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
 	"\x11ListGrantsRequest\"B\n" +
 	"\x12ListGrantsResponse\x12,\n" +
-	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xcf\x04\n" +
 	"\tPeerGrant\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -4562,10 +4659,13 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\f \x03(\tR\n" +
 	"namespaces\x12;\n" +
-	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12#\n" +
+	"\rservice_cidrs\x18\x0e \x03(\tR\fserviceCidrs\x12\x18\n" +
+	"\aexplain\x18\x0f \x01(\bR\aexplain\x12\x12\n" +
+	"\x04diff\x18\x10 \x01(\bR\x04diff\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc5\x05\n" +
 	"\x12ChangeGrantRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\"\n" +
 	"\radd_pod_cidrs\x18\x02 \x03(\tR\vaddPodCidrs\x12(\n" +
@@ -4581,14 +4681,21 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\amax_ips\x18\n" +
 	" \x01(\x04H\x02R\x06maxIps\x88\x01\x01\x12&\n" +
 	"\fmax_services\x18\v \x01(\x04H\x03R\vmaxServices\x88\x01\x01\x12&\n" +
-	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01B\f\n" +
+	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01\x12*\n" +
+	"\x11add_service_cidrs\x18\r \x03(\tR\x0faddServiceCidrs\x120\n" +
+	"\x14remove_service_cidrs\x18\x0e \x03(\tR\x12removeServiceCidrs\x12\x1d\n" +
+	"\aexplain\x18\x0f \x01(\bH\x05R\aexplain\x88\x01\x01\x12\x17\n" +
+	"\x04diff\x18\x10 \x01(\bH\x06R\x04diff\x88\x01\x01B\f\n" +
 	"\n" +
 	"_max_nodesB\x11\n" +
 	"\x0f_max_identitiesB\n" +
 	"\n" +
 	"\b_max_ipsB\x0f\n" +
 	"\r_max_servicesB\x0f\n" +
-	"\r_max_backends\"[\n" +
+	"\r_max_backendsB\n" +
+	"\n" +
+	"\b_explainB\a\n" +
+	"\x05_diff\"[\n" +
 	"\x13ChangeGrantResponse\x12*\n" +
 	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\"\x11\n" +
@@ -4960,87 +5067,89 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	70, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	18, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	65, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
-	18, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
-	23, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
-	27, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	66, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	67, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	11, // 10: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
-	30, // 11: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	39, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	42, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	45, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	48, // 15: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	48, // 16: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	53, // 17: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	55, // 18: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	55, // 19: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	48, // 20: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	48, // 21: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	63, // 22: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	64, // 23: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	71, // 24: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	68, // 25: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	69, // 26: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 27: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 28: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 29: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	14, // 30: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	16, // 31: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	19, // 32: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	21, // 33: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	24, // 34: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	12, // 35: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	25, // 36: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	28, // 37: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 38: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 39: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	31, // 40: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	33, // 41: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	35, // 42: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	37, // 43: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	40, // 44: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	43, // 45: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	46, // 46: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	49, // 47: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	51, // 48: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	54, // 49: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	57, // 50: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	59, // 51: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	61, // 52: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 53: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 54: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 55: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 56: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	17, // 57: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	20, // 58: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	22, // 59: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	22, // 60: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	13, // 61: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	26, // 62: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	29, // 63: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 64: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 65: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	32, // 66: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	34, // 67: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	36, // 68: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	38, // 69: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	41, // 70: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	44, // 71: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	47, // 72: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	50, // 73: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	52, // 74: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	56, // 75: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	58, // 76: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	60, // 77: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	62, // 78: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	53, // [53:79] is the sub-list for method output_type
-	27, // [27:53] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	18, // 3: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
+	18, // 4: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
+	18, // 5: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	65, // 6: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	18, // 7: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	23, // 8: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	27, // 9: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	66, // 10: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	67, // 11: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	11, // 12: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	30, // 13: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	39, // 14: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	42, // 15: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	45, // 16: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	48, // 17: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	48, // 18: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	53, // 19: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	55, // 20: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	55, // 21: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	48, // 22: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	48, // 23: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	63, // 24: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	64, // 25: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	71, // 26: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	68, // 27: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	69, // 28: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 29: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 30: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 31: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	14, // 32: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	16, // 33: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	19, // 34: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	21, // 35: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	24, // 36: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	12, // 37: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	25, // 38: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	28, // 39: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 40: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 41: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	31, // 42: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	33, // 43: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	35, // 44: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	37, // 45: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	40, // 46: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	43, // 47: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	46, // 48: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	49, // 49: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	51, // 50: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	54, // 51: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	57, // 52: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	59, // 53: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	61, // 54: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 55: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 56: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 57: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 58: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	17, // 59: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	20, // 60: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	22, // 61: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	22, // 62: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	13, // 63: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	26, // 64: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	29, // 65: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 66: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 67: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	32, // 68: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	34, // 69: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	36, // 70: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	38, // 71: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	41, // 72: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	44, // 73: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	47, // 74: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	50, // 75: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	52, // 76: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	56, // 77: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	58, // 78: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	60, // 79: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	62, // 80: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	55, // [55:81] is the sub-list for method output_type
+	29, // [29:55] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
