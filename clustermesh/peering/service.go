@@ -129,6 +129,7 @@ func (s *Service) prepare(ctx context.Context, conn tlsgrpc.ConnInfo, tok cas.Re
 	resp := &federationv1.PrepareResponse{
 		Cluster: s.Own(), TrustBundle: rawBundle(s.Creds.CA()), Time: now.UnixNano(), Findings: fs, Accepted: !Blocks(fs),
 	}
+	resp.Grant, _ = GrantFor(r.GetCluster()) // of what cannot be granted a finding tells
 	if !resp.Accepted || r.GetPreflightOnly() {
 		return resp, nil
 	}
