@@ -163,7 +163,7 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 	ours = append(ours, checkPathMTU(r.GetCluster().GetName(), j.conn.conn, j.Store.nodeMTU(ctx))...)
 	res.Findings = merge(res.Findings, ours)
 	// Ways differ by direction: what each side cannot reach is said of each.
-	res.Findings = append(res.Findings, checkReach(ctx, r.GetCluster().GetName(), r.GetCluster().GetEndpoints())...)
+	res.Findings = append(res.Findings, checkReach(ctx, r.GetCluster().GetName(), r.GetCluster().GetEndpoints(), j.Trust.JoinClientConfig(j.tok.Inviter, j.tok.CAHash))...)
 	return res, nil
 }
 
