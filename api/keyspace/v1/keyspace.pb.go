@@ -2102,9 +2102,12 @@ func (x *Gossip) GetUpdatedAt() int64 {
 
 // GossipKeys is private/<c>/gossip-keys: the same keys with their age.
 type GossipKeys struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
+	// Keys made before this time are known to somebody who is no member any more
+	// and are replaced soon; Unix ns.
+	ReplaceBefore int64 `protobuf:"varint,2,opt,name=replace_before,json=replaceBefore,proto3" json:"replace_before,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2144,6 +2147,13 @@ func (x *GossipKeys) GetKeys() []*GossipKey {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *GossipKeys) GetReplaceBefore() int64 {
+	if x != nil {
+		return x.ReplaceBefore
+	}
+	return 0
 }
 
 func (x *GossipKeys) GetUpdatedAt() int64 {
@@ -3472,10 +3482,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06Gossip\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\fR\x04keys\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"^\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x85\x01\n" +
 	"\n" +
 	"GossipKeys\x121\n" +
-	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12\x1d\n" +
+	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12%\n" +
+	"\x0ereplace_before\x18\x02 \x01(\x03R\rreplaceBefore\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"g\n" +
 	"\tGossipKey\x12\x16\n" +
