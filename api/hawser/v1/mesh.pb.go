@@ -4533,6 +4533,86 @@ func (x *ServicePortInfo) GetTarget() string {
 	return ""
 }
 
+type ReadClusterMetricsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadClusterMetricsRequest) Reset() {
+	*x = ReadClusterMetricsRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadClusterMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadClusterMetricsRequest) ProtoMessage() {}
+
+func (x *ReadClusterMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadClusterMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ReadClusterMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
+}
+
+type ClusterMetricsText struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // in the text format of Prometheus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterMetricsText) Reset() {
+	*x = ClusterMetricsText{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterMetricsText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterMetricsText) ProtoMessage() {}
+
+func (x *ClusterMetricsText) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterMetricsText.ProtoReflect.Descriptor instead.
+func (*ClusterMetricsText) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ClusterMetricsText) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
@@ -4943,7 +5023,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xf8\x0e\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\"\x1b\n" +
+	"\x19ReadClusterMetricsRequest\"(\n" +
+	"\x12ClusterMetricsText\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xcc\x0f\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -4964,7 +5047,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"InviteNode\x12\x1c.hawser.v1.InviteNodeRequest\x1a\x1d.hawser.v1.InviteNodeResponse\x12I\n" +
 	"\n" +
 	"ForgetNode\x12\x1c.hawser.v1.ForgetNodeRequest\x1a\x1d.hawser.v1.ForgetNodeResponse\x12F\n" +
-	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12F\n" +
+	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12R\n" +
+	"\vReadMetrics\x12$.hawser.v1.ReadClusterMetricsRequest\x1a\x1d.hawser.v1.ClusterMetricsText\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
@@ -4988,94 +5072,96 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
-	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
-	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
-	(*EtcdMember)(nil),             // 2: hawser.v1.EtcdMember
-	(*BackupRequest)(nil),          // 3: hawser.v1.BackupRequest
-	(*BackupChunk)(nil),            // 4: hawser.v1.BackupChunk
-	(*RestoreChunk)(nil),           // 5: hawser.v1.RestoreChunk
-	(*RestoreResponse)(nil),        // 6: hawser.v1.RestoreResponse
-	(*InviteRequest)(nil),          // 7: hawser.v1.InviteRequest
-	(*InviteResponse)(nil),         // 8: hawser.v1.InviteResponse
-	(*JoinRequest)(nil),            // 9: hawser.v1.JoinRequest
-	(*JoinResponse)(nil),           // 10: hawser.v1.JoinResponse
-	(*Finding)(nil),                // 11: hawser.v1.Finding
-	(*SetPeerRequest)(nil),         // 12: hawser.v1.SetPeerRequest
-	(*SetPeerResponse)(nil),        // 13: hawser.v1.SetPeerResponse
-	(*LeaveRequest)(nil),           // 14: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),          // 15: hawser.v1.LeaveResponse
-	(*ListGrantsRequest)(nil),      // 16: hawser.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),     // 17: hawser.v1.ListGrantsResponse
-	(*PeerGrant)(nil),              // 18: hawser.v1.PeerGrant
-	(*ChangeGrantRequest)(nil),     // 19: hawser.v1.ChangeGrantRequest
-	(*ChangeGrantResponse)(nil),    // 20: hawser.v1.ChangeGrantResponse
-	(*CAStatusRequest)(nil),        // 21: hawser.v1.CAStatusRequest
-	(*CAStatusReport)(nil),         // 22: hawser.v1.CAStatusReport
-	(*CertificateInfo)(nil),        // 23: hawser.v1.CertificateInfo
-	(*RotateCARequest)(nil),        // 24: hawser.v1.RotateCARequest
-	(*MeshStatusRequest)(nil),      // 25: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 26: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 27: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 28: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 29: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 30: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 31: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 32: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 33: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 34: hawser.v1.ForgetNodeResponse
-	(*DrainNodeRequest)(nil),       // 35: hawser.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),      // 36: hawser.v1.DrainNodeResponse
-	(*ListNodesRequest)(nil),       // 37: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 38: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 39: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 40: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 41: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 42: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 43: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 44: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 45: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 46: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 47: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 48: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 49: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 50: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 51: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 52: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 53: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 54: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 55: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 56: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 57: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 58: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 59: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 60: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 61: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 62: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 63: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 64: hawser.v1.ServicePortInfo
-	nil,                            // 65: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 66: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 67: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 68: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 69: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 70: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 71: hawser.v1.FrontendBackend
+	(*ClusterStatusRequest)(nil),      // 0: hawser.v1.ClusterStatusRequest
+	(*ClusterStatusReport)(nil),       // 1: hawser.v1.ClusterStatusReport
+	(*EtcdMember)(nil),                // 2: hawser.v1.EtcdMember
+	(*BackupRequest)(nil),             // 3: hawser.v1.BackupRequest
+	(*BackupChunk)(nil),               // 4: hawser.v1.BackupChunk
+	(*RestoreChunk)(nil),              // 5: hawser.v1.RestoreChunk
+	(*RestoreResponse)(nil),           // 6: hawser.v1.RestoreResponse
+	(*InviteRequest)(nil),             // 7: hawser.v1.InviteRequest
+	(*InviteResponse)(nil),            // 8: hawser.v1.InviteResponse
+	(*JoinRequest)(nil),               // 9: hawser.v1.JoinRequest
+	(*JoinResponse)(nil),              // 10: hawser.v1.JoinResponse
+	(*Finding)(nil),                   // 11: hawser.v1.Finding
+	(*SetPeerRequest)(nil),            // 12: hawser.v1.SetPeerRequest
+	(*SetPeerResponse)(nil),           // 13: hawser.v1.SetPeerResponse
+	(*LeaveRequest)(nil),              // 14: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),             // 15: hawser.v1.LeaveResponse
+	(*ListGrantsRequest)(nil),         // 16: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),        // 17: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),                 // 18: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),        // 19: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),       // 20: hawser.v1.ChangeGrantResponse
+	(*CAStatusRequest)(nil),           // 21: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),            // 22: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),           // 23: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),           // 24: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),         // 25: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),        // 26: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),                // 27: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),           // 28: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),          // 29: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                   // 30: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),         // 31: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),        // 32: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),         // 33: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 34: hawser.v1.ForgetNodeResponse
+	(*DrainNodeRequest)(nil),          // 35: hawser.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),         // 36: hawser.v1.DrainNodeResponse
+	(*ListNodesRequest)(nil),          // 37: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 38: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 39: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),     // 40: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),    // 41: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),              // 42: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),          // 43: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),         // 44: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),                  // 45: hawser.v1.VTEPInfo
+	(*ApplyPolicyRequest)(nil),        // 46: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 47: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),             // 48: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),       // 49: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),      // 50: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 51: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 52: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),                // 53: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),      // 54: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),          // 55: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),     // 56: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),       // 57: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),      // 58: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),      // 59: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 60: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),       // 61: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 62: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),               // 63: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),           // 64: hawser.v1.ServicePortInfo
+	(*ReadClusterMetricsRequest)(nil), // 65: hawser.v1.ReadClusterMetricsRequest
+	(*ClusterMetricsText)(nil),        // 66: hawser.v1.ClusterMetricsText
+	nil,                               // 67: hawser.v1.PeerGrant.RefusedEntry
+	nil,                               // 68: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                               // 69: hawser.v1.PeerStatus.RefusedEntry
+	nil,                               // 70: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                               // 71: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                   // 72: hawser.v1.Problem
+	(*FrontendBackend)(nil),           // 73: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	70, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	72, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
 	18, // 3: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
 	18, // 4: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
 	18, // 5: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	65, // 6: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	67, // 6: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
 	18, // 7: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
 	23, // 8: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
 	27, // 9: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	66, // 10: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	67, // 11: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	68, // 10: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	69, // 11: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
 	11, // 12: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
 	30, // 13: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
 	39, // 14: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
@@ -5090,9 +5176,9 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	48, // 23: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
 	63, // 24: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
 	64, // 25: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	71, // 26: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	68, // 27: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	69, // 28: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	73, // 26: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	70, // 27: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	71, // 28: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
 	0,  // 29: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
 	7,  // 30: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
 	9,  // 31: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
@@ -5109,44 +5195,46 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	31, // 42: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
 	33, // 43: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
 	35, // 44: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	37, // 45: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	40, // 46: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	43, // 47: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	46, // 48: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	49, // 49: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	51, // 50: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	54, // 51: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	57, // 52: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	59, // 53: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	61, // 54: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 55: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 56: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 57: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 58: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	17, // 59: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	20, // 60: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	22, // 61: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	22, // 62: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	13, // 63: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	26, // 64: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	29, // 65: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 66: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 67: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	32, // 68: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	34, // 69: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	36, // 70: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	38, // 71: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	41, // 72: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	44, // 73: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	47, // 74: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	50, // 75: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	52, // 76: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	56, // 77: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	58, // 78: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	60, // 79: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	62, // 80: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	55, // [55:81] is the sub-list for method output_type
-	29, // [29:55] is the sub-list for method input_type
+	65, // 45: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
+	37, // 46: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	40, // 47: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	43, // 48: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	46, // 49: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	49, // 50: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	51, // 51: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	54, // 52: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	57, // 53: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	59, // 54: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	61, // 55: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 56: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 57: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 58: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 59: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	17, // 60: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	20, // 61: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	22, // 62: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	22, // 63: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	13, // 64: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	26, // 65: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	29, // 66: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 67: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 68: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	32, // 69: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	34, // 70: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	36, // 71: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	66, // 72: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
+	38, // 73: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	41, // 74: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	44, // 75: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	47, // 76: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	50, // 77: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	52, // 78: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	56, // 79: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	58, // 80: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	60, // 81: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	62, // 82: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	56, // [56:83] is the sub-list for method output_type
+	29, // [29:56] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -5167,7 +5255,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   70,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
