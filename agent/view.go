@@ -53,8 +53,10 @@ type view struct {
 	rollout    *rollout
 	backing    *backing
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
-	// serviceRoutes are those of podRoutes that are for services.
+	// serviceRoutes are those of podRoutes that are for services, ownRoute is the
+	// one for this node's pods.
 	serviceRoutes []netip.Prefix
+	ownRoute      netip.Prefix
 	policies      map[string]string // key → problem of an object that cannot be enforced
 	seen          map[string]int64  // kind → newest revision
 	moved         bool              // nodes or backends have changed
@@ -212,15 +214,30 @@ func (v *view) routeServices(cidrs []string) {
 			want = append(want, p.Masked())
 		}
 	}
-	for _, p := range v.serviceRoutes {
-		if !slices.Contains(want, p) {
-			v.podRoutes.Delete(p)
-		}
+	before := v.serviceRoutes
+	v.serviceRoutes = want
+	for _, p := range before {
+		v.unroute(p)
 	}
 	for _, p := range want {
 		v.podRoutes.Set(p, struct{}{})
 	}
-	v.serviceRoutes = want
+}
+
+// routeOwn has the host reach this node's pods, whatever others say of the
+// prefix.
+func (v *view) routeOwn(p netip.Prefix) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ownRoute = p
+	v.podRoutes.Set(p, struct{}{})
+}
+
+// unroute takes a prefix's route away unless something else needs it.
+func (v *view) unroute(p netip.Prefix) {
+	if p != v.ownRoute && len(v.vteps[p]) == 0 && !slices.Contains(v.serviceRoutes, p) {
+		v.podRoutes.Delete(p)
+	}
 }
 
 func (v *view) identity(c store.Change) error {
@@ -294,7 +311,7 @@ func (v *view) vtep(c store.Change) error {
 		delete(v.vteps[p], c.Key.Cluster)
 		if len(v.vteps[p]) == 0 {
 			delete(v.vteps, p)
-			v.podRoutes.Delete(p)
+			v.unroute(p)
 		}
 		return nil
 	}

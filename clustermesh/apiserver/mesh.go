@@ -80,7 +80,7 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if r.GetPeer() != "" {
 		res, err = s.mesh.PreflightPeer(ctx, r.GetPeer())
 	} else {
-		res, err = s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+		res, err = s.mesh.JoinAs(ctx, r.GetToken(), peering.How{PreflightOnly: r.GetPreflightOnly(), Confirmed: r.GetConfirmed()})
 	}
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
@@ -91,6 +91,10 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 		}
 	}
 	out := &hawserv1.JoinResponse{Peer: res.Peer.GetName(), PeerId: res.Peer.GetId(), Joined: res.Joined}
+	if res.Grant != nil && res.Granted != nil {
+		out.Grant, out.Granted = grantOf(res.Peer.GetName(), res.Peer.GetId(), res.Grant), grantOf(s.cfg.Cluster, s.cfg.ClusterID, res.Granted)
+		out.GrantsHash = res.GrantsHash()
+	}
 	for _, f := range res.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}

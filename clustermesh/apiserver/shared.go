@@ -87,9 +87,13 @@ func (s *Server) neighbour(ctx context.Context, name string, known map[string]*k
 		if s.refuse(name, err); err != nil {
 			return nil
 		}
+		grant, err := peering.GrantFor(r.msg)
+		if err != nil {
+			return err // admissible has accepted it
+		}
 		view = &keyspacev1.PeerView{
 			Peer: name, ClusterId: r.msg.GetId(), Connected: true, Since: time.Now().UnixNano(), Data: "fresh",
-			PodCidrs: r.msg.GetPodCidrs(), NodeCidrs: r.msg.GetNodeCidrs(),
+			PodCidrs: grant.GetPodCidrs(), NodeCidrs: grant.GetNodeCidrs(), Grant: grant,
 		}
 		known[name] = view
 	}

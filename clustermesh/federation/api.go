@@ -36,7 +36,12 @@ func (m *Manager) Invite(ctx context.Context, to string, ttl time.Duration) (inv
 // Join joins the cluster that made the token; see peering.Join. It returns
 // before the first sync.
 func (m *Manager) Join(ctx context.Context, token string, preflightOnly bool) (peering.Result, error) {
-	res, err := peering.Join(ctx, m.deps, token, preflightOnly)
+	return m.JoinAs(ctx, token, peering.How{PreflightOnly: preflightOnly})
+}
+
+// JoinAs is Join with all its choices.
+func (m *Manager) JoinAs(ctx context.Context, token string, how peering.How) (peering.Result, error) {
+	res, err := peering.Join(ctx, m.deps, token, how)
 	m.poke()
 	return res, err
 }

@@ -3,6 +3,10 @@
 package federation
 
 import (
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,6 +60,59 @@ func TestPreflightWarns(t *testing.T) {
 	d := newCluster(t, 4)
 	if res, err := d.m.Join(t.Context(), invite(t, c, d.name), true); err != nil || len(res.Findings) != 0 {
 		t.Errorf("findings without a cause: %v %v", res.Findings, err)
+	}
+}
+
+// Who has a token learns nothing by it of the inviter's network: what is not its
+// own API server looks the same, and other addresses are not dialled at all.
+func TestATokenShowsNothingOfTheNetwork(t *testing.T) {
+	listen := func(at string) (net.Listener, *atomic.Int32) {
+		lis, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { lis.Close() })
+		var dialled atomic.Int32
+		go func() {
+			for {
+				c, err := lis.Accept()
+				if err != nil {
+					return
+				}
+				dialled.Add(1)
+				c.Close()
+			}
+		}()
+		return lis, &dialled
+	}
+	open, tried := listen("127.0.0.1:0")
+	elsewhere, never := listen("127.0.0.2:0")
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	a := newCluster(t, 1)
+	ask := func(endpoint string, more ...string) (problem string) {
+		t.Helper()
+		b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = append([]string{endpoint}, more...) })
+		res, err := b.m.Join(t.Context(), invite(t, a, b.name), true)
+		if err != nil || peering.Blocks(res.Findings) || len(res.Findings) == 0 || res.Findings[0].GetCheck() != "reach" {
+			t.Fatalf("%s: %v %v", endpoint, res.Findings, err)
+		}
+		return strings.ReplaceAll(res.Findings[0].GetProblem(), endpoint, "ENDPOINT")
+	}
+	toOpen, toClosed := ask(open.Addr().String()), ask(gone.Addr().String())
+	if toOpen != toClosed || tried.Load() != 1 {
+		t.Errorf("a port that is open and one that is closed differ (%d dials):\n%s\n%s", tried.Load(), toOpen, toClosed)
+	}
+	if said := ask(elsewhere.Addr().String()); never.Load() != 0 || !strings.Contains(said, "was not tried") {
+		t.Errorf("another address was dialled %d times: %s", never.Load(), said)
+	}
+	ask(gone.Addr().String(), slices.Repeat([]string{gone.Addr().String()}, 7)...)
+	ask(gone.Addr().String(), slices.Repeat([]string{gone.Addr().String()}, 5)...)
+	if said := ask(open.Addr().String()); tried.Load() != 1 || !strings.Contains(said, "asked too often") {
+		t.Errorf("it is asked for ever: %d dials, %s", tried.Load(), said)
 	}
 }
 

@@ -183,6 +183,44 @@ func TestNextKeys(t *testing.T) {
 	}
 }
 
+// Keys that somebody knows who is no member any more are replaced within half a
+// minute, whatever their life is, and members understand each other meanwhile.
+func TestKeysThatAreKnownElsewhereAreReplaced(t *testing.T) {
+	for _, lifetime := range []time.Duration{0, 4 * time.Hour, 30 * 24 * time.Hour} {
+		var n byte
+		random := func(b []byte) { n++; copy(b, bytes.Repeat([]byte{n}, len(b))) }
+		now := time.Unix(1e6, 0)
+		keys, _ := NextKeys(now, lifetime, nil, random)
+		steps := func(seconds int) (seen string) {
+			for range seconds {
+				now = now.Add(time.Second)
+				next, changed := NextKeys(now, lifetime, keys, random)
+				if keys = next; changed {
+					seen += " "
+					for _, k := range SharedKeys(keys).GetKeys() {
+						seen += fmt.Sprint(k[0])
+					}
+				}
+			}
+			return seen
+		}
+		if seen := steps(60); seen != "" {
+			t.Errorf("lifetime %s: without a cause%s", lifetime, seen)
+		}
+		keys.ReplaceBefore = now.UnixNano() + 1
+		if seen := steps(5); seen != " 12" { // the second one is known and not used yet
+			t.Errorf("lifetime %s: at once%s", lifetime, seen)
+		}
+		keys.ReplaceBefore = now.UnixNano() + 1 // another node is forgotten, which knows it too
+		if seen := steps(35); seen != " 13 31 3" {
+			t.Errorf("lifetime %s: within half a minute%s", lifetime, seen)
+		}
+		if seen := steps(60); seen != "" {
+			t.Errorf("lifetime %s: it goes on%s", lifetime, seen)
+		}
+	}
+}
+
 // responder answers probes as the programs do.
 func responder(t *testing.T, port uint16, addr string, mute *atomic.Bool) {
 	t.Helper()

@@ -97,7 +97,7 @@ func Again(ctx context.Context, d Deps, p *keyspacev1.Peer, all []*keyspacev1.Pe
 	}
 	others := slices.DeleteFunc(slices.Clone(all), func(o *keyspacev1.Peer) bool { return o.GetName() == p.GetName() })
 	fs := Preflight(Side{Own: own, CA: d.Creds.CA(), Peers: others, Now: d.Now()}, Candidate{Cluster: c, Bundle: bundle, Skew: skew})
-	return Result{Peer: c, Findings: append(fs, checkReach(ctx, p.GetName(), p.GetEndpoints())...)}, nil
+	return Result{Peer: c, Findings: append(fs, checkReach(ctx, p.GetName(), p.GetEndpoints(), d.Trust.ClientConfig(p.GetName()))...)}, nil
 }
 
 // Blocks reports whether a finding stops the join.
@@ -192,6 +192,7 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 		of := fmt.Sprintf("peer %q", p.GetName())
 		taken = append(taken, ranges(of, "pod", p.GetGrant().GetPodCidrs())...)
 		taken = append(taken, ranges(of, "node", p.GetGrant().GetNodeCidrs())...)
+		taken = append(taken, ranges(of, "service", p.GetGrant().GetServiceCidrs())...)
 	}
 	for _, asked := range []struct {
 		what string
@@ -203,8 +204,8 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 				f.add(true, "cidr", fmt.Sprintf("its %s CIDR %q is not a prefix", asked.what, text), "correct the range in its configuration")
 				continue
 			}
-			if p.Bits() == 0 {
-				f.add(true, asked.what+"-cidr-default-route", fmt.Sprintf("its %s CIDR %s is a default route", asked.what, p), "declare the ranges that are really used")
+			if err := CheckRange(p); err != nil {
+				f.add(true, asked.what+"-cidr-never-granted", fmt.Sprintf("its %s CIDR %s %v", asked.what, p, err), "declare the ranges that are really used")
 				continue
 			}
 			for _, t := range taken {
@@ -217,7 +218,7 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 }
 
 func reportOverlap(f *findings, what string, p netip.Prefix, t ranged) {
-	blocking := what != "service"
+	blocking := what != "service" || t.what != "service"
 	fix := fmt.Sprintf("ask %s for another %s range", f.peer, what)
 	if !blocking {
 		fix = "services keep their own cluster's addresses, so this may stay; do not route service addresses between the clusters"

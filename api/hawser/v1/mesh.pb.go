@@ -715,8 +715,11 @@ type JoinRequest struct {
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	PreflightOnly bool                   `protobuf:"varint,2,opt,name=preflight_only,json=preflightOnly,proto3" json:"preflight_only,omitempty"`
 	// As in SetPeerRequest.
-	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
-	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	StaleAfter  *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	// The grants that were shown and confirmed, as JoinResponse.grants_hash; the
+	// join ends without effect if they are others by now. Empty: whatever they are.
+	Confirmed     []byte `protobuf:"bytes,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	Peer          string `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"` // instead of a token: look at a peer again, and change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -780,6 +783,13 @@ func (x *JoinRequest) GetExpireAfter() int64 {
 	return 0
 }
 
+func (x *JoinRequest) GetConfirmed() []byte {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
 func (x *JoinRequest) GetPeer() string {
 	if x != nil {
 		return x.Peer
@@ -793,6 +803,9 @@ type JoinResponse struct {
 	PeerId        uint32                 `protobuf:"varint,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
 	Findings      []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
 	Joined        bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
+	Grant         *PeerGrant             `protobuf:"bytes,5,opt,name=grant,proto3" json:"grant,omitempty"`                             // what the peer may publish and ask here
+	Granted       *PeerGrant             `protobuf:"bytes,6,opt,name=granted,proto3" json:"granted,omitempty"`                         // what this cluster may publish and ask there
+	GrantsHash    []byte                 `protobuf:"bytes,7,opt,name=grants_hash,json=grantsHash,proto3" json:"grants_hash,omitempty"` // of both
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -853,6 +866,27 @@ func (x *JoinResponse) GetJoined() bool {
 		return x.Joined
 	}
 	return false
+}
+
+func (x *JoinResponse) GetGrant() *PeerGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGranted() *PeerGrant {
+	if x != nil {
+		return x.Granted
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGrantsHash() []byte {
+	if x != nil {
+		return x.GrantsHash
+	}
+	return nil
 }
 
 type Finding struct {
@@ -1214,7 +1248,12 @@ type PeerGrant struct {
 	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
-	Problem       string                 `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`                                                                            // why nothing else is known; empty: nothing is wrong
+	ServiceCidrs  []string               `protobuf:"bytes,14,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	// What it may ask: what policies decide of its packets; our records, to compare
+	// its copy with.
+	Explain       bool   `protobuf:"varint,15,opt,name=explain,proto3" json:"explain,omitempty"`
+	Diff          bool   `protobuf:"varint,16,opt,name=diff,proto3" json:"diff,omitempty"`
+	Problem       string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"` // why nothing else is known; empty: nothing is wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1340,6 +1379,27 @@ func (x *PeerGrant) GetRefused() map[string]uint64 {
 	return nil
 }
 
+func (x *PeerGrant) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
+}
+
+func (x *PeerGrant) GetDiff() bool {
+	if x != nil {
+		return x.Diff
+	}
+	return false
+}
+
 func (x *PeerGrant) GetProblem() string {
 	if x != nil {
 		return x.Problem
@@ -1348,21 +1408,25 @@ func (x *PeerGrant) GetProblem() string {
 }
 
 type ChangeGrantRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Peer            string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	AddPodCidrs     []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
-	RemovePodCidrs  []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
-	AddNodeCidrs    []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
-	RemoveNodeCidrs []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
-	Namespaces      []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
-	AllNamespaces   bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
-	MaxNodes        *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
-	MaxIdentities   *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
-	MaxIps          *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
-	MaxServices     *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
-	MaxBackends     *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Peer               string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	AddPodCidrs        []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
+	RemovePodCidrs     []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
+	AddNodeCidrs       []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
+	RemoveNodeCidrs    []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
+	Namespaces         []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
+	AllNamespaces      bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
+	MaxNodes           *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
+	MaxIdentities      *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
+	MaxIps             *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
+	MaxServices        *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
+	MaxBackends        *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
+	AddServiceCidrs    []string               `protobuf:"bytes,13,rep,name=add_service_cidrs,json=addServiceCidrs,proto3" json:"add_service_cidrs,omitempty"`
+	RemoveServiceCidrs []string               `protobuf:"bytes,14,rep,name=remove_service_cidrs,json=removeServiceCidrs,proto3" json:"remove_service_cidrs,omitempty"`
+	Explain            *bool                  `protobuf:"varint,15,opt,name=explain,proto3,oneof" json:"explain,omitempty"`
+	Diff               *bool                  `protobuf:"varint,16,opt,name=diff,proto3,oneof" json:"diff,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ChangeGrantRequest) Reset() {
@@ -1477,6 +1541,34 @@ func (x *ChangeGrantRequest) GetMaxBackends() uint64 {
 		return *x.MaxBackends
 	}
 	return 0
+}
+
+func (x *ChangeGrantRequest) GetAddServiceCidrs() []string {
+	if x != nil {
+		return x.AddServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemoveServiceCidrs() []string {
+	if x != nil {
+		return x.RemoveServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetExplain() bool {
+	if x != nil && x.Explain != nil {
+		return *x.Explain
+	}
+	return false
+}
+
+func (x *ChangeGrantRequest) GetDiff() bool {
+	if x != nil && x.Diff != nil {
+		return *x.Diff
+	}
+	return false
 }
 
 type ChangeGrantResponse struct {
@@ -4715,6 +4807,86 @@ func (x *ServicePortInfo) GetTarget() string {
 	return ""
 }
 
+type ReadClusterMetricsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadClusterMetricsRequest) Reset() {
+	*x = ReadClusterMetricsRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadClusterMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadClusterMetricsRequest) ProtoMessage() {}
+
+func (x *ReadClusterMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadClusterMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ReadClusterMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{69}
+}
+
+type ClusterMetricsText struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // in the text format of Prometheus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterMetricsText) Reset() {
+	*x = ClusterMetricsText{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterMetricsText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterMetricsText) ProtoMessage() {}
+
+func (x *ClusterMetricsText) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterMetricsText.ProtoReflect.Descriptor instead.
+func (*ClusterMetricsText) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ClusterMetricsText) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
@@ -4783,21 +4955,26 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xcd\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xeb\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
 	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
 	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x12\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\fR\tconfirmed\x12\x12\n" +
 	"\x04peer\x18\x0f \x01(\tR\x04peerB\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\x83\x01\n" +
+	"\r_expire_after\"\x80\x02\n" +
 	"\fJoinResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x17\n" +
 	"\apeer_id\x18\x02 \x01(\rR\x06peerId\x12.\n" +
 	"\bfindings\x18\x03 \x03(\v2\x12.hawser.v1.FindingR\bfindings\x12\x16\n" +
-	"\x06joined\x18\x04 \x01(\bR\x06joined\"\x7f\n" +
+	"\x06joined\x18\x04 \x01(\bR\x06joined\x12*\n" +
+	"\x05grant\x18\x05 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12.\n" +
+	"\agranted\x18\x06 \x01(\v2\x14.hawser.v1.PeerGrantR\agranted\x12\x1f\n" +
+	"\vgrants_hash\x18\a \x01(\fR\n" +
+	"grantsHash\"\x7f\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x1a\n" +
 	"\bblocking\x18\x02 \x01(\bR\bblocking\x12\x16\n" +
@@ -4818,7 +4995,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
 	"\x11ListGrantsRequest\"B\n" +
 	"\x12ListGrantsResponse\x12,\n" +
-	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\x96\x04\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xe9\x04\n" +
 	"\tPeerGrant\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -4837,11 +5014,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\f \x03(\tR\n" +
 	"namespaces\x12;\n" +
-	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12\x18\n" +
-	"\aproblem\x18\x0e \x01(\tR\aproblem\x1a:\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12#\n" +
+	"\rservice_cidrs\x18\x0e \x03(\tR\fserviceCidrs\x12\x18\n" +
+	"\aexplain\x18\x0f \x01(\bR\aexplain\x12\x12\n" +
+	"\x04diff\x18\x10 \x01(\bR\x04diff\x12\x18\n" +
+	"\aproblem\x18\x11 \x01(\tR\aproblem\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc5\x05\n" +
 	"\x12ChangeGrantRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\"\n" +
 	"\radd_pod_cidrs\x18\x02 \x03(\tR\vaddPodCidrs\x12(\n" +
@@ -4857,14 +5037,21 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\amax_ips\x18\n" +
 	" \x01(\x04H\x02R\x06maxIps\x88\x01\x01\x12&\n" +
 	"\fmax_services\x18\v \x01(\x04H\x03R\vmaxServices\x88\x01\x01\x12&\n" +
-	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01B\f\n" +
+	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01\x12*\n" +
+	"\x11add_service_cidrs\x18\r \x03(\tR\x0faddServiceCidrs\x120\n" +
+	"\x14remove_service_cidrs\x18\x0e \x03(\tR\x12removeServiceCidrs\x12\x1d\n" +
+	"\aexplain\x18\x0f \x01(\bH\x05R\aexplain\x88\x01\x01\x12\x17\n" +
+	"\x04diff\x18\x10 \x01(\bH\x06R\x04diff\x88\x01\x01B\f\n" +
 	"\n" +
 	"_max_nodesB\x11\n" +
 	"\x0f_max_identitiesB\n" +
 	"\n" +
 	"\b_max_ipsB\x0f\n" +
 	"\r_max_servicesB\x0f\n" +
-	"\r_max_backends\"[\n" +
+	"\r_max_backendsB\n" +
+	"\n" +
+	"\b_explainB\a\n" +
+	"\x05_diff\"[\n" +
 	"\x13ChangeGrantResponse\x12*\n" +
 	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\"\x11\n" +
@@ -5130,7 +5317,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\x85\x10\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\"\x1b\n" +
+	"\x19ReadClusterMetricsRequest\"(\n" +
+	"\x12ClusterMetricsText\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xd9\x10\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -5151,7 +5341,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"InviteNode\x12\x1c.hawser.v1.InviteNodeRequest\x1a\x1d.hawser.v1.InviteNodeResponse\x12I\n" +
 	"\n" +
 	"ForgetNode\x12\x1c.hawser.v1.ForgetNodeRequest\x1a\x1d.hawser.v1.ForgetNodeResponse\x12F\n" +
-	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12F\n" +
+	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12R\n" +
+	"\vReadMetrics\x12$.hawser.v1.ReadClusterMetricsRequest\x1a\x1d.hawser.v1.ClusterMetricsText\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12@\n" +
@@ -5178,176 +5369,182 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
-	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
-	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
-	(*EtcdMember)(nil),             // 2: hawser.v1.EtcdMember
-	(*BackupRequest)(nil),          // 3: hawser.v1.BackupRequest
-	(*BackupChunk)(nil),            // 4: hawser.v1.BackupChunk
-	(*RestoreChunk)(nil),           // 5: hawser.v1.RestoreChunk
-	(*RestoreResponse)(nil),        // 6: hawser.v1.RestoreResponse
-	(*InviteRequest)(nil),          // 7: hawser.v1.InviteRequest
-	(*InviteResponse)(nil),         // 8: hawser.v1.InviteResponse
-	(*JoinRequest)(nil),            // 9: hawser.v1.JoinRequest
-	(*JoinResponse)(nil),           // 10: hawser.v1.JoinResponse
-	(*Finding)(nil),                // 11: hawser.v1.Finding
-	(*SetPeerRequest)(nil),         // 12: hawser.v1.SetPeerRequest
-	(*SetPeerResponse)(nil),        // 13: hawser.v1.SetPeerResponse
-	(*LeaveRequest)(nil),           // 14: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),          // 15: hawser.v1.LeaveResponse
-	(*ListGrantsRequest)(nil),      // 16: hawser.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),     // 17: hawser.v1.ListGrantsResponse
-	(*PeerGrant)(nil),              // 18: hawser.v1.PeerGrant
-	(*ChangeGrantRequest)(nil),     // 19: hawser.v1.ChangeGrantRequest
-	(*ChangeGrantResponse)(nil),    // 20: hawser.v1.ChangeGrantResponse
-	(*CAStatusRequest)(nil),        // 21: hawser.v1.CAStatusRequest
-	(*CAStatusReport)(nil),         // 22: hawser.v1.CAStatusReport
-	(*CertificateInfo)(nil),        // 23: hawser.v1.CertificateInfo
-	(*RotateCARequest)(nil),        // 24: hawser.v1.RotateCARequest
-	(*MeshStatusRequest)(nil),      // 25: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 26: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 27: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 28: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 29: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 30: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 31: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 32: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 33: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 34: hawser.v1.ForgetNodeResponse
-	(*DrainNodeRequest)(nil),       // 35: hawser.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),      // 36: hawser.v1.DrainNodeResponse
-	(*ListNodesRequest)(nil),       // 37: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 38: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 39: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 40: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 41: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 42: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 43: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 44: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 45: hawser.v1.VTEPInfo
-	(*AddVTEPRequest)(nil),         // 46: hawser.v1.AddVTEPRequest
-	(*AddVTEPResponse)(nil),        // 47: hawser.v1.AddVTEPResponse
-	(*DeleteVTEPRequest)(nil),      // 48: hawser.v1.DeleteVTEPRequest
-	(*DeleteVTEPResponse)(nil),     // 49: hawser.v1.DeleteVTEPResponse
-	(*ApplyPolicyRequest)(nil),     // 50: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 51: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 52: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 53: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 54: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 55: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 56: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 57: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 58: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 59: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 60: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 61: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 62: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 63: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 64: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 65: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 66: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 67: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 68: hawser.v1.ServicePortInfo
-	nil,                            // 69: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 70: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 71: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 72: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 73: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 74: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 75: hawser.v1.FrontendBackend
+	(*ClusterStatusRequest)(nil),      // 0: hawser.v1.ClusterStatusRequest
+	(*ClusterStatusReport)(nil),       // 1: hawser.v1.ClusterStatusReport
+	(*EtcdMember)(nil),                // 2: hawser.v1.EtcdMember
+	(*BackupRequest)(nil),             // 3: hawser.v1.BackupRequest
+	(*BackupChunk)(nil),               // 4: hawser.v1.BackupChunk
+	(*RestoreChunk)(nil),              // 5: hawser.v1.RestoreChunk
+	(*RestoreResponse)(nil),           // 6: hawser.v1.RestoreResponse
+	(*InviteRequest)(nil),             // 7: hawser.v1.InviteRequest
+	(*InviteResponse)(nil),            // 8: hawser.v1.InviteResponse
+	(*JoinRequest)(nil),               // 9: hawser.v1.JoinRequest
+	(*JoinResponse)(nil),              // 10: hawser.v1.JoinResponse
+	(*Finding)(nil),                   // 11: hawser.v1.Finding
+	(*SetPeerRequest)(nil),            // 12: hawser.v1.SetPeerRequest
+	(*SetPeerResponse)(nil),           // 13: hawser.v1.SetPeerResponse
+	(*LeaveRequest)(nil),              // 14: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),             // 15: hawser.v1.LeaveResponse
+	(*ListGrantsRequest)(nil),         // 16: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),        // 17: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),                 // 18: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),        // 19: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),       // 20: hawser.v1.ChangeGrantResponse
+	(*CAStatusRequest)(nil),           // 21: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),            // 22: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),           // 23: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),           // 24: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),         // 25: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),        // 26: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),                // 27: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),           // 28: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),          // 29: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                   // 30: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),         // 31: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),        // 32: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),         // 33: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 34: hawser.v1.ForgetNodeResponse
+	(*DrainNodeRequest)(nil),          // 35: hawser.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),         // 36: hawser.v1.DrainNodeResponse
+	(*ListNodesRequest)(nil),          // 37: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 38: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 39: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),     // 40: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),    // 41: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),              // 42: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),          // 43: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),         // 44: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),                  // 45: hawser.v1.VTEPInfo
+	(*AddVTEPRequest)(nil),            // 46: hawser.v1.AddVTEPRequest
+	(*AddVTEPResponse)(nil),           // 47: hawser.v1.AddVTEPResponse
+	(*DeleteVTEPRequest)(nil),         // 48: hawser.v1.DeleteVTEPRequest
+	(*DeleteVTEPResponse)(nil),        // 49: hawser.v1.DeleteVTEPResponse
+	(*ApplyPolicyRequest)(nil),        // 50: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 51: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),             // 52: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),       // 53: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),      // 54: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 55: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 56: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),                // 57: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),      // 58: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),          // 59: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),     // 60: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),       // 61: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),      // 62: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),      // 63: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 64: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),       // 65: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 66: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),               // 67: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),           // 68: hawser.v1.ServicePortInfo
+	(*ReadClusterMetricsRequest)(nil), // 69: hawser.v1.ReadClusterMetricsRequest
+	(*ClusterMetricsText)(nil),        // 70: hawser.v1.ClusterMetricsText
+	nil,                               // 71: hawser.v1.PeerGrant.RefusedEntry
+	nil,                               // 72: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                               // 73: hawser.v1.PeerStatus.RefusedEntry
+	nil,                               // 74: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                               // 75: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                   // 76: hawser.v1.Problem
+	(*FrontendBackend)(nil),           // 77: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	74, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	76, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	18, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	69, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
-	18, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
-	23, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
-	27, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	70, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	71, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	11, // 10: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
-	30, // 11: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	39, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	42, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	45, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	45, // 15: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
-	45, // 16: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
-	52, // 17: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	52, // 18: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	57, // 19: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	59, // 20: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	59, // 21: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	52, // 22: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	52, // 23: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	67, // 24: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	68, // 25: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	75, // 26: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	72, // 27: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	73, // 28: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 29: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 30: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 31: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	14, // 32: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	16, // 33: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	19, // 34: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	21, // 35: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	24, // 36: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	12, // 37: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	25, // 38: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	28, // 39: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 40: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 41: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	31, // 42: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	33, // 43: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	35, // 44: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	37, // 45: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	40, // 46: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	43, // 47: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	46, // 48: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
-	48, // 49: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
-	50, // 50: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	53, // 51: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	55, // 52: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	58, // 53: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	61, // 54: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	63, // 55: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	65, // 56: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 57: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 58: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 59: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 60: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	17, // 61: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	20, // 62: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	22, // 63: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	22, // 64: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	13, // 65: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	26, // 66: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	29, // 67: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 68: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 69: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	32, // 70: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	34, // 71: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	36, // 72: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	38, // 73: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	41, // 74: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	44, // 75: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	47, // 76: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
-	49, // 77: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
-	51, // 78: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	54, // 79: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	56, // 80: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	60, // 81: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	62, // 82: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	64, // 83: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	66, // 84: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	57, // [57:85] is the sub-list for method output_type
-	29, // [29:57] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	18, // 3: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
+	18, // 4: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
+	18, // 5: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	71, // 6: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	18, // 7: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	23, // 8: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	27, // 9: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	72, // 10: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	73, // 11: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	11, // 12: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	30, // 13: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	39, // 14: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	42, // 15: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	45, // 16: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	45, // 17: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	45, // 18: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	52, // 19: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 20: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	57, // 21: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	59, // 22: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	59, // 23: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	52, // 24: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	52, // 25: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	67, // 26: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	68, // 27: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	77, // 28: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	74, // 29: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	75, // 30: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 31: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	7,  // 32: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	9,  // 33: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	14, // 34: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	16, // 35: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	19, // 36: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	21, // 37: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	24, // 38: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	12, // 39: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	25, // 40: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	28, // 41: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	3,  // 42: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	5,  // 43: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	31, // 44: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	33, // 45: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	35, // 46: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	69, // 47: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
+	37, // 48: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	40, // 49: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	43, // 50: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	46, // 51: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
+	48, // 52: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
+	50, // 53: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	53, // 54: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	55, // 55: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	58, // 56: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	61, // 57: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	63, // 58: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	65, // 59: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 60: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	8,  // 61: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	10, // 62: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	15, // 63: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	17, // 64: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	20, // 65: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	22, // 66: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	22, // 67: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	13, // 68: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	26, // 69: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	29, // 70: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	4,  // 71: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	6,  // 72: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	32, // 73: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	34, // 74: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	36, // 75: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	70, // 76: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
+	38, // 77: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	41, // 78: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	44, // 79: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	47, // 80: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
+	49, // 81: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
+	51, // 82: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	54, // 83: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	56, // 84: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	60, // 85: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	62, // 86: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	64, // 87: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	66, // 88: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	60, // [60:89] is the sub-list for method output_type
+	31, // [31:60] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -5365,7 +5562,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,7 @@ const (
 	Mesh_InviteNode_FullMethodName     = "/hawser.v1.Mesh/InviteNode"
 	Mesh_ForgetNode_FullMethodName     = "/hawser.v1.Mesh/ForgetNode"
 	Mesh_DrainNode_FullMethodName      = "/hawser.v1.Mesh/DrainNode"
+	Mesh_ReadMetrics_FullMethodName    = "/hawser.v1.Mesh/ReadMetrics"
 	Mesh_ListNodes_FullMethodName      = "/hawser.v1.Mesh/ListNodes"
 	Mesh_ListIdentities_FullMethodName = "/hawser.v1.Mesh/ListIdentities"
 	Mesh_ListVTEPs_FullMethodName      = "/hawser.v1.Mesh/ListVTEPs"
@@ -88,6 +89,8 @@ type MeshClient interface {
 	// DrainNode takes a node's backends out of, or back into, the choice for new
 	// connections. Those that they have live on.
 	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error)
+	// ReadMetrics is what /metrics says now.
+	ReadMetrics(ctx context.Context, in *ReadClusterMetricsRequest, opts ...grpc.CallOption) (*ClusterMetricsText, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
 	ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error)
@@ -286,6 +289,16 @@ func (c *meshClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts .
 	return out, nil
 }
 
+func (c *meshClient) ReadMetrics(ctx context.Context, in *ReadClusterMetricsRequest, opts ...grpc.CallOption) (*ClusterMetricsText, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClusterMetricsText)
+	err := c.cc.Invoke(ctx, Mesh_ReadMetrics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNodesResponse)
@@ -440,6 +453,8 @@ type MeshServer interface {
 	// DrainNode takes a node's backends out of, or back into, the choice for new
 	// connections. Those that they have live on.
 	DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error)
+	// ReadMetrics is what /metrics says now.
+	ReadMetrics(context.Context, *ReadClusterMetricsRequest) (*ClusterMetricsText, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
 	ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error)
@@ -513,6 +528,9 @@ func (UnimplementedMeshServer) ForgetNode(context.Context, *ForgetNodeRequest) (
 }
 func (UnimplementedMeshServer) DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
+}
+func (UnimplementedMeshServer) ReadMetrics(context.Context, *ReadClusterMetricsRequest) (*ClusterMetricsText, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadMetrics not implemented")
 }
 func (UnimplementedMeshServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
@@ -841,6 +859,24 @@ func _Mesh_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_ReadMetrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadClusterMetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ReadMetrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ReadMetrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ReadMetrics(ctx, req.(*ReadClusterMetricsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListNodesRequest)
 	if err := dec(in); err != nil {
@@ -1119,6 +1155,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DrainNode",
 			Handler:    _Mesh_DrainNode_Handler,
+		},
+		{
+			MethodName: "ReadMetrics",
+			Handler:    _Mesh_ReadMetrics_Handler,
 		},
 		{
 			MethodName: "ListNodes",

@@ -2120,9 +2120,12 @@ func (x *Gossip) GetUpdatedAt() int64 {
 
 // GossipKeys is private/<c>/gossip-keys: the same keys with their age.
 type GossipKeys struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
+	// Keys made before this time are known to somebody who is no member any more
+	// and are replaced soon; Unix ns.
+	ReplaceBefore int64 `protobuf:"varint,2,opt,name=replace_before,json=replaceBefore,proto3" json:"replace_before,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2162,6 +2165,13 @@ func (x *GossipKeys) GetKeys() []*GossipKey {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *GossipKeys) GetReplaceBefore() int64 {
+	if x != nil {
+		return x.ReplaceBefore
+	}
+	return 0
 }
 
 func (x *GossipKeys) GetUpdatedAt() int64 {
@@ -2399,7 +2409,10 @@ type PeerView struct {
 	FreshAt     int64  `protobuf:"varint,17,opt,name=fresh_at,json=freshAt,proto3" json:"fresh_at,omitempty"` // when its data was last known to be complete, Unix ns
 	// The peer's clock minus that of the API server that wrote this, ns; up to a
 	// minute old unless it jumps. Times in the peer's records are by its clock.
-	ClockOffset   int64 `protobuf:"varint,18,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
+	ClockOffset int64 `protobuf:"varint,18,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
+	// All that the peer may publish here; agents judge its records by it. Absent
+	// in what an earlier version wrote: the ranges above are what is granted.
+	Grant         *Grant `protobuf:"bytes,19,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2558,6 +2571,13 @@ func (x *PeerView) GetClockOffset() int64 {
 		return x.ClockOffset
 	}
 	return 0
+}
+
+func (x *PeerView) GetGrant() *Grant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
 }
 
 // Position names a point in a cluster's history. Another incarnation, or a
@@ -2837,7 +2857,7 @@ func (x *Peer) GetUpdatedAt() int64 {
 	return 0
 }
 
-// Grant is what a peer may publish here; pinned at join.
+// Grant is what a peer may publish here, and read from here; pinned at join.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PodCidrs      []string               `protobuf:"bytes,1,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
@@ -2851,9 +2871,17 @@ type Grant struct {
 	MaxBackends   uint64                 `protobuf:"varint,9,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,10,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // empty means all
 	// It may ask what our policies say of its workloads' packets.
-	Explain       bool `protobuf:"varint,16,opt,name=explain,proto3" json:"explain,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Explain bool `protobuf:"varint,16,opt,name=explain,proto3" json:"explain,omitempty"`
+	// It may compare its copy of our records with them. Absent, as in grants of
+	// before: yes.
+	Diff *bool `protobuf:"varint,17,opt,name=diff,proto3,oneof" json:"diff,omitempty"`
+	// Service ranges, which may be those of others too: no address in them is ever
+	// reached by the peer's word.
+	ServiceCidrs []string `protobuf:"bytes,18,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	// False in grants made before service ranges were pinned.
+	ServiceCidrsPinned bool `protobuf:"varint,19,opt,name=service_cidrs_pinned,json=serviceCidrsPinned,proto3" json:"service_cidrs_pinned,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
@@ -2959,6 +2987,27 @@ func (x *Grant) GetNamespaces() []string {
 func (x *Grant) GetExplain() bool {
 	if x != nil {
 		return x.Explain
+	}
+	return false
+}
+
+func (x *Grant) GetDiff() bool {
+	if x != nil && x.Diff != nil {
+		return *x.Diff
+	}
+	return false
+}
+
+func (x *Grant) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *Grant) GetServiceCidrsPinned() bool {
+	if x != nil {
+		return x.ServiceCidrsPinned
 	}
 	return false
 }
@@ -3453,10 +3502,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06Gossip\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\fR\x04keys\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"^\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x85\x01\n" +
 	"\n" +
 	"GossipKeys\x121\n" +
-	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12\x1d\n" +
+	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12%\n" +
+	"\x0ereplace_before\x18\x02 \x01(\x03R\rreplaceBefore\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"g\n" +
 	"\tGossipKey\x12\x16\n" +
@@ -3476,7 +3526,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xfe\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x05\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -3501,7 +3551,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x12&\n" +
 	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
 	"\bfresh_at\x18\x11 \x01(\x03R\afreshAt\x12!\n" +
-	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffsetB\x0f\n" +
+	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffset\x12/\n" +
+	"\x05grant\x18\x13 \x01(\v2\x19.hawser.keyspace.v1.GrantR\x05grantB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
 	"\r_expire_after\"^\n" +
 	"\bPosition\x12 \n" +
@@ -3542,7 +3593,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
 	"\rSTATE_LEAVING\x10\x03B\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\xe6\x02\n" +
+	"\r_expire_after\"\xdf\x03\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
@@ -3558,7 +3609,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"namespaces\x18\n" +
 	" \x03(\tR\n" +
 	"namespaces\x12\x18\n" +
-	"\aexplain\x18\x10 \x01(\bR\aexplain\"\x88\x02\n" +
+	"\aexplain\x18\x10 \x01(\bR\aexplain\x12\x17\n" +
+	"\x04diff\x18\x11 \x01(\bH\x00R\x04diff\x88\x01\x01\x12#\n" +
+	"\rservice_cidrs\x18\x12 \x03(\tR\fserviceCidrs\x120\n" +
+	"\x14service_cidrs_pinned\x18\x13 \x01(\bR\x12serviceCidrsPinnedB\a\n" +
+	"\x05_diff\"\x88\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x0e\n" +
@@ -3679,14 +3734,15 @@ var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	28, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
 	32, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
 	32, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
-	4,  // 22: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	35, // 23: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
-	5,  // 24: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	35, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
+	4,  // 23: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
+	35, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	5,  // 25: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -3696,6 +3752,7 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	}
 	file_api_keyspace_v1_keyspace_proto_msgTypes[25].OneofWrappers = []any{}
 	file_api_keyspace_v1_keyspace_proto_msgTypes[28].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
