@@ -192,7 +192,7 @@ func (a *Agent) openKeyspace() error {
 		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
 	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.publisher.wakeStatus, a.log)
-	a.publisher.paths = a.watchman.reports
+	a.publisher.paths, a.publisher.refutes = a.watchman.reports, a.watchman.refutes.Load
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
@@ -278,6 +278,7 @@ func (a *Agent) makeStores() error {
 	}
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		judged(b)
+		a.watchman.state(b)
 		a.unreadable.apply(kvstore.State, b)
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)

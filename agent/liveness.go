@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
@@ -34,6 +35,9 @@ type watchman struct {
 	gossip *liveness.Gossip
 	tell   func()        // publishes what the probes say
 	wake   chan struct{} // the table has changed
+	// refutes is the revision of the record that says that this agent does not
+	// run; see keyspacev1.NodeStatus.
+	refutes atomic.Int64
 
 	mu      sync.Mutex
 	told    bool // this run has published something; before, the record is an earlier run's
@@ -102,6 +106,20 @@ func (w *watchman) local(b store.Batch) {
 	}
 }
 
+// state takes a batch of the state/ reader: that this agent is said not to run it
+// denies at once.
+func (w *watchman) state(b store.Batch) {
+	for _, c := range b.Changes {
+		r, ok := c.Record.(*keyspacev1.NodeHealth)
+		if !ok || c.Key.Cluster != w.self.Cluster || c.Key.Names[0] != w.self.Node || liveness.ParseWitness(r.GetProcess()) != liveness.Down {
+			continue
+		}
+		w.refutes.Store(c.KV.ModRevision)
+		w.log.Warn("gossip does not hear this agent; say that it runs", "health", liveness.StateName(r.GetState()))
+		w.tell()
+	}
+}
+
 func (w *watchman) remember(r *keyspacev1.NodeStatus) {
 	w.mu.Lock()
 	told := w.told
@@ -161,9 +179,9 @@ func (w *watchman) retarget() {
 	if !w.view.takeMoved() {
 		return
 	}
-	serving := w.view.lb.Serving()
+	serving, questioned := w.view.lb.Serving(), w.table.Questioned()
 	chosen := liveness.Targets(w.self, w.table.Candidates(), func(n liveness.NodeID) bool {
-		return serving[[2]string{n.Cluster, n.Node}]
+		return serving[[2]string{n.Cluster, n.Node}] || questioned[n]
 	})
 	now := make(map[liveness.NodeID]bool, len(chosen))
 	for _, t := range chosen {
@@ -243,7 +261,7 @@ func (w *watchman) problems() (out []*hawserv1.Problem) {
 // liveness takes records of nodes, health and peers.
 func (v *view) liveness(c store.Change) {
 	switch c.Key.Kind {
-	case kvstore.KindNode, kvstore.KindSlice, kvstore.KindService:
+	case kvstore.KindNode, kvstore.KindSlice, kvstore.KindService, kvstore.KindHealth:
 		v.moved = true
 	}
 	id := func() liveness.NodeID { return liveness.NodeID{Cluster: c.Key.Cluster, Node: c.Key.Names[0]} }
