@@ -191,7 +191,7 @@ func (a *Agent) openKeyspace() error {
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
 		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
-	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.publisher.wakeStatus, a.log)
+	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.mtu, a.publisher.wakeStatus, a.log)
 	a.publisher.paths, a.publisher.refutes = a.watchman.reports, a.watchman.refutes.Load
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,

@@ -45,14 +45,15 @@ type watchman struct {
 }
 
 // newWatchman makes one that has seen nothing. conn is bound to the tunnel's
-// port.
-func newWatchman(cfg *Config, view *view, conn *net.UDPConn, tell func(), log *slog.Logger) *watchman {
+// port, mtu is the underlay's.
+func newWatchman(cfg *Config, view *view, conn *net.UDPConn, mtu int, tell func(), log *slog.Logger) *watchman {
 	w := &watchman{
 		self: liveness.NodeID{Cluster: cfg.Cluster, Node: cfg.Node}, log: log, view: view, table: view.alive,
 		tell: tell, wake: make(chan struct{}, 1), targets: map[liveness.NodeID]bool{},
 	}
 	w.probes = liveness.NewProbes(liveness.ProbesConfig{
 		Self: cfg.NodeAddress, Conn: conn, Port: cfg.TunnelPort, Changed: w.pathsChanged, Log: log,
+		Sizer: liveness.SizerConfig{Full: mtu}, Sized: tell,
 	})
 	w.gossip = liveness.NewGossip(liveness.GossipConfig{
 		Cluster: cfg.Cluster, Name: cfg.Node, Listen: netip.AddrPortFrom(cfg.NodeAddress, liveness.GossipPort),
@@ -206,6 +207,7 @@ func (w *watchman) reports() (out []*keyspacev1.PathReport) {
 		if said := p.Path.Witness(); said != liveness.Unknown {
 			out = append(out, &keyspacev1.PathReport{
 				Cluster: p.Cluster, Node: p.Node, Up: said == liveness.Up, Since: p.Since.UnixNano(),
+				Mtu: uint32(p.MTU), FullMtu: uint32(p.FullMTU),
 			})
 		}
 	}
@@ -227,6 +229,7 @@ func (w *watchman) paths() (out []*hawserv1.NodePath) {
 			row.Address = r.Addr.String()
 		}
 		if p, ok := probed[r.NodeID]; ok {
+			row.Mtu, row.FullMtu = uint32(p.MTU), uint32(p.FullMTU)
 			row.Path, row.RttSeconds, row.Sent, row.Answered = p.Path.String(), p.RTT.Seconds(), p.Sent, p.Answered
 			if !p.Since.IsZero() {
 				row.Since = p.Since.UnixNano()

@@ -50,6 +50,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_mesh_complete", Help: "1 when everything of every cluster is known and stale state is being removed.", Kind: metrics.Gauge},
 		{Name: "hawser_path_up", Help: "1 while a node answers this node's path probes; 0 also while one that returns is held back.", Kind: metrics.Gauge, Labels: path},
 		{Name: "hawser_path_rtt_seconds", Help: "Round trip of the newest answer to a path probe.", Kind: metrics.Gauge, Labels: path},
+		{Name: "hawser_path_mtu_bytes", Help: "Largest packets, tunnel headers included, that get through to a node and back whole; absent while it is not known.", Kind: metrics.Gauge, Labels: path},
 		{Name: "hawser_path_probes_total", Help: "Path probes sent to a node.", Kind: metrics.Counter, Labels: path},
 		{Name: "hawser_path_answers_total", Help: "Path probes that a node answered.", Kind: metrics.Counter, Labels: path},
 		{Name: "hawser_path_refused_total", Help: "Packets that came as an answer to a path probe and were none: forged, or very late.", Kind: metrics.Counter},
@@ -204,6 +205,9 @@ func (s *nodeState) emitPaths(emit metrics.Emit) {
 		}
 		emit("hawser_path_up", metrics.Bool(p.GetPath() == "up"), p.GetCluster(), p.GetNode())
 		emit("hawser_path_rtt_seconds", p.GetRttSeconds(), p.GetCluster(), p.GetNode())
+		if p.GetMtu() > 0 {
+			emit("hawser_path_mtu_bytes", float64(p.GetMtu()), p.GetCluster(), p.GetNode())
+		}
 		emit("hawser_path_probes_total", float64(p.GetSent()), p.GetCluster(), p.GetNode())
 		emit("hawser_path_answers_total", float64(p.GetAnswered()), p.GetCluster(), p.GetNode())
 	}

@@ -46,7 +46,7 @@ type publisher struct {
 	enforced            func() map[string]int64 // NodeStatus.enforced
 	trust               func() (bundle, signer []byte)
 	paths               func() []*keyspacev1.PathReport
-	refutes             func() int64 // NodeStatus.refutes
+	refutes             func() int64  // NodeStatus.refutes
 	tell                chan struct{} // the status is to be told now
 }
 
