@@ -94,7 +94,24 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	for _, f := range res.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}
+	for _, h := range res.Shakes {
+		out.Handshakes = append(out.Handshakes, shake(h))
+	}
+	if r.GetPeer() != "" {
+		out.Findings = append(out.Findings, s.watchman.tunnels(res.Peer)...)
+	}
 	return out, nil
+}
+
+func shake(h peering.Shake) *hawserv1.Handshake {
+	out := &hawserv1.Handshake{Endpoint: h.Endpoint, Certificate: h.ID()}
+	if h.Leaf != nil {
+		out.Issuer, out.ExpiresAt = h.Leaf.Issuer.CommonName, h.Leaf.NotAfter.UnixNano()
+	}
+	if h.Err != nil {
+		out.Problem = h.Err.Error()
+	}
+	return out
 }
 
 func finding(f *federationv1.Finding) *hawserv1.Finding {

@@ -30,6 +30,8 @@ type Result struct {
 	Peer     *keyspacev1.Cluster
 	Findings []*federationv1.Finding
 	Joined   bool
+	// Shakes are attempts to reach a peer's endpoints; of a peer only.
+	Shakes []Shake
 }
 
 // joinConn is one connection to an inviter's join service.

@@ -42,11 +42,15 @@ func checkReach(ctx context.Context, peer string, endpoints []string) []*federat
 	wg.Wait()
 	for i, err := range errs {
 		if err != nil {
-			f.add(false, "reach", fmt.Sprintf("its federation endpoint %s does not answer from here: %v", endpoints[i], err),
-				"open the port (4243/tcp by default) from this side too; until then only the other side can dial, and streams come back later after a fault")
+			f.unreached(endpoints[i], err)
 		}
 	}
 	return f.list
+}
+
+func (f *findings) unreached(endpoint string, err error) {
+	f.add(false, "reach", fmt.Sprintf("its federation endpoint %s does not answer from here: %v", endpoint, err),
+		"open the port (4243/tcp by default) from this side too; until then only the other side can dial, and streams come back later after a fault")
 }
 
 // checkPathMTU compares what the kernel knows of the way to the other side's API
