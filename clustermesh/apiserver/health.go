@@ -207,6 +207,7 @@ func (c *coroner) store(ctx context.Context, batch []*keyspacev1.NodeHealth) err
 		c.have[name] = r
 		delete(c.unstored, name)
 		if old.GetState() != r.GetState() {
+			c.w.countVerdict(liveness.StateName(r.GetState()))
 			c.w.s.log.Info("node's health", "node", name, "health", liveness.StateName(r.GetState()), "process", r.GetProcess(), "path", r.GetPath(), "witnesses", r.GetWitnesses())
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -36,6 +37,8 @@ type watchman struct {
 	nodes   map[string]netip.Addr // that take part; invalid without an address
 	present map[string]bool
 	reports map[string]report // by prober
+	// verdicts counts changes of a node's health, by what it became.
+	verdicts map[string]uint64
 }
 
 // report is what a node said last.
@@ -46,7 +49,7 @@ type report struct {
 }
 
 func newWatchman(s *Server) *watchman {
-	w := &watchman{s: s, came: make(chan struct{}, 1), nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string]report{}}
+	w := &watchman{s: s, came: make(chan struct{}, 1), nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string]report{}, verdicts: map[string]uint64{}}
 	if s.cfg.ListenGossip.IsValid() {
 		w.gossip = liveness.NewGossip(liveness.GossipConfig{
 			Cluster: s.cfg.Cluster, Name: liveness.APIServerName(s.cfg.Replica), Listen: s.cfg.ListenGossip,
@@ -203,6 +206,26 @@ func (w *watchman) gossipState() (members map[liveness.Witness]int, refused uint
 		members[p]++
 	}
 	return members, w.gossip.Refused()
+}
+
+// verdictCounts are how often nodes' health became what; all states are in it.
+func (w *watchman) verdictCounts() map[string]uint64 {
+	out := map[string]uint64{}
+	for state := range keyspacev1.NodeHealth_State_name {
+		if name := liveness.StateName(keyspacev1.NodeHealth_State(state)); name != "" {
+			out[name] = 0
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.Copy(out, w.verdicts)
+	return out
+}
+
+func (w *watchman) countVerdict(health string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.verdicts[health]++
 }
 
 // problems are what keeps the API server from hearing its nodes.

@@ -18,6 +18,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -210,6 +211,10 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		FederationEndpoints: s.cfg.advertised(),
 		CaExpiresAt:         s.creds.authority().Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs), NodeCidrs: texts(s.cfg.NodeCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last), EtcdNoSpace: stats.NoSpace || stats.Disk.Low,
+		Now: time.Now().UnixNano(), Certificate: pki.ID{Cluster: s.cfg.Cluster, Role: pki.RoleAPIServer}.String(), CertificateExpiresAt: s.creds.expires().UnixNano(),
+	}
+	if r.PodRanges, err = s.podRanges(ctx); err != nil {
+		return nil, apiError(err)
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
