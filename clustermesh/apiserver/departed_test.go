@@ -168,8 +168,8 @@ func TestWitnesses(t *testing.T) {
 	s := start(t, testConfig(t))
 	w := s.watchman
 	w.present["n1"] = true
-	w.reports["n1"] = []*keyspacev1.PathReport{{Cluster: "east", Node: "n2", Up: true}, {Cluster: "east", Node: "n3"}, {Cluster: "west", Node: "n4", Up: true}}
-	w.reports["n9"] = []*keyspacev1.PathReport{{Cluster: "east", Node: "n5", Up: true}}
+	w.reports["n1"] = report{paths: []*keyspacev1.PathReport{{Cluster: "east", Node: "n2", Up: true}, {Cluster: "east", Node: "n3"}, {Cluster: "west", Node: "n4", Up: true}}}
+	w.reports["n9"] = report{paths: []*keyspacev1.PathReport{{Cluster: "east", Node: "n5", Up: true}}}
 	sees := w.witnesses()
 	for node, want := range map[string]bool{"n1": true, "n2": true, "n3": false, "n4": false, "n5": false} {
 		if sees(node) != want {

@@ -18,6 +18,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -98,7 +99,24 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	for _, f := range res.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}
+	for _, h := range res.Shakes {
+		out.Handshakes = append(out.Handshakes, shake(h))
+	}
+	if r.GetPeer() != "" {
+		out.Findings = append(out.Findings, s.watchman.tunnels(res.Peer)...)
+	}
 	return out, nil
+}
+
+func shake(h peering.Shake) *hawserv1.Handshake {
+	out := &hawserv1.Handshake{Endpoint: h.Endpoint, Certificate: h.ID()}
+	if h.Leaf != nil {
+		out.Issuer, out.ExpiresAt = h.Leaf.Issuer.CommonName, h.Leaf.NotAfter.UnixNano()
+	}
+	if h.Err != nil {
+		out.Problem = h.Err.Error()
+	}
+	return out
 }
 
 func finding(f *federationv1.Finding) *hawserv1.Finding {
@@ -205,6 +223,10 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		FederationEndpoints: s.cfg.advertised(),
 		CaExpiresAt:         s.creds.authority().Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs), NodeCidrs: texts(s.cfg.NodeCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last), EtcdNoSpace: stats.NoSpace || stats.Disk.Low,
+		Now: time.Now().UnixNano(), Certificate: pki.ID{Cluster: s.cfg.Cluster, Role: pki.RoleAPIServer}.String(), CertificateExpiresAt: s.creds.expires().UnixNano(),
+	}
+	if r.PodRanges, err = s.podRanges(ctx); err != nil {
+		return nil, apiError(err)
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)

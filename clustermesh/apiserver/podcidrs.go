@@ -94,6 +94,10 @@ func (r *registrar) step(ctx context.Context) error {
 			if err != nil || own[p] == n.msg.GetName() {
 				continue
 			}
+			if p := r.s.outside(n.msg.GetName(), p); p != nil {
+				problems = append(problems, p)
+				continue
+			}
 			if other, taken := own.clash(p, n.msg.GetName()); taken {
 				problems = append(problems, overlapping(n.msg.GetName(), p, other, own[other]))
 				continue

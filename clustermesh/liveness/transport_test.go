@@ -263,7 +263,7 @@ func TestProbes(t *testing.T) {
 	changes := make(chan PathChange, 100)
 	p := NewProbes(ProbesConfig{
 		Self: netip.MustParseAddr("127.0.0.1"), Conn: conn, Port: port, Log: slog.New(slog.DiscardHandler),
-		Prober: ProberConfig{Hold: 300 * time.Millisecond},
+		Prober: ProberConfig{Hold: 300 * time.Millisecond}, Sizer: SizerConfig{Full: 1400},
 		Changed: func(cs []PathChange) {
 			for _, c := range cs {
 				changes <- c
@@ -287,6 +287,7 @@ func TestProbes(t *testing.T) {
 		}
 	}
 	next(PathUp)
+	eventually(t, "large packets get through", func() bool { return p.Paths()[0].MTU == 1400 })
 	mute.Store(true)
 	next(PathDown)
 	// Answers that nobody asked for do not bring it back.
@@ -295,7 +296,7 @@ func TestProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer forger.Close()
-	forged := encodeProbe(there.Addr, netip.MustParseAddr("127.0.0.1"), Nonce{1})
+	forged := encodeProbe(there.Addr, netip.MustParseAddr("127.0.0.1"), Nonce{1}, 0)
 	binary.BigEndian.PutUint16(forged[udpAt:], echoPort)
 	binary.BigEndian.PutUint16(forged[udpAt+2:], askPort)
 	for _, b := range [][]byte{forged, forged[:20], nil, bytes.Repeat([]byte{0xFF}, 1400)} {
@@ -318,9 +319,10 @@ func TestProbes(t *testing.T) {
 }
 
 func FuzzDecodeAnswer(f *testing.F) {
-	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}))
+	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}, 0))
+	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}, 1500))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, ok := decodeAnswer(b, netip.MustParseAddr("192.0.2.1")); ok && len(b) != probeLen {
+		if _, size, ok := decodeAnswer(b, netip.MustParseAddr("192.0.2.1")); ok && (len(b) < probeLen || size != len(b)+outerLen) {
 			t.Error("believed")
 		}
 	})

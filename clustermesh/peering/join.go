@@ -37,6 +37,8 @@ type Result struct {
 	// Grant is what the peer may publish and ask here, Granted what this cluster
 	// may there. Only of a join.
 	Grant, Granted *keyspacev1.Grant
+	// Shakes are attempts to reach a peer's endpoints; of a peer only.
+	Shakes []Shake
 }
 
 // GrantsHash names both grants of a join, so that what was shown can be

@@ -97,7 +97,8 @@ func Again(ctx context.Context, d Deps, p *keyspacev1.Peer, all []*keyspacev1.Pe
 	}
 	others := slices.DeleteFunc(slices.Clone(all), func(o *keyspacev1.Peer) bool { return o.GetName() == p.GetName() })
 	fs := Preflight(Side{Own: own, CA: d.Creds.CA(), Peers: others, Now: d.Now()}, Candidate{Cluster: c, Bundle: bundle, Skew: skew})
-	return Result{Peer: c, Findings: append(fs, checkReach(ctx, p.GetName(), p.GetEndpoints(), d.Trust.ClientConfig(p.GetName()))...)}, nil
+	shakes := Handshakes(ctx, d.Trust, p.GetName(), p.GetEndpoints())
+	return Result{Peer: c, Findings: append(fs, checkShakes(p.GetName(), shakes)...), Shakes: shakes}, nil
 }
 
 // Blocks reports whether a finding stops the join.

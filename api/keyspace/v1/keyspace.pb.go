@@ -1718,10 +1718,13 @@ type NodeStatus struct {
 	// What the node's probes say of the paths to others, on change.
 	Paths []*PathReport `protobuf:"bytes,16,rep,name=paths,proto3" json:"paths,omitempty"`
 	// How the node was told to enforce policy; empty: not known.
-	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
-	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
-	PolicyAudit   bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
-	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	PolicyScope string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
+	PolicyMode  string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
+	PolicyAudit bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	// ModRevision of the NodeHealth record that says of this node that its process
+	// is down, and that it has read: it runs, though gossip does not hear it. 0: none.
+	Refutes       int64 `protobuf:"varint,60,opt,name=refutes,proto3" json:"refutes,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1833,6 +1836,13 @@ func (x *NodeStatus) GetPolicyAudit() bool {
 	return false
 }
 
+func (x *NodeStatus) GetRefutes() int64 {
+	if x != nil {
+		return x.Refutes
+	}
+	return 0
+}
+
 func (x *NodeStatus) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
@@ -1896,11 +1906,15 @@ func (x *TrustBundle) GetUpdatedAt() int64 {
 
 // PathReport is what a node's probes found of the path to another node.
 type PathReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Up            bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node    string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Up      bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	Since   int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	// Bytes of the largest packet, tunnel headers included, that went there and
+	// back whole; 0: not known.
+	Mtu           uint32 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	FullMtu       uint32 `protobuf:"varint,6,opt,name=full_mtu,json=fullMtu,proto3" json:"full_mtu,omitempty"` // what the node's underlay device would carry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1959,6 +1973,20 @@ func (x *PathReport) GetUp() bool {
 func (x *PathReport) GetSince() int64 {
 	if x != nil {
 		return x.Since
+	}
+	return 0
+}
+
+func (x *PathReport) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *PathReport) GetFullMtu() uint32 {
+	if x != nil {
+		return x.FullMtu
 	}
 	return 0
 }
@@ -3448,7 +3476,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc4\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xde\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -3462,7 +3490,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18\r \x01(\tR\n" +
 	"policyMode\x12!\n" +
-	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x1d\n" +
+	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x18\n" +
+	"\arefutes\x18< \x01(\x03R\arefutes\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
@@ -3474,13 +3503,15 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\vTrustBundle\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"`\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x8d\x01\n" +
 	"\n" +
 	"PathReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
-	"\x05since\x18\x04 \x01(\x03R\x05since\"\xdd\x02\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x19\n" +
+	"\bfull_mtu\x18\x06 \x01(\rR\afullMtu\"\xdd\x02\n" +
 	"\n" +
 	"NodeHealth\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
