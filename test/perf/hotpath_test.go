@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 // TestPerfHotPath times the programs for established flows by repeated test runs,
@@ -85,23 +89,125 @@ func (g *rig) established(r *report, f mapFill) {
 		{"pod → service → remote pod, up to the tunnel key", "≤ 200", "pod_restored", "restore", service, service, g.ep.IfIndex},
 		{"from the tunnel to the pod, with stripping", "≤ 180", "overlay", "rewrap", inner, arriving, g.eth},
 	}
+	g.fail(g.coll.Variables["remotes"].Set(uint32(f.ips)))
+	first := rigPeer(0).As4()
+	g.fail(g.coll.Variables["first_remote"].Set(binary.NativeEndian.Uint32(first[:])))
 	if f.ips > 100_000 {
 		g.flows(f.ips)
-		g.fail(g.coll.Variables["remotes"].Set(uint32(f.ips)))
-		first := rigPeer(0).As4()
-		g.fail(g.coll.Variables["first_remote"].Set(binary.NativeEndian.Uint32(first[:])))
 		cases = append(cases, timed{fmt.Sprintf("pod → remote pod, %d flows at random", f.ips), "≤ 450", "pod_random", "random_flow", remote, nil, g.ep.IfIndex})
 	}
+	opening := g.segment(rigPod(), rigPeer(1), rigClientPort, rigServerPort, syn)
+	more := []timed{
+		{"pod → remote pod, judged anew each time", "≤ 300", "pod_slow", "empty", remote, nil, g.ep.IfIndex},
+		{"pod → remote pod, new flow", "reported", "pod_new", "new_flow", opening, nil, g.ep.IfIndex},
+		{"pod → remote pod, first fragment", "reported", "pod", "empty", fragment(remote, 0, true), nil, g.ep.IfIndex},
+		{"pod → remote pod, later fragment", "reported", "pod", "empty", fragment(remote, 64, false), nil, g.ep.IfIndex},
+	}
 	g.measure(r, f, cases)
+	g.churned(r, f, cases)
+	g.measure(r, f, more) // the first of them ends what is cached for all flows
+}
+
+// fragment makes a fragment of a packet: at an offset in bytes, the last or not.
+func fragment(segment []byte, offset uint16, more bool) []byte {
+	const id, off, unit, mf = 14 + 4, 14 + 6, 8, 1 << 13
+	out := append([]byte{}, segment...)
+	bits := offset / unit
+	if more {
+		bits |= mf
+	}
+	out[id] = 7
+	binary.BigEndian.PutUint16(out[off:], bits)
+	return out[:len(out)-(len(out)-14-20)%unit]
+}
+
+// churned compares the cases, quiet and while the agent's part writes other
+// addresses and other endpoints' policies, as fast as the design promises for.
+func (g *rig) churned(r *report, f mapFill, cases []timed) {
+	g.t.Helper()
+	quiet, busy := map[string][]float64{}, map[string][]float64{}
+	for range flags.rounds {
+		for _, c := range cases {
+			quiet[c.name] = append(quiet[c.name], g.long(c))
+		}
+		stop := g.churn()
+		for _, c := range cases {
+			busy[c.name] = append(busy[c.name], g.long(c))
+		}
+		if n := stop(); n < churnRate {
+			g.t.Errorf("only %d changes reached the kernel", n)
+		}
+	}
+	for _, c := range cases {
+		r.add(fmt.Sprintf("%s, under %d ipcache and %d policy changes/s / quiet (%s)", c.name, churnAddresses, churnPolicies, f), "×", "≤ 1.10", ratios(busy[c.name], quiet[c.name]))
+	}
+}
+
+const (
+	churnAddresses = 300
+	churnPolicies  = 100
+	churnRate      = churnAddresses + churnPolicies
+	longRounds     = 20 * rigRounds
+)
+
+// long is the net of a case over so many rounds that changes fall into them.
+func (g *rig) long(c timed) (ns float64) {
+	g.t.Helper()
+	g.set(c)
+	g.in(func() error {
+		took, err := g.run(g.coll.Programs[c.prog], append([]byte{}, c.packet...), c.ifindex, longRounds)
+		if err != nil {
+			return err
+		}
+		less, err := g.run(g.coll.Programs[c.less], append([]byte{}, c.packet...), c.ifindex, longRounds)
+		ns = took - less
+		return err
+	})
+	return ns
+}
+
+// churn writes until it is stopped, and then says how much it wrote.
+func (g *rig) churn() (stop func() int) {
+	end, done := make(chan struct{}), make(chan int)
+	go func() {
+		const first = 1 << 19 // beyond the addresses in use
+		tick := time.NewTicker(time.Second / churnPolicies)
+		defer tick.Stop()
+		n := 0
+		for {
+			select {
+			case <-end:
+				done <- n
+				return
+			case <-tick.C:
+			}
+			for range churnAddresses / churnPolicies {
+				g.tables.IPCache.Set(datapath.IPKey{Prefix: netip.PrefixFrom(rigPeer(first+n%10_000), 32)},
+					datapath.IPEntry{Identity: rigRemote + identity.Number(n/10_000%2), Tunnel: nodeAddr(1)})
+				n++
+			}
+			g.tables.RuleSets.Set(rigRuleSet+1, datapath.RuleSet{ID: rigRuleSet + 1, Egress: true, Entries: map[datapath.PolicyKey]datapath.PolicyEntry{
+				{Direction: datapath.Egress, Identity: rigRemote, Protocol: 6, Port: uint16(n%60000 + 1)}: {},
+			}})
+			n++
+		}
+	}()
+	return func() int { close(end); return <-done }
+}
+
+// set gives the programs the header that they put back.
+func (g *rig) set(c timed) {
+	g.t.Helper()
+	if c.header != nil {
+		g.fail(g.coll.Variables["header"].Set(append(append([]byte{}, c.header...), make([]byte, 128)...)[:128]))
+	}
 }
 
 func (g *rig) measure(r *report, f mapFill, cases []timed) {
 	g.t.Helper()
 	ns := func(prog string, c timed, repeat int) (took float64) {
 		g.t.Helper()
-		if c.header != nil {
-			g.fail(g.coll.Variables["header"].Set(append(append([]byte{}, c.header...), make([]byte, 128)...)[:128]))
-		}
+		g.set(c)
 		g.in(func() (err error) {
 			took, err = g.run(g.coll.Programs[prog], append([]byte{}, c.packet...), c.ifindex, repeat)
 			return err
@@ -126,9 +232,13 @@ func (g *rig) measure(r *report, f mapFill, cases []timed) {
 	if n := g.wrong(); n != 0 {
 		g.t.Fatalf("%d rounds did not end in a redirect", n)
 	}
-	r.add(fmt.Sprintf("empty program (%s)", f), "ns", "", raw["empty"])
 	two := differences(raw["lookups"], raw["empty"])
-	r.add(fmt.Sprintf("calibration: two hash lookups, net (%s)", f), "ns", "", two)
+	for _, v := range raw["empty"] {
+		r.append(fmt.Sprintf("calibration: empty program (%s)", f), "ns", "", v)
+	}
+	for _, v := range two {
+		r.append(fmt.Sprintf("calibration: two hash lookups, net (%s)", f), "ns", "", v)
+	}
 	for _, c := range cases {
 		r.add(fmt.Sprintf("%s (%s)", c.name, f), "ns", c.goal, raw[c.name])
 		r.add("  in multiples of two hash lookups", "×", "", ratios(raw[c.name], two))

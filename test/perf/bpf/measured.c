@@ -151,6 +151,44 @@ int pod_random(struct __sk_buff *skb)
 	return judged(run_pod(skb));
 }
 
+/* A packet whose cached outcome is out of date each time. */
+SEC("tc")
+int pod_slow(struct __sk_buff *skb)
+{
+	__u32 last = IP_EPOCHS, *epoch = bpf_map_lookup_elem(&ipcache_epochs, &last);
+
+	if (epoch)
+		(*epoch)++;
+	return judged(run_pod(skb));
+}
+
+static __always_inline int pick_port(struct __sk_buff *skb)
+{
+	struct iphdr *ip = data(skb) + ETH_HLEN;
+	struct udphdr *l4 = (void *)(ip + 1);
+
+	if ((void *)(l4 + 1) > data_end(skb))
+		return TC_ACT_SHOT;
+	state++;
+	l4->source = state;
+	ip->daddr = bpf_htonl(bpf_ntohl(first_remote) + (__u32)(state >> 16) % remotes);
+	return TC_ACT_REDIRECT;
+}
+
+SEC("tc")
+int new_flow(struct __sk_buff *skb)
+{
+	return pick_port(skb);
+}
+
+/* A packet that opens a flow. */
+SEC("tc")
+int pod_new(struct __sk_buff *skb)
+{
+	pick_port(skb);
+	return judged(run_pod(skb));
+}
+
 static __always_inline void wrap(struct __sk_buff *skb)
 {
 	bpf_skb_adjust_room(skb, TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
