@@ -40,8 +40,33 @@ enum {
 	SOCK_PROCEED = 1,
 };
 
-/* Sends the socket to a backend. A socket that is not connected stays with one
- * for as long as the service's backends are the same. */
+/* The backend of a socket: any for one that connects, the same for as long as the
+ * service's backends are the same for one that does not. */
+static __always_inline struct backend *sock_backend(const struct frontend *fe, __u64 cookie,
+                                                    const struct tuple4 *t, __u16 flags,
+                                                    __u32 *number)
+{
+	if (flags & SOCK_CONNECTED)
+		return slot_backend(fe, bpf_get_prandom_u32(), number);
+	return pick_backend(fe, ((__u32)cookie ^ t->daddr ^ t->dport) * 0x9E3779B1, number);
+}
+
+/* Remembers the service. What is known already is not written again: that costs
+ * more than all the rest. */
+static __always_inline int sock_remember(const struct sock_key *key, const struct sock_peer *peer)
+{
+	const struct sock_peer *known = bpf_map_lookup_elem(&sock_peers, key);
+
+	if (known && known->addr.w[3] == peer->addr.w[3] && known->addr.w[2] == peer->addr.w[2] &&
+	    known->port == peer->port && known->flags == peer->flags &&
+	    known->frontend == peer->frontend)
+		return 0;
+	if (known && !(peer->flags & SOCK_CONNECTED))
+		return 0;
+	return bpf_map_update_elem(&sock_peers, key, peer, BPF_ANY);
+}
+
+/* Sends the socket to a backend. */
 static __always_inline void sock_to_backend(struct bpf_sock_addr *ctx, __u16 flags)
 {
 	struct tuple4 t = {
@@ -50,23 +75,20 @@ static __always_inline void sock_to_backend(struct bpf_sock_addr *ctx, __u16 fla
 	struct sock_key key = {.proto = t.proto};
 	struct sock_peer peer = {.port = t.dport, .flags = flags};
 	struct backend *b;
-	__u32 number, pick;
+	__u32 number;
 
 	if (!fe || fe->affinity)
 		return;
 	key.cookie = bpf_get_socket_cookie(ctx);
-	pick = flags & SOCK_CONNECTED ? bpf_get_prandom_u32()
-	                              : ((__u32)key.cookie ^ t.daddr ^ t.dport) * 0x9E3779B1;
-	b = pick_backend(fe, pick, &number);
+	b = sock_backend(fe, key.cookie, &t, flags, &number);
 	if (!b)
 		return;
 	key.addr = b->addr;
 	key.port = b->port;
 	peer.addr = addr4(t.daddr);
 	peer.frontend = fe->number;
-	if (flags & SOCK_CONNECTED || !bpf_map_lookup_elem(&sock_peers, &key))
-		if (bpf_map_update_elem(&sock_peers, &key, &peer, BPF_ANY))
-			return;
+	if (sock_remember(&key, &peer))
+		return;
 	ctx->user_ip4 = b->addr.w[3];
 	ctx->user_port = b->port;
 }

@@ -169,6 +169,18 @@ func pinnedPrograms(t *testing.T, nodes []lab.Node) map[string]*ebpf.Program {
 	return out
 }
 
+// twoLookups finds the same 16 bytes of zero twice in a map.
+func twoLookups(m *ebpf.Map) asm.Instructions {
+	ins := asm.Instructions{
+		asm.Mov.Imm(asm.R0, 0), asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+	}
+	for range 2 {
+		ins = append(ins,
+			asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -16), asm.FnMapLookupElem.Call())
+	}
+	return ins
+}
+
 // calibrate puts the two calibration programs on a node's end of its pod's pair,
 // one after the other on each packet.
 func calibrate(t *testing.T, node string) (noop, lookups *ebpf.Program) {
@@ -182,13 +194,6 @@ func calibrate(t *testing.T, node string) (noop, lookups *ebpf.Program) {
 		t.Fatal(err)
 	}
 	next := asm.Instructions{asm.Mov.Imm(asm.R0, tcxNext), asm.Return()}
-	ins := asm.Instructions{
-		asm.Mov.Imm(asm.R0, 0), asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
-	}
-	for range 2 {
-		ins = append(ins,
-			asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -16), asm.FnMapLookupElem.Call())
-	}
 	load := func(name string, ins asm.Instructions) *ebpf.Program {
 		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "GPL", Instructions: ins})
 		if err != nil {
@@ -197,7 +202,7 @@ func calibrate(t *testing.T, node string) (noop, lookups *ebpf.Program) {
 		t.Cleanup(func() { _ = p.Close() })
 		return p
 	}
-	noop, lookups = load("perf_noop", next), load("perf_lookups", append(ins, next...))
+	noop, lookups = load("perf_noop", next), load("perf_lookups", append(twoLookups(m), next...))
 	err = nsthread.InNetns(node, func() error {
 		pod, err := netlink.LinkByName("pod")
 		if err != nil {

@@ -36,13 +36,14 @@ const priority = 10
 
 // role is what such a process is told.
 type role struct {
-	Mode   string         // serve, rr, crr, stream, inject, peers
+	Mode   string         // serve, rr, crr, stream, connect, inject, peers
 	Netns  string         // path
 	CPU    int            // pinned to
 	Addr   netip.AddrPort // to listen on, to connect to
 	Millis int            // rr: how long
 	Count  int            // crr: how many connections
 	Bytes  int64          // stream: how many
+	Fresh  bool           // connect: a new socket each time
 
 	Cluster *lab.Cluster // inject: into whose etcd, from where it is reached
 }
@@ -179,8 +180,11 @@ func ask(fd int, b []byte) error {
 }
 
 func measure(r role) (outcome, error) {
-	if r.Mode == "stream" {
+	switch r.Mode {
+	case "stream":
 		return stream(r)
+	case "connect":
+		return connectAgain(r)
 	}
 	took := make([]float64, 0, 1<<18)
 	one := []byte{1}
