@@ -15,32 +15,12 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/internal/testutil/laterbuild"
 )
-
-// laterBuild is what a later version could be: its policy entries have one field
-// more, its conntrack has other flags, its programs other instructions.
-func laterBuild(spec *ebpf.CollectionSpec) {
-	p := spec.Maps["policy"]
-	was := p.Value.(*btf.Struct)
-	later := *was
-	later.Size += 8
-	later.Members = append(append([]btf.Member{}, was.Members...), btf.Member{
-		Name: "later", Type: &btf.Int{Name: "u64", Size: 8}, Offset: btf.Bits(was.Size) * 8,
-	})
-	p.Value, p.ValueSize = &later, later.Size
-	spec.Maps["ct4"].Flags = 1 // BPF_F_NO_PREALLOC
-	for _, prog := range spec.Programs {
-		first := asm.Mov.Imm(asm.R0, 0)
-		first.Metadata = prog.Instructions[0].Metadata
-		prog.Instructions[0].Metadata = asm.Metadata{}
-		prog.Instructions = append(asm.Instructions{first}, prog.Instructions...)
-	}
-}
 
 // sameBuild changes nothing.
 func sameBuild(*ebpf.CollectionSpec) {}
@@ -134,8 +114,8 @@ func TestOtherLayoutIsTakenOver(t *testing.T) {
 	for _, attach := range []string{"", loader.AttachClsact} {
 		t.Run("attach="+attach, func(t *testing.T) {
 			w := newUpgradeWorld(t, attach)
-			w.must(laterBuild, loader.AllSteps)
-			w.must(laterBuild, loader.AllSteps)
+			w.must(laterbuild.Alter, loader.AllSteps)
+			w.must(laterbuild.Alter, loader.AllSteps)
 			w.must(sameBuild, loader.AllSteps)
 		})
 	}
@@ -146,11 +126,11 @@ func TestOtherLayoutIsTakenOver(t *testing.T) {
 func TestUpgradeThatWasKilledIsFinished(t *testing.T) {
 	w := newUpgradeWorld(t, "")
 	for _, step := range []int{loader.Prepared, loader.Switched} {
-		w.must(laterBuild, step)
-		w.must(laterBuild, loader.AllSteps)
+		w.must(laterbuild.Alter, step)
+		w.must(laterbuild.Alter, loader.AllSteps)
 		w.must(sameBuild, step)
 		w.must(sameBuild, loader.AllSteps)
-		w.must(laterBuild, step)
+		w.must(laterbuild.Alter, step)
 		w.must(sameBuild, loader.AllSteps)
 	}
 }
