@@ -114,6 +114,7 @@ func cmdLab(s *script, args []string) (string, error) {
 	}
 	s.world, s.events, s.eventsBefore = w, w.events, w.events.mark()
 	s.ts.Setenv("LAB", w.lab.Name())
+	s.ts.Setenv("RUN", filepath.Join(lab.RunDir, w.lab.Name()))
 	s.ts.Defer(func() { s.leave() })
 	return "", nil
 }
