@@ -36,8 +36,8 @@ type (
 )
 
 func (p *playedMesh) ClusterStatus(context.Context, *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
-	p.Snapshot.Status.Now = time.Now().UnixNano()
-	return p.Snapshot.Status, nil
+	p.Status.Now = time.Now().UnixNano()
+	return p.Status, nil
 }
 
 func (p *playedMesh) MeshStatus(context.Context, *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
@@ -124,7 +124,7 @@ func TestCommand(t *testing.T) {
 		}, session.No, Problem, "nothing gets through the tunnel"},
 	} {
 		p := &played{Snapshot: healthy()}
-		p.Snapshot.Status.CaExpiresAt, p.Peers[0].CertificateExpiresAt, p.Nodes[0].Status.CertificateExpiresAt = year, year, year
+		p.Status.CaExpiresAt, p.Peers[0].CertificateExpiresAt, p.Nodes[0].Status.CertificateExpiresAt = year, year, year
 		c.fault(&p.Snapshot)
 		file := p.serve(t)
 		code, out := examineBy(t, file, printer.JSON)
