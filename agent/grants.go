@@ -14,6 +14,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
@@ -61,16 +62,16 @@ type granted struct {
 	// when there is none.
 	touched map[string]struct{}
 
-	loggedAt time.Time
-	unlogged int
+	told seldom.Gate // refusals
 }
 
 const (
 	// refusedGrant is the reason under which a record outside of its cluster's
 	// grant is counted.
 	refusedGrant = "grant"
-	// refusalsLogged is how far apart refusals of one cluster are logged.
+	// Within refusalsLogged at most refusalsTold refusals of a cluster are logged.
 	refusalsLogged = time.Minute
+	refusalsTold   = 3
 )
 
 func newGrants(own string, space identity.Space, log *slog.Logger, use func(store.Batch), count func(reason ...string)) *grants {
@@ -84,7 +85,8 @@ func newGrants(own string, space identity.Space, log *slog.Logger, use func(stor
 func (g *grants) of(cluster string) *granted {
 	c := g.clusters[cluster]
 	if c == nil {
-		c = &granted{passed: map[kvstore.Kind]map[string]uint64{}, used: map[kvstore.Kind]uint64{}, refused: map[string]string{}}
+		c = &granted{passed: map[kvstore.Kind]map[string]uint64{}, used: map[kvstore.Kind]uint64{}, refused: map[string]string{},
+			told: seldom.Gate{Window: refusalsLogged, Most: refusalsTold, Now: func() time.Time { return g.now() }}}
 		g.clusters[cluster] = c
 	}
 	return c
@@ -174,12 +176,9 @@ func (g *grants) refuse(of *granted, cluster, key string, why error) {
 	}
 	of.refused[key] = why.Error()
 	g.count(refusedGrant)
-	if now := g.now(); now.Sub(of.loggedAt) >= refusalsLogged {
-		g.log.Warn("record refused", "peer", cluster, "key", key, "error", why, "unlogged_before", of.unlogged)
-		of.loggedAt, of.unlogged = now, 0
-		return
+	if untold, ok := of.told.Pass(); ok {
+		g.log.Warn("record refused", "peer", cluster, "key", key, "error", why, "untold_before", untold)
 	}
-	of.unlogged++
 }
 
 // local takes a batch of the local/ reader: who is admitted, with which grant.

@@ -272,7 +272,7 @@ func TestRefusalsAreLoggedNowAndThen(t *testing.T) {
 	flood()
 	now = now.Add(2 * refusalsLogged)
 	b.put(ipOf("west", "10.1.1.1/32", westBase+1))
-	if lines := strings.Count(b.logs.String(), "record refused"); lines != 2 || !strings.Contains(b.logs.String(), "unlogged_before=199") {
+	if lines := strings.Count(b.logs.String(), "record refused"); lines != refusalsTold+1 || !strings.Contains(b.logs.String(), "untold_before=197") {
 		t.Errorf("%d lines for 201 refusals:\n%s", lines, b.logs.String())
 	}
 	if flood(); b.counted() != 201 {

@@ -16,6 +16,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/internal/table"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
@@ -44,6 +45,8 @@ type view struct {
 	identityLost chan struct{}
 	// services wakes the writer of this node's slices.
 	services *table.Table[serviceName, *keyspacev1.Service]
+
+	told seldom.Gate // of what is not usable
 
 	mu         sync.Mutex
 	clusters   map[string]uint32
@@ -84,6 +87,7 @@ func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, table
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
+		told:         seldom.Gate{Window: refusalsLogged, Most: refusalsTold},
 	}
 }
 
@@ -94,7 +98,9 @@ func (v *view) apply(b store.Batch) {
 	s, sampled := v.propagation.begin(b)
 	for _, c := range b.Changes {
 		if err := v.change(c); err != nil {
-			v.log.Warn("record not usable", "key", c.KV.Key, "error", err)
+			if untold, ok := v.told.Pass(); ok {
+				v.log.Warn("record not usable", "key", c.KV.Key, "error", err, "untold_before", untold)
+			}
 		}
 		if rev := c.KV.ModRevision; rev > 0 {
 			v.seen[string(c.Key.Kind)] = max(v.seen[string(c.Key.Kind)], rev)

@@ -218,6 +218,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindEnrolment, "<node>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindElection, "<name>"), "API server, leased; plain text"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindGossipKeys), "API server: the same keys with their age"},
+		{kvstore.NewKey(kvstore.Private, c, kvstore.KindCARotation), "API server: the replacement of the CA, where several have a copy of it"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindVIP, "<address>"), "API server"},
 	}
 	var b strings.Builder

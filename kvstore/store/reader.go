@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hawser-mesh/hawser/internal/backoff"
+	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -29,6 +30,8 @@ const (
 	backoffMin   = 100 * time.Millisecond
 	backoffMax   = 5 * time.Second
 	thawInterval = 250 * time.Millisecond
+	// skipsTold is how many skipped records are logged in a minute.
+	skipsTold = 20
 )
 
 // Change is one key that was written or deleted.
@@ -100,7 +103,8 @@ type Reader struct {
 	keys  map[string]entry
 	// ghosts are delivered keys that are not in the store's present history.
 	ghosts     map[string]kvstore.Key
-	unreadable unreadable // below apply
+	unreadable unreadable  // below apply
+	told       seldom.Gate // of what is skipped
 
 	mu       sync.Mutex
 	status   Status
@@ -126,6 +130,7 @@ func NewReader(cfg ReaderConfig) (*Reader, error) {
 	return &Reader{
 		cfg: cfg, keys: map[string]entry{}, ghosts: map[string]kvstore.Key{},
 		status: Status{Since: time.Now(), Bad: map[string]int{}}, advanced: make(chan struct{}),
+		told: seldom.Gate{Window: time.Minute, Most: skipsTold},
 	}, nil
 }
 
@@ -308,7 +313,9 @@ func (r *Reader) bad(err error) bool {
 	if r.cfg.OnBad != nil {
 		r.cfg.OnBad(b)
 	}
-	r.cfg.Log.Warn("record skipped", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
+	if untold, ok := r.told.Pass(); ok {
+		r.cfg.Log.Warn("record skipped", "key", b.Key, "reason", b.Reason, "detail", b.Detail, "untold_before", untold)
+	}
 	return true
 }
 

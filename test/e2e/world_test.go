@@ -72,6 +72,10 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 			s.ClusterBits, s.Clusters[1].ID = 10, 1023
 		}
 		return s, lab.Options{Demo: true}, nil
+	case "declared": // two clusters of one node that read a file of peers
+		s := lab.NewSpec(name, 2, 1)
+		s.APIServer = map[string]string{"peers-file": "{data-dir}/peers.yaml"}
+		return s, lab.Options{}, nil
 	case "brief": // two clusters of one node that forget identities soon
 		s := lab.NewSpec(name, 2, 1)
 		s.ClusterBits = 10 // numbers are few
@@ -79,7 +83,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, given, nine, ten or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, given, nine, ten, declared or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -96,7 +100,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|given|nine|ten|brief|down")
+		return "", usage("lab demo|pair|shared|alone|given|nine|ten|declared|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
