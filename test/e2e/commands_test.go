@@ -67,6 +67,7 @@ func commands() map[string]command {
 		"upstream":   cmdUpstream,  // a resolver outside the mesh
 		"host":       cmdHost,      // files, routes and sysctls of this machine
 		"metric":     cmdMetric,    // a sample that a program serves
+		"total":      cmdTotal,     // the sum of such samples
 	}
 }
 
