@@ -61,8 +61,10 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		return spec, lab.Options{Demo: true}, nil
 	case "alone": // one cluster of one node
 		return lab.NewSpec(name, 1, 1), lab.Options{}, nil
-	case "crowd": // one cluster of four nodes
-		return lab.NewSpec(name, 1, 4), lab.Options{}, nil
+	case "crowd": // one cluster of five nodes, which forgets them soon
+		s := lab.NewSpec(name, 1, 5)
+		s.APIServer = map[string]string{"departed-after": "6s"}
+		return s, lab.Options{}, nil
 	case "given": // one cluster of two nodes, which gives them their pod CIDRs
 		s := lab.NewSpec(name, 1, 2)
 		s.Agent = map[string]string{"pod-cidr": ""}
