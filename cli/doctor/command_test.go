@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -43,7 +44,7 @@ func (p *played) ListNodes(context.Context, *hawserv1.ListNodesRequest) (*hawser
 
 func (p *played) Join(_ context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {
 	if !r.GetPreflightOnly() {
-		return nil, fmt.Errorf("the doctor joins")
+		return nil, errors.New("the doctor joins")
 	}
 	return p.Preflights[r.GetPeer()], nil
 }
