@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -28,6 +29,7 @@ func TestTunnelFindings(t *testing.T) {
 		"a small MTU":       {[]*keyspacev1.PathReport{up("w1", 1400)}, nil, map[string]string{"path-mtu": "the way n1 → w1 carries packets of 1400 bytes, nodes send up to 1500"}},
 	} {
 		w := &watchman{
+			nodes:   map[string]netip.Addr{"n1": {}, "n2": {}},
 			present: map[string]bool{"n1": true, "n2": true},
 			reports: map[string]report{"n1": {paths: c.n1}, "n2": {paths: c.n2}, "gone": {paths: []*keyspacev1.PathReport{down("w1")}}},
 		}
@@ -40,5 +42,8 @@ func TestTunnelFindings(t *testing.T) {
 				t.Errorf("%s: %v", name, f)
 			}
 		}
+	}
+	if got := (&watchman{}).tunnels(&keyspacev1.Cluster{Name: "west"}); len(got) != 0 {
+		t.Errorf("a cluster without nodes: %v", got)
 	}
 }
