@@ -117,10 +117,13 @@ func (s *script) stopRequests(limit time.Duration, least float64) (string, error
 		return "", fmt.Errorf("requests: %w: %s", err, run.stderr.String())
 	}
 	failed := r.Refused + r.Reset + r.Timeouts + r.Other
+	if least > 0 { // else the machine may have been too slow
+		failed += r.NotMade
+	}
 	s.count("requests", uint64(r.Connections+failed))
 	s.count("failed", uint64(failed))
 	s.count("reset", uint64(r.Reset))
-	out := fmt.Sprintf("%.1f s, %d requests answered (p99 %.1f ms), %d failed, of them %d reset", r.Seconds, r.Connections, r.LatencyP99, failed, r.Reset)
+	out := fmt.Sprintf("%.1f s, %d requests answered (p99 %.1f ms), %d not made, %d failed, of them %d reset", r.Seconds, r.Connections, r.LatencyP99, r.NotMade, failed, r.Reset)
 	var last time.Duration
 	if failed > 0 && !run.fault.IsZero() {
 		last = time.UnixMilli(r.LastFailed).Sub(run.fault)
