@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -50,7 +51,7 @@ func (p *playedMesh) ListNodes(context.Context, *hawserv1.ListNodesRequest) (*ha
 
 func (p *playedMesh) Join(_ context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {
 	if !r.GetPreflightOnly() {
-		return nil, fmt.Errorf("the doctor joins")
+		return nil, errors.New("the doctor joins")
 	}
 	return p.Preflights[r.GetPeer()], nil
 }

@@ -73,6 +73,9 @@ func TestEachFault(t *testing.T) {
 		"peer unreached from here": {func(s *Snapshot) {
 			s.Preflights["west"].Handshakes[0] = &hawserv1.Handshake{Endpoint: "192.0.2.9:4243", Problem: "i/o timeout"}
 		}, Warning, "TLS", "no handshake: i/o timeout"},
+		"tunnels, when no node can be asked": {func(s *Snapshot) {
+			s.Preflights["west"].Findings = []*hawserv1.Finding{{Check: "tunnel", Problem: "none of its nodes answers", Fix: "open the port"}}
+		}, Warning, "tunnel", "none of its nodes"},
 		"another CA": {func(s *Snapshot) {
 			s.Preflights["west"].Handshakes[0].Problem = "signed by unknown authority"
 		}, Warning, "TLS", "it shows spiffe://west/apiserver of CA \"west\", valid until 2027-01-15: signed by unknown authority"},

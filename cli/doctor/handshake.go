@@ -36,8 +36,11 @@ func (e *examination) clock(object string, c *Clock) {
 func (e *examination) handshakes(p *hawserv1.PeerStatus) {
 	r := e.Preflights[p.GetName()]
 	object := fmt.Sprintf("%s → %s", e.Cluster, p.GetName())
-	told := map[string]bool{ // elsewhere, and better
-		"reach": true, "tls": true, "tunnel": true, "path-mtu": true, "certificate": true,
+	told := map[string]bool{"reach": true, "tls": true, "certificate": true} // elsewhere, and better
+	for _, n := range e.Nodes {
+		if len(n.Paths) > 0 { // see Ways
+			told["tunnel"], told["path-mtu"] = true, true
+		}
 	}
 	for _, f := range p.GetFindings() {
 		told[f.GetCheck()] = true

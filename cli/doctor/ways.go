@@ -24,7 +24,7 @@ type way struct {
 	*hawserv1.NodePath
 }
 
-func (w way) down() bool { return w.GetPath() == "down" || w.GetPath() == "returning" }
+func (w way) down() bool { return w.GetPath() == "down" }
 
 func (w way) narrow() bool {
 	return !w.down() && w.GetMtu() > 0 && w.GetMtu() < w.GetFullMtu()
@@ -73,6 +73,15 @@ func (f fault) fine(ways []way) string {
 			}
 		}
 		return fmt.Sprintf("packets of full size get through on %d of %d ways, there and back; the others have not been tried yet", known, len(ways))
+	}
+	returning := 0
+	for _, w := range ways {
+		if w.GetPath() == "returning" {
+			returning++
+		}
+	}
+	if returning > 0 {
+		return fmt.Sprintf("all %d probed ways answer; %d were down, and are held back for a while", len(ways), returning)
 	}
 	return fmt.Sprintf("all %d probed ways answer", len(ways))
 }

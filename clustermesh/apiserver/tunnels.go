@@ -19,7 +19,10 @@ func (w *watchman) tunnels(peer *keyspacev1.Cluster) (out []*hawserv1.Finding) {
 	add := func(check, fix, problem string, a ...any) {
 		out = append(out, &hawserv1.Finding{Check: check, Object: peer.GetName(), Problem: fmt.Sprintf(problem, a...), Fix: fix})
 	}
-	ways, silent, narrow := w.ways(peer.GetName())
+	ways, silent, narrow, ours := w.ways(peer.GetName())
+	if ours == 0 {
+		return nil // nobody who could look
+	}
 	port := fmt.Sprintf("%d/udp", peer.GetMesh().GetTunnelPort())
 	switch {
 	case ways == 0:
@@ -40,10 +43,15 @@ func (w *watchman) tunnels(peer *keyspacev1.Cluster) (out []*hawserv1.Finding) {
 }
 
 // ways are how many ways from our nodes to those of a cluster are probed, which
-// are silent, and which carry less than they should.
-func (w *watchman) ways(cluster string) (all int, silent, narrow []string) {
+// are silent, and which carry less than they should; and how many nodes could look.
+func (w *watchman) ways(cluster string) (all int, silent, narrow []string, ours int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for node := range w.nodes {
+		if w.present[node] {
+			ours++
+		}
+	}
 	for prober, r := range w.reports {
 		if !w.present[prober] {
 			continue
@@ -64,5 +72,5 @@ func (w *watchman) ways(cluster string) (all int, silent, narrow []string) {
 	}
 	slices.SortFunc(silent, strings.Compare)
 	slices.SortFunc(narrow, strings.Compare)
-	return all, silent, narrow
+	return all, silent, narrow, ours
 }

@@ -18,7 +18,10 @@ type FolderConfig struct {
 	Grace  time.Duration // how long gossip may take to find a node [15 s]
 	Window time.Duration // within which most nodes die in a crowd [5 s]
 	Doubt  time.Duration // how long a crowd has to object to its death [2 s]
-	Step   time.Duration // longest pause between two steps that counts [500 ms]
+	// Trust is how long a denial holds that gossip does not confirm; each further
+	// one holds twice as long, up to MaxTrust. [5 s, 1 min]
+	Trust, MaxTrust time.Duration
+	Step            time.Duration // longest pause between two steps that counts [500 ms]
 }
 
 func (c FolderConfig) withDefaults() FolderConfig {
@@ -26,6 +29,8 @@ func (c FolderConfig) withDefaults() FolderConfig {
 	c.Grace = cmp.Or(c.Grace, 15*time.Second)
 	c.Window = cmp.Or(c.Window, 5*time.Second)
 	c.Doubt = cmp.Or(c.Doubt, 2*time.Second)
+	c.Trust = cmp.Or(c.Trust, 5*time.Second)
+	c.MaxTrust = cmp.Or(c.MaxTrust, time.Minute)
 	c.Step = cmp.Or(c.Step, 500*time.Millisecond)
 	return c
 }
@@ -58,9 +63,11 @@ type Folder struct {
 
 type folded struct {
 	gossip  Witness
-	met     bool // by gossip, ever
-	present bool // holds its presence lease, up to a minute old
-	refuted bool // it wrote that it lives, after gossip had lost it
+	met     bool          // by gossip, ever
+	present bool          // holds its presence lease, up to a minute old
+	refuted bool          // it wrote that it lives, after gossip had lost it
+	trusted time.Duration // until then, if refuted
+	trust   time.Duration // for how long, the last time; 0: it denied nothing yet
 	first   time.Duration
 	down    time.Duration // process down since; valid while isDown
 	isDown  bool
@@ -100,7 +107,9 @@ func (f *Folder) SetProcess(name string, w Witness) {
 		return
 	}
 	n.gossip, n.met = w, n.met || w != Unknown
-	n.refuted = n.refuted && w != Up
+	if w == Up {
+		n.refuted, n.trust = false, 0
+	}
 	f.touch(name)
 }
 
@@ -113,11 +122,13 @@ func (f *Folder) SetPresent(name string, present bool) {
 	}
 }
 
-// Refute says that a node wrote that it lives after it was found to be down. As
-// long as it is present it is up, until gossip has heard it and lost it again.
+// Refute says that a node wrote that it lives after it was found to be down. It is
+// up for a while, as long as it is present; then it must deny it again, if gossip
+// has not heard it meanwhile.
 func (f *Folder) Refute(name string) {
 	if n := f.nodes[name]; n != nil && n.gossip != Up && n.present && !n.refuted {
-		n.refuted = true
+		n.refuted, n.trust = true, min(max(f.cfg.Trust, 2*n.trust), f.cfg.MaxTrust)
+		n.trusted = f.clock.now + n.trust
 		f.touch(name)
 	}
 }
@@ -177,6 +188,12 @@ func (f *Folder) touch(name string) {
 // UNKNOWN is none yet.
 func (f *Folder) Step(at time.Time) map[string]Health {
 	f.clock.tick(at)
+	for name := range f.waiting {
+		if n := f.nodes[name]; n != nil && n.refuted && f.clock.now >= n.trusted {
+			n.refuted = false
+			f.touch(name)
+		}
+	}
 	look := make(map[string]Health, len(f.dirty)+len(f.waiting))
 	for name := range f.dirty {
 		look[name] = Health{}
@@ -201,7 +218,7 @@ func (f *Folder) Step(at time.Time) map[string]Health {
 		if h.State == keyspacev1.NodeHealth_STATE_DEAD && n.last.State != h.State {
 			died = append(died, name)
 		}
-		if h.Process == Unknown || n.isDown && f.clock.now-n.down < f.cfg.Settle {
+		if h.Process == Unknown || n.refuted || n.isDown && f.clock.now-n.down < max(f.cfg.Settle, f.cfg.Doubt) {
 			f.waiting[name] = true
 		}
 	}
@@ -267,6 +284,8 @@ func (f *Folder) state(n *folded, h Health) keyspacev1.NodeHealth_State {
 		return keyspacev1.NodeHealth_STATE_SUSPECT // nobody withdraws for it
 	case h.Process == Up:
 		return keyspacev1.NodeHealth_STATE_ALIVE
+	case h.Path == Down && n.trust > 0 && f.clock.now-n.down < f.cfg.Doubt:
+		return n.last.State // it lived the last time: it may deny it again
 	case h.Path == Down:
 		return keyspacev1.NodeHealth_STATE_DEAD
 	case f.clock.now-n.down < f.cfg.Settle:

@@ -170,6 +170,21 @@ func TestObjectionEnds(t *testing.T) {
 	if got := w.run(2 * time.Second); got["0"].State != dead {
 		t.Errorf("lost again: %v", got["0"])
 	}
+	// A denial that gossip does not confirm must be repeated.
+	w.f.Refute("0")
+	if got := w.run(4 * time.Second); got["0"].State != suspect || got["0"].Process != Up {
+		t.Errorf("it denied it 4 s ago: %v", got["0"])
+	}
+	if got := w.run(2 * time.Second); got["0"].State != suspect || got["0"].Process != Down {
+		t.Errorf("it denied it 6 s ago, and may do so again: %v", got["0"])
+	}
+	w.f.Refute("0")
+	if got := w.run(9 * time.Second); got["0"].State != suspect || got["0"].Process != Up {
+		t.Errorf("it denied it again 9 s ago: %v", got["0"])
+	}
+	if got := w.run(4 * time.Second); got["0"].State != dead {
+		t.Errorf("it denies nothing any more: %v", got["0"])
+	}
 	w.f.Refute("nobody")
 	w.f.Forget("0")
 	if w.f.Knows("0") || len(w.f.Step(w.now.Add(time.Second))) != 0 {
@@ -340,7 +355,7 @@ func TestFolderModel(t *testing.T) {
 			}
 		}
 		falsely := 0
-		for range 60 {
+		for range 300 {
 			m.live()
 			for name, h := range m.health {
 				if h.State == dead && !m.dead[name] {

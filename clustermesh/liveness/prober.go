@@ -263,10 +263,10 @@ func (p *Prober) Paths() []PathStatus {
 	return out
 }
 
-// answering are the targets whose path is up.
+// answering are the targets that answer, held back or not.
 func (p *Prober) answering() (out []Target) {
 	for _, t := range p.targets {
-		if t.Path == PathUp {
+		if t.Path == PathUp || t.Path == PathReturning {
 			out = append(out, t.Target)
 		}
 	}

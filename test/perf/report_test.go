@@ -21,8 +21,8 @@ import (
 
 // options are the flags of a run.
 type options struct {
-	perf, record, table bool
-	rounds              int
+	perf, record, more, table bool
+	rounds                    int
 }
 
 func newOptions() *options {
@@ -30,6 +30,7 @@ func newOptions() *options {
 	flag.BoolVar(&o.perf, "perf", false, "measure; without it the tests skip")
 	flag.BoolVar(&o.record, "record", false, "also replace results/KIND.json, the result that the repository keeps")
 	flag.BoolVar(&o.table, "write-table", false, "write the table of docs/guide/performance.md anew, from the recorded results")
+	flag.BoolVar(&o.more, "more", false, "add operations to those of results/KIND.json, for measurements that are gathered in several runs")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each comparison")
 	return o
 }
@@ -166,10 +167,28 @@ func (r *report) addRounds(name, unit, goal string, p50, p99 []float64) {
 
 // addOps is add for a value per operation; the 99th percentile is shown, too.
 func (r *report) addOps(name, unit, goal string, raw []float64) {
+	if flags.more {
+		raw = append(r.kept(name), raw...)
+	}
 	r.add(name, unit, goal, raw)
 	if len(raw) > 0 {
 		r.Series[len(r.Series)-1].P99 = quantile(raw, 0.99)
 	}
+}
+
+// kept are the values of a series in the result that the repository keeps.
+func (r *report) kept(name string) []float64 {
+	var old report
+	raw, err := os.ReadFile(filepath.Join("results", r.Kind+".json"))
+	if err != nil || json.Unmarshal(raw, &old) != nil {
+		return nil
+	}
+	for _, s := range old.Series {
+		if s.Name == name {
+			return s.Raw
+		}
+	}
+	return nil
 }
 
 func (r *report) note(format string, args ...any) {

@@ -2094,7 +2094,7 @@ type NodeHealth struct {
 	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`        // Unix ns
 	Process       string                 `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`     // up, down or unknown: what gossip says of its agent
 	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`           // up, down or unknown: what the probes of its neighbours say
-	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes count in path, sorted
+	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes counted when this was written, sorted
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
