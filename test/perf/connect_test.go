@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -51,6 +52,25 @@ func connectAgain(r role) (outcome, error) {
 		}
 	}
 	return outcome{Count: r.Count}, unix.Close(fd)
+}
+
+// datagrams sends one and waits for its answer, again and again.
+func datagrams(r role) (outcome, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return outcome{}, fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(r.Addr.Port()), Addr: r.Addr.Addr().As4()}); err != nil {
+		return outcome{}, fmt.Errorf("connect to %s: %w", r.Addr, err)
+	}
+	one, n := []byte{1}, 0
+	for end := time.Now().Add(time.Duration(r.Millis) * time.Millisecond); time.Now().Before(end); n++ {
+		if err := ask(fd, one); err != nil {
+			return outcome{}, err
+		}
+	}
+	return outcome{Count: n}, nil
 }
 
 // tempCgroup is a cgroup of the test's own.
