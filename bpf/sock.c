@@ -22,6 +22,27 @@ enum sock_flags {
 	SOCK_CONNECTED = 1 << 0,
 };
 
+/* What a connected socket is connected to, in place of a service. There is one for
+ * a socket: connecting again replaces it, closing removes it. */
+struct sock_link {
+	struct addr backend;
+	struct addr service;
+	__be16 backend_port;
+	__be16 service_port;
+	__u32 frontend;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* By cookie. Nothing is pushed out of it: sockets that find it full are among
+ * sock_peers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct sock_link);
+} sock_links SEC(".maps");
+
 struct sock_peer {
 	struct addr addr; /* the service */
 	__be16 port;
@@ -51,23 +72,40 @@ static __always_inline struct backend *sock_backend(const struct frontend *fe, _
 	return pick_backend(fe, ((__u32)cookie ^ t->daddr ^ t->dport) * 0x9E3779B1, number);
 }
 
-/* Remembers the service. What is known already is not written again: that costs
- * more than all the rest. */
+/* Remembers what a connected socket is connected to. What is known already is not
+ * written again: that costs more than all the rest. */
+static __always_inline int sock_connected(const struct sock_key *key, const struct sock_peer *peer)
+{
+	struct sock_link link = {.backend = key->addr,
+	                         .service = peer->addr,
+	                         .backend_port = key->port,
+	                         .service_port = peer->port,
+	                         .frontend = peer->frontend,
+	                         .proto = key->proto};
+	const struct sock_link *known = bpf_map_lookup_elem(&sock_links, &key->cookie);
+
+	if (known && is_addr4(&known->backend, link.backend.w[3]) &&
+	    is_addr4(&known->service, link.service.w[3]) &&
+	    known->backend_port == link.backend_port && known->service_port == link.service_port &&
+	    known->frontend == link.frontend)
+		return 0;
+	return bpf_map_update_elem(&sock_links, &key->cookie, &link, BPF_ANY);
+}
+
+/* Remembers what a socket has in place of a service. */
 static __always_inline int sock_remember(const struct sock_key *key, const struct sock_peer *peer)
 {
-	const struct sock_peer *known = bpf_map_lookup_elem(&sock_peers, key);
-
-	if (known && known->addr.w[3] == peer->addr.w[3] && known->addr.w[2] == peer->addr.w[2] &&
-	    known->port == peer->port && known->flags == peer->flags &&
-	    known->frontend == peer->frontend)
+	if (peer->flags & SOCK_CONNECTED) {
+		if (!sock_connected(key, peer))
+			return 0;
+	} else if (bpf_map_lookup_elem(&sock_peers, key)) {
 		return 0;
-	if (known && !(peer->flags & SOCK_CONNECTED))
-		return 0;
+	}
 	return bpf_map_update_elem(&sock_peers, key, peer, BPF_ANY);
 }
 
-/* Sends the socket to a backend. */
-static __always_inline void sock_to_backend(struct bpf_sock_addr *ctx, __u16 flags)
+/* Sends the socket to a backend, and returns whether it did. */
+static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, __u16 flags)
 {
 	struct tuple4 t = {
 	    .daddr = ctx->user_ip4, .dport = (__be16)ctx->user_port, .proto = ctx->protocol};
@@ -78,29 +116,37 @@ static __always_inline void sock_to_backend(struct bpf_sock_addr *ctx, __u16 fla
 	__u32 number;
 
 	if (!fe || fe->affinity)
-		return;
+		return 0;
 	key.cookie = bpf_get_socket_cookie(ctx);
 	b = sock_backend(fe, key.cookie, &t, flags, &number);
 	if (!b)
-		return;
+		return 0;
 	key.addr = b->addr;
 	key.port = b->port;
 	peer.addr = addr4(t.daddr);
 	peer.frontend = fe->number;
 	if (sock_remember(&key, &peer))
-		return;
+		return 0;
 	ctx->user_ip4 = b->addr.w[3];
 	ctx->user_port = b->port;
+	return 1;
 }
 
 /* Shows the service where the socket's peer is its backend. */
 static __always_inline void sock_to_service(struct bpf_sock_addr *ctx)
 {
 	struct sock_key key = {.proto = ctx->protocol, .port = (__be16)ctx->user_port};
+	struct sock_link *link;
 	struct sock_peer *peer;
 
 	key.addr = addr4(ctx->user_ip4);
 	key.cookie = bpf_get_socket_cookie(ctx);
+	link = bpf_map_lookup_elem(&sock_links, &key.cookie);
+	if (link && is_addr4(&link->backend, ctx->user_ip4) && link->backend_port == key.port) {
+		ctx->user_ip4 = link->service.w[3];
+		ctx->user_port = link->service_port;
+		return;
+	}
 	peer = bpf_map_lookup_elem(&sock_peers, &key);
 	if (!peer)
 		return;
@@ -108,10 +154,20 @@ static __always_inline void sock_to_service(struct bpf_sock_addr *ctx)
 	ctx->user_port = peer->port;
 }
 
+/* A datagram socket may connect again, to what is no service. */
+static __always_inline void sock_unlink(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	if (bpf_map_lookup_elem(&sock_links, &cookie))
+		bpf_map_delete_elem(&sock_links, &cookie);
+}
+
 SEC("cgroup/connect4")
 int sock_connect4(struct bpf_sock_addr *ctx)
 {
-	sock_to_backend(ctx, SOCK_CONNECTED);
+	if (!sock_to_backend(ctx, SOCK_CONNECTED) && ctx->protocol == IPPROTO_UDP)
+		sock_unlink(ctx);
 	return SOCK_PROCEED;
 }
 
@@ -147,6 +203,7 @@ int sock_closed4(struct bpf_sock *sk)
 		return SOCK_PROCEED;
 	key.addr = addr4(sk->dst_ip4);
 	key.cookie = bpf_get_socket_cookie(sk);
-	bpf_map_delete_elem(&sock_peers, &key);
+	if (bpf_map_delete_elem(&sock_links, &key.cookie))
+		bpf_map_delete_elem(&sock_peers, &key);
 	return SOCK_PROCEED;
 }

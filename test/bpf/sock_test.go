@@ -21,6 +21,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 // askVar, in the environment, makes TestAsk the client in a cgroup.
@@ -55,6 +56,12 @@ func ask(how string, to netip.AddrPort) (string, error) {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
 		return "", err
+	}
+	if how == "moved" { // to where it is now, which is no service
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+			return "", err
+		}
+		to = netip.MustParseAddrPort("127.0.0.1:8080")
 	}
 	sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	if how == "sendmsg" {
@@ -217,6 +224,14 @@ func TestSocketsReachServices(t *testing.T) {
 			t.Errorf("way %d: saw %q", i, got)
 		}
 	}
+	// A socket that connects again is not what it was before.
+	if got := h.asks(dir, "moved="+vip+":80")[0]; got != "127.0.0.1:8080 from 127.0.0.1:8080" {
+		t.Errorf("connected again: saw %q", got)
+	}
+	links, err := maps.Dump[uint64, maps.SockLink](h.d.Maps().SockLinks)
+	if err != nil || len(links) != 0 {
+		t.Errorf("%d links (%v), want none: their sockets are closed", len(links), err)
+	}
 	peers, err := maps.Dump[maps.SockKey, maps.SockPeer](h.d.Maps().SockPeers)
 	if err != nil {
 		t.Fatal(err)
@@ -242,6 +257,29 @@ func TestSocketsReachServices(t *testing.T) {
 		if got != "network is unreachable" {
 			t.Errorf("without programs, way %d: saw %q", i, got)
 		}
+	}
+}
+
+// A connected socket that finds the map of its kind full is balanced all the same,
+// and shows the service.
+func TestSocketsFindNoRoom(t *testing.T) {
+	const room = 64
+	sizes := loader.SmallMaps()
+	sizes.Sockets = room
+	h := newHarnessWith(t, loader.Config{ClusterBits: identity.DefaultClusterBits, MapSizes: sizes})
+	dir := h.cgroup()
+	h.answers("127.0.0.1:8080")
+	h.tables.Frontends.Set(datapath.FrontendKey{Addr: netip.MustParseAddr(vip), Port: 80, Protocol: tcp}, datapath.Frontend{
+		Service: 1, Backends: []datapath.Backend{{Addr: netip.MustParseAddr("127.0.0.1"), Port: 8080}},
+	})
+	h.sync()
+	for cookie := range uint64(room) {
+		if err := h.d.Maps().SockLinks.Put(1<<40+cookie, maps.SockLink{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := h.asks(dir, "tcp="+vip+":80")[0], "127.0.0.1:8080 from "+vip+":80"; got != want {
+		t.Errorf("saw %q, want %q", got, want)
 	}
 }
 
