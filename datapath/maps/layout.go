@@ -262,6 +262,7 @@ type SockLink struct {
 	BackendPort Port
 	ServicePort Port
 	Frontend    uint32
+	Epoch       uint32 // of the frontend, when the backend was chosen
 	Protocol    uint8
 	_           [3]uint8
 }

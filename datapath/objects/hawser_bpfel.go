@@ -235,6 +235,7 @@ type HawserSockLink struct {
 	BackendPort uint16
 	ServicePort uint16
 	Frontend    uint32
+	Epoch       uint32
 	Proto       uint8
 	Pad         [3]uint8
 }

@@ -44,6 +44,7 @@ type role struct {
 	Count  int            // crr: how many connections
 	Bytes  int64          // stream: how many
 	Fresh  bool           // connect: a new socket each time
+	Stream bool           // connect: TCP
 
 	Cluster *lab.Cluster // inject: into whose etcd, from where it is reached
 	From    int          // inject: the first service, of Count; none: other records
