@@ -39,30 +39,30 @@ func fedTo(t *testing.T, ns, input string, argv ...string) {
 func filter(t *testing.T, s shape) {
 	t.Helper()
 	client := podAddr(0)
-	fedTo(t, s.node[1], fmt.Sprintf(`table ip policy {
+	fedTo(t, s.node[1], fmt.Sprintf(`table ip rules {
 	set clients { type ipv4_addr; elements = { %s } }
-	chain forward {
-		type filter hook forward priority 0; policy accept;
-		ct state established,related accept
-		ip daddr %s jump server
-	}
 	chain server {
 		ip saddr @clients tcp dport { 9001, 9002 } accept
 		ip saddr @clients udp dport 9003 accept
 		drop
 	}
+	chain forward {
+		type filter hook forward priority 0; policy accept;
+		ct state established,related accept
+		ip daddr %s jump server
+	}
 }
 `, client, s.addr), "nft", "-f", "-")
-	fedTo(t, s.node[0], fmt.Sprintf(`table ip policy {
+	fedTo(t, s.node[0], fmt.Sprintf(`table ip rules {
 	set servers { type ipv4_addr; elements = { %s } }
+	chain client {
+		ip daddr @servers accept
+		drop
+	}
 	chain forward {
 		type filter hook forward priority 0; policy accept;
 		ct state established,related accept
 		ip saddr %s jump client
-	}
-	chain client {
-		ip daddr @servers accept
-		drop
 	}
 }
 `, s.addr, client), "nft", "-f", "-")
