@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,17 +90,17 @@ func (a *Agent) endSockets(ctx context.Context) error {
 
 // sweepSockets looks at all sockets once.
 func (a *Agent) sweepSockets() error {
-	doomed := map[uint64]struct{}{}
+	doomed := map[uint64]netip.AddrPort{}
 	m := a.dp.Maps()
 	err := maps.DumpBatches(m.SockLinks, func(cookie uint64, l maps.SockLink) {
 		if !a.serves(l.Protocol, l.Service, l.ServicePort, l.Backend, l.BackendPort) {
-			doomed[cookie] = struct{}{}
+			doomed[cookie] = netip.AddrPortFrom(l.Backend.Netip(), l.BackendPort.Uint16())
 		}
 	})
 	var keys []maps.SockKey // of those that found no room there
 	err = errors.Join(err, maps.DumpBatches(m.SockPeers, func(k maps.SockKey, v maps.SockPeer) {
 		if v.Flags&maps.SockConnected != 0 && !a.serves(k.Protocol, v.Addr, v.Port, k.Addr, k.Port) {
-			doomed[k.Cookie] = struct{}{}
+			doomed[k.Cookie] = netip.AddrPortFrom(k.Addr.Netip(), k.Port.Uint16())
 			keys = append(keys, k)
 		}
 	}))

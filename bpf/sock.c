@@ -60,6 +60,7 @@ struct {
 
 enum {
 	SOCK_PROCEED = 1,
+	SOCK_ESTABLISHED = 1, /* TCP_ESTABLISHED, of connected datagram sockets too */
 };
 
 /* Remembers what a connected socket is connected to. epoch is the frontend's, read
@@ -185,11 +186,16 @@ static __always_inline void sock_to_service(struct bpf_sock_addr *ctx)
 	ctx->user_port = peer->port;
 }
 
-/* A datagram socket may connect again, to what is no service. */
+/* A datagram socket that is connected may connect again, to what is no service.
+ * New ones are let off: the first cookie of a socket takes 100 ns. */
 static __always_inline void sock_unlink(struct bpf_sock_addr *ctx)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct bpf_sock *sk = (struct bpf_sock *)(long)ctx->sk;
+	__u64 cookie;
 
+	if (sk->state != SOCK_ESTABLISHED)
+		return;
+	cookie = bpf_get_socket_cookie(ctx);
 	if (bpf_map_lookup_elem(&sock_links, &cookie))
 		bpf_map_delete_elem(&sock_links, &cookie);
 }
