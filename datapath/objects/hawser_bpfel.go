@@ -228,6 +228,18 @@ type HawserSockKey struct {
 	Pad    [5]uint8
 }
 
+type HawserSockLink struct {
+	_           structs.HostLayout
+	Backend     HawserAddr
+	Service     HawserAddr
+	BackendPort uint16
+	ServicePort uint16
+	Frontend    uint32
+	Epoch       uint32
+	Proto       uint8
+	Pad         [3]uint8
+}
+
 type HawserSockPeer struct {
 	_        structs.HostLayout
 	Addr     HawserAddr
@@ -297,6 +309,7 @@ const (
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
 	HawserMapSnat4           = "snat4"
+	HawserMapSockLinks       = "sock_links"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapVteps           = "vteps"
 	HawserMapWatched         = "watched"
@@ -405,6 +418,7 @@ type HawserMapSpecs struct {
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
+	SockLinks     *ebpf.MapSpec `ebpf:"sock_links"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
@@ -473,6 +487,7 @@ type HawserMaps struct {
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
+	SockLinks     *ebpf.Map `ebpf:"sock_links"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Vteps         *ebpf.Map `ebpf:"vteps"`
 	Watched       *ebpf.Map `ebpf:"watched"`
@@ -506,6 +521,7 @@ func (m *HawserMaps) Close() error {
 		m.ServiceSlots,
 		m.Services,
 		m.Snat4,
+		m.SockLinks,
 		m.SockPeers,
 		m.Vteps,
 		m.Watched,

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -30,8 +31,8 @@ const (
 	connectCount    = 50_000
 )
 
-// connectAgain connects datagram sockets, which sends nothing: one socket again
-// and again, or a new one each time.
+// connectAgain connects sockets, of datagrams, which sends nothing, or of streams
+// without waiting: one socket again and again, or a new one each time.
 func connectAgain(r role) (outcome, error) {
 	sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: r.Addr.Addr().As4()}
 	*(*[2]byte)(unsafe.Pointer(&sa.Port)) = [2]byte{byte(r.Addr.Port() >> 8), byte(r.Addr.Port())}
@@ -42,15 +43,38 @@ func connectAgain(r role) (outcome, error) {
 				_ = unix.Close(fd)
 			}
 			var err error
-			if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0); err != nil {
+			kind := unix.SOCK_DGRAM
+			if r.Stream {
+				kind = unix.SOCK_STREAM | unix.SOCK_NONBLOCK
+			}
+			if fd, err = unix.Socket(unix.AF_INET, kind, 0); err != nil {
 				return outcome{}, fmt.Errorf("socket: %w", err)
 			}
 		}
-		if _, _, e := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa)); e != 0 {
+		if _, _, e := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa)); e != 0 && e != unix.EINPROGRESS {
 			return outcome{}, fmt.Errorf("connect %d to %s: %w", i, r.Addr, e)
 		}
 	}
 	return outcome{Count: r.Count}, unix.Close(fd)
+}
+
+// datagrams sends one and waits for its answer, again and again.
+func datagrams(r role) (outcome, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return outcome{}, fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(r.Addr.Port()), Addr: r.Addr.Addr().As4()}); err != nil {
+		return outcome{}, fmt.Errorf("connect to %s: %w", r.Addr, err)
+	}
+	one, n := []byte{1}, 0
+	for end := time.Now().Add(time.Duration(r.Millis) * time.Millisecond); time.Now().Before(end); n++ {
+		if err := ask(fd, one); err != nil {
+			return outcome{}, err
+		}
+	}
+	return outcome{Count: n}, nil
 }
 
 // tempCgroup is a cgroup of the test's own.
@@ -80,7 +104,7 @@ func sockService(i int) netip.AddrPort {
 // TestPerfConnect times connect() to a service at the socket: the program on real
 // sockets by the kernel's statistics, net of an empty program on the same calls.
 func TestPerfConnect(t *testing.T) {
-	r := newReport(t, "connect", fmt.Sprintf("the program on connect(), %d UDP connects a round on one CPU, kernel statistics; %d services of %d backends; net of an empty program in its place", connectCount, connectServices, connectBackends))
+	r := newReport(t, "connect", fmt.Sprintf("the program on connect(), %d connects a round on one CPU, kernel statistics; %d services of %d backends; net of an empty program in its place", connectCount, connectServices, connectBackends))
 	g := newRig(t, mapFill{10_000, 100})
 	g.services()
 	ours, bare := tempCgroup(t), tempCgroup(t)
@@ -92,23 +116,25 @@ func TestPerfConnect(t *testing.T) {
 	defer stats.Close()
 	prog := g.d.Programs().SockConnect4
 	ways := []struct {
-		name, goal string
-		fresh      bool
-		to         netip.AddrPort
+		name, goal    string
+		fresh, stream bool
+		to            netip.AddrPort
 	}{
-		{"connect() to a service, the socket's first", "≤ 150", true, sockService(7)},
-		{"connect() to a service, the same socket again", "≤ 150", false, sockService(7)},
-		{"connect() to no service, new socket", "", true, netip.MustParseAddrPort("10.98.0.1:53")},
+		{"connect() to a service, UDP, the same socket again", "≤ 150", false, false, sockService(7)},
+		{"connect() to a service, UDP, new socket", "≤ 150", true, false, sockService(7)},
+		{"connect() to a service, TCP, new socket", "≤ 150", true, true, sockService(8)},
+		{"connect() to no service, UDP, new socket", "", true, false, netip.MustParseAddrPort("10.98.0.1:53")},
+		{"connect() to no service, TCP, new socket", "", true, true, netip.MustParseAddrPort("10.98.0.1:53")},
 	}
 	raw := map[string][]float64{}
 	note := func(name string, v float64) { raw[name] = append(raw[name], v) }
 	for range flags.rounds {
 		for _, w := range ways {
 			watch := watchPrograms(t, empty, lookups)
-			g.connects(bare, w.to, w.fresh)
+			g.connects(bare, w.to, w.fresh, w.stream)
 			base := watch()
 			watch = watchPrograms(t, prog)
-			g.connects(ours, w.to, w.fresh)
+			g.connects(ours, w.to, w.fresh, w.stream)
 			note(w.name, watch()[0]-base[0])
 			note("empty, "+w.name, base[0])
 			note("lookups, "+w.name, base[1]-base[0])
@@ -132,7 +158,11 @@ func (g *rig) services() {
 			f.Backends = append(f.Backends, datapath.Backend{Addr: rigPeer(i*connectBackends + b), Port: 53})
 		}
 		at := sockService(i)
-		g.tables.Frontends.Set(datapath.FrontendKey{Addr: at.Addr(), Port: at.Port(), Protocol: unix.IPPROTO_UDP}, f)
+		proto := uint8(unix.IPPROTO_UDP)
+		if i%2 == 0 {
+			proto = unix.IPPROTO_TCP
+		}
+		g.tables.Frontends.Set(datapath.FrontendKey{Addr: at.Addr(), Port: at.Port(), Protocol: proto}, f)
 	}
 	g.settle()
 	g.fail(nsthread.InNetns(g.ns, func() error {
@@ -173,7 +203,7 @@ func (g *rig) bareSockets(cgroup string) (empty, lookups *ebpf.Program) {
 }
 
 // connects runs a client below a cgroup.
-func (g *rig) connects(cgroup string, to netip.AddrPort, fresh bool) {
+func (g *rig) connects(cgroup string, to netip.AddrPort, fresh, stream bool) {
 	g.t.Helper()
 	pod := filepath.Join(cgroup, "pod")
 	g.fail(os.Mkdir(pod, 0o755))
@@ -181,7 +211,7 @@ func (g *rig) connects(cgroup string, to netip.AddrPort, fresh bool) {
 	place, err := os.Open(pod)
 	g.fail(err)
 	defer place.Close()
-	cmd := command(g.t, role{Mode: "connect", Netns: g.ns, CPU: 1, Addr: to, Count: connectCount, Fresh: fresh})
+	cmd := command(g.t, role{Mode: "connect", Netns: g.ns, CPU: 1, Addr: to, Count: connectCount, Fresh: fresh, Stream: stream})
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(place.Fd())}
 	if out, err := cmd.Output(); err != nil {
 		g.t.Fatalf("connect to %s: %v: %s", to, err, out)

@@ -33,6 +33,13 @@ spec:
   ports: [{name: rr, protocol: TCP, port: 9001, targetPort: 9001}]
 `
 
+// Where the traffic of TestPerfPrograms goes.
+const (
+	toPod       = "pod"
+	toService   = "service"
+	toDatagrams = "datagrams"
+)
+
 // tcxNext lets the next program on the device see the packet, too.
 const tcxNext = -1
 
@@ -57,33 +64,45 @@ func TestPerfPrograms(t *testing.T) {
 	paths := []struct {
 		name, goal string
 		prog       *ebpf.Program
-		service    bool
+		to         string
 	}{
-		{"from_pod: pod → remote pod, established, header written", "net ≤ 250 with eBPF headers", progs["1/from_pod"], false},
-		{"from_overlay: request in, header stripped", "", progs["2/from_overlay"], false},
-		{"from_pod: reply → remote pod", "", progs["2/from_pod"], false},
-		{"from_overlay: reply in", "", progs["1/from_overlay"], false},
-		{"from_pod: pod → service → remote pod", "net ≤ 200 without the header", progs["1/from_pod"], true},
-		{"from_overlay: reply of the service in", "", progs["1/from_overlay"], true},
+		{"from_pod: pod → remote pod, established, header written", "net ≤ 250 with eBPF headers", progs["1/from_pod"], toPod},
+		{"from_overlay: request in, header stripped", "", progs["2/from_overlay"], toPod},
+		{"from_pod: reply → remote pod", "", progs["2/from_pod"], toPod},
+		{"from_overlay: reply in", "", progs["1/from_overlay"], toPod},
+		{"from_pod: pod → service → remote pod, header written", "", progs["1/from_pod"], toService},
+		{"from_overlay: reply of the service in", "", progs["1/from_overlay"], toService},
+		{"from_pod: UDP, pod → remote pod, header written", "", progs["1/from_pod"], toDatagrams},
+		{"from_overlay: UDP, request in, header stripped", "", progs["2/from_overlay"], toDatagrams},
 	}
 	raw, empty, two := map[string][]float64{}, []float64(nil), []float64(nil)
 	service := hawser
 	service.addr = vip
+	echoUDP(t, hawser.server, netip.AddrPortFrom(hawser.addr, udpPort))
+	ways := []struct {
+		to    string
+		shape shape
+		p     placement
+		job   role
+	}{
+		{toPod, hawser, p, job}, {toService, service, p, job},
+		{toDatagrams, hawser, placement{name: p.name, port: udpPort}, role{Mode: "datagrams", Millis: job.Millis}},
+	}
 	for range flags.rounds {
 		watch := watchPrograms(t, noop, lookups)
 		c.run(plain, p, job)
 		ns := watch()
 		empty, two = append(empty, ns[0]), append(two, ns[1])
-		for _, to := range []shape{hawser, service} {
+		for _, way := range ways {
 			var names []string
 			var which []*ebpf.Program
 			for _, path := range paths {
-				if path.service == (to.addr == vip) {
+				if path.to == way.to {
 					names, which = append(names, path.name), append(which, path.prog)
 				}
 			}
 			watch := watchPrograms(t, which...)
-			c.run(to, p, job)
+			c.run(way.shape, way.p, way.job)
 			for i, ns := range watch() {
 				raw[names[i]] = append(raw[names[i]], ns)
 			}
