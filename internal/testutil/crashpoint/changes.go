@@ -36,12 +36,22 @@ func change(pid, tid int) string {
 	case unix.SYS_UNLINKAT:
 		return "remove " + text(pid, c.args[1])
 	case unix.SYS_IOCTL:
-		const ethtool = 0x8946
-		if c.args[1] == ethtool {
-			return "ethtool"
+		if c.args[1] == unix.SIOCETHTOOL && setsFeatures(pid, c.args[2]) {
+			return "ethtool: features"
 		}
 	}
 	return ""
+}
+
+// setsFeatures looks into struct ifreq: a name and a pointer to what is asked.
+func setsFeatures(pid int, ifreq uint64) bool {
+	const pointer, word = 8, 4
+	at := memory(pid, ifreq+unix.IFNAMSIZ, pointer)
+	if len(at) < pointer {
+		return false
+	}
+	cmd := memory(pid, binary.NativeEndian.Uint64(at), word)
+	return len(cmd) == word && binary.NativeEndian.Uint32(cmd) == unix.ETHTOOL_SFEATURES
 }
 
 func bpfCommand(cmd uint64) string {

@@ -8,6 +8,7 @@
 package crashpoint
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -114,7 +115,9 @@ func (w *Watcher) seize() error {
 	return nil
 }
 
-// run follows the threads until the process is gone or the watch is stopped.
+// run follows the threads until the process is gone or the watch is stopped. Only
+// they are waited for, and not the end of the process: that is for its parent,
+// which may be a thread of ours.
 func (w *Watcher) run() {
 	if err := w.seize(); err != nil {
 		w.ready <- err
@@ -124,26 +127,49 @@ func (w *Watcher) run() {
 	for {
 		select {
 		case <-w.stop:
-			w.err = w.leave()
-			return
+			if !w.killed {
+				w.leave()
+				return
+			}
 		default:
 		}
-		var status unix.WaitStatus
-		tid, err := unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD|unix.WNOHANG, nil)
-		switch {
-		case errors.Is(err, unix.ECHILD):
-			return // all threads are gone
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			w.err = fmt.Errorf("wait for process %d: %w", w.pid, err)
+		moved, gone := w.round(w.stopped)
+		if gone {
 			return
-		case tid == 0:
-			runtime.Gosched()
-			_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(idle)}, nil)
-		case status.Stopped():
-			w.stopped(tid, status)
+		}
+		if !moved {
+			_ = unix.Nanosleep(&unix.Timespec{Nsec: idle}, nil)
 		}
 	}
+}
+
+// round looks at each thread once. gone tells that the process has ended.
+func (w *Watcher) round(stopped func(tid int, status unix.WaitStatus)) (moved, gone bool) {
+	tids, err := threads(w.pid)
+	if err != nil || len(tids) <= 1 && zombie(w.pid) {
+		return false, true
+	}
+	for _, tid := range tids {
+		if tid == w.pid && zombie(tid) {
+			continue
+		}
+		var status unix.WaitStatus
+		got, err := unix.Wait4(tid, &status, unix.WALL|unix.WNOTHREAD|unix.WNOHANG, nil)
+		if err == nil && got == tid {
+			moved = true
+			if status.Stopped() {
+				stopped(tid, status)
+			}
+		}
+	}
+	return moved, false
+}
+
+// zombie tells that a thread has ended and nobody has been told yet.
+func zombie(tid int) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+	_, rest, ok := bytes.Cut(raw, []byte(") "))
+	return err != nil || !ok || rest[0] == 'Z' || rest[0] == 'X'
 }
 
 // idle is how long to sleep when no thread stops, in nanoseconds.
@@ -169,38 +195,30 @@ func (w *Watcher) stopped(tid int, status unix.WaitStatus) {
 	_ = unix.PtraceSyscall(tid, signal) // a thread that is killed cannot go on
 }
 
-// leave stops each thread once more and lets it go.
-func (w *Watcher) leave() error {
-	tids, err := threads(w.pid)
-	if err != nil {
-		return nil // it is gone
-	}
-	for _, tid := range tids {
-		_ = unix.PtraceInterrupt(tid)
-	}
-	left := len(tids)
-	for left > 0 {
-		var status unix.WaitStatus
-		tid, err := unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
+// leave stops each thread once more and lets it go, also those that came
+// meanwhile.
+func (w *Watcher) leave() {
+	for {
+		tids, _ := threads(w.pid) // none when it is gone
+		ours := false
+		for _, tid := range tids {
+			ours = unix.PtraceInterrupt(tid) == nil || ours
 		}
-		if err != nil {
-			return nil // none is left
+		if !ours {
+			return
 		}
-		if !status.Stopped() {
-			left--
-			continue
-		}
-		signal := status.StopSignal()
-		if int(signal) == int(unix.SIGTRAP)|0x80 || int(status)>>16 != 0 {
-			signal = 0
-		}
-		if _, err := ptrace(unix.PTRACE_DETACH, tid, 0, uintptr(signal)); err == nil {
-			left--
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: idle}, nil)
+		_, gone := w.round(func(tid int, status unix.WaitStatus) {
+			signal := status.StopSignal()
+			if int(signal) == int(unix.SIGTRAP)|0x80 || int(status)>>16 != 0 {
+				signal = 0
+			}
+			_, _ = ptrace(unix.PTRACE_DETACH, tid, 0, uintptr(signal)) // it may be gone
+		})
+		if gone {
+			return
 		}
 	}
-	return nil
 }
 
 // syscallInfo is struct ptrace_syscall_info at the entry of a system call.
