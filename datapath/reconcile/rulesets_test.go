@@ -75,7 +75,7 @@ func TestTornEditLeavesNothing(t *testing.T) {
 	if err := s.write(&first, first); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.kernelHas(t); len(got) != 1 {
+	if got := s.kernelHas(t); len(got) != 2 { // and what counts for the default
 		t.Errorf("left behind: %+v", got)
 	}
 }
@@ -103,6 +103,7 @@ func TestDifferencesOfARuleSet(t *testing.T) {
 	got := s.kernelHas(t)
 	want := map[maps.PolicyKey]maps.PolicyEntry{
 		key: {Origin: 1, Hits: 7}, maps.EncodePolicyKey(5, port(3)): {Origin: 4}, maps.EncodePolicyKey(5, port(4)): {Origin: 5},
+		maps.DefaultKey(5, datapath.Ingress): {Deny: 1},
 	}
 	for k, v := range want {
 		if got[k] != v {
@@ -114,5 +115,17 @@ func TestDifferencesOfARuleSet(t *testing.T) {
 	}
 	if err := s.repair(true); err != nil || s.epoch != epoch+1 || s.kernelHas(t)[key].Hits != 7 {
 		t.Errorf("comparing with the kernel: error %v, epoch %d, %+v", err, s.epoch, s.kernelHas(t)[key])
+	}
+	// The other default: one counter comes, the other goes, and comes back from a
+	// write that knows nothing of before.
+	out := now
+	out.Ingress, out.Egress = false, true
+	for was, row := range map[*datapath.RuleSet]datapath.RuleSet{&now: out, nil: out} {
+		err := s.write(was, row)
+		got := s.kernelHas(t)
+		_, in := got[maps.DefaultKey(5, datapath.Ingress)]
+		if _, egress := got[maps.DefaultKey(5, datapath.Egress)]; err != nil || in || !egress {
+			t.Errorf("the defaults' counters: ingress %v, egress %v, %v", in, egress, err)
+		}
 	}
 }

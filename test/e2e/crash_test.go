@@ -131,7 +131,7 @@ func (c *crashed) watch(n int, do func(context.Context) error) (changes []string
 	if err != nil {
 		return nil, false, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	doing, done := context.WithCancel(ctx)
 	defer done()
@@ -160,7 +160,7 @@ func (c *crashed) agent() int {
 }
 
 func (c *crashed) add(ctx context.Context) (*hawserv1.Endpoint, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 6*callTimeout) // each system call is looked at
 	defer cancel()
 	r, err := c.node.AddEndpoint(ctx, &hawserv1.AddEndpointRequest{
 		ContainerId: c.id, Netns: c.netns, Ifname: "eth0", Namespace: "demo", Name: c.id, Labels: []string{"k8s:app=crash"},
@@ -169,7 +169,7 @@ func (c *crashed) add(ctx context.Context) (*hawserv1.Endpoint, error) {
 }
 
 func (c *crashed) remove(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 6*callTimeout) // each system call is looked at
 	defer cancel()
 	_, err := c.node.DeleteEndpoint(ctx, &hawserv1.DeleteEndpointRequest{ContainerId: c.id, Ifname: "eth0"}, grpc.WaitForReady(true))
 	return err

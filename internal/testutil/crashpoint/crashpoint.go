@@ -12,11 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/internal/nsthread"
 )
 
 // Watcher watches a process from when it is made until it ends or is stopped.
@@ -32,14 +33,15 @@ type Watcher struct {
 }
 
 // Watch begins to watch a process, which is killed before its n-th change; 0
-// only counts. It returns when every change will be seen. The process is killed,
-// too, when the watching process ends.
+// only counts. It returns when every change will be seen.
 func Watch(pid, nth int) (*Watcher, error) {
 	w := &Watcher{pid: pid, nth: nth, stop: make(chan struct{}), done: make(chan struct{}), ready: make(chan error, 1)}
 	go func() {
-		runtime.LockOSThread() // a tracer is a thread; it ends with the goroutine
 		defer close(w.done)
-		w.run()
+		_ = nsthread.Run(func() error { // a tracer is a thread, which ends with this
+			w.run()
+			return nil
+		})
 	}()
 	if err := <-w.ready; err != nil {
 		return nil, fmt.Errorf("watch process %d: %w", pid, err)
@@ -62,7 +64,10 @@ func (w *Watcher) Stop() (changes []string, killed bool, err error) {
 // Done is closed when the process was killed, or ended.
 func (w *Watcher) Done() <-chan struct{} { return w.done }
 
-const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
+// urgent is the highest priority.
+const urgent = -20
+
+const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE
 
 func ptrace(request, tid int, addr, data uintptr) (uintptr, error) {
 	r, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
@@ -100,6 +105,8 @@ func (w *Watcher) seize() error {
 				continue
 			}
 			seen[tid], again = true, true
+			// Every system call of it waits for us: neither may wait for others.
+			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, urgent)
 			_, err := ptrace(unix.PTRACE_SEIZE, tid, 0, options)
 			if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPERM) { // gone, or taken by its maker
 				continue
@@ -119,6 +126,7 @@ func (w *Watcher) seize() error {
 // they are waited for, and not the end of the process: that is for its parent,
 // which may be a thread of ours.
 func (w *Watcher) run() {
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), urgent)
 	if err := w.seize(); err != nil {
 		w.ready <- err
 		return
@@ -127,14 +135,11 @@ func (w *Watcher) run() {
 	for {
 		select {
 		case <-w.stop:
-			if !w.killed {
-				w.leave()
-				return
-			}
+			return // the thread ends, and the kernel lets its tracees go on
 		default:
 		}
-		moved, gone := w.round(w.stopped)
-		if gone {
+		moved, gone := w.round()
+		if gone || w.killed {
 			return
 		}
 		if !moved {
@@ -144,12 +149,15 @@ func (w *Watcher) run() {
 }
 
 // round looks at each thread once. gone tells that the process has ended.
-func (w *Watcher) round(stopped func(tid int, status unix.WaitStatus)) (moved, gone bool) {
+func (w *Watcher) round() (moved, gone bool) {
 	tids, err := threads(w.pid)
 	if err != nil || len(tids) <= 1 && zombie(w.pid) {
 		return false, true
 	}
 	for _, tid := range tids {
+		if w.killed {
+			break
+		}
 		if tid == w.pid && zombie(tid) {
 			continue
 		}
@@ -158,7 +166,7 @@ func (w *Watcher) round(stopped func(tid int, status unix.WaitStatus)) (moved, g
 		if err == nil && got == tid {
 			moved = true
 			if status.Stopped() {
-				stopped(tid, status)
+				w.stopped(tid, status)
 			}
 		}
 	}
@@ -181,44 +189,18 @@ func (w *Watcher) stopped(tid int, status unix.WaitStatus) {
 	switch {
 	case signal == int(unix.SIGTRAP)|0x80: // a system call begins or ends
 		signal = 0
-		if what := change(w.pid, tid); what != "" && !w.killed {
+		if what := change(w.pid, tid); what != "" {
 			w.changes = append(w.changes, what)
 			if len(w.changes) == w.nth {
 				w.killed = true
 				_ = unix.Kill(w.pid, unix.SIGKILL)
-				return
+				return // it is stopped, and is not let go on before it dies
 			}
 		}
 	case int(status)>>16 != 0: // an event of ptrace
 		signal = 0
 	}
 	_ = unix.PtraceSyscall(tid, signal) // a thread that is killed cannot go on
-}
-
-// leave stops each thread once more and lets it go, also those that came
-// meanwhile.
-func (w *Watcher) leave() {
-	for {
-		tids, _ := threads(w.pid) // none when it is gone
-		ours := false
-		for _, tid := range tids {
-			ours = unix.PtraceInterrupt(tid) == nil || ours
-		}
-		if !ours {
-			return
-		}
-		_ = unix.Nanosleep(&unix.Timespec{Nsec: idle}, nil)
-		_, gone := w.round(func(tid int, status unix.WaitStatus) {
-			signal := status.StopSignal()
-			if int(signal) == int(unix.SIGTRAP)|0x80 || int(status)>>16 != 0 {
-				signal = 0
-			}
-			_, _ = ptrace(unix.PTRACE_DETACH, tid, 0, uintptr(signal)) // it may be gone
-		})
-		if gone {
-			return
-		}
-	}
 }
 
 // syscallInfo is struct ptrace_syscall_info at the entry of a system call.
