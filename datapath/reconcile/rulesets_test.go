@@ -3,7 +3,9 @@
 package reconcile
 
 import (
+	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -77,6 +79,35 @@ func TestTornEditLeavesNothing(t *testing.T) {
 	}
 	if got := s.kernelHas(t); len(got) != 2 { // and what counts for the default
 		t.Errorf("left behind: %+v", got)
+	}
+}
+
+// A full map is told with what to do; what it has stays, and there is room again
+// when something goes.
+func TestFullMapIsTold(t *testing.T) {
+	s := newTestRuleSets(t, 3)
+	lives := datapath.RuleSet{ID: 5, Entries: entries{port(1): {Origin: 1}, port(2): {Origin: 2}}}
+	if err := s.write(nil, lives); err != nil {
+		t.Fatal(err)
+	}
+	late := datapath.RuleSet{ID: 6, Entries: entries{port(3): {}, port(4): {}}}
+	err := s.write(nil, late)
+	for _, part := range []string{"the map policy is full, with 3 entries", "--map-sizes", "hawser map list"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%v does not say %q", err, part)
+		}
+	}
+	got := s.kernelHas(t)
+	for p := range lives.Entries {
+		if _, ok := got[maps.EncodePolicyKey(5, p)]; !ok {
+			t.Errorf("the entry of port %d was given up", p.Port)
+		}
+	}
+	if word := s.words.have[6]; maps.RulesFrom(word).Valid {
+		t.Error("a rule set that is not all there is enforced")
+	}
+	if err := errors.Join(s.remove(5), s.write(nil, late)); err != nil || len(s.kernelHas(t)) != 2 {
+		t.Errorf("with room again: %v, %d entries", err, len(s.kernelHas(t)))
 	}
 }
 

@@ -44,6 +44,9 @@ func TestAsk(t *testing.T) {
 }
 
 func ask(how string, to netip.AddrPort) (string, error) {
+	if how == "fuzz" {
+		return fuzzSockets(uint64(to.Addr().As4()[3]), int(to.Port()))
+	}
 	kind := unix.SOCK_DGRAM
 	if how == "tcp" {
 		kind = unix.SOCK_STREAM

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -74,7 +73,6 @@ func cmdCrash(s *script, args []string) (string, error) {
 			return fmt.Sprintf("%d crash points:\n  %s\n", n-1, strings.Join(points, "\n  ")), nil
 		}
 		points = append(points, changes[len(changes)-1])
-		fmt.Fprintln(os.Stderr, time.Now().Format(time.TimeOnly), args[0], n, changes[len(changes)-1]) // DEBUG
 	}
 	return "", fmt.Errorf("more than %d changes", most)
 }

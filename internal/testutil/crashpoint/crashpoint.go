@@ -199,6 +199,8 @@ func (w *Watcher) stopped(tid int, status unix.WaitStatus) {
 		}
 	case int(status)>>16 != 0: // an event of ptrace
 		signal = 0
+	case signal == int(unix.SIGURG): // Go's preemption, which would interrupt slow calls for ever
+		signal = 0
 	}
 	_ = unix.PtraceSyscall(tid, signal) // a thread that is killed cannot go on
 }
