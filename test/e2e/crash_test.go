@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,18 +25,34 @@ import (
 	"github.com/hawser-mesh/hawser/lab"
 )
 
+// exactPoints is the environment variable that, set to "exact", has the agent be
+// killed before each single change, seen by its system calls. That takes an idle
+// machine; without, moments are tried that are spread over what it does.
+const exactPoints = "HAWSER_CRASH_POINTS"
+
+// moments are how many are tried: over the time that the agent takes to answer,
+// and over the second after it, in which a filter becomes a link.
+const (
+	momentsBefore = 24
+	momentsAfter  = 4
+	momentAfter   = 350 * time.Millisecond
+)
+
 // crashed is a pod that an agent makes or removes when it is killed.
 type crashed struct {
 	*script
-	node   *node
-	server place
-	netns  string
-	id     string
-	bare   []string // what the node has without the pod
+	node     *node
+	server   place
+	netns    string
+	id       string
+	bare     []string      // what the node has without the pod
+	answered time.Duration // what the last add took
+	takes    time.Duration // to do what is asked, when nobody is killed
+	broken   int           // how often it was not done when the agent was killed
 }
 
-// cmdCrash is `crash add|delete NODE POD`: the node's agent is killed before each
-// change that it makes for a new pod, or for one that goes, and started again.
+// cmdCrash is `crash add|delete NODE POD`: the node's agent is killed while it
+// makes a pod, or removes one, each time a little later, and started again.
 // The pod must then be there whole, which means that it reaches POD, or not at
 // all, and what was asked must work when it is asked again.
 func cmdCrash(s *script, args []string) (string, error) {
@@ -70,6 +88,9 @@ func cmdCrash(s *script, args []string) (string, error) {
 		}
 		if !killed {
 			s.count("crash points", uint64(n-1))
+			if os.Getenv(exactPoints) == "" && c.broken < momentsBefore/4 {
+				return "", fmt.Errorf("only %d of %d kills came before it was done: this proves little", c.broken, n-1)
+			}
 			return fmt.Sprintf("%d crash points:\n  %s\n", n-1, strings.Join(points, "\n  ")), nil
 		}
 		points = append(points, changes[len(changes)-1])
@@ -80,9 +101,11 @@ func cmdCrash(s *script, args []string) (string, error) {
 // crashAdd adds a pod until the n-th change, then again, and removes it.
 func (c *crashed) crashAdd(n int) (changes []string, killed bool, err error) {
 	changes, killed, err = c.watch(n, func(ctx context.Context) error {
+		start := time.Now()
 		if _, err := c.add(ctx); err != nil {
 			return err
 		}
+		c.answered = time.Since(start)
 		return settledWhile(ctx, c.node.Netns, filepath.Join(c.node.PinPath, "links"))
 	})
 	if err != nil {
@@ -122,9 +145,45 @@ func (c *crashed) crashDelete(n int) (changes []string, killed bool, err error) 
 	return changes, killed, c.removeTwice()
 }
 
-// watch does something while the agent is watched, and starts the agent again if
-// that killed it.
+// watch does something while the agent is killed at the n-th point, and starts
+// the agent again.
 func (c *crashed) watch(n int, do func(context.Context) error) (changes []string, killed bool, err error) {
+	if os.Getenv(exactPoints) != "" {
+		return c.watchExactly(n, do)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if c.takes == 0 || n > momentsBefore+momentsAfter {
+		start := time.Now()
+		err := do(ctx)
+		if c.takes > 0 || err != nil {
+			return nil, false, err
+		}
+		c.takes = cmp.Or(c.answered, time.Since(start))
+		return []string{"nothing"}, true, nil
+	}
+	doing, done := context.WithCancel(ctx)
+	defer done()
+	after := c.takes * time.Duration(n) / momentsBefore
+	if n > momentsBefore {
+		after = c.takes + momentAfter*time.Duration(n-momentsBefore)
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- do(doing) }()
+	time.Sleep(after) // the moment of the fault
+	err = c.world.lab.Kill(ctx, lab.AgentProgram, c.node.Name)
+	done()
+	if <-failed != nil {
+		c.broken++
+	}
+	if err == nil {
+		err = c.world.lab.Restart(ctx, lab.AgentProgram, c.node.Name)
+	}
+	return []string{fmt.Sprintf("after %s of %s", after, c.takes)}, true, err
+}
+
+// watchExactly kills the agent before its n-th change.
+func (c *crashed) watchExactly(n int, do func(context.Context) error) (changes []string, killed bool, err error) {
 	w, err := crashpoint.Watch(c.agent(), n)
 	if err != nil {
 		return nil, false, err
