@@ -31,6 +31,7 @@ func commands() map[string]command {
 		"lab":         cmdLab,        // the lab that the script runs in
 		"lose-state":  cmdLoseState,  // of a node's agent
 		"agent-build": cmdAgentBuild, // what agents are started
+		"crash":       cmdCrash,      // of an agent at any point
 		"server":      cmdServer,     // a pod that answers `reach` and `load`
 		"hawser":      cmdHawser,     // the CLI
 		"json":        cmdJSON,       // a value in what the CLI prints

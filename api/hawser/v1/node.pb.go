@@ -2362,7 +2362,8 @@ type RuleEntry struct {
 	// more at each change of policy, every packet that it denied; of all endpoints
 	// of the node with the same labels together.
 	Hits          uint64 `protobuf:"varint,20,opt,name=hits,proto3" json:"hits,omitempty"`
-	Audited       bool   `protobuf:"varint,21,opt,name=audited,proto3" json:"audited,omitempty"` // a deny that passes, and is reported
+	Audited       bool   `protobuf:"varint,21,opt,name=audited,proto3" json:"audited,omitempty"`                            // a deny that passes, and is reported
+	DefaultDeny   bool   `protobuf:"varint,22,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"` // what no other entry of the direction matches
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2470,6 +2471,13 @@ func (x *RuleEntry) GetHits() uint64 {
 func (x *RuleEntry) GetAudited() bool {
 	if x != nil {
 		return x.Audited
+	}
+	return false
+}
+
+func (x *RuleEntry) GetDefaultDeny() bool {
+	if x != nil {
+		return x.DefaultDeny
 	}
 	return false
 }
@@ -3346,7 +3354,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xa3\x02\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xc6\x02\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
@@ -3358,7 +3366,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
 	"\x06origin\x18\b \x01(\tR\x06origin\x12\x12\n" +
 	"\x04hits\x18\x14 \x01(\x04R\x04hits\x12\x18\n" +
-	"\aaudited\x18\x15 \x01(\bR\aaudited\"&\n" +
+	"\aaudited\x18\x15 \x01(\bR\aaudited\x12!\n" +
+	"\fdefault_deny\x18\x16 \x01(\bR\vdefaultDeny\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\"\xb1\x03\n" +
 	"\x05Event\x12\x12\n" +
