@@ -192,8 +192,8 @@ func (a *Agent) openKeyspace() error {
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
 		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
-	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.publisher.wakeStatus, a.log)
-	a.publisher.paths = a.watchman.reports
+	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.mtu, a.publisher.wakeStatus, a.log)
+	a.publisher.paths, a.publisher.refutes = a.watchman.reports, a.watchman.refutes.Load
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
@@ -275,7 +275,11 @@ func (a *Agent) makeStores() error {
 	a.grants = newGrants(a.cfg.Cluster, a.space, a.log, use, a.timers.refused.Add)
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
 		a.grants.state(b)
+		a.watchman.state(b)
 		a.unreadable.apply(kvstore.State, b)
+		if a.ids.concerned(b) {
+			a.view.wakeIdentities()
+		}
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}

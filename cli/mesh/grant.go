@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -100,13 +101,22 @@ func showGrants(cmd *cobra.Command, s *session.Session, args []string) error {
 
 func listGrants(w io.Writer, format printer.Format, rows []*hawserv1.PeerGrant) error {
 	type row = *hawserv1.PeerGrant
+	known := func(cell func(row) string) func(row) string {
+		return func(g row) string {
+			if g.GetProblem() != "" {
+				return "?"
+			}
+			return cell(g)
+		}
+	}
 	return printer.List(w, format, rows, printer.Columns[row]{
 		{Header: "PEER", Cell: row.GetPeer},
-		{Header: "PODS", Cell: func(g row) string { return strings.Join(g.GetPodCidrs(), ",") }},
-		{Header: "NODES", Cell: func(g row) string { return strings.Join(g.GetNodeCidrs(), ",") }},
-		{Header: "IDENTITIES", Cell: identities},
-		{Header: "NAMESPACES", Cell: grantedNamespaces},
-		{Header: "REFUSED", Cell: refusedRecords},
+		{Header: "PODS", Cell: known(func(g row) string { return strings.Join(g.GetPodCidrs(), ",") })},
+		{Header: "NODES", Cell: known(func(g row) string { return strings.Join(g.GetNodeCidrs(), ",") })},
+		{Header: "IDENTITIES", Cell: known(identities)},
+		{Header: "NAMESPACES", Cell: known(grantedNamespaces)},
+		{Header: "REFUSED", Cell: known(refusedRecords)},
+		{Header: "PROBLEM", Cell: func(g row) string { return cmp.Or(g.GetProblem(), "-") }},
 	}, "No peers.  Invite one:  hawser mesh invite")
 }
 
@@ -124,6 +134,9 @@ func changeGrant(cmd *cobra.Command, s *session.Session, q *hawserv1.ChangeGrant
 }
 
 func showGrant(w io.Writer, g *hawserv1.PeerGrant) error {
+	if g.GetProblem() != "" {
+		return printer.Fields(w, "Peer", g.GetPeer(), "Problem", g.GetProblem())
+	}
 	return printer.Fields(w, slices.Concat([]string{"Peer", g.GetPeer()}, parts(g), []string{"Refused", refusedRecords(g)})...)
 }
 

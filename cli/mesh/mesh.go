@@ -153,7 +153,8 @@ func join(cmd *cobra.Command, s *session.Session, req *hawserv1.JoinRequest) err
 		}
 		switch {
 		case r.GetJoined():
-			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n", r.GetPeer(), r.GetPeerId())
+			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n"+
+				"Whether its nodes and ours reach each other is known in some seconds:  hawser mesh preflight %[1]s\n", r.GetPeer(), r.GetPeerId())
 		case req.GetPeer() != "" && len(r.GetFindings()) == 0:
 			fmt.Fprintf(w, "%s fits: nothing stands against it.\n", r.GetPeer())
 		case req.GetPeer() != "":

@@ -5,6 +5,7 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -34,12 +35,15 @@ func (s *Server) ListGrants(ctx context.Context, _ *hawserv1.ListGrantsRequest) 
 		}
 		return out, nil
 	}
-	peers, err := s.mesh.Peers(ctx)
+	peers, bad, err := s.mesh.Peers(ctx)
 	if err != nil {
 		return nil, apiError(err)
 	}
 	for _, p := range peers {
 		out.Grants = append(out.Grants, s.peerGrant(p))
+	}
+	for _, name := range slices.Sorted(maps.Keys(bad)) {
+		out.Grants = append(out.Grants, &hawserv1.PeerGrant{Peer: name, Problem: bad[name].Error()})
 	}
 	return out, nil
 }

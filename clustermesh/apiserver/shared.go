@@ -245,7 +245,7 @@ func (s *Server) neighbourStatus(ctx context.Context) ([]*hawserv1.PeerStatus, e
 	return out, nil
 }
 
-// refuseShared is why clusters of a shared etcd are neither invited nor joined.
+// refuseShared is why what peers have is not for clusters of a shared etcd.
 func (s *Server) refuseShared(what string) error {
 	if !s.cfg.Etcd.Shared {
 		return nil

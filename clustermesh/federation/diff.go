@@ -209,7 +209,7 @@ func (k *originKeys) next(ctx context.Context) (hashed, bool, error) {
 		e := k.page[0]
 		k.page = k.page[1:]
 		switch {
-		case len(e.GetValueSha256()) != sha256.Size || !strings.HasPrefix(e.GetKey(), k.r.Prefix) || len(e.GetKey()) > maxKeyBytes:
+		case len(e.GetValueSha256()) != sha256.Size || !strings.HasPrefix(e.GetKey(), k.r.Prefix) || fitToShow(e.GetKey(), maxKeyBytes) != e.GetKey():
 			return hashed{}, false, fmt.Errorf("it answers with %q, which was not asked for", shorten(e.GetKey()))
 		case k.last != "" && e.GetKey() <= k.last:
 			return hashed{}, false, fmt.Errorf("its keys are not in order: %q after %q", shorten(e.GetKey()), k.last)

@@ -95,7 +95,7 @@ func TestWhatNoPeerIsGranted(t *testing.T) {
 	if _, _, err := a.m.ChangeGrant(t.Context(), "nobody", peering.GrantChange{}); err == nil {
 		t.Error("a stranger has a grant")
 	}
-	peers, err := a.m.Peers(t.Context())
+	peers, _, err := a.m.Peers(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

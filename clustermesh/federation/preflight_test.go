@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"crypto/tls"
 	"net"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -28,12 +30,7 @@ func has(fs []*federationv1.Finding, check, object string) bool {
 
 // Warnings let a join go on, and each side's are shown.
 func TestPreflightWarns(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := lis.Addr().String()
-	lis.Close()
+	dead := ports.Free(t).String()
 	at := &clock{}
 	a := newCluster(t, 1, func(c *testCluster) { c.cfg.Cluster.Endpoints = append(c.cfg.Cluster.Endpoints, dead) })
 	b := newCluster(t, 2, func(c *testCluster) {
@@ -128,13 +125,8 @@ func TestPreflightOfAPeer(t *testing.T) {
 	if err != nil || len(res.Findings) != 0 || res.Peer.GetName() != b.name {
 		t.Errorf("%v %v", res, err)
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lis.Close()
 	p := a.peer(b.name)
-	p.Endpoints = []string{lis.Addr().String()}
+	p.Endpoints = []string{ports.Free(t).String()}
 	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "10.1.0.0/16")
 	res, err = peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, time.Minute)
 	if err != nil || !has(res.Findings, "reach", b.name) || !has(res.Findings, "clock-skew", b.name) || !peering.Blocks(res.Findings) {
@@ -142,6 +134,72 @@ func TestPreflightOfAPeer(t *testing.T) {
 	}
 	if _, err := a.m.PreflightPeer(t.Context(), "nobody"); err == nil {
 		t.Error("a stranger was looked at")
+	}
+}
+
+// What a peer's endpoints show is told, whether it is believed or not.
+func TestHandshakes(t *testing.T) {
+	a, b := pair(t)
+	mirrored(t, a, b)
+	res, err := a.m.PreflightPeer(t.Context(), b.name)
+	if err != nil || len(res.Shakes) != 1 || res.Shakes[0].Err != nil || res.Shakes[0].ID() != "spiffe://"+b.name+"/apiserver" {
+		t.Fatalf("%+v %v", res, err)
+	}
+	serve := func(cfg *tls.Config) string {
+		lis, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { lis.Close() })
+		go func() {
+			for {
+				c, err := lis.Accept()
+				if err != nil {
+					return
+				}
+				go func() { _ = c.(*tls.Conn).HandshakeContext(t.Context()); _, _ = c.Read(make([]byte, 1)); c.Close() }()
+			}
+		}()
+		return lis.Addr().String()
+	}
+	stranger, err := pki.NewCA(b.name, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	forgetful, err := peering.NewTrust(b.name, b.creds, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := mute.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("220 not what you look for\r\n"))
+			c.Close()
+		}
+	}()
+	defer mute.Close()
+	leaf, err := credsOf(t, stranger, pki.RoleAPIServer, "").Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct{ endpoint, says string }{
+		"another CA of that name": {serve(&tls.Config{Certificates: []tls.Certificate{*leaf}, MinVersion: tls.VersionTLS13}), "spiffe://" + b.name + "/apiserver"},
+		"it does not know us":     {serve(forgetful.ServerConfig()), "refuses our certificate"},
+		"something else":          {mute.Addr().String(), "no TLS handshake"},
+	} {
+		p := a.peer(b.name)
+		p.Endpoints = []string{c.endpoint}
+		res, err := peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, 0)
+		if err != nil || !has(res.Findings, "tls", b.name) || !strings.Contains(res.Findings[0].GetProblem(), c.says) {
+			t.Errorf("%s: %v %v", what, res.Findings, err)
+		}
 	}
 }
 

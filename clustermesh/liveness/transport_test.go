@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -35,24 +37,6 @@ func secret() []byte {
 	return b
 }
 
-// freePort is a port of loopback that is free for TCP and UDP.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	for {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := lis.Addr().(*net.TCPAddr).AddrPort()
-		conn, err := net.ListenPacket("udp", at.String())
-		_ = lis.Close()
-		if err == nil {
-			_ = conn.Close()
-			return at
-		}
-	}
-}
-
 type member struct {
 	*Gossip
 	at   netip.AddrPort
@@ -61,7 +45,7 @@ type member struct {
 
 func join(t *testing.T, cluster, name string, key []byte, seeds ...netip.AddrPort) member {
 	t.Helper()
-	m := member{at: freePort(t)}
+	m := member{at: ports.Free(t)}
 	m.Gossip = NewGossip(GossipConfig{
 		Cluster: cluster, Name: name, Listen: m.at, Log: slog.New(slog.DiscardHandler),
 		Seeds: func() []netip.AddrPort { return seeds },
@@ -142,7 +126,7 @@ func TestGossipKeyChange(t *testing.T) {
 
 // A port that is taken is told, and no reason to end.
 func TestGossipPortTaken(t *testing.T) {
-	at := freePort(t)
+	at := ports.Free(t)
 	lis, err := net.Listen("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
@@ -279,7 +263,7 @@ func TestProbes(t *testing.T) {
 	changes := make(chan PathChange, 100)
 	p := NewProbes(ProbesConfig{
 		Self: netip.MustParseAddr("127.0.0.1"), Conn: conn, Port: port, Log: slog.New(slog.DiscardHandler),
-		Prober: ProberConfig{Hold: 300 * time.Millisecond},
+		Prober: ProberConfig{Hold: 300 * time.Millisecond}, Sizer: SizerConfig{Full: 1400},
 		Changed: func(cs []PathChange) {
 			for _, c := range cs {
 				changes <- c
@@ -303,6 +287,7 @@ func TestProbes(t *testing.T) {
 		}
 	}
 	next(PathUp)
+	eventually(t, "large packets get through", func() bool { return p.Paths()[0].MTU == 1400 })
 	mute.Store(true)
 	next(PathDown)
 	// Answers that nobody asked for do not bring it back.
@@ -311,7 +296,7 @@ func TestProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer forger.Close()
-	forged := encodeProbe(there.Addr, netip.MustParseAddr("127.0.0.1"), Nonce{1})
+	forged := encodeProbe(there.Addr, netip.MustParseAddr("127.0.0.1"), Nonce{1}, 0)
 	binary.BigEndian.PutUint16(forged[udpAt:], echoPort)
 	binary.BigEndian.PutUint16(forged[udpAt+2:], askPort)
 	for _, b := range [][]byte{forged, forged[:20], nil, bytes.Repeat([]byte{0xFF}, 1400)} {
@@ -334,9 +319,10 @@ func TestProbes(t *testing.T) {
 }
 
 func FuzzDecodeAnswer(f *testing.F) {
-	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}))
+	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}, 0))
+	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}, 1500))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, ok := decodeAnswer(b, netip.MustParseAddr("192.0.2.1")); ok && len(b) != probeLen {
+		if _, size, ok := decodeAnswer(b, netip.MustParseAddr("192.0.2.1")); ok && (len(b) < probeLen || size != len(b)+outerLen) {
 			t.Error("believed")
 		}
 	})

@@ -182,7 +182,7 @@ func (s *Store) Declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 			wrong[p.Name] = err
 		}
 	}
-	peers, _, err := s.Peers(ctx)
+	peers, _, err := s.Known(ctx)
 	if err != nil {
 		return wrong, err
 	}
@@ -210,13 +210,13 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 	case at.Rev != 0 && string(at.Msg.GetDeclared()) == string(p.hash()):
 		return nil
 	}
-	all, _, err := s.Peers(ctx)
+	all, bad, err := s.Known(ctx)
 	if err != nil {
 		return err
 	}
 	others := slices.DeleteFunc(all, func(o *keyspacev1.Peer) bool { return o.GetName() == p.Name })
 	var errs []error
-	for _, f := range Preflight(Side{Own: own, CA: ca, Peers: others, Now: s.now()}, Candidate{Cluster: p.cluster(own), Bundle: p.CAs}) {
+	for _, f := range Preflight(Side{Own: own, CA: ca, Peers: others, Unreadable: bad, Now: s.now()}, Candidate{Cluster: p.cluster(own), Bundle: p.CAs}) {
 		if f.GetBlocking() {
 			errs = append(errs, fmt.Errorf("%s; %s", f.GetProblem(), f.GetFix()))
 		}

@@ -37,6 +37,8 @@ type Result struct {
 	// Grant is what the peer may publish and ask here, Granted what this cluster
 	// may there. Only of a join.
 	Grant, Granted *keyspacev1.Grant
+	// Shakes are attempts to reach a peer's endpoints; of a peer only.
+	Shakes []Shake
 }
 
 // GrantsHash names both grants of a join, so that what was shown can be
@@ -147,7 +149,7 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 	if res.Grant, res.Granted, err = j.grants(r); err != nil {
 		return res, err
 	}
-	peers, _, err := j.Store.Peers(ctx)
+	peers, bad, err := j.Store.Known(ctx)
 	if err != nil {
 		return res, err
 	}
@@ -158,7 +160,7 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 		}
 	}
 	ours := Preflight(
-		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Now: now, TokenID: mine},
+		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Unreadable: bad, Now: now, TokenID: mine},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
 	ours = append(ours, checkPathMTU(r.GetCluster().GetName(), j.conn.conn, j.Store.nodeMTU(ctx))...)
 	res.Findings = merge(res.Findings, ours)

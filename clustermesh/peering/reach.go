@@ -31,7 +31,7 @@ func checkReach(ctx context.Context, peer string, endpoints []string, cfg *tls.C
 	endpoints = endpoints[:min(len(endpoints), maxReach)]
 	for i, err := range dialAll(ctx, endpoints, cfg) {
 		if err != nil {
-			f.add(false, "reach", fmt.Sprintf("its federation endpoint %s does not answer from here: %v", endpoints[i], err), openPort)
+			f.unreached(endpoints[i], err)
 		}
 	}
 	return f.list
@@ -55,6 +55,10 @@ func dialAll(ctx context.Context, endpoints []string, cfg *tls.Config) []error {
 	}
 	wg.Wait()
 	return errs
+}
+
+func (f *findings) unreached(endpoint string, err error) {
+	f.add(false, "reach", fmt.Sprintf("its federation endpoint %s does not answer from here: %v", endpoint, err), openPort)
 }
 
 // checkPathMTU compares what the kernel knows of the way to the other side's API

@@ -99,7 +99,7 @@ func (s *Store) ChangeGrant(ctx context.Context, own *keyspacev1.Cluster, name s
 		if p.Rev == 0 || p.Msg.GetState() != keyspacev1.Peer_STATE_CONFIRMED {
 			return fmt.Errorf("grant of %s: %w that is confirmed; peers are listed by: hawser mesh list", name, ErrNoPeer)
 		}
-		all, _, err := s.Peers(ctx)
+		all, _, err := s.Known(ctx)
 		if err != nil {
 			return err
 		}

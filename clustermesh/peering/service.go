@@ -119,13 +119,13 @@ func (s *Service) prepare(ctx context.Context, conn tlsgrpc.ConnInfo, tok cas.Re
 	if err := verifyAgainst(conn.State.PeerCertificates, name, bundle, s.Now()); err != nil {
 		return nil, status.Errorf(codes.PermissionDenied, "the joiner's certificate does not fit the CA and name that it presents: %v", err)
 	}
-	peers, _, err := s.Store.Peers(ctx)
+	peers, bad, err := s.Store.Known(ctx)
 	if err != nil {
 		return nil, invitation.Unavailable(err)
 	}
 	now := s.Now()
 	fs := Preflight(
-		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Now: now, TokenID: tok.Msg.GetId()},
+		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Unreadable: bad, Now: now, TokenID: tok.Msg.GetId()},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
 	if !Blocks(fs) { // what it says its ranges are is not ours, at least
 		fs = append(fs, s.strangers.check(ctx, r.GetCluster(), bundle, conn.Conn.RemoteAddr(), s.Own().GetEndpoints())...)

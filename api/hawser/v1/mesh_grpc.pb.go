@@ -44,6 +44,8 @@ const (
 	Mesh_ListNodes_FullMethodName      = "/hawser.v1.Mesh/ListNodes"
 	Mesh_ListIdentities_FullMethodName = "/hawser.v1.Mesh/ListIdentities"
 	Mesh_ListVTEPs_FullMethodName      = "/hawser.v1.Mesh/ListVTEPs"
+	Mesh_AddVTEP_FullMethodName        = "/hawser.v1.Mesh/AddVTEP"
+	Mesh_DeleteVTEP_FullMethodName     = "/hawser.v1.Mesh/DeleteVTEP"
 	Mesh_ApplyPolicy_FullMethodName    = "/hawser.v1.Mesh/ApplyPolicy"
 	Mesh_DeletePolicy_FullMethodName   = "/hawser.v1.Mesh/DeletePolicy"
 	Mesh_ListPolicies_FullMethodName   = "/hawser.v1.Mesh/ListPolicies"
@@ -92,6 +94,10 @@ type MeshClient interface {
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
 	ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error)
+	// AddVTEP declares an external tunnel endpoint: what is behind it has a prefix
+	// of this cluster's pod CIDRs. DeleteVTEP takes such a declaration back.
+	AddVTEP(ctx context.Context, in *AddVTEPRequest, opts ...grpc.CallOption) (*AddVTEPResponse, error)
+	DeleteVTEP(ctx context.Context, in *DeleteVTEPRequest, opts ...grpc.CallOption) (*DeleteVTEPResponse, error)
 	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error)
 	DeletePolicy(ctx context.Context, in *DeletePolicyRequest, opts ...grpc.CallOption) (*DeletePolicyResponse, error)
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
@@ -323,6 +329,26 @@ func (c *meshClient) ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts .
 	return out, nil
 }
 
+func (c *meshClient) AddVTEP(ctx context.Context, in *AddVTEPRequest, opts ...grpc.CallOption) (*AddVTEPResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddVTEPResponse)
+	err := c.cc.Invoke(ctx, Mesh_AddVTEP_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) DeleteVTEP(ctx context.Context, in *DeleteVTEPRequest, opts ...grpc.CallOption) (*DeleteVTEPResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteVTEPResponse)
+	err := c.cc.Invoke(ctx, Mesh_DeleteVTEP_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ApplyPolicyResponse)
@@ -432,6 +458,10 @@ type MeshServer interface {
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
 	ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error)
+	// AddVTEP declares an external tunnel endpoint: what is behind it has a prefix
+	// of this cluster's pod CIDRs. DeleteVTEP takes such a declaration back.
+	AddVTEP(context.Context, *AddVTEPRequest) (*AddVTEPResponse, error)
+	DeleteVTEP(context.Context, *DeleteVTEPRequest) (*DeleteVTEPResponse, error)
 	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error)
 	DeletePolicy(context.Context, *DeletePolicyRequest) (*DeletePolicyResponse, error)
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
@@ -510,6 +540,12 @@ func (UnimplementedMeshServer) ListIdentities(context.Context, *ListIdentitiesRe
 }
 func (UnimplementedMeshServer) ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVTEPs not implemented")
+}
+func (UnimplementedMeshServer) AddVTEP(context.Context, *AddVTEPRequest) (*AddVTEPResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddVTEP not implemented")
+}
+func (UnimplementedMeshServer) DeleteVTEP(context.Context, *DeleteVTEPRequest) (*DeleteVTEPResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteVTEP not implemented")
 }
 func (UnimplementedMeshServer) ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyPolicy not implemented")
@@ -895,6 +931,42 @@ func _Mesh_ListVTEPs_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_AddVTEP_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddVTEPRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).AddVTEP(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_AddVTEP_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).AddVTEP(ctx, req.(*AddVTEPRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_DeleteVTEP_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteVTEPRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).DeleteVTEP(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_DeleteVTEP_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).DeleteVTEP(ctx, req.(*DeleteVTEPRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ApplyPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ApplyPolicyRequest)
 	if err := dec(in); err != nil {
@@ -1099,6 +1171,14 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListVTEPs",
 			Handler:    _Mesh_ListVTEPs_Handler,
+		},
+		{
+			MethodName: "AddVTEP",
+			Handler:    _Mesh_AddVTEP_Handler,
+		},
+		{
+			MethodName: "DeleteVTEP",
+			Handler:    _Mesh_DeleteVTEP_Handler,
 		},
 		{
 			MethodName: "ApplyPolicy",

@@ -1007,7 +1007,11 @@ type VTEP struct {
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty for one that an operator declared
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Of an external endpoint: the hardware address that packets to it carry inside,
+	// and the VNI of packets from and to it. Empty and 0: the defaults.
+	Mac           string `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Vni           uint32 `protobuf:"varint,5,opt,name=vni,proto3" json:"vni,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1061,6 +1065,20 @@ func (x *VTEP) GetNode() string {
 		return x.Node
 	}
 	return ""
+}
+
+func (x *VTEP) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *VTEP) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
 }
 
 func (x *VTEP) GetUpdatedAt() int64 {
@@ -1700,10 +1718,13 @@ type NodeStatus struct {
 	// What the node's probes say of the paths to others, on change.
 	Paths []*PathReport `protobuf:"bytes,16,rep,name=paths,proto3" json:"paths,omitempty"`
 	// How the node was told to enforce policy; empty: not known.
-	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
-	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
-	PolicyAudit   bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
-	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	PolicyScope string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
+	PolicyMode  string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
+	PolicyAudit bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	// ModRevision of the NodeHealth record that says of this node that its process
+	// is down, and that it has read: it runs, though gossip does not hear it. 0: none.
+	Refutes       int64 `protobuf:"varint,60,opt,name=refutes,proto3" json:"refutes,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1813,6 +1834,13 @@ func (x *NodeStatus) GetPolicyAudit() bool {
 		return x.PolicyAudit
 	}
 	return false
+}
+
+func (x *NodeStatus) GetRefutes() int64 {
+	if x != nil {
+		return x.Refutes
+	}
+	return 0
 }
 
 func (x *NodeStatus) GetUpdatedAt() int64 {
@@ -1972,11 +2000,15 @@ func (x *CARotation) GetUpdatedAt() int64 {
 
 // PathReport is what a node's probes found of the path to another node.
 type PathReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Up            bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node    string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Up      bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	Since   int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	// Bytes of the largest packet, tunnel headers included, that went there and
+	// back whole; 0: not known.
+	Mtu           uint32 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	FullMtu       uint32 `protobuf:"varint,6,opt,name=full_mtu,json=fullMtu,proto3" json:"full_mtu,omitempty"` // what the node's underlay device would carry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2039,6 +2071,20 @@ func (x *PathReport) GetSince() int64 {
 	return 0
 }
 
+func (x *PathReport) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *PathReport) GetFullMtu() uint32 {
+	if x != nil {
+		return x.FullMtu
+	}
+	return 0
+}
+
 // NodeHealth is state/<c>/health/<node>: the verdict of the node's own cluster.
 type NodeHealth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2048,7 +2094,7 @@ type NodeHealth struct {
 	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`        // Unix ns
 	Process       string                 `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`     // up, down or unknown: what gossip says of its agent
 	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`           // up, down or unknown: what the probes of its neighbours say
-	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes count in path, sorted
+	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes counted when this was written, sorted
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3446,11 +3492,13 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x128\n" +
-	"\bprotocol\x18\x03 \x01(\x0e2\x1c.hawser.keyspace.v1.ProtocolR\bprotocol\"x\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x1c.hawser.keyspace.v1.ProtocolR\bprotocol\"\x9c\x01\n" +
 	"\x04VTEP\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\x05 \x01(\rR\x03vni\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdf\x05\n" +
 	"\aService\x12\x1c\n" +
@@ -3522,7 +3570,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc4\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xde\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -3536,7 +3584,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18\r \x01(\tR\n" +
 	"policyMode\x12!\n" +
-	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x1d\n" +
+	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x18\n" +
+	"\arefutes\x18< \x01(\x03R\arefutes\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
@@ -3559,13 +3608,15 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\tconfirmed\x18\x05 \x03(\tR\tconfirmed\x12\x12\n" +
 	"\x04turn\x18\x06 \x01(\tR\x04turn\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"`\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x8d\x01\n" +
 	"\n" +
 	"PathReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
-	"\x05since\x18\x04 \x01(\x03R\x05since\"\xdd\x02\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x19\n" +
+	"\bfull_mtu\x18\x06 \x01(\rR\afullMtu\"\xdd\x02\n" +
 	"\n" +
 	"NodeHealth\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
