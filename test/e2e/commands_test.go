@@ -69,6 +69,8 @@ func commands() map[string]command {
 		"upstream":    cmdUpstream,   // a resolver outside the mesh
 		"host":        cmdHost,       // files, routes and sysctls of this machine
 		"metric":      cmdMetric,     // a sample that a program serves
+		"external":    cmdExternal,   // a host that speaks VXLAN and runs no agent
+		"total":       cmdTotal,      // the sum of such samples
 	}
 }
 

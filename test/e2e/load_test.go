@@ -119,7 +119,7 @@ func (s *script) stopLoads() (string, error) {
 		}
 		s.count("connections", uint64(r.Connections))
 		s.count("udp", r.UDPSent)
-		s.count("lost", r.UDPLost+uint64(r.Refused+r.Reset+r.Timeouts+r.Other))
+		s.count("lost", r.UDPLost+uint64(r.Refused+r.Reset+r.Timeouts+r.Other+r.NotMade))
 		s.count("stream KiB", (r.StreamBytesSent+r.StreamBytesReceived)>>10)
 		out += fmt.Sprintf("%s: %.1f s, %d connections (p99 %.1f ms, max %.1f ms), %d datagrams (%d lost, longest gap %.0f ms), stream %d KiB (longest stall %.0f ms)\n",
 			name, r.Seconds, r.Connections, r.LatencyP99, r.LatencyMax, r.UDPSent, r.UDPLost, r.UDPMaxGap,
