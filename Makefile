@@ -15,7 +15,7 @@ PROGRAMS := hawser hawser-agent hawser-apiserver hawser-cni
 PROTOS   := $(wildcard api/*/v1/*.proto)
 GATEWAY  := github.com/grpc-ecosystem/grpc-gateway/v2
 GATEWAY_VERSION = $(shell $(GO) list -m -f "{{.Version}}" $(GATEWAY))
-CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
+CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h test/perf/bpf/*.c)
 LAB      ?= lab
 
 ##@ First steps
@@ -104,8 +104,18 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s)
 	    echo "$$d $$t"; $(GO) test -run='^$$' -fuzz="^$$t$$" -fuzztime=$${FUZZTIME:-10s} $$d; done; done
 
 .PHONY: bench
-bench: build ## Performance, side by side, JSON kept under test/perf/results (root)
+bench: build deps-bench ## Performance, side by side, JSON kept under test/perf/results (root)
 	@$(call root_or_skip,the benchmarks make network namespaces,$(GO) test -count=1 -timeout 60m -run '^TestPerf' -v ./test/perf/... -args -perf)
+
+.PHONY: bench-mesh bench-outage
+ROUNDS ?= 3
+BENCH_RECORD = $(call root_or_skip,the benchmarks make network namespaces,nice -n -15 $(GO) test -count=1 -timeout 60m -v ./test/perf -run '$(1)' -args -perf -record -rounds $(ROUNDS))
+bench-mesh: build ## Record federation and identities (root; about 12 minutes; ROUNDS=3); then the table of docs/guide/performance.md
+	@$(call BENCH_RECORD,^TestPerf(FederationSync|FederationSteady|FederationAgent|FederationRestart|FederationWide|Identities)$$)
+	@$(GO) test -count=1 ./test/perf -run '^TestTable$$' -args -write-table
+bench-outage: build ## Record the reconnect after an outage of 330 s (root)
+	@$(call BENCH_RECORD,^TestPerfFederationOutage$$)
+	@$(GO) test -count=1 ./test/perf -run '^TestTable$$' -args -write-table
 
 ##@ Check
 
@@ -135,6 +145,12 @@ clean: ## Remove what was built
 .PHONY: deps-run
 deps-run:
 	@./internal/tools/ensure curl=curl ip=iproute2 ping=iputils-ping
+
+# What measuring needs beside it: the compiler for programs that are measured, and
+# what Hawser is compared with.
+.PHONY: deps-bench
+deps-bench: deps-run deps-generate
+	@./internal/tools/ensure nft=nftables iptables-restore=iptables
 
 # What regenerating needs.
 .PHONY: deps-generate

@@ -222,7 +222,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
-	r.Problems = append(r.Problems, a.watchman.problems()...)
+	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.grants.problems()...)
 	r.Problems = append(append(r.Problems, a.unreadable.problems()...), a.routeless.problems()...)
 	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{

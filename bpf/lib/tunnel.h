@@ -29,6 +29,8 @@ struct tunnel_headers {
 enum {
 	TUNNEL_OVERHEAD = __builtin_offsetof(struct tunnel_headers, end),
 	TUNNEL_INNER = ETH_HLEN + TUNNEL_OVERHEAD, /* offset of the inner IP header */
+	/* What every underlay takes (RFC 791 has all hosts take it). */
+	SURE_MTU = 576,
 	/* the source ports of outer headers are 0x8000 … 0xFFFF */
 	TUNNEL_PORT_BASE = 0x8000,
 };
@@ -46,6 +48,15 @@ static __always_inline __u32 l4_hlen(struct __sk_buff *skb, const struct packet 
 	return (tcp->offset >> 4) * 4;
 }
 
+/* Whether a packet fits any path to the node: most small ones do, and a SYN wants
+ * to know the path's MTU anyway. */
+static __always_inline int fits_surely(const struct __sk_buff *skb, const struct packet *p,
+                                       const struct node *node)
+{
+	return skb->len <= SURE_MTU - TUNNEL_OVERHEAD && !(p->tcp_flags & TCP_SYN) &&
+	       node->mtu - 1 >= SURE_MTU - 1; /* 0 is unknown */
+}
+
 /* Whether the packet fits with the tunnel's headers; nothing else checks that
  * on a redirect. A packet that is cut later counts by its segments. */
 static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
@@ -53,6 +64,8 @@ static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
 {
 	__u32 mtu = 0, len = skb->len - ETH_HLEN;
 
+	if (likely(fits_surely(skb, p, node)))
+		return 0;
 	if (skb->gso_size)
 		len = IP_HLEN + l4_hlen(skb, p) + skb->gso_size;
 	if (bpf_check_mtu(skb, underlay_ifindex, &mtu, 0, 0) < 0 && !mtu)
@@ -81,7 +94,8 @@ static __always_inline __sum16 ip_check(const struct iphdr *ip)
 }
 
 static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
-                                         __be32 remote, __u32 vni, __u32 hash)
+                                         __be32 remote, __u32 vni, __u32 hash,
+                                         const struct vtep *external)
 {
 	struct ethhdr *inner;
 
@@ -109,6 +123,10 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 	inner->src[0] = 0x02;
 	inner->src[5] = 0x01;
 	inner->proto = bpf_htons(ETH_P_IP);
+	if (unlikely(external)) {
+		h->vxlan.vni = bpf_htonl(external->vni << 8);
+		__builtin_memcpy(inner->dst, external->mac, ETH_ALEN);
+	}
 }
 
 struct mss_option {
@@ -163,16 +181,35 @@ __attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 mss)
 	return bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0) ? -1 : 0;
 }
 
+/* What an external endpoint wants to see; NULL for a node. One that has no place
+ * in the map is not spoken to: *ret is a drop then. */
+static __always_inline struct vtep *external_end(struct packet *p, const struct node *node,
+                                                 __u32 hop, int *ret)
+{
+	struct vtep *v;
+
+	if (likely(node->cluster != CLUSTER_EXTERNAL))
+		return NULL;
+	v = bpf_map_lookup_elem(&vteps, &hop);
+	if (!v)
+		*ret = DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	return v;
+}
+
 /* Wraps the packet and sends it to the node. tunnel_fits was asked before. */
 static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
-                                       const struct node *node, __u32 vni, __u32 hash)
+                                       const struct node *node, __u32 hop, __u32 vni, __u32 hash)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 	              BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 	              ((__u64)ETH_HLEN << BPF_ADJ_ROOM_ENCAP_L2_SHIFT) | encap_extra_flags;
 	__be32 remote = node->addr.w[3];
 	struct tunnel_headers *h;
+	int ret = 0;
+	struct vtep *external = external_end(p, node, hop, &ret);
 
+	if (ret < 0)
+		return ret;
 	if (!remote)
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
 	if (unlikely(p->mss) && clamp_mss(skb, p->mss))
@@ -182,7 +219,7 @@ static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
 	h = data(skb) + ETH_HLEN;
 	if ((void *)(h + 1) > data_end(skb))
 		return DROP(p, DROP_REWRITE_FAILED);
-	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash);
+	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, external);
 	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
 }
 
@@ -195,6 +232,24 @@ static __always_inline int tunnel_strip(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+/* What comes from an external endpoint has the VNI that was declared for it and a
+ * source that is behind it, and is of the outside: it has the identity that
+ * policy gave its prefix, else world. Only pods are behind our side of such a
+ * tunnel; the node itself gets nothing but answers, which the caller sees to. */
+static __always_inline int check_external(struct packet *p, __u32 sender)
+{
+	struct vtep *v = bpf_map_lookup_elem(&vteps, &sender);
+	struct ip_entry *ip;
+
+	if (!v || p->src_id != v->vni)
+		return DROP(p, DROP_SPOOFED_IDENTITY);
+	ip = ipcache_lookup4(p->t.saddr);
+	if (!ip || ip->node != sender)
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	p->src_id = ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	return 0;
+}
+
 /* Whether the sender may send from this source with this identity: a workload
  * of the sender's own cluster from an address behind the sender, or the node
  * itself from an address of its own. */
@@ -203,6 +258,8 @@ static __always_inline int check_sender(struct packet *p, __u32 sender, const st
 	__u32 id = p->src_id;
 	struct ip_entry *ip;
 
+	if (unlikely(node->cluster == CLUSTER_EXTERNAL))
+		return check_external(p, sender);
 	if (id <= ID_MAX_RESERVED && id != ID_REMOTE_NODE && id != ID_HEALTH)
 		return DROP(p, DROP_SPOOFED_IDENTITY);
 	if (id > ID_MAX_RESERVED && id >> identity_shift != node->cluster)

@@ -23,38 +23,45 @@ import (
 )
 
 // played are programs that answer as a snapshot has it.
-type played struct {
-	hawserv1.UnimplementedMeshServer
-	hawserv1.UnimplementedNodeServer
-	Snapshot
+type played struct{ Snapshot }
+
+type (
+	playedMesh struct {
+		hawserv1.UnimplementedMeshServer
+		*played
+	}
+	playedNode struct {
+		hawserv1.UnimplementedNodeServer
+		*played
+	}
+)
+
+func (p *playedMesh) ClusterStatus(context.Context, *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
+	p.Status.Now = time.Now().UnixNano()
+	return p.Status, nil
 }
 
-func (p *played) ClusterStatus(context.Context, *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
-	p.Snapshot.Status.Now = time.Now().UnixNano()
-	return p.Snapshot.Status, nil
-}
-
-func (p *played) MeshStatus(context.Context, *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
+func (p *playedMesh) MeshStatus(context.Context, *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
 	return &hawserv1.MeshStatusResponse{Peers: p.Peers}, nil
 }
 
-func (p *played) ListNodes(context.Context, *hawserv1.ListNodesRequest) (*hawserv1.ListNodesResponse, error) {
+func (p *playedMesh) ListNodes(context.Context, *hawserv1.ListNodesRequest) (*hawserv1.ListNodesResponse, error) {
 	return &hawserv1.ListNodesResponse{Nodes: p.Members}, nil
 }
 
-func (p *played) Join(_ context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {
+func (p *playedMesh) Join(_ context.Context, r *hawserv1.JoinRequest) (*hawserv1.JoinResponse, error) {
 	if !r.GetPreflightOnly() {
 		return nil, errors.New("the doctor joins")
 	}
 	return p.Preflights[r.GetPeer()], nil
 }
 
-func (p *played) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
+func (p *playedNode) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
 	p.Nodes[0].Status.Now = time.Now().UnixNano()
 	return p.Nodes[0].Status, nil
 }
 
-func (p *played) ListPaths(context.Context, *hawserv1.ListPathsRequest) (*hawserv1.ListPathsResponse, error) {
+func (p *playedNode) ListPaths(context.Context, *hawserv1.ListPathsRequest) (*hawserv1.ListPathsResponse, error) {
 	return &hawserv1.ListPathsResponse{Paths: p.Nodes[0].Paths}, nil
 }
 
@@ -69,9 +76,9 @@ func (p *played) serve(t *testing.T) string {
 		}
 		srv := grpc.NewServer()
 		if name == "api" {
-			hawserv1.RegisterMeshServer(srv, p)
+			hawserv1.RegisterMeshServer(srv, &playedMesh{played: p})
 		} else {
-			hawserv1.RegisterNodeServer(srv, p)
+			hawserv1.RegisterNodeServer(srv, &playedNode{played: p})
 		}
 		go func() { _ = srv.Serve(lis) }()
 		t.Cleanup(srv.Stop)
@@ -118,7 +125,7 @@ func TestCommand(t *testing.T) {
 		}, session.No, Problem, "nothing gets through the tunnel"},
 	} {
 		p := &played{Snapshot: healthy()}
-		p.Snapshot.Status.CaExpiresAt, p.Peers[0].CertificateExpiresAt, p.Nodes[0].Status.CertificateExpiresAt = year, year, year
+		p.Status.CaExpiresAt, p.Peers[0].CertificateExpiresAt, p.Nodes[0].Status.CertificateExpiresAt = year, year, year
 		c.fault(&p.Snapshot)
 		file := p.serve(t)
 		code, out := examineBy(t, file, printer.JSON)

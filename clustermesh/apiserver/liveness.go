@@ -20,6 +20,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/election"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
@@ -168,9 +169,13 @@ func (w *watchman) nextKeys(ctx context.Context, t *election.Term) error {
 	own := w.s.cfg.Cluster
 	private := kvstore.NewKey(kvstore.Private, own, kvstore.KindGossipKeys)
 	local := kvstore.NewKey(kvstore.Local, own, kvstore.KindGossip)
-	old, _, err := get[*keyspacev1.GossipKeys](ctx, w.s, private)
+	old, stored, err := get[*keyspacev1.GossipKeys](ctx, w.s, private)
 	if err != nil {
 		return err
+	}
+	as := kvstore.Absent(private.String()) // somebody may have asked for new ones meanwhile
+	if stored {
+		as = kvstore.AtRevision(private.String(), old.kv.ModRevision)
 	}
 	now, changed := liveness.NextKeys(time.Now(), w.s.cfg.GossipKeyLifetime, old.msg, func(b []byte) { _, _ = rand.Read(b) }) // never fails
 	shared, found, err := get[*keyspacev1.Gossip](ctx, w.s, local)
@@ -189,11 +194,30 @@ func (w *watchman) nextKeys(ctx context.Context, t *election.Term) error {
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	if _, err := w.s.commitAs(ctx, t, op1, op2); err != nil {
+	res, err := w.s.kv.Txn(ctx, append(t.Fence(), as), []kvstore.Op{op1, op2}, nil)
+	switch {
+	case err != nil:
 		return err
+	case !res.Succeeded:
+		return nil // seen anew in a second
 	}
 	w.s.log.Info("gossip keys", "keys", len(now.GetKeys()))
 	return nil
+}
+
+// replaceGossipKeys has the leader replace all keys that there are: somebody knows
+// them who is no member any more. It takes about half a minute, in which everybody
+// understands everybody.
+func (s *Server) replaceGossipKeys(ctx context.Context) error {
+	key := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindGossipKeys).String()
+	return cas.Retry(ctx, func() error {
+		r, err := cas.Get(ctx, s.kv, key, &keyspacev1.GossipKeys{})
+		if err != nil || r.Rev == 0 {
+			return err
+		}
+		r.Msg.ReplaceBefore = time.Now().UnixNano()
+		return cas.Commit(ctx, s.kv, cas.Write{Key: key, Rev: r.Rev, Msg: r.Msg})
+	})
 }
 
 // gossipState counts members by what gossip says of them, and what it refused.

@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -153,4 +154,43 @@ func TestHealth(t *testing.T) {
 	etcdtest.Eventually(t, patience, "n2 runs, and nobody reaches it", is("n2", "suspect"))
 	present(false)
 	etcdtest.Eventually(t, patience, "n2 is dead after all", is("n2", "dead"))
+}
+
+// A node that is forgotten knows the gossip keys: all of them are on their way out
+// as soon as it is.
+func TestForgettingANodeReplacesTheGossipKeys(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.ListenEtcd, cfg.ListenGossip = port(t), port(t)
+	api, _ := serve(t, cfg)
+	answers(t, api)
+	kv := agentOf(t, cfg, "n1", cfg.ListenEtcd.String())
+	told := func() [][]byte {
+		v, _, err := kv.Get(t.Context(), kvstore.NewKey(kvstore.Local, "east", kvstore.KindGossip).String())
+		if err != nil || v == nil {
+			return nil
+		}
+		r, err := decode[*keyspacev1.Gossip](*v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.msg.GetKeys()
+	}
+	etcdtest.Eventually(t, patience, "a gossip key is told", func() bool { return len(told()) == 1 })
+	known := told()
+	key := kvstore.NewKey(kvstore.State, "east", kvstore.KindNode, "n2")
+	value, err := kvstore.Encode(key, &keyspacev1.Node{Name: "n2", Cluster: "east"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key.String(), value)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n2", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	// Its life is a month. Who is up to date uses both until all know the new one.
+	etcdtest.Eventually(t, patience, "another key is told", func() bool {
+		now := told()
+		return len(now) == 2 && bytes.Equal(now[0], known[0]) && !bytes.Equal(now[1], known[0])
+	})
 }

@@ -81,7 +81,7 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if r.GetPeer() != "" {
 		res, err = s.mesh.PreflightPeer(ctx, r.GetPeer())
 	} else {
-		res, err = s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+		res, err = s.mesh.JoinAs(ctx, r.GetToken(), peering.How{PreflightOnly: r.GetPreflightOnly(), Confirmed: r.GetConfirmed()})
 	}
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
@@ -92,6 +92,10 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 		}
 	}
 	out := &hawserv1.JoinResponse{Peer: res.Peer.GetName(), PeerId: res.Peer.GetId(), Joined: res.Joined}
+	if res.Grant != nil && res.Granted != nil {
+		out.Grant, out.Granted = grantOf(res.Peer.GetName(), res.Peer.GetId(), res.Grant), grantOf(s.cfg.Cluster, s.cfg.ClusterID, res.Granted)
+		out.GrantsHash = res.GrantsHash()
+	}
 	for _, f := range res.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}
@@ -143,6 +147,10 @@ func agesOf(stale, expire *int64) peering.Ages {
 
 // Leave ends a peering and removes what the peer published.
 func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1.LeaveResponse, error) {
+	if s.cfg.Etcd.Shared {
+		return nil, status.Errorf(codes.FailedPrecondition, "leave %[1]s: cluster %[2]s shares its etcd; the clusters that keep their keys there have no peering to end. "+
+			"%[1]s goes when its API servers and agents are stopped and its keys removed: hawser kvstore del state/%[1]s/ --prefix --write --cluster %[1]s", r.GetPeer(), s.cfg.Cluster)
+	}
 	n, err := s.mesh.Leave(ctx, r.GetPeer())
 	if err != nil {
 		return nil, apiError(err)
@@ -190,6 +198,10 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 
 // Diff compares the mirror of a peer with its origin.
 func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawserv1.MeshDiffResponse, error) {
+	if s.cfg.Etcd.Shared {
+		return nil, status.Errorf(codes.FailedPrecondition, "diff %[1]s: cluster %[2]s shares its etcd; what is below state/%[1]s/ there is %[1]s's own, not a mirror that could differ. "+
+			"See it: hawser kvstore ls state/%[1]s/", r.GetPeer(), s.cfg.Cluster)
+	}
 	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), federation.DiffRange{Prefix: r.GetPrefix(), After: r.GetAfter(), Rows: int(r.GetLimit())})
 	return out, apiError(err)
 }

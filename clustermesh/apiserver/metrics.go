@@ -200,3 +200,12 @@ func (s *Server) healthy(ctx context.Context) error {
 	}
 	return nil
 }
+
+// ReadMetrics implements hawserv1.MeshServer.
+func (s *Server) ReadMetrics(context.Context, *hawserv1.ReadClusterMetricsRequest) (*hawserv1.ClusterMetricsText, error) {
+	text, err := metrics.Text(metrics.NewCollector(Metrics(), s.metricsSource(), s.log, s.timers.kept()...))
+	if err != nil {
+		return nil, apiError(err)
+	}
+	return &hawserv1.ClusterMetricsText{Text: text}, nil
+}

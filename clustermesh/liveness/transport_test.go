@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -35,24 +37,6 @@ func secret() []byte {
 	return b
 }
 
-// freePort is a port of loopback that is free for TCP and UDP.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	for {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := lis.Addr().(*net.TCPAddr).AddrPort()
-		conn, err := net.ListenPacket("udp", at.String())
-		_ = lis.Close()
-		if err == nil {
-			_ = conn.Close()
-			return at
-		}
-	}
-}
-
 type member struct {
 	*Gossip
 	at   netip.AddrPort
@@ -61,7 +45,7 @@ type member struct {
 
 func join(t *testing.T, cluster, name string, key []byte, seeds ...netip.AddrPort) member {
 	t.Helper()
-	m := member{at: freePort(t)}
+	m := member{at: ports.Free(t)}
 	m.Gossip = NewGossip(GossipConfig{
 		Cluster: cluster, Name: name, Listen: m.at, Log: slog.New(slog.DiscardHandler),
 		Seeds: func() []netip.AddrPort { return seeds },
@@ -142,7 +126,7 @@ func TestGossipKeyChange(t *testing.T) {
 
 // A port that is taken is told, and no reason to end.
 func TestGossipPortTaken(t *testing.T) {
-	at := freePort(t)
+	at := ports.Free(t)
 	lis, err := net.Listen("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
@@ -196,6 +180,44 @@ func TestNextKeys(t *testing.T) {
 	}
 	if k, _ := NextKeys(now, lifetime, &keyspacev1.GossipKeys{}, random); len(k.GetKeys()) != 1 {
 		t.Error("no key from an empty record")
+	}
+}
+
+// Keys that somebody knows who is no member any more are replaced within half a
+// minute, whatever their life is, and members understand each other meanwhile.
+func TestKeysThatAreKnownElsewhereAreReplaced(t *testing.T) {
+	for _, lifetime := range []time.Duration{0, 4 * time.Hour, 30 * 24 * time.Hour} {
+		var n byte
+		random := func(b []byte) { n++; copy(b, bytes.Repeat([]byte{n}, len(b))) }
+		now := time.Unix(1e6, 0)
+		keys, _ := NextKeys(now, lifetime, nil, random)
+		steps := func(seconds int) (seen string) {
+			for range seconds {
+				now = now.Add(time.Second)
+				next, changed := NextKeys(now, lifetime, keys, random)
+				if keys = next; changed {
+					seen += " "
+					for _, k := range SharedKeys(keys).GetKeys() {
+						seen += fmt.Sprint(k[0])
+					}
+				}
+			}
+			return seen
+		}
+		if seen := steps(60); seen != "" {
+			t.Errorf("lifetime %s: without a cause%s", lifetime, seen)
+		}
+		keys.ReplaceBefore = now.UnixNano() + 1
+		if seen := steps(5); seen != " 12" { // the second one is known and not used yet
+			t.Errorf("lifetime %s: at once%s", lifetime, seen)
+		}
+		keys.ReplaceBefore = now.UnixNano() + 1 // another node is forgotten, which knows it too
+		if seen := steps(35); seen != " 13 31 3" {
+			t.Errorf("lifetime %s: within half a minute%s", lifetime, seen)
+		}
+		if seen := steps(60); seen != "" {
+			t.Errorf("lifetime %s: it goes on%s", lifetime, seen)
+		}
 	}
 }
 

@@ -147,10 +147,9 @@ func onDevice(pin string, ifindex int) bool {
 	return err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex
 }
 
-// replacePrograms makes every pinned link run the new programs, one atomic step
-// each, and pins the programs. The digest is written last: an interrupted
-// replacement is done again.
-func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) error {
+// switchPrograms makes every pinned link and every filter of ours run the new
+// programs, one atomic step each.
+func (d *Datapath) switchPrograms(progs map[string]*ebpf.Program) error {
 	pins, err := linkPins(d.cfg.PinPath)
 	if err != nil {
 		return err
@@ -164,6 +163,28 @@ func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) e
 			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
 		}
 	}
+	filters, err := filterObjects()
+	if err != nil {
+		return err
+	}
+	for _, f := range filters {
+		prog, dev, _ := strings.Cut(f.Name, pinSeparator)
+		l, err := netlink.LinkByName(dev)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err == nil {
+			err = replaceFilter(progs[prog], prog, l)
+		}
+		if err != nil {
+			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
+		}
+	}
+	return nil
+}
+
+// pinPrograms pins the programs in place of those before.
+func (d *Datapath) pinPrograms(progs map[string]*ebpf.Program) error {
 	for name, p := range progs {
 		path := d.pinPath(programsDir, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -173,7 +194,7 @@ func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) e
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
 	}
-	return writeDigest(d.cfg.PinPath, sum)
+	return nil
 }
 
 // updateLink replaces a link's program; a link whose device is gone is removed.

@@ -103,7 +103,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"node_addrs": s.Nodes, "identities": s.Identity, "rule_sets": s.RuleSets,
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "sock_peers": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "sock_links": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
 }
 

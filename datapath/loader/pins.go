@@ -35,8 +35,8 @@ const (
 // digest names a build with its constants and sizes.
 type digest [sha256.Size]byte
 
-// ErrIncompatible is wrapped by Open's error when a pinned map has another
-// layout or size than this build wants.
+// ErrIncompatible is wrapped by Open's error when a pinned map has a layout that
+// cannot be turned into the one that this build wants.
 var ErrIncompatible = ebpf.ErrMapIncompatible
 
 func (d *Datapath) pinPath(dir, name string) string {
@@ -82,6 +82,9 @@ type constants struct {
 
 const wireBits = 24
 
+// sureMTU is SURE_MTU of bpf/lib/tunnel.h: what the programs send without asking.
+const sureMTU = 576
+
 func readConstants(cfg Config) (constants, error) {
 	c := constants{
 		NodeAddr4: cfg.NodeAddr.As4(), TunnelPort: maps.PortFrom(cfg.TunnelPort),
@@ -92,6 +95,9 @@ func readConstants(cfg Config) (constants, error) {
 		return c, fmt.Errorf("underlay device %s: %w", cfg.UnderlayDevice, err)
 	}
 	c.UnderlayIfIndex = uint32(underlay.Attrs().Index)
+	if mtu := underlay.Attrs().MTU; mtu < sureMTU {
+		return c, fmt.Errorf("underlay device %s: an MTU of %d is too small for a tunnel; set %d or more", cfg.UnderlayDevice, mtu, sureMTU)
+	}
 	host, err := netlink.LinkByName(cfg.HostDevice)
 	if err != nil {
 		return c, fmt.Errorf("host device %s: %w", cfg.HostDevice, err)
@@ -206,23 +212,19 @@ func pinnedMaps(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 
 func openPinnedMaps(pinPath string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	out := map[string]*ebpf.Map{}
-	for name, want := range pinnedMaps(spec) {
+	for name := range pinnedMaps(spec) {
 		path := filepath.Join(pinPath, mapsDir, name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err == nil {
-			out[name] = m
-			err = want.Compatible(m)
-		}
 		if err != nil {
 			for _, m := range out {
 				_ = m.Close()
 			}
-			return nil, fmt.Errorf("adopt map %s: %w; it was made by another build or with other sizes: "+
-				"restore those, or give up all state and open connections: stop the agent, remove %s, start it again", path, err, pinPath)
+			return nil, fmt.Errorf("adopt map %s: %w", path, err)
 		}
+		out[name] = m
 	}
 	return out, nil
 }

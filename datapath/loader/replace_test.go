@@ -5,16 +5,20 @@ package loader_test
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hawser-mesh/hawser/datapath/loader"
 )
 
 // Other constants mean other programs on the same links and maps, under an open
-// connection; other map sizes are refused with the name of the map.
+// connection; maps of other sizes take the place of those before.
 func TestProgramsAreReplacedInPlace(t *testing.T) {
 	w := newWorld(t)
 	serve(t, w.pods[1], 8080)
@@ -46,11 +50,14 @@ func TestProgramsAreReplacedInPlace(t *testing.T) {
 	if err := echo(c, "replaced", 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	_, err = reopen(func(c *loader.Config) { c.MapSizes.Conntrack = 1 << 16 })
-	if !errors.Is(err, loader.ErrIncompatible) || !strings.Contains(err.Error(), "ct4") {
-		t.Errorf("other sizes: %v", err)
+	d, err = reopen(func(c *loader.Config) { c.MapSizes.Conntrack = 1 << 16 })
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := echo(c, "refused", 5*time.Second); err != nil {
+	if n := d.Maps().Ct4.MaxEntries(); n != 1<<16 {
+		t.Errorf("conntrack has room for %d", n)
+	}
+	if err := errors.Join(echo(c, "other sizes", 5*time.Second), d.Close()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -62,4 +69,29 @@ func TestConfigReportsAllProblems(t *testing.T) {
 			t.Errorf("%v does not mention %q", err, part)
 		}
 	}
+}
+
+// The programs do not ask whether a small packet fits; a device that may not take
+// one is no underlay.
+func TestNarrowUnderlayIsRefused(t *testing.T) {
+	needRoot(t)
+	ns := newNS(t)
+	fs := filepath.Join(t.TempDir(), "bpf")
+	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
+	inNS(t, ns, func() error {
+		err := veth("eth0", "wire", ns, 575)
+		if err != nil {
+			return err
+		}
+		d, err := loader.Open(loader.Config{
+			PinPath: filepath.Join(fs, "n"), BPFFS: fs, UnderlayDevice: "eth0", NodeAddr: netip.MustParseAddr("192.0.2.1"),
+		}, slog.New(slog.DiscardHandler))
+		if err == nil {
+			_ = d.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "MTU of 575") {
+			t.Errorf("opened with error %v", err)
+		}
+		return nil
+	})
 }

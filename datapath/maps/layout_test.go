@@ -67,6 +67,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"ipcache", IPKey{}, IPEntry{}},
 		{"ipcache_prefix", IPPrefix{}, IPEntry{}},
 		{"nodes", uint32(0), Node{}},
+		{"vteps", uint32(0), VTEP{}},
 		{"node_addrs", Addr{}, uint32(0)},
 		{"identities", uint32(0), uint32(0)},
 		{"rule_sets", uint32(0), uint64(0)},
@@ -81,6 +82,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"snat4", SNATKey{}, SNATEntry{}},
 		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
+		{"sock_links", uint64(0), SockLink{}},
 		{"metrics", uint32(0), Metric{}},
 	} {
 		compare(t, c.m+" key", spec.Maps[c.m].Key, reflect.TypeOf(c.key))

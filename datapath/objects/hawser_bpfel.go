@@ -228,6 +228,18 @@ type HawserSockKey struct {
 	Pad    [5]uint8
 }
 
+type HawserSockLink struct {
+	_           structs.HostLayout
+	Backend     HawserAddr
+	Service     HawserAddr
+	BackendPort uint16
+	ServicePort uint16
+	Frontend    uint32
+	Epoch       uint32
+	Proto       uint8
+	Pad         [3]uint8
+}
+
 type HawserSockPeer struct {
 	_        structs.HostLayout
 	Addr     HawserAddr
@@ -245,6 +257,13 @@ type HawserTuple4 struct {
 	Proto   uint8
 	Pad     uint8
 	Cluster uint16
+}
+
+type HawserVtep struct {
+	_   structs.HostLayout
+	Vni uint32
+	Mac [6]uint8
+	Pad [2]uint8
 }
 
 type HawserWatch struct {
@@ -290,7 +309,9 @@ const (
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
 	HawserMapSnat4           = "snat4"
+	HawserMapSockLinks       = "sock_links"
 	HawserMapSockPeers       = "sock_peers"
+	HawserMapVteps           = "vteps"
 	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
@@ -397,7 +418,9 @@ type HawserMapSpecs struct {
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
+	SockLinks     *ebpf.MapSpec `ebpf:"sock_links"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
 	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
@@ -464,7 +487,9 @@ type HawserMaps struct {
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
+	SockLinks     *ebpf.Map `ebpf:"sock_links"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	Vteps         *ebpf.Map `ebpf:"vteps"`
 	Watched       *ebpf.Map `ebpf:"watched"`
 	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
@@ -496,7 +521,9 @@ func (m *HawserMaps) Close() error {
 		m.ServiceSlots,
 		m.Services,
 		m.Snat4,
+		m.SockLinks,
 		m.SockPeers,
+		m.Vteps,
 		m.Watched,
 		m.WouldDeny,
 	)

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -32,10 +33,10 @@ const (
 )
 
 // Destroy ends the IPv4 sockets with these cookies in the current network
-// namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
-// there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
+// namespace, by SOCK_DESTROY, if they still have the peer that is told; their
+// owners get ECONNABORTED. It returns how many there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
 // EOPNOTSUPP.
-func Destroy(cookies map[uint64]struct{}) (n int, err error) {
+func Destroy(cookies map[uint64]netip.AddrPort) (n int, err error) {
 	if len(cookies) == 0 {
 		return 0, nil
 	}
@@ -43,7 +44,7 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 		ids, lerr := list(proto)
 		err = errors.Join(err, lerr)
 		for _, id := range ids {
-			if _, doomed := cookies[cookie(id)]; !doomed {
+			if to, doomed := cookies[cookie(id)]; !doomed || to != peer(id) {
 				continue
 			}
 			derr := destroy(proto, id)
@@ -56,6 +57,12 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 		}
 	}
 	return n, err
+}
+
+// peer is the destination in struct inet_diag_sockid: two ports and two addresses.
+func peer(id []byte) netip.AddrPort {
+	const port, addr = 2, 4 + 16
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(id[addr:])), binary.BigEndian.Uint16(id[port:]))
 }
 
 func cookie(id []byte) uint64 { return binary.NativeEndian.Uint64(id[idCookie:]) }

@@ -21,14 +21,15 @@ import (
 
 // options are the flags of a run.
 type options struct {
-	perf, record, more bool
-	rounds             int
+	perf, record, more, table bool
+	rounds                    int
 }
 
 func newOptions() *options {
 	o := &options{}
 	flag.BoolVar(&o.perf, "perf", false, "measure; without it the tests skip")
 	flag.BoolVar(&o.record, "record", false, "also replace results/KIND.json, the result that the repository keeps")
+	flag.BoolVar(&o.table, "write-table", false, "write the table of docs/guide/performance.md anew, from the recorded results")
 	flag.BoolVar(&o.more, "more", false, "add operations to those of results/KIND.json, for measurements that are gathered in several runs")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each comparison")
 	return o
@@ -87,6 +88,9 @@ func newReport(t *testing.T, kind, about string) *report {
 		t.Skip("needs root: makes network namespaces and loads eBPF programs")
 	}
 	r := &report{Kind: kind, About: about, Machine: thisMachine()}
+	if flags.record && strings.HasSuffix(r.Machine.Version, dirty) {
+		t.Fatalf("-record: the source is not what was committed as %s: commit it first, so that the result names what was measured", r.Machine.Version)
+	}
 	t.Logf("%s, %d CPUs, kernel %s, load %s", r.Machine.CPU, r.Machine.CPUs, r.Machine.Kernel, r.Machine.Load)
 	return r
 }
@@ -107,13 +111,21 @@ func thisMachine() machine {
 	return m
 }
 
+// dirty is the end of a version whose source is not what was committed.
+const dirty = "-dirty"
+
 // revision is the source that is measured; "unknown" outside of its repository.
+// What a run before this one recorded, and the page that shows it, is no change.
 func revision() string {
-	out, err := exec.Command("git", "describe", "--tags", "--always", "--dirty").Output()
+	out, err := exec.Command("git", "describe", "--tags", "--always").Output()
 	if err != nil {
 		return "unknown"
 	}
-	return strings.TrimSpace(string(out))
+	v := strings.TrimSpace(string(out))
+	if exec.Command("git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)test/perf/results", ":(top,exclude)docs/guide/performance.md").Run() != nil {
+		v += dirty
+	}
+	return v
 }
 
 func load() string {

@@ -590,6 +590,7 @@ func (x *BackupChunk) GetData() []byte {
 type RestoreChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // of the file, for messages; in the first chunk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -629,6 +630,13 @@ func (x *RestoreChunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *RestoreChunk) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type RestoreResponse struct {
@@ -808,8 +816,11 @@ type JoinRequest struct {
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	PreflightOnly bool                   `protobuf:"varint,2,opt,name=preflight_only,json=preflightOnly,proto3" json:"preflight_only,omitempty"`
 	// As in SetPeerRequest.
-	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
-	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	StaleAfter  *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	// The grants that were shown and confirmed, as JoinResponse.grants_hash; the
+	// join ends without effect if they are others by now. Empty: whatever they are.
+	Confirmed     []byte `protobuf:"bytes,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	Peer          string `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"` // instead of a token: look at a peer again, and change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -873,6 +884,13 @@ func (x *JoinRequest) GetExpireAfter() int64 {
 	return 0
 }
 
+func (x *JoinRequest) GetConfirmed() []byte {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
 func (x *JoinRequest) GetPeer() string {
 	if x != nil {
 		return x.Peer
@@ -881,13 +899,16 @@ func (x *JoinRequest) GetPeer() string {
 }
 
 type JoinResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Peer     string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	PeerId   uint32                 `protobuf:"varint,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
-	Findings []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
-	Joined   bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Peer       string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	PeerId     uint32                 `protobuf:"varint,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	Findings   []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
+	Joined     bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
+	Grant      *PeerGrant             `protobuf:"bytes,5,opt,name=grant,proto3" json:"grant,omitempty"`                             // what the peer may publish and ask here
+	Granted    *PeerGrant             `protobuf:"bytes,6,opt,name=granted,proto3" json:"granted,omitempty"`                         // what this cluster may publish and ask there
+	GrantsHash []byte                 `protobuf:"bytes,7,opt,name=grants_hash,json=grantsHash,proto3" json:"grants_hash,omitempty"` // of both
 	// With a peer: how it answers at each of its endpoints.
-	Handshakes    []*Handshake `protobuf:"bytes,5,rep,name=handshakes,proto3" json:"handshakes,omitempty"`
+	Handshakes    []*Handshake `protobuf:"bytes,8,rep,name=handshakes,proto3" json:"handshakes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +969,27 @@ func (x *JoinResponse) GetJoined() bool {
 		return x.Joined
 	}
 	return false
+}
+
+func (x *JoinResponse) GetGrant() *PeerGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGranted() *PeerGrant {
+	if x != nil {
+		return x.Granted
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGrantsHash() []byte {
+	if x != nil {
+		return x.GrantsHash
+	}
+	return nil
 }
 
 func (x *JoinResponse) GetHandshakes() []*Handshake {
@@ -1394,6 +1436,12 @@ type PeerGrant struct {
 	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	ServiceCidrs  []string               `protobuf:"bytes,14,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	// What it may ask: what policies decide of its packets; our records, to compare
+	// its copy with.
+	Explain       bool   `protobuf:"varint,15,opt,name=explain,proto3" json:"explain,omitempty"`
+	Diff          bool   `protobuf:"varint,16,opt,name=diff,proto3" json:"diff,omitempty"`
+	Problem       string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"` // why nothing else is known; empty: nothing is wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1519,22 +1567,54 @@ func (x *PeerGrant) GetRefused() map[string]uint64 {
 	return nil
 }
 
+func (x *PeerGrant) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
+}
+
+func (x *PeerGrant) GetDiff() bool {
+	if x != nil {
+		return x.Diff
+	}
+	return false
+}
+
+func (x *PeerGrant) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type ChangeGrantRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Peer            string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	AddPodCidrs     []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
-	RemovePodCidrs  []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
-	AddNodeCidrs    []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
-	RemoveNodeCidrs []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
-	Namespaces      []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
-	AllNamespaces   bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
-	MaxNodes        *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
-	MaxIdentities   *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
-	MaxIps          *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
-	MaxServices     *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
-	MaxBackends     *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Peer               string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	AddPodCidrs        []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
+	RemovePodCidrs     []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
+	AddNodeCidrs       []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
+	RemoveNodeCidrs    []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
+	Namespaces         []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
+	AllNamespaces      bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
+	MaxNodes           *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
+	MaxIdentities      *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
+	MaxIps             *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
+	MaxServices        *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
+	MaxBackends        *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
+	AddServiceCidrs    []string               `protobuf:"bytes,13,rep,name=add_service_cidrs,json=addServiceCidrs,proto3" json:"add_service_cidrs,omitempty"`
+	RemoveServiceCidrs []string               `protobuf:"bytes,14,rep,name=remove_service_cidrs,json=removeServiceCidrs,proto3" json:"remove_service_cidrs,omitempty"`
+	Explain            *bool                  `protobuf:"varint,15,opt,name=explain,proto3,oneof" json:"explain,omitempty"`
+	Diff               *bool                  `protobuf:"varint,16,opt,name=diff,proto3,oneof" json:"diff,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ChangeGrantRequest) Reset() {
@@ -1649,6 +1729,34 @@ func (x *ChangeGrantRequest) GetMaxBackends() uint64 {
 		return *x.MaxBackends
 	}
 	return 0
+}
+
+func (x *ChangeGrantRequest) GetAddServiceCidrs() []string {
+	if x != nil {
+		return x.AddServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemoveServiceCidrs() []string {
+	if x != nil {
+		return x.RemoveServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetExplain() bool {
+	if x != nil && x.Explain != nil {
+		return *x.Explain
+	}
+	return false
+}
+
+func (x *ChangeGrantRequest) GetDiff() bool {
+	if x != nil && x.Diff != nil {
+		return *x.Diff
+	}
+	return false
 }
 
 type ChangeGrantResponse struct {
@@ -3416,8 +3524,13 @@ type VTEPInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty: external
 	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	External      bool                   `protobuf:"varint,5,opt,name=external,proto3" json:"external,omitempty"` // declared by an operator
+	// Of external ones: the inner hardware address that they are sent, and the VNI of
+	// all their packets.
+	Mac           string `protobuf:"bytes,6,opt,name=mac,proto3" json:"mac,omitempty"`
+	Vni           uint32 `protobuf:"varint,7,opt,name=vni,proto3" json:"vni,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3480,6 +3593,259 @@ func (x *VTEPInfo) GetCluster() string {
 	return ""
 }
 
+func (x *VTEPInfo) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *VTEPInfo) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *VTEPInfo) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+type AddVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // or an address
+	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`  // empty: 02:00:00:00:00:00
+	Vni           uint32                 `protobuf:"varint,4,opt,name=vni,proto3" json:"vni,omitempty"` // 0: 2
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPRequest) Reset() {
+	*x = AddVTEPRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPRequest) ProtoMessage() {}
+
+func (x *AddVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPRequest.ProtoReflect.Descriptor instead.
+func (*AddVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *AddVTEPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetTunnelAddress() string {
+	if x != nil {
+		return x.TunnelAddress
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *AddVTEPRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type AddVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vtep          *VTEPInfo              `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // created, configured, unchanged; "(dry run)" after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPResponse) Reset() {
+	*x = AddVTEPResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPResponse) ProtoMessage() {}
+
+func (x *AddVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPResponse.ProtoReflect.Descriptor instead.
+func (*AddVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *AddVTEPResponse) GetVtep() *VTEPInfo {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *AddVTEPResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+type DeleteVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVTEPRequest) Reset() {
+	*x = DeleteVTEPRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVTEPRequest) ProtoMessage() {}
+
+func (x *DeleteVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVTEPRequest.ProtoReflect.Descriptor instead.
+func (*DeleteVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *DeleteVTEPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DeleteVTEPRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DeleteVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vtep          *VTEPInfo              `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`     // as it was
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // deleted; "(dry run)" after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVTEPResponse) Reset() {
+	*x = DeleteVTEPResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVTEPResponse) ProtoMessage() {}
+
+func (x *DeleteVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVTEPResponse.ProtoReflect.Descriptor instead.
+func (*DeleteVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *DeleteVTEPResponse) GetVtep() *VTEPInfo {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *DeleteVTEPResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
 type ApplyPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // YAML documents or JSON
@@ -3490,7 +3856,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3502,7 +3868,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3515,7 +3881,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -3543,7 +3909,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3555,7 +3921,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3568,7 +3934,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -3597,7 +3963,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3609,7 +3975,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3988,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -3664,7 +4030,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +4042,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +4055,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -3722,7 +4088,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3734,7 +4100,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3747,7 +4113,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -3765,7 +4131,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +4143,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +4156,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 type ListPoliciesResponse struct {
@@ -3802,7 +4168,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3814,7 +4180,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3827,7 +4193,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -3853,7 +4219,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3865,7 +4231,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3878,7 +4244,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -3951,7 +4317,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3963,7 +4329,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3976,7 +4342,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExplainPolicyRequest) GetCluster() string {
@@ -4032,7 +4398,7 @@ type ExplainPolicyEnd struct {
 
 func (x *ExplainPolicyEnd) Reset() {
 	*x = ExplainPolicyEnd{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4044,7 +4410,7 @@ func (x *ExplainPolicyEnd) String() string {
 func (*ExplainPolicyEnd) ProtoMessage() {}
 
 func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4057,7 +4423,7 @@ func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExplainPolicyEnd) GetLabels() []string {
@@ -4094,7 +4460,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4472,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4485,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExplainPolicyResponse) GetAnswered() bool {
@@ -4167,7 +4533,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4179,7 +4545,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4192,7 +4558,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -4218,7 +4584,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4230,7 +4596,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4243,7 +4609,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -4264,7 +4630,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4276,7 +4642,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4289,7 +4655,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -4322,7 +4688,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4334,7 +4700,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4347,7 +4713,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -4365,7 +4731,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4743,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4756,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{67}
 }
 
 type ListServicesResponse struct {
@@ -4402,7 +4768,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4414,7 +4780,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4427,7 +4793,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -4456,7 +4822,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4468,7 +4834,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4481,7 +4847,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -4573,7 +4939,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4585,7 +4951,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4598,7 +4964,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -4625,6 +4991,86 @@ func (x *ServicePortInfo) GetPort() uint32 {
 func (x *ServicePortInfo) GetTarget() string {
 	if x != nil {
 		return x.Target
+	}
+	return ""
+}
+
+type ReadClusterMetricsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadClusterMetricsRequest) Reset() {
+	*x = ReadClusterMetricsRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadClusterMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadClusterMetricsRequest) ProtoMessage() {}
+
+func (x *ReadClusterMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadClusterMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ReadClusterMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{71}
+}
+
+type ClusterMetricsText struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // in the text format of Prometheus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterMetricsText) Reset() {
+	*x = ClusterMetricsText{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterMetricsText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterMetricsText) ProtoMessage() {}
+
+func (x *ClusterMetricsText) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterMetricsText.ProtoReflect.Descriptor instead.
+func (*ClusterMetricsText) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ClusterMetricsText) GetText() string {
+	if x != nil {
+		return x.Text
 	}
 	return ""
 }
@@ -4690,9 +5136,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"6\n" +
 	"\fRestoreChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x84\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x84\x01\n" +
 	"\x0fRestoreResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
@@ -4706,23 +5153,28 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xcd\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xeb\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
 	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
 	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x12\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\fR\tconfirmed\x12\x12\n" +
 	"\x04peer\x18\x0f \x01(\tR\x04peerB\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\xb9\x01\n" +
+	"\r_expire_after\"\xb6\x02\n" +
 	"\fJoinResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x17\n" +
 	"\apeer_id\x18\x02 \x01(\rR\x06peerId\x12.\n" +
 	"\bfindings\x18\x03 \x03(\v2\x12.hawser.v1.FindingR\bfindings\x12\x16\n" +
-	"\x06joined\x18\x04 \x01(\bR\x06joined\x124\n" +
+	"\x06joined\x18\x04 \x01(\bR\x06joined\x12*\n" +
+	"\x05grant\x18\x05 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12.\n" +
+	"\agranted\x18\x06 \x01(\v2\x14.hawser.v1.PeerGrantR\agranted\x12\x1f\n" +
+	"\vgrants_hash\x18\a \x01(\fR\n" +
+	"grantsHash\x124\n" +
 	"\n" +
-	"handshakes\x18\x05 \x03(\v2\x14.hawser.v1.HandshakeR\n" +
+	"handshakes\x18\b \x03(\v2\x14.hawser.v1.HandshakeR\n" +
 	"handshakes\"\x9a\x01\n" +
 	"\tHandshake\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
@@ -4751,7 +5203,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
 	"\x11ListGrantsRequest\"B\n" +
 	"\x12ListGrantsResponse\x12,\n" +
-	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xe9\x04\n" +
 	"\tPeerGrant\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -4770,10 +5222,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\f \x03(\tR\n" +
 	"namespaces\x12;\n" +
-	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12#\n" +
+	"\rservice_cidrs\x18\x0e \x03(\tR\fserviceCidrs\x12\x18\n" +
+	"\aexplain\x18\x0f \x01(\bR\aexplain\x12\x12\n" +
+	"\x04diff\x18\x10 \x01(\bR\x04diff\x12\x18\n" +
+	"\aproblem\x18\x11 \x01(\tR\aproblem\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc5\x05\n" +
 	"\x12ChangeGrantRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\"\n" +
 	"\radd_pod_cidrs\x18\x02 \x03(\tR\vaddPodCidrs\x12(\n" +
@@ -4789,14 +5245,21 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\amax_ips\x18\n" +
 	" \x01(\x04H\x02R\x06maxIps\x88\x01\x01\x12&\n" +
 	"\fmax_services\x18\v \x01(\x04H\x03R\vmaxServices\x88\x01\x01\x12&\n" +
-	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01B\f\n" +
+	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01\x12*\n" +
+	"\x11add_service_cidrs\x18\r \x03(\tR\x0faddServiceCidrs\x120\n" +
+	"\x14remove_service_cidrs\x18\x0e \x03(\tR\x12removeServiceCidrs\x12\x1d\n" +
+	"\aexplain\x18\x0f \x01(\bH\x05R\aexplain\x88\x01\x01\x12\x17\n" +
+	"\x04diff\x18\x10 \x01(\bH\x06R\x04diff\x88\x01\x01B\f\n" +
 	"\n" +
 	"_max_nodesB\x11\n" +
 	"\x0f_max_identitiesB\n" +
 	"\n" +
 	"\b_max_ipsB\x0f\n" +
 	"\r_max_servicesB\x0f\n" +
-	"\r_max_backends\"[\n" +
+	"\r_max_backendsB\n" +
+	"\n" +
+	"\b_explainB\a\n" +
+	"\x05_diff\"[\n" +
 	"\x13ChangeGrantResponse\x12*\n" +
 	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\"\x11\n" +
@@ -4953,12 +5416,30 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\twaits_for\x18\a \x01(\tR\bwaitsFor\"\x12\n" +
 	"\x10ListVTEPsRequest\">\n" +
 	"\x11ListVTEPsResponse\x12)\n" +
-	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"w\n" +
+	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"\xb7\x01\n" +
 	"\bVTEPInfo\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster\"E\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1a\n" +
+	"\bexternal\x18\x05 \x01(\bR\bexternal\x12\x10\n" +
+	"\x03mac\x18\x06 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\a \x01(\rR\x03vni\"\x8c\x01\n" +
+	"\x0eAddVTEPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
+	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\x04 \x01(\rR\x03vni\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"R\n" +
+	"\x0fAddVTEPResponse\x12'\n" +
+	"\x04vtep\x18\x01 \x01(\v2\x13.hawser.v1.VTEPInfoR\x04vtep\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"D\n" +
+	"\x11DeleteVTEPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"U\n" +
+	"\x12DeleteVTEPResponse\x12'\n" +
+	"\x04vtep\x18\x01 \x01(\v2\x13.hawser.v1.VTEPInfoR\x04vtep\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"E\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"e\n" +
@@ -5044,7 +5525,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xf8\x0e\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\"\x1b\n" +
+	"\x19ReadClusterMetricsRequest\"(\n" +
+	"\x12ClusterMetricsText\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xd9\x10\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -5065,10 +5549,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"InviteNode\x12\x1c.hawser.v1.InviteNodeRequest\x1a\x1d.hawser.v1.InviteNodeResponse\x12I\n" +
 	"\n" +
 	"ForgetNode\x12\x1c.hawser.v1.ForgetNodeRequest\x1a\x1d.hawser.v1.ForgetNodeResponse\x12F\n" +
-	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12F\n" +
+	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12R\n" +
+	"\vReadMetrics\x12$.hawser.v1.ReadClusterMetricsRequest\x1a\x1d.hawser.v1.ClusterMetricsText\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
-	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
+	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12@\n" +
+	"\aAddVTEP\x12\x19.hawser.v1.AddVTEPRequest\x1a\x1a.hawser.v1.AddVTEPResponse\x12I\n" +
+	"\n" +
+	"DeleteVTEP\x12\x1c.hawser.v1.DeleteVTEPRequest\x1a\x1d.hawser.v1.DeleteVTEPResponse\x12L\n" +
 	"\vApplyPolicy\x12\x1d.hawser.v1.ApplyPolicyRequest\x1a\x1e.hawser.v1.ApplyPolicyResponse\x12O\n" +
 	"\fDeletePolicy\x12\x1e.hawser.v1.DeletePolicyRequest\x1a\x1f.hawser.v1.DeletePolicyResponse\x12O\n" +
 	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12R\n" +
@@ -5089,170 +5577,186 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
-	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
-	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
-	(*PodRange)(nil),               // 2: hawser.v1.PodRange
-	(*EtcdMember)(nil),             // 3: hawser.v1.EtcdMember
-	(*BackupRequest)(nil),          // 4: hawser.v1.BackupRequest
-	(*BackupChunk)(nil),            // 5: hawser.v1.BackupChunk
-	(*RestoreChunk)(nil),           // 6: hawser.v1.RestoreChunk
-	(*RestoreResponse)(nil),        // 7: hawser.v1.RestoreResponse
-	(*InviteRequest)(nil),          // 8: hawser.v1.InviteRequest
-	(*InviteResponse)(nil),         // 9: hawser.v1.InviteResponse
-	(*JoinRequest)(nil),            // 10: hawser.v1.JoinRequest
-	(*JoinResponse)(nil),           // 11: hawser.v1.JoinResponse
-	(*Handshake)(nil),              // 12: hawser.v1.Handshake
-	(*Finding)(nil),                // 13: hawser.v1.Finding
-	(*SetPeerRequest)(nil),         // 14: hawser.v1.SetPeerRequest
-	(*SetPeerResponse)(nil),        // 15: hawser.v1.SetPeerResponse
-	(*LeaveRequest)(nil),           // 16: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),          // 17: hawser.v1.LeaveResponse
-	(*ListGrantsRequest)(nil),      // 18: hawser.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),     // 19: hawser.v1.ListGrantsResponse
-	(*PeerGrant)(nil),              // 20: hawser.v1.PeerGrant
-	(*ChangeGrantRequest)(nil),     // 21: hawser.v1.ChangeGrantRequest
-	(*ChangeGrantResponse)(nil),    // 22: hawser.v1.ChangeGrantResponse
-	(*CAStatusRequest)(nil),        // 23: hawser.v1.CAStatusRequest
-	(*CAStatusReport)(nil),         // 24: hawser.v1.CAStatusReport
-	(*CertificateInfo)(nil),        // 25: hawser.v1.CertificateInfo
-	(*RotateCARequest)(nil),        // 26: hawser.v1.RotateCARequest
-	(*MeshStatusRequest)(nil),      // 27: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 28: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 29: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 30: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 31: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 32: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 33: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 34: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 35: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 36: hawser.v1.ForgetNodeResponse
-	(*DrainNodeRequest)(nil),       // 37: hawser.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),      // 38: hawser.v1.DrainNodeResponse
-	(*ListNodesRequest)(nil),       // 39: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 40: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 41: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 42: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 43: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 44: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 45: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 46: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 47: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 48: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 49: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 50: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 51: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 52: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 53: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 54: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 55: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 56: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 57: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 58: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 59: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 60: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 61: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 62: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 63: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 64: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 65: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 66: hawser.v1.ServicePortInfo
-	nil,                            // 67: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 68: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 69: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 70: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 71: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 72: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 73: hawser.v1.FrontendBackend
+	(*ClusterStatusRequest)(nil),      // 0: hawser.v1.ClusterStatusRequest
+	(*ClusterStatusReport)(nil),       // 1: hawser.v1.ClusterStatusReport
+	(*PodRange)(nil),                  // 2: hawser.v1.PodRange
+	(*EtcdMember)(nil),                // 3: hawser.v1.EtcdMember
+	(*BackupRequest)(nil),             // 4: hawser.v1.BackupRequest
+	(*BackupChunk)(nil),               // 5: hawser.v1.BackupChunk
+	(*RestoreChunk)(nil),              // 6: hawser.v1.RestoreChunk
+	(*RestoreResponse)(nil),           // 7: hawser.v1.RestoreResponse
+	(*InviteRequest)(nil),             // 8: hawser.v1.InviteRequest
+	(*InviteResponse)(nil),            // 9: hawser.v1.InviteResponse
+	(*JoinRequest)(nil),               // 10: hawser.v1.JoinRequest
+	(*JoinResponse)(nil),              // 11: hawser.v1.JoinResponse
+	(*Handshake)(nil),                 // 12: hawser.v1.Handshake
+	(*Finding)(nil),                   // 13: hawser.v1.Finding
+	(*SetPeerRequest)(nil),            // 14: hawser.v1.SetPeerRequest
+	(*SetPeerResponse)(nil),           // 15: hawser.v1.SetPeerResponse
+	(*LeaveRequest)(nil),              // 16: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),             // 17: hawser.v1.LeaveResponse
+	(*ListGrantsRequest)(nil),         // 18: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),        // 19: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),                 // 20: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),        // 21: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),       // 22: hawser.v1.ChangeGrantResponse
+	(*CAStatusRequest)(nil),           // 23: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),            // 24: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),           // 25: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),           // 26: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),         // 27: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),        // 28: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),                // 29: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),           // 30: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),          // 31: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                   // 32: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),         // 33: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),        // 34: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),         // 35: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 36: hawser.v1.ForgetNodeResponse
+	(*DrainNodeRequest)(nil),          // 37: hawser.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),         // 38: hawser.v1.DrainNodeResponse
+	(*ListNodesRequest)(nil),          // 39: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 40: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 41: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),     // 42: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),    // 43: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),              // 44: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),          // 45: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),         // 46: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),                  // 47: hawser.v1.VTEPInfo
+	(*AddVTEPRequest)(nil),            // 48: hawser.v1.AddVTEPRequest
+	(*AddVTEPResponse)(nil),           // 49: hawser.v1.AddVTEPResponse
+	(*DeleteVTEPRequest)(nil),         // 50: hawser.v1.DeleteVTEPRequest
+	(*DeleteVTEPResponse)(nil),        // 51: hawser.v1.DeleteVTEPResponse
+	(*ApplyPolicyRequest)(nil),        // 52: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 53: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),             // 54: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),       // 55: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),      // 56: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 57: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 58: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),                // 59: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),      // 60: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),          // 61: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),     // 62: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),       // 63: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),      // 64: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),      // 65: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 66: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),       // 67: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 68: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),               // 69: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),           // 70: hawser.v1.ServicePortInfo
+	(*ReadClusterMetricsRequest)(nil), // 71: hawser.v1.ReadClusterMetricsRequest
+	(*ClusterMetricsText)(nil),        // 72: hawser.v1.ClusterMetricsText
+	nil,                               // 73: hawser.v1.PeerGrant.RefusedEntry
+	nil,                               // 74: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                               // 75: hawser.v1.PeerStatus.RefusedEntry
+	nil,                               // 76: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                               // 77: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                   // 78: hawser.v1.Problem
+	(*FrontendBackend)(nil),           // 79: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	72, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	78, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	3,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	2,  // 2: hawser.v1.ClusterStatusReport.pod_ranges:type_name -> hawser.v1.PodRange
 	13, // 3: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	12, // 4: hawser.v1.JoinResponse.handshakes:type_name -> hawser.v1.Handshake
-	20, // 5: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	67, // 6: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
-	20, // 7: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
-	25, // 8: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
-	29, // 9: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	68, // 10: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	69, // 11: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	13, // 12: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
-	32, // 13: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	41, // 14: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	44, // 15: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	47, // 16: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	50, // 17: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	50, // 18: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	55, // 19: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	57, // 20: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	57, // 21: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	50, // 22: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	50, // 23: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	65, // 24: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	66, // 25: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	73, // 26: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	70, // 27: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	71, // 28: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 29: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	8,  // 30: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	10, // 31: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	16, // 32: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	18, // 33: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	21, // 34: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	23, // 35: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	26, // 36: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	14, // 37: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	27, // 38: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	30, // 39: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	4,  // 40: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	6,  // 41: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	33, // 42: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	35, // 43: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	37, // 44: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	39, // 45: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	42, // 46: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	45, // 47: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	48, // 48: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	51, // 49: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	53, // 50: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	56, // 51: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	59, // 52: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	61, // 53: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	63, // 54: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 55: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	9,  // 56: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	11, // 57: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	17, // 58: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	19, // 59: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	22, // 60: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	24, // 61: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	24, // 62: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	15, // 63: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	28, // 64: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	31, // 65: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	5,  // 66: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	7,  // 67: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	34, // 68: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	36, // 69: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	38, // 70: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	40, // 71: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	43, // 72: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	46, // 73: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	49, // 74: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	52, // 75: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	54, // 76: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	58, // 77: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	60, // 78: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	62, // 79: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	64, // 80: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	55, // [55:81] is the sub-list for method output_type
-	29, // [29:55] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	20, // 4: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
+	20, // 5: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
+	12, // 6: hawser.v1.JoinResponse.handshakes:type_name -> hawser.v1.Handshake
+	20, // 7: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	73, // 8: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	20, // 9: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	25, // 10: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	29, // 11: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	74, // 12: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	75, // 13: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	13, // 14: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	32, // 15: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	41, // 16: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	44, // 17: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	47, // 18: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	47, // 19: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	47, // 20: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	54, // 21: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	54, // 22: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	59, // 23: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	61, // 24: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	61, // 25: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	54, // 26: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	54, // 27: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	69, // 28: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	70, // 29: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	79, // 30: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	76, // 31: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	77, // 32: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 33: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	8,  // 34: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	10, // 35: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	16, // 36: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	18, // 37: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	21, // 38: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	23, // 39: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	26, // 40: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	14, // 41: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	27, // 42: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	30, // 43: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	4,  // 44: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	6,  // 45: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	33, // 46: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	35, // 47: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	37, // 48: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	71, // 49: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
+	39, // 50: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	42, // 51: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	45, // 52: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	48, // 53: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
+	50, // 54: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
+	52, // 55: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	55, // 56: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	57, // 57: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	60, // 58: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	63, // 59: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	65, // 60: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	67, // 61: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 62: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	9,  // 63: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	11, // 64: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	17, // 65: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	19, // 66: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	22, // 67: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	24, // 68: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	24, // 69: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	15, // 70: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	28, // 71: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	31, // 72: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	5,  // 73: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	7,  // 74: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	34, // 75: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	36, // 76: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	38, // 77: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	72, // 78: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
+	40, // 79: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	43, // 80: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	46, // 81: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	49, // 82: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
+	51, // 83: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
+	53, // 84: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	56, // 85: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	58, // 86: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	62, // 87: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	64, // 88: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	66, // 89: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	68, // 90: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	62, // [62:91] is the sub-list for method output_type
+	33, // [33:62] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -5270,7 +5774,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   72,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2362,7 +2362,8 @@ type RuleEntry struct {
 	// more at each change of policy, every packet that it denied; of all endpoints
 	// of the node with the same labels together.
 	Hits          uint64 `protobuf:"varint,20,opt,name=hits,proto3" json:"hits,omitempty"`
-	Audited       bool   `protobuf:"varint,21,opt,name=audited,proto3" json:"audited,omitempty"` // a deny that passes, and is reported
+	Audited       bool   `protobuf:"varint,21,opt,name=audited,proto3" json:"audited,omitempty"`                            // a deny that passes, and is reported
+	DefaultDeny   bool   `protobuf:"varint,22,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"` // what no other entry of the direction matches
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2470,6 +2471,13 @@ func (x *RuleEntry) GetHits() uint64 {
 func (x *RuleEntry) GetAudited() bool {
 	if x != nil {
 		return x.Audited
+	}
+	return false
+}
+
+func (x *RuleEntry) GetDefaultDeny() bool {
+	if x != nil {
+		return x.DefaultDeny
 	}
 	return false
 }
@@ -2766,6 +2774,385 @@ func (x *EventPeer) GetNode() string {
 	return ""
 }
 
+type ReadKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadKernelRequest) Reset() {
+	*x = ReadKernelRequest{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadKernelRequest) ProtoMessage() {}
+
+func (x *ReadKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadKernelRequest.ProtoReflect.Descriptor instead.
+func (*ReadKernelRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{37}
+}
+
+// KernelReport is what the kernel has in the agent's network namespace.
+type KernelReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Links         []*KernelLink          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	Routes        []*KernelRoute         `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	Problems      []string               `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"` // what could not be read, or not all of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelReport) Reset() {
+	*x = KernelReport{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelReport) ProtoMessage() {}
+
+func (x *KernelReport) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelReport.ProtoReflect.Descriptor instead.
+func (*KernelReport) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *KernelReport) GetLinks() []*KernelLink {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+func (x *KernelReport) GetRoutes() []*KernelRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *KernelReport) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type KernelLink struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type      string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Index     uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Mtu       uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Mac       string                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`
+	State     string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Flags     string                 `protobuf:"bytes,7,opt,name=flags,proto3" json:"flags,omitempty"`
+	Addresses []string               `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Programs at the device, as "tcx ingress: from_pod (id 12)" and the filters of
+	// tc as "tc ingress: bpf from_pod priority 1".
+	Programs      []string `protobuf:"bytes,9,rep,name=programs,proto3" json:"programs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelLink) Reset() {
+	*x = KernelLink{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelLink) ProtoMessage() {}
+
+func (x *KernelLink) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelLink.ProtoReflect.Descriptor instead.
+func (*KernelLink) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *KernelLink) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KernelLink) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *KernelLink) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *KernelLink) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *KernelLink) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *KernelLink) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *KernelLink) GetFlags() string {
+	if x != nil {
+		return x.Flags
+	}
+	return ""
+}
+
+func (x *KernelLink) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *KernelLink) GetPrograms() []string {
+	if x != nil {
+		return x.Programs
+	}
+	return nil
+}
+
+type KernelRoute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	Table         uint32                 `protobuf:"varint,5,opt,name=table,proto3" json:"table,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Type          string                 `protobuf:"bytes,7,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelRoute) Reset() {
+	*x = KernelRoute{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelRoute) ProtoMessage() {}
+
+func (x *KernelRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelRoute.ProtoReflect.Descriptor instead.
+func (*KernelRoute) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *KernelRoute) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *KernelRoute) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *KernelRoute) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+type ReadMetricsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadMetricsRequest) Reset() {
+	*x = ReadMetricsRequest{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadMetricsRequest) ProtoMessage() {}
+
+func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{41}
+}
+
+type MetricsText struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // in the text format of Prometheus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricsText) Reset() {
+	*x = MetricsText{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsText) ProtoMessage() {}
+
+func (x *MetricsText) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsText.ProtoReflect.Descriptor instead.
+func (*MetricsText) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *MetricsText) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 
 const file_api_hawser_v1_node_proto_rawDesc = "" +
@@ -2967,7 +3354,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xa3\x02\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xc6\x02\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
@@ -2979,7 +3366,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
 	"\x06origin\x18\b \x01(\tR\x06origin\x12\x12\n" +
 	"\x04hits\x18\x14 \x01(\x04R\x04hits\x12\x18\n" +
-	"\aaudited\x18\x15 \x01(\bR\aaudited\"&\n" +
+	"\aaudited\x18\x15 \x01(\bR\aaudited\x12!\n" +
+	"\fdefault_deny\x18\x16 \x01(\bR\vdefaultDeny\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\"\xb1\x03\n" +
 	"\x05Event\x12\x12\n" +
@@ -3008,7 +3396,34 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x18\n" +
 	"\acluster\x18\x06 \x01(\tR\acluster\x12\x12\n" +
-	"\x04node\x18\a \x01(\tR\x04node2\x87\a\n" +
+	"\x04node\x18\a \x01(\tR\x04node\"\x13\n" +
+	"\x11ReadKernelRequest\"\x87\x01\n" +
+	"\fKernelReport\x12+\n" +
+	"\x05links\x18\x01 \x03(\v2\x15.hawser.v1.KernelLinkR\x05links\x12.\n" +
+	"\x06routes\x18\x02 \x03(\v2\x16.hawser.v1.KernelRouteR\x06routes\x12\x1a\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\"\xd4\x01\n" +
+	"\n" +
+	"KernelLink\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\rR\x05index\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x10\n" +
+	"\x03mac\x18\x05 \x01(\tR\x03mac\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x14\n" +
+	"\x05flags\x18\a \x01(\tR\x05flags\x12\x1c\n" +
+	"\taddresses\x18\b \x03(\tR\taddresses\x12\x1a\n" +
+	"\bprograms\x18\t \x03(\tR\bprograms\"\xbf\x01\n" +
+	"\vKernelRoute\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
+	"\x05table\x18\x05 \x01(\rR\x05table\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04type\x18\a \x01(\tR\x04type\"\x14\n" +
+	"\x12ReadMetricsRequest\"!\n" +
+	"\vMetricsText\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\x92\b\n" +
 	"\x04Node\x12?\n" +
 	"\x06Status\x12\x18.hawser.v1.StatusRequest\x1a\x1b.hawser.v1.NodeStatusReport\x12L\n" +
 	"\vAddEndpoint\x12\x1d.hawser.v1.AddEndpointRequest\x1a\x1e.hawser.v1.AddEndpointResponse\x12U\n" +
@@ -3020,7 +3435,10 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\tListDrops\x12\x1b.hawser.v1.ListDropsRequest\x1a\x1c.hawser.v1.ListDropsResponse\x12R\n" +
 	"\rListFrontends\x12\x1f.hawser.v1.ListFrontendsRequest\x1a .hawser.v1.ListFrontendsResponse\x12F\n" +
 	"\tListRules\x12\x1b.hawser.v1.ListRulesRequest\x1a\x1c.hawser.v1.ListRulesResponse\x12F\n" +
-	"\tListPaths\x12\x1b.hawser.v1.ListPathsRequest\x1a\x1c.hawser.v1.ListPathsResponse\x128\n" +
+	"\tListPaths\x12\x1b.hawser.v1.ListPathsRequest\x1a\x1c.hawser.v1.ListPathsResponse\x12C\n" +
+	"\n" +
+	"ReadKernel\x12\x1c.hawser.v1.ReadKernelRequest\x1a\x17.hawser.v1.KernelReport\x12D\n" +
+	"\vReadMetrics\x12\x1d.hawser.v1.ReadMetricsRequest\x1a\x16.hawser.v1.MetricsText\x128\n" +
 	"\aMonitor\x12\x19.hawser.v1.MonitorRequest\x1a\x10.hawser.v1.Event0\x01B6Z4github.com/hawser-mesh/hawser/api/hawser/v1;hawserv1b\x06proto3"
 
 var (
@@ -3035,7 +3453,7 @@ func file_api_hawser_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_node_proto_rawDescData
 }
 
-var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: hawser.v1.StatusRequest
 	(*NodeStatusReport)(nil),       // 1: hawser.v1.NodeStatusReport
@@ -3074,13 +3492,19 @@ var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*MonitorRequest)(nil),         // 34: hawser.v1.MonitorRequest
 	(*Event)(nil),                  // 35: hawser.v1.Event
 	(*EventPeer)(nil),              // 36: hawser.v1.EventPeer
-	nil,                            // 37: hawser.v1.NodeStatusReport.PoliciesEntry
+	(*ReadKernelRequest)(nil),      // 37: hawser.v1.ReadKernelRequest
+	(*KernelReport)(nil),           // 38: hawser.v1.KernelReport
+	(*KernelLink)(nil),             // 39: hawser.v1.KernelLink
+	(*KernelRoute)(nil),            // 40: hawser.v1.KernelRoute
+	(*ReadMetricsRequest)(nil),     // 41: hawser.v1.ReadMetricsRequest
+	(*MetricsText)(nil),            // 42: hawser.v1.MetricsText
+	nil,                            // 43: hawser.v1.NodeStatusReport.PoliciesEntry
 }
 var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	3,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
 	4,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
 	5,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
-	37, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
+	43, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
 	2,  // 4: hawser.v1.NodeStatusReport.pools:type_name -> hawser.v1.AddressPool
 	14, // 5: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
 	14, // 6: hawser.v1.SetEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
@@ -3094,35 +3518,41 @@ var file_api_hawser_v1_node_proto_depIdxs = []int32{
 	33, // 14: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
 	36, // 15: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
 	36, // 16: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
-	0,  // 17: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
-	6,  // 18: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
-	8,  // 19: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
-	10, // 20: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
-	12, // 21: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
-	15, // 22: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
-	18, // 23: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
-	21, // 24: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
-	24, // 25: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
-	31, // 26: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
-	28, // 27: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
-	34, // 28: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
-	1,  // 29: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
-	7,  // 30: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
-	9,  // 31: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
-	11, // 32: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
-	13, // 33: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
-	16, // 34: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
-	19, // 35: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
-	22, // 36: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
-	25, // 37: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
-	32, // 38: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
-	29, // 39: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
-	35, // 40: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
-	29, // [29:41] is the sub-list for method output_type
-	17, // [17:29] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	39, // 17: hawser.v1.KernelReport.links:type_name -> hawser.v1.KernelLink
+	40, // 18: hawser.v1.KernelReport.routes:type_name -> hawser.v1.KernelRoute
+	0,  // 19: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
+	6,  // 20: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
+	8,  // 21: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
+	10, // 22: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
+	12, // 23: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
+	15, // 24: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
+	18, // 25: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
+	21, // 26: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
+	24, // 27: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
+	31, // 28: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
+	28, // 29: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
+	37, // 30: hawser.v1.Node.ReadKernel:input_type -> hawser.v1.ReadKernelRequest
+	41, // 31: hawser.v1.Node.ReadMetrics:input_type -> hawser.v1.ReadMetricsRequest
+	34, // 32: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
+	1,  // 33: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
+	7,  // 34: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
+	9,  // 35: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
+	11, // 36: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
+	13, // 37: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
+	16, // 38: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
+	19, // 39: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
+	22, // 40: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
+	25, // 41: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
+	32, // 42: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
+	29, // 43: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
+	38, // 44: hawser.v1.Node.ReadKernel:output_type -> hawser.v1.KernelReport
+	42, // 45: hawser.v1.Node.ReadMetrics:output_type -> hawser.v1.MetricsText
+	35, // 46: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
+	33, // [33:47] is the sub-list for method output_type
+	19, // [19:33] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_node_proto_init() }
@@ -3136,7 +3566,7 @@ func file_api_hawser_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_node_proto_rawDesc), len(file_api_hawser_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
