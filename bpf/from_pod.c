@@ -4,8 +4,10 @@
  * Reading order: from_pod, pod_ipv4, pod_flow, then pod_plain for packets as
  * they are and pod_service for packets to a service address. */
 #include "lib/arp.h"
+#include "lib/conntrack6.h"
 #include "lib/deliver.h"
 #include "lib/event.h"
+#include "lib/fragment6.h"
 #include "lib/masquerade.h"
 #include "lib/reject.h"
 #include "lib/scratch.h"

@@ -4,6 +4,9 @@
 #include "kernel.h"
 
 const volatile __be32 node_addr4 = 0; /* this node's underlay address */
+/* This node's address in the mesh for IPv6, the host's towards pods; all zero:
+ * none. Read word by word, like MAC addresses. */
+const volatile __be32 node_addr6[4] = {};
 const volatile __u32 underlay_ifindex = 0;
 const volatile __u32 host_ifindex = 0; /* the host's end of the host veth */
 /* MAC addresses are read element by element: clang folds a copy of a volatile

@@ -69,6 +69,19 @@ struct tuple4 {
 	__u16 cluster; /* address space; 0 is the mesh's common one */
 };
 
+/* The same for IPv6. Exactly 40 bytes: it is also the conntrack key. */
+struct tuple6 {
+	struct addr saddr;
+	struct addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad;
+	__u16 cluster;
+};
+
+_Static_assert(sizeof(struct tuple6) == 40, "the IPv6 conntrack key has 40 bytes");
+
 /* One packet: filled by the parser, completed by the decisions, read by the
  * drop event. */
 struct packet {

@@ -111,7 +111,7 @@ func (d *Datapath) load(spec *ebpf.CollectionSpec, sum digest) error {
 // take fills the typed sets.
 func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) error {
 	d.maps = &objects.HawserMaps{
-		Backends: m["backends"], Ct4: m["ct4"], Ct4Open: m["ct4_open"],
+		Backends: m["backends"], Ct4: m["ct4"], Ct4Open: m["ct4_open"], Ct6: m["ct6"], Ct6Open: m["ct6_open"], Fragments6: m["fragments6"],
 		Endpoints: m["endpoints"], EpDevices: m["ep_devices"], EpStrays: m["ep_strays"],
 		EventBuckets: m["event_buckets"], Events: m["events"], Identities: m["identities"],
 		Ipcache: m["ipcache"], IpcacheEpochs: m["ipcache_epochs"],

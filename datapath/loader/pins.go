@@ -69,6 +69,7 @@ func ensureBPFFS(cfg Config) error {
 // constants are what config.h declares.
 type constants struct {
 	NodeAddr4       [4]byte
+	NodeAddr6       maps.Addr
 	UnderlayIfIndex uint32
 	HostIfIndex     uint32
 	HostMAC         [6]byte
@@ -84,7 +85,7 @@ const wireBits = 24
 
 func readConstants(cfg Config) (constants, error) {
 	c := constants{
-		NodeAddr4: cfg.NodeAddr.As4(), TunnelPort: maps.PortFrom(cfg.TunnelPort),
+		NodeAddr4: cfg.NodeAddr.As4(), NodeAddr6: maps.AddrFrom(cfg.NodeAddr6), TunnelPort: maps.PortFrom(cfg.TunnelPort),
 		IdentityShift: wireBits - cfg.ClusterBits,
 	}
 	underlay, err := netlink.LinkByName(cfg.UnderlayDevice)
@@ -150,6 +151,7 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		spec.Variables["snat_first"].Set(uint32(c.Masquerade.First)),
 		spec.Variables["snat_ports"].Set(uint32(c.Masquerade.Count)),
 		spec.Variables["node_addr4"].Set(binary.NativeEndian.Uint32(c.NodeAddr4[:])),
+		spec.Variables["node_addr6"].Set(c.NodeAddr6),
 		spec.Variables["underlay_ifindex"].Set(c.UnderlayIfIndex),
 		spec.Variables["host_ifindex"].Set(c.HostIfIndex),
 		spec.Variables["host_mac"].Set(halves(c.HostMAC)),

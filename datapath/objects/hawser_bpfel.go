@@ -83,6 +83,26 @@ type HawserEndpoint struct {
 	HostMac  [6]uint8
 	PodMac   [6]uint8
 	Cluster  uint32
+	Addr6    HawserAddr
+}
+
+type HawserFragment6Key struct {
+	_       structs.HostLayout
+	Saddr   HawserAddr
+	Daddr   HawserAddr
+	From    uint32
+	Id      uint32
+	Program uint32
+}
+
+type HawserFragment6Ports struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+	End   uint16
+	Proto uint8
+	Pad   uint8
+	Seen  uint32
 }
 
 type HawserFragmentKey struct {
@@ -247,6 +267,17 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserTuple6 struct {
+	_       structs.HostLayout
+	Saddr   HawserAddr
+	Daddr   HawserAddr
+	Sport   uint16
+	Dport   uint16
+	Proto   uint8
+	Pad     uint8
+	Cluster uint16
+}
+
 type HawserWatch struct {
 	_        structs.HostLayout
 	Verdicts uint32
@@ -269,12 +300,15 @@ const (
 	HawserMapBackends        = "backends"
 	HawserMapCt4             = "ct4"
 	HawserMapCt4Open         = "ct4_open"
+	HawserMapCt6             = "ct6"
+	HawserMapCt6Open         = "ct6_open"
 	HawserMapEndpoints       = "endpoints"
 	HawserMapEpDevices       = "ep_devices"
 	HawserMapEpStrays        = "ep_strays"
 	HawserMapEventBuckets    = "event_buckets"
 	HawserMapEvents          = "events"
 	HawserMapFragments       = "fragments"
+	HawserMapFragments6      = "fragments6"
 	HawserMapIdentities      = "identities"
 	HawserMapIpcache         = "ipcache"
 	HawserMapIpcacheEpochs   = "ipcache_epochs"
@@ -309,6 +343,7 @@ const (
 	HawserVarMaglevSize      = "maglev_size"
 	HawserVarNetMac          = "net_mac"
 	HawserVarNodeAddr4       = "node_addr4"
+	HawserVarNodeAddr6       = "node_addr6"
 	HawserVarSnatFirst       = "snat_first"
 	HawserVarSnatPorts       = "snat_ports"
 	HawserVarTunnelPort      = "tunnel_port"
@@ -376,12 +411,15 @@ type HawserMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Ct4           *ebpf.MapSpec `ebpf:"ct4"`
 	Ct4Open       *ebpf.MapSpec `ebpf:"ct4_open"`
+	Ct6           *ebpf.MapSpec `ebpf:"ct6"`
+	Ct6Open       *ebpf.MapSpec `ebpf:"ct6_open"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	EpDevices     *ebpf.MapSpec `ebpf:"ep_devices"`
 	EpStrays      *ebpf.MapSpec `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	Fragments6    *ebpf.MapSpec `ebpf:"fragments6"`
 	Identities    *ebpf.MapSpec `ebpf:"identities"`
 	Ipcache       *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.MapSpec `ebpf:"ipcache_epochs"`
@@ -413,6 +451,7 @@ type HawserVariableSpecs struct {
 	MaglevSize      *ebpf.VariableSpec `ebpf:"maglev_size"`
 	NetMac          *ebpf.VariableSpec `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
+	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
 	SnatFirst       *ebpf.VariableSpec `ebpf:"snat_first"`
 	SnatPorts       *ebpf.VariableSpec `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
@@ -443,12 +482,15 @@ type HawserMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Ct4           *ebpf.Map `ebpf:"ct4"`
 	Ct4Open       *ebpf.Map `ebpf:"ct4_open"`
+	Ct6           *ebpf.Map `ebpf:"ct6"`
+	Ct6Open       *ebpf.Map `ebpf:"ct6_open"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	EpDevices     *ebpf.Map `ebpf:"ep_devices"`
 	EpStrays      *ebpf.Map `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
+	Fragments6    *ebpf.Map `ebpf:"fragments6"`
 	Identities    *ebpf.Map `ebpf:"identities"`
 	Ipcache       *ebpf.Map `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.Map `ebpf:"ipcache_epochs"`
@@ -475,12 +517,15 @@ func (m *HawserMaps) Close() error {
 		m.Backends,
 		m.Ct4,
 		m.Ct4Open,
+		m.Ct6,
+		m.Ct6Open,
 		m.Endpoints,
 		m.EpDevices,
 		m.EpStrays,
 		m.EventBuckets,
 		m.Events,
 		m.Fragments,
+		m.Fragments6,
 		m.Identities,
 		m.Ipcache,
 		m.IpcacheEpochs,
@@ -513,6 +558,7 @@ type HawserVariables struct {
 	MaglevSize      *ebpf.Variable `ebpf:"maglev_size"`
 	NetMac          *ebpf.Variable `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
+	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
 	SnatFirst       *ebpf.Variable `ebpf:"snat_first"`
 	SnatPorts       *ebpf.Variable `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`
