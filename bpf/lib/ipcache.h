@@ -170,7 +170,3 @@ static __always_inline __u32 world_identity4(__be32 a)
 
 	return e && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
 }
-
-/* IPv6 prefixes are in the trie under their cluster with this bit turned over, as
- * ::/0 would else be found for IPv4 addresses, which are mapped. */
-#define V6_SPACE 0x80000000

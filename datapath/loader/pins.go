@@ -77,6 +77,8 @@ type constants struct {
 	TunnelPort      maps.Port
 	IdentityShift   uint32
 	EncapFlags      uint64
+	Decap6Flag      uint64
+	Csum6Flag       uint64
 	Maglev          uint32
 	Masquerade      PortRange
 }
@@ -111,7 +113,15 @@ func readConstants(cfg Config) (constants, error) {
 	if eth {
 		c.EncapFlags = features.EncapL2Eth
 	}
-	return c, nil
+	decap, err := features.DecapIPv6()
+	if err == nil && decap {
+		c.Decap6Flag = features.DecapL3IPv6
+	}
+	csum, err2 := features.ChecksumIPv6()
+	if err2 == nil && csum {
+		c.Csum6Flag = features.ChecksumOfIPv6
+	}
+	return c, errors.Join(err, err2)
 }
 
 func mac(a net.HardwareAddr) (m [6]byte) {
@@ -159,6 +169,8 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		spec.Variables["tunnel_port"].Set(binary.NativeEndian.Uint16(c.TunnelPort[:])),
 		spec.Variables["identity_shift"].Set(c.IdentityShift),
 		spec.Variables["encap_extra_flags"].Set(c.EncapFlags),
+		spec.Variables["decap6_flag"].Set(c.Decap6Flag),
+		spec.Variables["csum6_flag"].Set(c.Csum6Flag),
 	)
 	if err != nil {
 		return nil, digest{}, fmt.Errorf("set constants: %w", err)

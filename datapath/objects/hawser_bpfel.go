@@ -197,6 +197,41 @@ type HawserPacket struct {
 	Mss       uint16
 	Opens     uint8
 	Audited   uint8
+	V6        uint8
+	Pad       [3]uint8
+}
+
+type HawserPacket6 struct {
+	_      structs.HostLayout
+	T      HawserTuple6
+	To     HawserTuple6
+	Key    HawserTuple6
+	After  HawserTuple6
+	Quoted HawserTuple6
+	H      struct {
+		_        structs.HostLayout
+		Id       uint32
+		L4       uint16
+		Fragment uint16
+		Offset   uint16
+		More     uint8
+		Proto    uint8
+	}
+	Inner struct {
+		_        structs.HostLayout
+		Id       uint32
+		L4       uint16
+		Fragment uint16
+		Offset   uint16
+		More     uint8
+		Proto    uint8
+	}
+	Peer     HawserAddr
+	Nat      HawserAddr
+	Payload  uint16
+	HopLimit uint8
+	Control  uint8
+	Head     [20]uint8
 }
 
 type HawserPolicyEntry struct {
@@ -320,22 +355,29 @@ const (
 	HawserMapPolicy          = "policy"
 	HawserMapRuleSets        = "rule_sets"
 	HawserMapScratch         = "scratch"
+	HawserMapScratch6        = "scratch6"
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
+	HawserMapSlots           = "slots"
 	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
+	HawserProgFromHost6      = "from_host6"
 	HawserProgFromOverlay    = "from_overlay"
+	HawserProgFromOverlay6   = "from_overlay6"
 	HawserProgFromPod        = "from_pod"
+	HawserProgFromPod6       = "from_pod6"
 	HawserProgSockClosed4    = "sock_closed4"
 	HawserProgSockConnect4   = "sock_connect4"
 	HawserProgSockPeername4  = "sock_peername4"
 	HawserProgSockRecvmsg4   = "sock_recvmsg4"
 	HawserProgSockSendmsg4   = "sock_sendmsg4"
+	HawserVarCsum6Flag       = "csum6_flag"
+	HawserVarDecap6Flag      = "decap6_flag"
 	HawserVarEncapExtraFlags = "encap_extra_flags"
 	HawserVarHostIfindex     = "host_ifindex"
 	HawserVarHostMac         = "host_mac"
@@ -394,8 +436,11 @@ type HawserSpecs struct {
 type HawserProgramSpecs struct {
 	Clock         *ebpf.ProgramSpec `ebpf:"clock"`
 	FromHost      *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromHost6     *ebpf.ProgramSpec `ebpf:"from_host6"`
 	FromOverlay   *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromOverlay6  *ebpf.ProgramSpec `ebpf:"from_overlay6"`
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromPod6      *ebpf.ProgramSpec `ebpf:"from_pod6"`
 	SockClosed4   *ebpf.ProgramSpec `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockPeername4 *ebpf.ProgramSpec `ebpf:"sock_peername4"`
@@ -431,9 +476,11 @@ type HawserMapSpecs struct {
 	Policy        *ebpf.MapSpec `ebpf:"policy"`
 	RuleSets      *ebpf.MapSpec `ebpf:"rule_sets"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
+	Scratch6      *ebpf.MapSpec `ebpf:"scratch6"`
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
@@ -444,6 +491,8 @@ type HawserMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HawserVariableSpecs struct {
+	Csum6Flag       *ebpf.VariableSpec `ebpf:"csum6_flag"`
+	Decap6Flag      *ebpf.VariableSpec `ebpf:"decap6_flag"`
 	EncapExtraFlags *ebpf.VariableSpec `ebpf:"encap_extra_flags"`
 	HostIfindex     *ebpf.VariableSpec `ebpf:"host_ifindex"`
 	HostMac         *ebpf.VariableSpec `ebpf:"host_mac"`
@@ -502,9 +551,11 @@ type HawserMaps struct {
 	Policy        *ebpf.Map `ebpf:"policy"`
 	RuleSets      *ebpf.Map `ebpf:"rule_sets"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
+	Scratch6      *ebpf.Map `ebpf:"scratch6"`
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
+	Slots         *ebpf.Map `ebpf:"slots"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Watched       *ebpf.Map `ebpf:"watched"`
@@ -537,9 +588,11 @@ func (m *HawserMaps) Close() error {
 		m.Policy,
 		m.RuleSets,
 		m.Scratch,
+		m.Scratch6,
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
+		m.Slots,
 		m.Snat4,
 		m.SockPeers,
 		m.Watched,
@@ -551,6 +604,8 @@ func (m *HawserMaps) Close() error {
 //
 // It can be passed to LoadHawserObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HawserVariables struct {
+	Csum6Flag       *ebpf.Variable `ebpf:"csum6_flag"`
+	Decap6Flag      *ebpf.Variable `ebpf:"decap6_flag"`
 	EncapExtraFlags *ebpf.Variable `ebpf:"encap_extra_flags"`
 	HostIfindex     *ebpf.Variable `ebpf:"host_ifindex"`
 	HostMac         *ebpf.Variable `ebpf:"host_mac"`
@@ -571,8 +626,11 @@ type HawserVariables struct {
 type HawserPrograms struct {
 	Clock         *ebpf.Program `ebpf:"clock"`
 	FromHost      *ebpf.Program `ebpf:"from_host"`
+	FromHost6     *ebpf.Program `ebpf:"from_host6"`
 	FromOverlay   *ebpf.Program `ebpf:"from_overlay"`
+	FromOverlay6  *ebpf.Program `ebpf:"from_overlay6"`
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
+	FromPod6      *ebpf.Program `ebpf:"from_pod6"`
 	SockClosed4   *ebpf.Program `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
 	SockPeername4 *ebpf.Program `ebpf:"sock_peername4"`
@@ -584,8 +642,11 @@ func (p *HawserPrograms) Close() error {
 	return _HawserClose(
 		p.Clock,
 		p.FromHost,
+		p.FromHost6,
 		p.FromOverlay,
+		p.FromOverlay6,
 		p.FromPod,
+		p.FromPod6,
 		p.SockClosed4,
 		p.SockConnect4,
 		p.SockPeername4,
