@@ -153,7 +153,8 @@ func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*recor
 	key := q.GetContainerId() + "/" + q.GetIfname()
 	addr, err := m.pool.Allocate(key)
 	if err != nil {
-		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v", q.GetNamespace(), q.GetName(), err)
+		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v; delete pods of this node, or give it a larger --pod-cidr",
+			q.GetNamespace(), q.GetName(), err)
 	}
 	ports, err := parseNamedPorts(q.GetNamedPorts())
 	if err != nil {

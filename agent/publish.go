@@ -46,6 +46,7 @@ type publisher struct {
 	enforced            func() map[string]int64 // NodeStatus.enforced
 	trust               func() (bundle, signer []byte)
 	paths               func() []*keyspacev1.PathReport
+	refutes             func() int64  // NodeStatus.refutes
 	tell                chan struct{} // the status is to be told now
 }
 
@@ -259,7 +260,7 @@ func (p *publisher) publishStatus(at history) {
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
 		Trust: trust, Signer: signer,
 		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
-		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(),
+		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(), Refutes: p.refutes(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}
