@@ -91,11 +91,11 @@ test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
 
 .PHONY: test-e2e
 test-e2e: build ## Scripts against a lab of real processes (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 15m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 40m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: test-e2e-shared
 test-e2e-shared: build ## The same scripts with the clusters of every lab on one etcd (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_SHARED_ETCD=1 HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 15m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_SHARED_ETCD=1 HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 40m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (10s)

@@ -64,7 +64,7 @@ func cmdCrash(s *script, args []string) (string, error) {
 		return "", err
 	}
 	c := &crashed{script: s, node: s.world.nodes[args[1]], server: server, id: "crash"}
-	c.netns = filepath.Join(s.ts.MkAbs("."), "pod")
+	c.netns = filepath.Join(s.ts.MkAbs("."), args[0])
 	if err := nsthread.CreateNetns(c.netns); err != nil {
 		return "", err
 	}
