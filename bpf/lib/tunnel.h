@@ -94,7 +94,7 @@ static __always_inline __sum16 ip_check(const struct iphdr *ip)
 }
 
 static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
-                                         __be32 remote, __u32 vni, __u32 hash,
+                                         __be32 remote, __u32 vni, __u32 hash, __be16 proto,
                                          const struct vtep *external)
 {
 	struct ethhdr *inner;
@@ -122,7 +122,7 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 	inner->dst[0] = 0x02;
 	inner->src[0] = 0x02;
 	inner->src[5] = 0x01;
-	inner->proto = bpf_htons(ETH_P_IP);
+	inner->proto = proto;
 	if (unlikely(external)) {
 		h->vxlan.vni = bpf_htonl(external->vni << 8);
 		__builtin_memcpy(inner->dst, external->mac, ETH_ALEN);
@@ -136,49 +136,57 @@ struct mss_option {
 };
 
 enum {
-	TCP_OPTIONS = 20, /* that are looked at */
+	TCP_OPTIONS = 20,     /* that are looked at */
+	TCP_OPTIONS_MAX = 40, /* bytes */
+	TCP_MASK = 127,       /* of an offset behind an option that begins in a header */
 };
 
-/* Lowers the segment size that a SYN offers to what fits the path, so that what
- * the other side sends needs no ICMP error. An option may start at an odd byte;
- * the checksum counts in words. Global: see nat4_write. */
-__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 mss)
+/* Read anew each time: what the verifier learns of it would make states differ. */
+static __always_inline __u32 tcp_length(const struct tcphdr *tcp)
 {
-	__u32 off = ETH_HLEN + IP_HLEN, end, i;
-	__u32 check = off + __builtin_offsetof(struct tcphdr, check);
+	return (READ_ONCE(tcp->offset) >> 4) * 4;
+}
+
+/* Lowers the segment size that a SYN offers to what fits the path, so that what
+ * the other side sends needs no ICMP error. l4 is where the TCP header is, at an even
+ * byte; an option may start at an odd one, and the checksum counts in words. Global:
+ * see nat4_write. */
+__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 l4, __u32 mss)
+{
+	__u32 at = sizeof(struct tcphdr), i;
 	struct mss_option o;
 	struct tcphdr tcp;
 	__be16 from, to;
 
-	if (bpf_skb_load_bytes(skb, off, &tcp, sizeof(tcp)))
+	if (bpf_skb_load_bytes(skb, l4, &tcp, sizeof(tcp)))
 		return 0;
-	end = off + (tcp.offset >> 4) * 4;
-	off += sizeof(tcp);
-	for (i = 0; i < TCP_OPTIONS && off + sizeof(o) <= end; i++) {
-		if (bpf_skb_load_bytes(skb, off, &o, sizeof(o)) || o.kind == TCP_OPTION_END)
+	for (i = 0; i < TCP_OPTIONS && at + sizeof(o) <= tcp_length(&tcp); i++) {
+		if (bpf_skb_load_bytes(skb, l4 + at, &o, sizeof(o)) || o.kind == TCP_OPTION_END)
 			return 0;
 		if (o.kind == TCP_OPTION_NOP) {
-			off++;
+			at++;
 			continue;
 		}
-		if (o.len < 2)
+		if (o.len < 2 || o.len > TCP_OPTIONS_MAX)
 			return 0;
 		if (o.kind == TCP_OPTION_MSS && o.len == TCP_OPTION_MSS_LEN)
 			break;
-		off += o.len;
+		/* It is never more; all sums look alike to the verifier. */
+		at = (at + o.len) & TCP_MASK;
 	}
-	if (i == TCP_OPTIONS || off + sizeof(o) > end || bpf_ntohs(o.mss) <= mss)
+	if (i == TCP_OPTIONS || at + sizeof(o) > tcp_length(&tcp) || bpf_ntohs(o.mss) <= mss)
 		return 0;
 	from = o.mss;
 	o.mss = bpf_htons(mss);
 	to = o.mss;
-	if (off & 1) {
+	if (at & 1) {
 		from = __builtin_bswap16(from);
 		to = __builtin_bswap16(to);
 	}
-	if (bpf_l4_csum_replace(skb, check, from, to, sizeof(to)))
+	if (bpf_l4_csum_replace(skb, l4 + __builtin_offsetof(struct tcphdr, check), from, to,
+	                        sizeof(to)))
 		return -1;
-	return bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0) ? -1 : 0;
+	return bpf_skb_store_bytes(skb, l4 + at, &o, sizeof(o), 0) ? -1 : 0;
 }
 
 /* What an external endpoint wants to see; NULL for a node. One that has no place
@@ -196,9 +204,11 @@ static __always_inline struct vtep *external_end(struct packet *p, const struct 
 	return v;
 }
 
-/* Wraps the packet and sends it to the node. tunnel_fits was asked before. */
-static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
-                                       const struct node *node, __u32 hop, __u32 vni, __u32 hash)
+/* Wraps the packet, which is of proto and has its layer 4 at l4, and sends it to
+ * the node. tunnel_fits was asked before. */
+static __always_inline int tunnel_wrap(struct __sk_buff *skb, struct packet *p,
+                                       const struct node *node, __u32 hop, __u32 vni, __u32 hash,
+                                       __u32 l4, __be16 proto)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 	              BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
@@ -212,15 +222,23 @@ static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
 		return ret;
 	if (!remote)
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
-	if (unlikely(p->mss) && clamp_mss(skb, p->mss))
+	if (unlikely(p->mss) && clamp_mss(skb, l4, p->mss))
 		return DROP(p, DROP_REWRITE_FAILED);
 	if (bpf_skb_adjust_room(skb, TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
 		return DROP(p, DROP_REWRITE_FAILED);
 	h = data(skb) + ETH_HLEN;
 	if ((void *)(h + 1) > data_end(skb))
 		return DROP(p, DROP_REWRITE_FAILED);
-	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, external);
+	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, proto, external);
+	if (proto != bpf_htons(ETH_P_IP))
+		((struct ethhdr *)((void *)h - ETH_HLEN))->proto = bpf_htons(ETH_P_IP);
 	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
+}
+
+static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
+                                       const struct node *node, __u32 hop, __u32 vni, __u32 hash)
+{
+	return tunnel_wrap(skb, p, node, hop, vni, hash, ETH_HLEN + IP_HLEN, bpf_htons(ETH_P_IP));
 }
 
 /* Takes the tunnel's headers off; what is left starts with an Ethernet header. */

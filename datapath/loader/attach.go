@@ -148,7 +148,7 @@ func onDevice(pin string, ifindex int) bool {
 }
 
 // switchPrograms makes every pinned link and every filter of ours run the new
-// programs, one atomic step each.
+// programs, one atomic step each, and then the slots that these jump to.
 func (d *Datapath) switchPrograms(progs map[string]*ebpf.Program) error {
 	pins, err := linkPins(d.cfg.PinPath)
 	if err != nil {
@@ -180,7 +180,7 @@ func (d *Datapath) switchPrograms(progs map[string]*ebpf.Program) error {
 			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
 		}
 	}
-	return nil
+	return d.fillSlots(progs)
 }
 
 // pinPrograms pins the programs in place of those before.
@@ -192,6 +192,19 @@ func (d *Datapath) pinPrograms(progs map[string]*ebpf.Program) error {
 		}
 		if err := p.Pin(path); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// slotPrograms are the programs that others jump to, at their places in the map
+// slots (bpf/lib/slots.h).
+func slotPrograms() []string { return []string{"from_pod6", "from_overlay6", "from_host6"} }
+
+func (d *Datapath) fillSlots(progs map[string]*ebpf.Program) error {
+	for i, name := range slotPrograms() {
+		if err := d.pins["slots"].Put(uint32(i), progs[name]); err != nil {
+			return fmt.Errorf("put %s into its slot: %w", name, err)
 		}
 	}
 	return nil

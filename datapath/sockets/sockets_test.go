@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -33,20 +34,21 @@ func TestDestroy(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: ends sockets by netlink")
 	}
-	for _, network := range []string{"tcp4", "udp4"} {
+	for _, network := range []string{"tcp4", "udp4", "tcp6", "udp6"} {
 		t.Run(network, func(t *testing.T) {
 			var addr string
-			if network == "tcp4" {
+			host := map[bool]string{false: "127.0.0.1:0", true: "[::1]:0"}[strings.HasSuffix(network, "6")]
+			if strings.HasPrefix(network, "tcp") {
 				var lc net.ListenConfig
 				lc.SetMultipathTCP(false)
-				lis, err := lc.Listen(t.Context(), network, "127.0.0.1:0")
+				lis, err := lc.Listen(t.Context(), network, host)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer lis.Close()
 				addr = lis.Addr().String()
 			} else {
-				lis, err := net.ListenPacket(network, "127.0.0.1:0")
+				lis, err := net.ListenPacket(network, host)
 				if err != nil {
 					t.Fatal(err)
 				}
