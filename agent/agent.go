@@ -33,7 +33,6 @@ import (
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
-	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/kvstore/store"
@@ -41,7 +40,11 @@ import (
 	"github.com/hawser-mesh/hawser/observe"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/policy"
+	"github.com/hawser-mesh/hawser/tunnel"
 )
+
+// minMTU6 is the least that IPv6 may count on (RFC 8200).
+const minMTU6 = 1280
 
 // Agent is the agent of one node.
 type Agent struct {
@@ -140,10 +143,13 @@ func (a *Agent) openKernel() error {
 		return fmt.Errorf("--node-address %s: device %s has %v", a.cfg.NodeAddress, underlay.Name, underlay.Addrs)
 	}
 	a.mtu = underlay.MTU
+	if mtu := underlay.MTU - tunnel.VXLANOverhead4; a.cfg.PodCIDR6.IsValid() && mtu < minMTU6 {
+		return fmt.Errorf("--underlay-device %s: its MTU of %d leaves %d in the tunnel, and IPv6 needs %d: raise it, or give pods no IPv6 range", underlay.Name, underlay.MTU, mtu, minMTU6)
+	}
 	if a.space, err = identity.NewSpace(a.cfg.ClusterBits); err != nil {
 		return err
 	}
-	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu}); err != nil {
+	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu, Addr6: a.cfg.nodeAddress6()}); err != nil {
 		return err
 	}
 	cfg := loader.Config{
@@ -182,7 +188,7 @@ func (a *Agent) openKeyspace() error {
 	if err := a.makeStores(); err != nil {
 		return err
 	}
-	pool, err := ipam.New(a.cfg.PodCIDR, nil)
+	pool, err := newPools(&a.cfg)
 	if err != nil {
 		return fmt.Errorf("--pod-cidr: %w", err)
 	}
@@ -247,7 +253,9 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	a.view = newView(liveness.NodeID{Cluster: a.cfg.Cluster, Node: a.cfg.Node}, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
 	a.view.propagation.observe = a.timers.stage
-	a.view.podRoutes.Set(a.cfg.PodCIDR, struct{}{})
+	for _, p := range a.cfg.podCIDRs() {
+		a.view.podRoutes.Set(p, struct{}{})
+	}
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() bool { return a.unreadable.policies() || a.view.mute() }, func() { close(a.ready) }, func() { close(a.complete) })
 	return nil
@@ -327,7 +335,9 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	for _, r := range a.endpoints.snapshot() {
 		if r.State == stateRestoring && len(r.Labels) > 0 {
-			a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+			for _, addr := range r.addrs() {
+				a.view.ips.SetEndpoint(addr, r.Identity, r.workload())
+			}
 		}
 	}
 	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {

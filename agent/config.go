@@ -46,9 +46,14 @@ type Config struct {
 	Join string
 
 	UnderlayDevice string
-	NodeAddress    netip.Addr   // also the tunnel address
-	PodCIDR        netip.Prefix // invalid: the cluster gives the node one
-	TunnelPort     uint16       // 0: as enrolled, or the default
+	NodeAddress    netip.Addr // also the tunnel address
+	// PodCIDR and PodCIDR6 are the ranges of the node's pods. Without PodCIDR the
+	// cluster gives the node a range of each family that it has; without PodCIDR6
+	// alone, pods have no IPv6 addresses.
+	PodCIDR, PodCIDR6 netip.Prefix
+	TunnelPort        uint16 // 0: as enrolled, or the default
+	// given are PodCIDR and PodCIDR6 when the cluster gave them, and for whom.
+	given given
 
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
@@ -111,6 +116,31 @@ func parseUpstream(s string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
+// podCIDRs are the ranges of the node's pods, IPv4 first.
+func (c *Config) podCIDRs() []netip.Prefix {
+	if !c.PodCIDR6.IsValid() {
+		return []netip.Prefix{c.PodCIDR}
+	}
+	return []netip.Prefix{c.PodCIDR, c.PodCIDR6}
+}
+
+// nodeAddress6 is the node's own IPv6 address, the first of its pods' range; the
+// zero Addr without one. Tunnels have none: they are IPv4.
+func (c *Config) nodeAddress6() netip.Addr {
+	if !c.PodCIDR6.IsValid() {
+		return netip.Addr{}
+	}
+	return c.PodCIDR6.Masked().Addr().Next()
+}
+
+// sourceOf is the node's own address of the family of a prefix.
+func (c *Config) sourceOf(p netip.Prefix) netip.Addr {
+	if p.Addr().Is4() {
+		return c.NodeAddress
+	}
+	return c.nodeAddress6()
+}
+
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
 	var errs []error
@@ -135,6 +165,15 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--pod-cidr %s: must be an IPv4 prefix", c.PodCIDR))
 	case c.PodCIDR != c.PodCIDR.Masked():
 		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", c.PodCIDR, c.PodCIDR.Masked()))
+	}
+	switch p := c.PodCIDR6; {
+	case !p.IsValid():
+	case !p.Addr().Is6() || p.Addr().Is4In6() || !p.Addr().IsGlobalUnicast():
+		errs = append(errs, fmt.Errorf("--pod-cidr %s: must be a range of the cluster's IPv6 pod ranges", p))
+	case !c.PodCIDR.IsValid():
+		errs = append(errs, fmt.Errorf("--pod-cidr %s: an IPv4 range is needed too", p))
+	case p != p.Masked():
+		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", p, p.Masked()))
 	}
 	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
