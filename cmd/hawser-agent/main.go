@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,8 +29,7 @@ func main() { os.Exit(program.Main(newCommand())) }
 func newCommand() *cobra.Command {
 	var opts program.Options
 	var cfg agent.Config
-	var address, mapSizes, attach string
-	var pods []string
+	var address, pods, mapSizes, attach string
 	var masquerade bool
 	cmd := &cobra.Command{
 		Use:   "hawser-agent",
@@ -81,7 +81,7 @@ func newCommand() *cobra.Command {
 	f.BoolVar(&cfg.SharedEtcd, "shared-etcd", false, "other clusters keep their keys in the same external etcd")
 	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
 	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
-	f.StringSliceVar(&pods, "pod-cidr", nil, "range of this node's pods, part of the cluster's, and an IPv6 one if they are to have IPv6 addresses too (default: the cluster gives the node what it has)")
+	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's; IPV4,IPV6 if they are to have addresses of both families (default: the cluster gives the node what it has)")
 	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", 0, "bits of an identity that name the cluster, as the API server was told (default: as enrolled, else 8)")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", 0, "UDP port of VXLAN, the same in the whole mesh (default: as enrolled, else 8472)")
 	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")
@@ -105,8 +105,11 @@ func newCommand() *cobra.Command {
 }
 
 // podCIDRs sorts the ranges of the node's pods by family.
-func podCIDRs(cfg *agent.Config, texts []string) error {
-	for _, text := range texts {
+func podCIDRs(cfg *agent.Config, list string) error {
+	if list == "" {
+		return nil
+	}
+	for text := range strings.SplitSeq(list, ",") {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			return fmt.Errorf("--pod-cidr %q: must be a prefix like 10.1.2.0/24", text)

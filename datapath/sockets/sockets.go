@@ -31,22 +31,23 @@ const (
 	idleStates = 1<<6 | 1<<7 | 1<<10 | 1<<12
 )
 
-// Destroy ends the IPv4 sockets with these cookies in the current network
-// namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
+// Destroy ends the sockets with these cookies in the current network namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
 // there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
 // EOPNOTSUPP.
 func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 	if len(cookies) == 0 {
 		return 0, nil
 	}
-	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		ids, lerr := list(proto)
+	for _, k := range []kind{
+		{unix.AF_INET, unix.IPPROTO_TCP}, {unix.AF_INET, unix.IPPROTO_UDP}, {unix.AF_INET6, unix.IPPROTO_TCP}, {unix.AF_INET6, unix.IPPROTO_UDP},
+	} {
+		ids, lerr := k.list()
 		err = errors.Join(err, lerr)
 		for _, id := range ids {
 			if _, doomed := cookies[cookie(id)]; !doomed {
 				continue
 			}
-			derr := destroy(proto, id)
+			derr := k.destroy(id)
 			if errors.Is(derr, unix.ENOENT) {
 				continue // it went meanwhile
 			}
@@ -58,22 +59,26 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 	return n, err
 }
 
+// kind is the family of sockets, which for one that speaks IPv4 may be IPv6, and
+// their protocol.
+type kind struct{ family, proto uint8 }
+
 func cookie(id []byte) uint64 { return binary.NativeEndian.Uint64(id[idCookie:]) }
 
-// list returns the ids of all sockets of a protocol.
-func list(proto uint8) ([][]byte, error) {
+// list returns the ids of all sockets of a kind.
+func (k kind) list() ([][]byte, error) {
 	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	states := uint32(allStates)
-	if proto == unix.IPPROTO_TCP {
+	if k.proto == unix.IPPROTO_TCP {
 		states &^= idleStates
 	}
-	req.AddRawData(request(proto, states, nil))
+	req.AddRawData(k.request(states, nil))
 	messages, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil // the protocol's module is not there, so it has no sockets
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list sockets of protocol %d: %w", proto, err)
+		return nil, fmt.Errorf("list sockets of protocol %d: %w", k.proto, err)
 	}
 	var ids [][]byte
 	for _, m := range messages {
@@ -84,18 +89,18 @@ func list(proto uint8) ([][]byte, error) {
 	return ids, nil
 }
 
-func destroy(proto uint8, id []byte) error {
+func (k kind) destroy(id []byte) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	req.AddRawData(request(proto, allStates, id))
+	req.AddRawData(k.request(allStates, id))
 	if _, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0); err != nil {
-		return fmt.Errorf("destroy socket of protocol %d: %w", proto, err)
+		return fmt.Errorf("destroy socket of protocol %d: %w", k.proto, err)
 	}
 	return nil
 }
 
-func request(proto uint8, states uint32, id []byte) []byte {
+func (k kind) request(states uint32, id []byte) []byte {
 	b := make([]byte, requestSize)
-	b[0], b[1] = unix.AF_INET, proto
+	b[0], b[1] = k.family, k.proto
 	binary.NativeEndian.PutUint32(b[requestState:], states)
 	copy(b[requestID:], id)
 	return b

@@ -32,20 +32,23 @@ func TestDestroy(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: ends sockets by netlink")
 	}
-	for _, network := range []string{"tcp4", "udp4"} {
+	for _, network := range []string{"tcp4", "udp4", "tcp6", "udp6"} {
 		t.Run(network, func(t *testing.T) {
-			var addr string
-			if network == "tcp4" {
+			addr, any := "", "127.0.0.1:0"
+			if network[3] == '6' {
+				any = "[::1]:0"
+			}
+			if network[:3] == "tcp" {
 				var lc net.ListenConfig
 				lc.SetMultipathTCP(false)
-				lis, err := lc.Listen(t.Context(), network, "127.0.0.1:0")
+				lis, err := lc.Listen(t.Context(), network, any)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer lis.Close()
 				addr = lis.Addr().String()
 			} else {
-				lis, err := net.ListenPacket(network, "127.0.0.1:0")
+				lis, err := net.ListenPacket(network, any)
 				if err != nil {
 					t.Fatal(err)
 				}
