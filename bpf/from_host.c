@@ -6,6 +6,7 @@
 #include "lib/event.h"
 #include "lib/reject.h"
 #include "lib/scratch.h"
+#include "lib/slots.h"
 #include "lib/translate.h"
 
 /* The host's own packets come from its addresses. What it merely forwards is
@@ -180,6 +181,8 @@ static __always_inline int host_packet(struct __sk_buff *skb, struct packet *p)
 
 		return answer_arp(skb, p, (__u8 *)mac, 0);
 	}
+	if (eth->proto == bpf_htons(ETH_P_IPV6))
+		bpf_tail_call(skb, &slots, SLOT_FROM_HOST6);
 	return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 }
 

@@ -9,6 +9,7 @@
 #include "lib/masquerade.h"
 #include "lib/probe.h"
 #include "lib/scratch.h"
+#include "lib/slots.h"
 
 /* What a packet from outside this node goes through, tunnelled or not. */
 struct arrival {
@@ -180,8 +181,11 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	if ((void *)(h + 1) > data_end(skb) || h->vxlan.flags != VXLAN_VNI_VALID)
 		return DROP(p, DROP_MALFORMED);
 	p->src_id = bpf_ntohl(h->vxlan.vni) >> 8;
-	if (((struct ethhdr *)h->inner)->proto != bpf_htons(ETH_P_IP))
+	if (((struct ethhdr *)h->inner)->proto != bpf_htons(ETH_P_IP)) {
+		if (((struct ethhdr *)h->inner)->proto == bpf_htons(ETH_P_IPV6))
+			bpf_tail_call(skb, &slots, SLOT_FROM_OVERLAY6);
 		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
+	}
 	ret = parse4(skb, TUNNEL_INNER, p);
 	if (ret < 0)
 		return ret;
@@ -326,8 +330,13 @@ int from_overlay(struct __sk_buff *skb)
 	eth = data(skb);
 	ip = (void *)(eth + 1);
 	udp = (void *)(ip + 1);
-	if ((void *)(ip + 1) > data_end(skb) || eth->proto != bpf_htons(ETH_P_IP))
+	if ((void *)(ip + 1) > data_end(skb))
 		return TC_ACT_OK;
+	if (eth->proto != bpf_htons(ETH_P_IP)) {
+		if (eth->proto == bpf_htons(ETH_P_IPV6))
+			bpf_tail_call(skb, &slots, SLOT_FROM_OVERLAY6);
+		return TC_ACT_OK;
+	}
 	if (ip->daddr != node_addr4) {
 		rx = endpoint_by_addr4(ip->daddr);
 		if (!rx)

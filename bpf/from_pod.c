@@ -9,6 +9,7 @@
 #include "lib/masquerade.h"
 #include "lib/reject.h"
 #include "lib/scratch.h"
+#include "lib/slots.h"
 #include "lib/translate.h"
 
 /* What is cached when both ends are here: the hop's epoch is the receiver's rule
@@ -336,6 +337,8 @@ static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 		return pod_ipv4(skb, p, tx);
 	if (eth->proto == bpf_htons(ETH_P_ARP))
 		return answer_arp(skb, p, tx->host_mac, tx->addr.w[3]);
+	if (eth->proto == bpf_htons(ETH_P_IPV6))
+		bpf_tail_call(skb, &slots, SLOT_FROM_POD6);
 	return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 }
 

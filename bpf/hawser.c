@@ -3,6 +3,9 @@
 #include "from_pod.c"
 #include "from_overlay.c"
 #include "from_host.c"
+#include "from_pod6.c"
+#include "from_overlay6.c"
+#include "from_host6.c"
 #include "sock.c"
 
 /* The kernel's clock of conntrack entries, for user space: jiffies, 32 bits. */

@@ -43,12 +43,14 @@ func NewTables() *Tables {
 
 // Endpoint is a workload on this node.
 type Endpoint struct {
-	ID       uint16 // node-local, 1–65535, the table's key
-	Device   string // host-side device
-	IfIndex  uint32 // of Device
-	HostMAC  [6]byte
-	PodMAC   [6]byte
-	Addrs    []netip.Addr // the only sources it may use
+	ID      uint16 // node-local, 1–65535, the table's key
+	Device  string // host-side device
+	IfIndex uint32 // of Device
+	HostMAC [6]byte
+	PodMAC  [6]byte
+	// Addrs are the only sources it may use: at most one IPv4 and any IPv6; the
+	// first IPv6 address is the one that a pod serving itself answers to.
+	Addrs    []netip.Addr
 	Identity identity.Number
 	// RuleSet is a key of Tables.RuleSets. 0 is the rule set that enforces
 	// nothing; InitRuleSet denies everything but the host.

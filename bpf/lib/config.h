@@ -4,6 +4,9 @@
 #include "kernel.h"
 
 const volatile __be32 node_addr4 = 0; /* this node's underlay address */
+/* This node's address in the mesh for IPv6, the host's towards pods; all zero:
+ * none. Read word by word, like MAC addresses. */
+const volatile __be32 node_addr6[4] = {};
 const volatile __u32 underlay_ifindex = 0;
 const volatile __u32 host_ifindex = 0; /* the host's end of the host veth */
 /* MAC addresses are read element by element: clang folds a copy of a volatile
@@ -18,3 +21,7 @@ const volatile __u32 snat_first = 0;
 const volatile __u32 snat_ports = 0;
 const volatile __u32 identity_shift = 16;   /* wire bits less cluster bits */
 const volatile __u64 encap_extra_flags = 0; /* ENCAP_L2_ETH where the kernel has it */
+/* How to say that a stripped packet is IPv6, and that a checksum is of IPv6; 0
+ * where the kernel does not listen. */
+const volatile __u64 decap6_flag = 0;
+const volatile __u64 csum6_flag = 0;

@@ -30,6 +30,9 @@ enum drop_reason {
 	DROP_EARLY_FRAGMENT = 20,      /* fragment before its first */
 	DROP_OVERLAP = 21,             /* overlapping fragment */
 	DROP_NO_SNAT_PORT = 22,        /* no masquerade port */
+	DROP_SOURCE_ROUTE = 23,        /* source route */
+	DROP_EXTENSION_HEADERS = 24,   /* too many extension headers */
+	DROP_ROUTER_SOLICITATION = 25, /* router solicitation */
 	AUDIT_POLICY_DENIED = 31,      /* policy denied, audited only */
 	DROP_REASONS = 32,             /* room in the metrics map */
 };

@@ -13,6 +13,7 @@ struct endpoint {
 	__u8 host_mac[ETH_ALEN];
 	__u8 pod_mac[ETH_ALEN];
 	__u32 cluster;
+	struct addr addr6; /* its first IPv6 address; all zero: none */
 };
 
 /* An address in the address space of a cluster. */

@@ -3,6 +3,7 @@
 #pragma once
 #include "config.h"
 #include "drop.h"
+#include "packet6.h"
 #include "types.h"
 
 struct metric {
@@ -180,10 +181,12 @@ static __always_inline long long take_token(const struct packet *p, __u32 reason
 
 static __noinline void fill_event(struct event *e, const struct packet *p)
 {
-	if (!e || !p)
+	struct packet6 *x = packet6_in_hand();
+
+	if (!e || !p || !x)
 		return;
-	e->source = addr4(p->t.saddr);
-	e->destination = addr4(p->t.daddr);
+	e->source = p->v6 ? x->t.saddr : addr4(p->t.saddr);
+	e->destination = p->v6 ? x->t.daddr : addr4(p->t.daddr);
 	if (p->outer)
 		e->outer = addr4(p->outer);
 	e->source_id = p->src_id;

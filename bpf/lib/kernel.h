@@ -42,6 +42,7 @@ typedef __u32 __wsum;
 enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
@@ -163,9 +164,15 @@ enum {
 };
 
 enum {
+	IPPROTO_HOPOPTS = 0,
 	IPPROTO_ICMP = 1,
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
+	IPPROTO_ROUTING = 43,
+	IPPROTO_FRAGMENT = 44,
+	IPPROTO_ICMPV6 = 58,
+	IPPROTO_NONE = 59,
+	IPPROTO_DSTOPTS = 60,
 	IPPROTO_SCTP = 132,
 };
 
@@ -214,6 +221,34 @@ enum {
 	IP_FRAGMENT = 0x3FFF, /* MF or an offset */
 	IP_MAX = 0xFFFF,      /* bytes of a datagram */
 	IP_TTL = 64,
+};
+
+/* An IPv6 address; in keys also an IPv4 one, as ::ffff:a.b.c.d. */
+struct addr {
+	__be32 w[4];
+};
+
+struct ipv6hdr {
+	__be32 version_class; /* version 4 | traffic class 8 | flow label 20 */
+	__be16 payload_len;   /* of what follows this header; 0 in a jumbogram */
+	__u8 nexthdr;
+	__u8 hop_limit;
+	struct addr saddr;
+	struct addr daddr;
+};
+
+/* What all extension headers begin with, and what a fragment header is. */
+struct ipv6ext {
+	__u8 nexthdr;
+	__u8 len;        /* in 8 bytes, without the first 8; 0 in a fragment header */
+	__be16 frag_off; /* offset in 8 bytes 13 | 0 2 | more 1 */
+	__be32 id;
+};
+
+enum {
+	IP6_FRAG_OFFSET = 0xFFF8, /* in bytes */
+	IP6_FRAG_MORE = 1,
+	IP6_HOPS_LINK = 255, /* the hop limit of what comes from the link itself */
 };
 
 struct udphdr {
@@ -269,6 +304,49 @@ enum {
 	ICMP_CODE_FRAG_NEEDED = 4,
 };
 
+/* ICMPv6 (RFC 4443). Types below 128 are errors. */
+enum {
+	ICMP6_UNREACHABLE = 1,
+	ICMP6_TOO_BIG = 2,
+	ICMP6_PARAMETER_PROBLEM = 4,
+	ICMP6_ECHO = 128,
+	ICMP6_ECHOREPLY = 129,
+	ICMP6_CODE_PORT = 4,
+};
+
+/* Neighbour discovery (RFC 4861) and multicast listeners (RFC 2710, RFC 3810). */
+enum {
+	ICMP6_LISTENER_QUERY = 130,
+	ICMP6_LISTENER_DONE = 132,
+	ICMP6_ROUTER_SOLICITATION = 133,
+	ICMP6_NEIGHBOUR_SOLICITATION = 135,
+	ICMP6_NEIGHBOUR_ADVERTISEMENT = 136,
+	ICMP6_REDIRECT = 137,
+	ICMP6_LISTENER_REPORT2 = 143,
+};
+
+struct ndphdr {
+	__u8 type;
+	__u8 code;
+	__sum16 check;
+	__be32 flags;
+	struct addr target;
+};
+
+/* The option with a link layer's address. */
+struct ndp_option {
+	__u8 type;
+	__u8 len; /* in 8 bytes */
+	__u8 mac[6];
+};
+
+enum {
+	NDP_TARGET_ADDRESS = 2,
+	NDP_ROUTER = 0x80000000u,
+	NDP_SOLICITED = 0x40000000u,
+	NDP_OVERRIDE = 0x20000000u,
+};
+
 struct bpf_redir_neigh;
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
@@ -276,6 +354,7 @@ static long (*const bpf_map_update_elem)(void *map, const void *key, const void 
                                          __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
+static long (*const bpf_tail_call)(void *ctx, void *prog_array, __u32 index) = (void *)12;
 static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
 static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from,
                                          __u32 len, __u64 flags) = (void *)9;
@@ -286,6 +365,8 @@ static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to,
                                         __u32 len) = (void *)26;
 static __s32 (*const bpf_csum_diff)(void *from, __u32 from_size, void *to, __u32 to_size,
                                     __wsum seed) = (void *)28;
+static long (*const bpf_skb_change_proto)(struct __sk_buff *skb, __be16 proto,
+                                          __u64 flags) = (void *)31;
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len,
                                          __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;

@@ -5,6 +5,7 @@
 #include "endpoint.h"
 #include "event.h"
 #include "ipcache.h"
+#include "ipcache6.h"
 
 /* One word per rule set, written and read whole:
  *
@@ -52,6 +53,7 @@ struct policy_key {
 enum {
 	POLICY_ICMP = 1 << 8,
 	POLICY_ECHO = POLICY_ICMP | ICMP_ECHO,
+	POLICY_ECHO6 = POLICY_ICMP | ICMP6_ECHO,
 };
 
 struct policy_entry {
@@ -116,6 +118,7 @@ struct policy_question {
 	__u8 proto;
 	__u8 dir;
 	__u8 sizes; /* of the rule set's ranges */
+	__u8 v6;    /* the peer's address is that of struct packet6 */
 };
 
 enum {
@@ -170,24 +173,39 @@ policy_find(const struct policy_question *q, __u8 levels, __u32 peer, __u32 addr
 		e = policy_row(q, levels >> LEVELS_OF_IDENTITY, 0);
 	if (!blocks || (e && e->deny))
 		return e;
-	block = block_identity4(addr);
+	block = q->v6 ? block_identity6() : block_identity4(addr);
 	if (block)
 		other = policy_row(q, levels, block);
 	return other && (!e || other->deny) ? other : e;
 }
 
+/* The port that policy asks about, in network order. */
+static __always_inline __be16 policy_port(__u8 proto, __be16 port)
+{
+	if (proto == IPPROTO_ICMP)
+		return bpf_htons(POLICY_ECHO);
+	return proto == IPPROTO_ICMPV6 ? bpf_htons(POLICY_ECHO6) : port;
+}
+
+/* Bits of policy_first's "what" above the port and the protocol. */
+enum {
+	WHAT_DIRECTION_SHIFT = 24,
+	WHAT_V6_SHIFT = 25,
+};
+
 /* What a rule set says of a packet. who is the rule set, above it the endpoint;
- * what is the port, the protocol above it, and above that the direction. Global,
+ * what is the port, the protocol above it, and above that WHAT_*. Global,
  * so that the verifier walks its probes once and not again at every call. */
 __attribute__((noinline)) __u64 policy_first(__u64 rules, __u64 who, __u32 peer, __u32 addr,
                                              __u32 what)
 {
 	struct policy_question q = {
 	    .rule_set = who,
-	    .port = (__u8)(what >> 16) == IPPROTO_ICMP ? bpf_htons(POLICY_ECHO) : what,
+	    .port = policy_port(what >> 16, what),
 	    .proto = what >> 16,
-	    .dir = what >> 24 & 1,
+	    .dir = what >> WHAT_DIRECTION_SHIFT & 1,
 	    .sizes = rules >> RULES_RANGES_SHIFT,
+	    .v6 = what >> WHAT_V6_SHIFT & 1,
 	};
 	__u8 egress = q.dir == DIR_EGRESS;
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
@@ -210,9 +228,9 @@ __attribute__((noinline)) __u64 policy_first(__u64 rules, __u64 who, __u32 peer,
 }
 
 /* Whether ep accepts a flow: dir as seen from ep, port the responder's, addr the
- * peer's. */
-static __always_inline int policy_verdict(struct packet *p, const struct endpoint *ep, __u64 rules,
-                                          __u8 dir, __u32 peer, __be32 addr, __be16 port)
+ * peer's IPv4 address. v6 is a constant. */
+static __always_inline int policy_ask(struct packet *p, const struct endpoint *ep, __u64 rules,
+                                      __u8 dir, __u32 peer, __be32 addr, __be16 port, __u32 v6)
 {
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
 	__u8 levels = rules >> (dir == DIR_EGRESS ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
@@ -231,8 +249,24 @@ static __always_inline int policy_verdict(struct packet *p, const struct endpoin
 	if (peer == ID_UNKNOWN)
 		return DROP(p, DROP_IDENTITY_UNKNOWN);
 	answer = policy_first(rules, (__u64)ep->id << 32 | ep->rule_set, peer, addr,
-	                      (__u32)dir << 24 | (__u32)p->t.proto << 16 | port);
+	                      v6 << WHAT_V6_SHIFT | (__u32)dir << WHAT_DIRECTION_SHIFT |
+	                          (__u32)p->t.proto << 16 | port);
 	p->origin = answer >> 32;
 	p->audited |= !!(answer & POLICY_AUDITED) << (dir & 1);
 	return answer & POLICY_DENY ? DROP(p, DROP_POLICY_DENIED) : 0;
+}
+
+static __always_inline int policy_verdict(struct packet *p, const struct endpoint *ep, __u64 rules,
+                                          __u8 dir, __u32 peer, __be32 addr, __be16 port)
+{
+	return policy_ask(p, ep, rules, dir, peer, addr, port, 0);
+}
+
+/* The same for IPv6. */
+static __always_inline int policy_verdict6(struct packet *p, struct packet6 *x,
+                                           const struct endpoint *ep, __u64 rules, __u8 dir,
+                                           __u32 peer, const struct addr *addr, __be16 port)
+{
+	x->peer = *addr;
+	return policy_ask(p, ep, rules, dir, peer, 0, port, 1);
 }

@@ -81,7 +81,7 @@ static __always_inline __sum16 ip_check(const struct iphdr *ip)
 }
 
 static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
-                                         __be32 remote, __u32 vni, __u32 hash)
+                                         __be32 remote, __u32 vni, __u32 hash, __be16 proto)
 {
 	struct ethhdr *inner;
 
@@ -108,7 +108,7 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 	inner->dst[0] = 0x02;
 	inner->src[0] = 0x02;
 	inner->src[5] = 0x01;
-	inner->proto = bpf_htons(ETH_P_IP);
+	inner->proto = proto;
 }
 
 struct mss_option {
@@ -123,16 +123,17 @@ enum {
 
 /* Lowers the segment size that a SYN offers to what fits the path, so that what
  * the other side sends needs no ICMP error. An option may start at an odd byte;
- * the checksum counts in words. Global: see nat4_write. */
-__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 mss)
+ * the checksum counts in words. off is where the TCP header is. Global: see
+ * nat4_write. */
+__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 off, __u32 mss)
 {
-	__u32 off = ETH_HLEN + IP_HLEN, end, i;
 	__u32 check = off + __builtin_offsetof(struct tcphdr, check);
+	__u32 end, i;
 	struct mss_option o;
 	struct tcphdr tcp;
 	__be16 from, to;
 
-	if (bpf_skb_load_bytes(skb, off, &tcp, sizeof(tcp)))
+	if (off > TUNNEL_INNER_MAX || bpf_skb_load_bytes(skb, off, &tcp, sizeof(tcp)))
 		return 0;
 	end = off + (tcp.offset >> 4) * 4;
 	off += sizeof(tcp);
@@ -163,9 +164,11 @@ __attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 mss)
 	return bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0) ? -1 : 0;
 }
 
-/* Wraps the packet and sends it to the node. tunnel_fits was asked before. */
-static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
-                                       const struct node *node, __u32 vni, __u32 hash)
+/* Wraps the packet, which is of proto and has its layer 4 at l4, and sends it to
+ * the node. tunnel_fits was asked before. */
+static __always_inline int tunnel_wrap(struct __sk_buff *skb, struct packet *p,
+                                       const struct node *node, __u32 vni, __u32 hash, __u32 l4,
+                                       __be16 proto)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 	              BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
@@ -175,15 +178,23 @@ static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
 
 	if (!remote)
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
-	if (unlikely(p->mss) && clamp_mss(skb, p->mss))
+	if (unlikely(p->mss) && clamp_mss(skb, l4, p->mss))
 		return DROP(p, DROP_REWRITE_FAILED);
 	if (bpf_skb_adjust_room(skb, TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
 		return DROP(p, DROP_REWRITE_FAILED);
 	h = data(skb) + ETH_HLEN;
 	if ((void *)(h + 1) > data_end(skb))
 		return DROP(p, DROP_REWRITE_FAILED);
-	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash);
+	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, proto);
+	if (proto != bpf_htons(ETH_P_IP))
+		((struct ethhdr *)((void *)h - ETH_HLEN))->proto = bpf_htons(ETH_P_IP);
 	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
+}
+
+static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
+                                       const struct node *node, __u32 vni, __u32 hash)
+{
+	return tunnel_wrap(skb, p, node, vni, hash, ETH_HLEN + IP_HLEN, bpf_htons(ETH_P_IP));
 }
 
 /* Takes the tunnel's headers off; what is left starts with an Ethernet header. */

@@ -7,11 +7,6 @@ enum {
 	NSEC_PER_SEC = 1000000000,
 };
 
-/* Addresses in keys have 16 bytes; IPv4 is ::ffff:a.b.c.d. */
-struct addr {
-	__be32 w[4];
-};
-
 #define V4_MAPPED bpf_htonl(0xFFFF)
 
 static __always_inline struct addr addr4(__be32 a)
@@ -23,6 +18,11 @@ static __always_inline struct addr addr4(__be32 a)
 static __always_inline int is_addr4(const struct addr *x, __be32 a)
 {
 	return x->w[3] == a && x->w[2] == V4_MAPPED && !x->w[1] && !x->w[0];
+}
+
+static __always_inline int same_addr(const struct addr *a, const struct addr *b)
+{
+	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
 }
 
 /* Reserved identities, as in package identity. */
@@ -69,6 +69,19 @@ struct tuple4 {
 	__u16 cluster; /* address space; 0 is the mesh's common one */
 };
 
+/* The same for IPv6. Exactly 40 bytes: it is also the conntrack key. */
+struct tuple6 {
+	struct addr saddr;
+	struct addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad;
+	__u16 cluster;
+} __aligned(8);
+
+_Static_assert(sizeof(struct tuple6) == 40, "the IPv6 conntrack key has 40 bytes");
+
 /* One packet: filled by the parser, completed by the decisions, read by the
  * drop event. */
 struct packet {
@@ -93,4 +106,6 @@ struct packet {
 	__u16 mss;    /* of the path, for a SYN; else 0 */
 	__u8 opens;   /* makes a new flow */
 	__u8 audited; /* bit n: policy of direction n would deny it, and is audited */
+	__u8 v6;      /* addresses are those of struct packet6; t has ports and protocol */
+	__u8 pad[3];
 };

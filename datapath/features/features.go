@@ -66,28 +66,68 @@ const (
 	encapL2Shift   = 56
 	ethernetLength = 14
 	overhead       = 50
+	DecapL3IPv6    = 1 << 8
+	probeLength    = 128
+)
+
+// Flags of bpf_l4_csum_replace that the probe uses.
+const (
+	pseudoHeader   = 1 << 4
+	ChecksumOfIPv6 = 1 << 7
+	checksumAt     = 40
 )
 
 // EncapEthernet reports whether bpf_skb_adjust_room can be told that the inner
 // packet starts with an Ethernet header (Linux 5.13).
 func EncapEthernet() (bool, error) {
 	flags := int64(fixedGSO | encapL3IPv4 | encapL4UDP | EncapL2Eth | ethernetLength<<encapL2Shift)
-	prog, err := load(asm.Instructions{
+	return probe("adjust_room", asm.Instructions{
 		asm.Mov.Imm(asm.R2, overhead),
 		asm.Mov.Imm(asm.R3, adjustRoomMAC),
 		asm.LoadImm(asm.R4, flags, asm.DWord),
 		asm.FnSkbAdjustRoom.Call(),
 		asm.Return(),
 	})
+}
+
+// DecapIPv6 reports whether bpf_skb_adjust_room can be told that what is left is
+// IPv6 (Linux 6.3).
+func DecapIPv6() (bool, error) {
+	return probe("adjust_room of IPv6", asm.Instructions{
+		asm.Mov.Imm(asm.R2, -overhead),
+		asm.Mov.Imm(asm.R3, adjustRoomMAC),
+		asm.LoadImm(asm.R4, fixedGSO|DecapL3IPv6, asm.DWord),
+		asm.FnSkbAdjustRoom.Call(),
+		asm.Return(),
+	})
+}
+
+// ChecksumIPv6 reports whether bpf_l4_csum_replace can be told that the packet is
+// IPv6 (Linux 6.16), without which it spoils the sum that a device has taken of
+// the whole packet.
+func ChecksumIPv6() (bool, error) {
+	return probe("l4_csum_replace of IPv6", asm.Instructions{
+		asm.Mov.Imm(asm.R2, checksumAt),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.Mov.Imm(asm.R5, ChecksumOfIPv6|pseudoHeader),
+		asm.FnL4CsumReplace.Call(),
+		asm.Return(),
+	})
+}
+
+// probe reports whether a program returns 0 on an IPv4 packet.
+func probe(what string, ins asm.Instructions) (bool, error) {
+	prog, err := load(ins)
 	if err != nil {
-		return false, fmt.Errorf("probe adjust_room: %w", err)
+		return false, fmt.Errorf("probe %s: %w", what, err)
 	}
 	defer prog.Close()
-	packet := make([]byte, 64)
+	packet := make([]byte, probeLength)
 	packet[12], packet[14] = 0x08, 0x45 // IPv4
 	ret, _, err := prog.Test(packet)
 	if err != nil {
-		return false, fmt.Errorf("probe adjust_room: %w", err)
+		return false, fmt.Errorf("probe %s: %w", what, err)
 	}
 	return ret == 0, nil
 }

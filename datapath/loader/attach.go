@@ -148,7 +148,7 @@ func onDevice(pin string, ifindex int) bool {
 }
 
 // replacePrograms makes every pinned link run the new programs, one atomic step
-// each, and pins the programs. The digest is written last: an interrupted
+// each, then the slots that these jump to, and pins the programs. The digest is written last: an interrupted
 // replacement is done again.
 func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) error {
 	pins, err := linkPins(d.cfg.PinPath)
@@ -164,6 +164,9 @@ func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) e
 			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
 		}
 	}
+	if err := d.fillSlots(progs); err != nil {
+		return err
+	}
 	for name, p := range progs {
 		path := d.pinPath(programsDir, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -174,6 +177,19 @@ func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) e
 		}
 	}
 	return writeDigest(d.cfg.PinPath, sum)
+}
+
+// slotPrograms are the programs that others jump to, at their places in the map
+// slots (bpf/lib/slots.h).
+func slotPrograms() []string { return []string{"from_pod6", "from_overlay6", "from_host6"} }
+
+func (d *Datapath) fillSlots(progs map[string]*ebpf.Program) error {
+	for i, name := range slotPrograms() {
+		if err := d.maps.Slots.Put(uint32(i), progs[name]); err != nil {
+			return fmt.Errorf("put %s into its slot: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // updateLink replaces a link's program; a link whose device is gone is removed.

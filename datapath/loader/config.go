@@ -32,6 +32,9 @@ type Config struct {
 	// tunnel endpoint.
 	UnderlayDevice string
 	NodeAddr       netip.Addr
+	// NodeAddr6 is the node's address in the mesh for IPv6, from which the host
+	// speaks to pods; the zero Addr: it has none, and pods have no IPv6.
+	NodeAddr6 netip.Addr
 	// TunnelPort is the UDP port of VXLAN, 8472 by default.
 	TunnelPort uint16
 	// HostDevice and NetDevice are the two ends of the host veth: the host's
@@ -74,10 +77,13 @@ type MapSizes struct {
 	Policy    uint32
 	Conntrack uint32
 	HalfOpen  uint32
-	Services  uint32
-	Slots     uint32
-	Backends  uint32
-	Clients   uint32 // that stay with a backend
+	// Conntrack6 and HalfOpen6 are for flows of IPv6.
+	Conntrack6 uint32
+	HalfOpen6  uint32
+	Services   uint32
+	Slots      uint32
+	Backends   uint32
+	Clients    uint32 // that stay with a backend
 	// Maglev is how many places the table of a service has: a prime. All
 	// nodes of a mesh must have the same.
 	Maglev  uint32
@@ -91,6 +97,7 @@ func SmallMaps() MapSizes {
 	return MapSizes{
 		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
 		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
+		Conntrack6: 16384, HalfOpen6: 4096,
 		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, SNAT: 16384, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
 	}
 }
@@ -102,6 +109,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"ipcache": s.IPCache, "ipcache_prefix": s.Prefixes, "nodes": s.Nodes,
 		"node_addrs": s.Nodes, "identities": s.Identity, "rule_sets": s.RuleSets,
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
+		"ct6": s.Conntrack6, "ct6_open": s.HalfOpen6,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
 		"backends": s.Backends, "sock_peers": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
@@ -152,6 +160,9 @@ func (c Config) Validate() error {
 	}
 	if !c.NodeAddr.Is4() {
 		errs = append(errs, fmt.Errorf("node address %q: must be IPv4", c.NodeAddr))
+	}
+	if a := c.NodeAddr6; a.IsValid() && (!a.Is6() || a.Is4In6() || !a.IsGlobalUnicast()) {
+		errs = append(errs, fmt.Errorf("node address %q of the mesh: must be a global or unique local IPv6 address", a))
 	}
 	if c.ClusterBits < 8 || c.ClusterBits > 10 {
 		errs = append(errs, fmt.Errorf("cluster bits %d: must be 8, 9 or 10", c.ClusterBits))

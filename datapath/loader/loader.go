@@ -111,19 +111,21 @@ func (d *Datapath) load(spec *ebpf.CollectionSpec, sum digest) error {
 // take fills the typed sets.
 func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) error {
 	d.maps = &objects.HawserMaps{
-		Backends: m["backends"], Ct4: m["ct4"], Ct4Open: m["ct4_open"],
+		Backends: m["backends"], Ct4: m["ct4"], Ct4Open: m["ct4_open"], Ct6: m["ct6"], Ct6Open: m["ct6_open"], Fragments6: m["fragments6"],
 		Endpoints: m["endpoints"], EpDevices: m["ep_devices"], EpStrays: m["ep_strays"],
 		EventBuckets: m["event_buckets"], Events: m["events"], Identities: m["identities"],
 		Ipcache: m["ipcache"], IpcacheEpochs: m["ipcache_epochs"],
 		IpcachePrefix: m["ipcache_prefix"], Metrics: m["metrics"], NodeAddrs: m["node_addrs"],
 		Nodes: m["nodes"], Policy: m["policy"], RuleSets: m["rule_sets"],
 		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
-		Scratch: m["scratch"], Watched: m["watched"], Snat4: m["snat4"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
+		Scratch: m["scratch"], Scratch6: m["scratch6"], Slots: m["slots"],
+		Watched: m["watched"], Snat4: m["snat4"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
 		Services: m["services"], SockPeers: m["sock_peers"],
 	}
 	d.progs = &objects.HawserPrograms{
-		Clock: progs["clock"], FromHost: progs["from_host"],
-		FromOverlay: progs["from_overlay"], FromPod: progs["from_pod"],
+		Clock: progs["clock"], FromHost: progs["from_host"], FromHost6: progs["from_host6"],
+		FromOverlay: progs["from_overlay"], FromOverlay6: progs["from_overlay6"],
+		FromPod: progs["from_pod"], FromPod6: progs["from_pod6"],
 		SockClosed4: progs["sock_closed4"], SockConnect4: progs["sock_connect4"], SockPeername4: progs["sock_peername4"],
 		SockRecvmsg4: progs["sock_recvmsg4"], SockSendmsg4: progs["sock_sendmsg4"],
 	}

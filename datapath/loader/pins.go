@@ -69,6 +69,7 @@ func ensureBPFFS(cfg Config) error {
 // constants are what config.h declares.
 type constants struct {
 	NodeAddr4       [4]byte
+	NodeAddr6       maps.Addr
 	UnderlayIfIndex uint32
 	HostIfIndex     uint32
 	HostMAC         [6]byte
@@ -76,6 +77,8 @@ type constants struct {
 	TunnelPort      maps.Port
 	IdentityShift   uint32
 	EncapFlags      uint64
+	Decap6Flag      uint64
+	Csum6Flag       uint64
 	Maglev          uint32
 	Masquerade      PortRange
 }
@@ -84,7 +87,7 @@ const wireBits = 24
 
 func readConstants(cfg Config) (constants, error) {
 	c := constants{
-		NodeAddr4: cfg.NodeAddr.As4(), TunnelPort: maps.PortFrom(cfg.TunnelPort),
+		NodeAddr4: cfg.NodeAddr.As4(), NodeAddr6: maps.AddrFrom(cfg.NodeAddr6), TunnelPort: maps.PortFrom(cfg.TunnelPort),
 		IdentityShift: wireBits - cfg.ClusterBits,
 	}
 	underlay, err := netlink.LinkByName(cfg.UnderlayDevice)
@@ -110,7 +113,15 @@ func readConstants(cfg Config) (constants, error) {
 	if eth {
 		c.EncapFlags = features.EncapL2Eth
 	}
-	return c, nil
+	decap, err := features.DecapIPv6()
+	if err == nil && decap {
+		c.Decap6Flag = features.DecapL3IPv6
+	}
+	csum, err2 := features.ChecksumIPv6()
+	if err2 == nil && csum {
+		c.Csum6Flag = features.ChecksumOfIPv6
+	}
+	return c, errors.Join(err, err2)
 }
 
 func mac(a net.HardwareAddr) (m [6]byte) {
@@ -150,6 +161,7 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		spec.Variables["snat_first"].Set(uint32(c.Masquerade.First)),
 		spec.Variables["snat_ports"].Set(uint32(c.Masquerade.Count)),
 		spec.Variables["node_addr4"].Set(binary.NativeEndian.Uint32(c.NodeAddr4[:])),
+		spec.Variables["node_addr6"].Set(c.NodeAddr6),
 		spec.Variables["underlay_ifindex"].Set(c.UnderlayIfIndex),
 		spec.Variables["host_ifindex"].Set(c.HostIfIndex),
 		spec.Variables["host_mac"].Set(halves(c.HostMAC)),
@@ -157,6 +169,8 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		spec.Variables["tunnel_port"].Set(binary.NativeEndian.Uint16(c.TunnelPort[:])),
 		spec.Variables["identity_shift"].Set(c.IdentityShift),
 		spec.Variables["encap_extra_flags"].Set(c.EncapFlags),
+		spec.Variables["decap6_flag"].Set(c.Decap6Flag),
+		spec.Variables["csum6_flag"].Set(c.Csum6Flag),
 	)
 	if err != nil {
 		return nil, digest{}, fmt.Errorf("set constants: %w", err)

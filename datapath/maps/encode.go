@@ -16,6 +16,11 @@ const v4Mapped = 96
 // clusterBits is the size of the cluster id in front of a trie key's address.
 const clusterBits = 32
 
+// v6Space turns the cluster of a trie key into the one that IPv6 prefixes are
+// under: without it ::/0 would be found for IPv4 addresses, which are mapped. It
+// is the bit of V6_SPACE in bpf/lib/ipcache.h.
+const v6Space uint32 = 1 << 31
+
 // Buckets of ipcache epochs; the one behind the last bucket is the prefixes'.
 const (
 	IPEpochBits   = 12
@@ -43,8 +48,11 @@ func EncodeEndpoint(row datapath.Endpoint) (Endpoint, []IPKey, error) {
 	}
 	keys := make([]IPKey, 0, len(row.Addrs))
 	for _, a := range row.Addrs {
-		if v.Addr == (Addr{}) && a.Unmap().Is4() {
+		switch {
+		case v.Addr == (Addr{}) && a.Unmap().Is4():
 			v.Addr = AddrFrom(a)
+		case v.Addr6 == (Addr{}) && a.Is6() && !a.Is4In6():
+			v.Addr6 = AddrFrom(a)
 		}
 		keys = append(keys, IPKey{Addr: AddrFrom(a)})
 	}
@@ -62,23 +70,25 @@ func EncodeIPKey(k datapath.IPKey) IPKey {
 
 // EncodeIPPrefix makes the trie key of a prefix.
 func EncodeIPPrefix(k datapath.IPKey) IPPrefix {
-	bits := k.Prefix.Bits()
+	bits, cluster := k.Prefix.Bits(), k.ClusterID
 	if k.Prefix.Addr().Is4() {
 		bits += v4Mapped
+	} else {
+		cluster ^= v6Space
 	}
 	return IPPrefix{
-		Bits: uint32(bits) + clusterBits, Cluster: k.ClusterID,
+		Bits: uint32(bits) + clusterBits, Cluster: cluster,
 		Addr: AddrFrom(k.Prefix.Masked().Addr()),
 	}
 }
 
 // Prefix converts a trie key back.
 func (p IPPrefix) Prefix() (cluster uint32, prefix netip.Prefix) {
-	addr, bits := p.Addr.Netip(), int(p.Bits)-clusterBits
-	if addr.Is4() {
-		bits -= v4Mapped
+	addr, bits := netip.AddrFrom16(p.Addr), int(p.Bits)-clusterBits
+	if v4 := p.Cluster&v6Space == 0; v4 != (p.Cluster|v6Space == datapath.BlockSpace) {
+		return p.Cluster, netip.PrefixFrom(addr.Unmap(), bits-v4Mapped)
 	}
-	return p.Cluster, netip.PrefixFrom(addr, bits)
+	return p.Cluster ^ v6Space, netip.PrefixFrom(addr, bits)
 }
 
 // EncodeFrontendKey makes the key of a frontend.

@@ -84,6 +84,7 @@ type Endpoint struct {
 	HostMAC  [6]byte
 	PodMAC   [6]byte
 	Cluster  uint32
+	Addr6    Addr // its first IPv6 address; zero: none
 }
 
 // PolicyKey is struct policy_key.
@@ -109,6 +110,17 @@ type PolicyEntry struct {
 type Tuple4 struct {
 	Source      [4]byte
 	Destination [4]byte
+	SourcePort  Port
+	DestPort    Port
+	Protocol    uint8
+	_           uint8
+	Cluster     uint16
+}
+
+// Tuple6 is struct tuple6, the conntrack key of IPv6: exactly 40 bytes.
+type Tuple6 struct {
+	Source      Addr
+	Destination Addr
 	SourcePort  Port
 	DestPort    Port
 	Protocol    uint8
@@ -213,6 +225,25 @@ type FragmentPorts struct {
 	DestPort   Port
 	End        uint16
 	_          uint16
+	Seen       uint32 // seconds of the monotonic clock
+}
+
+// Fragment6Key is struct fragment6_key.
+type Fragment6Key struct {
+	Source      Addr
+	Destination Addr
+	From        uint32
+	ID          [4]byte
+	Program     uint32
+}
+
+// Fragment6Ports is struct fragment6_ports.
+type Fragment6Ports struct {
+	SourcePort Port
+	DestPort   Port
+	End        uint16
+	Protocol   uint8
+	_          uint8
 	Seen       uint32 // seconds of the monotonic clock
 }
 

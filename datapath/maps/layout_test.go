@@ -73,11 +73,14 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"policy", PolicyKey{}, PolicyEntry{}},
 		{"ct4", Tuple4{}, CTEntry{}},
 		{"ct4_open", Tuple4{}, CTEntry{}},
+		{"ct6", Tuple6{}, CTEntry{}},
+		{"ct6_open", Tuple6{}, CTEntry{}},
 		{"services", FrontendKey{}, Frontend{}},
 		{"service_slots", SlotKey{}, uint32(0)},
 		{"backends", uint32(0), Backend{}},
 		{"affinities", AffinityKey{}, Affinity{}},
 		{"fragments", FragmentKey{}, FragmentPorts{}},
+		{"fragments6", Fragment6Key{}, Fragment6Ports{}},
 		{"snat4", SNATKey{}, SNATEntry{}},
 		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
@@ -115,6 +118,9 @@ func TestConntrackSizes(t *testing.T) {
 	if s := reflect.TypeFor[Tuple4]().Size(); s != 16 {
 		t.Errorf("conntrack key has %d bytes, want 16", s)
 	}
+	if s := reflect.TypeFor[Tuple6]().Size(); s != 40 {
+		t.Errorf("the conntrack key of IPv6 has %d bytes, want 40", s)
+	}
 	if f, _ := reflect.TypeFor[CTEntry]().FieldByName("NATAddr"); f.Offset != 64 {
 		t.Errorf("the hot part of a conntrack entry has %d bytes, want 64", f.Offset)
 	}
@@ -144,7 +150,7 @@ func TestReasonsMatchHeader(t *testing.T) {
 }
 
 func TestIPKeysKeepClusterAndWidth(t *testing.T) {
-	for _, s := range []string{"10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0", "2001:db8::/48"} {
+	for _, s := range []string{"10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0", "2001:db8::/48", "::/0", "8000::/1", "::fffe:0:0/95"} {
 		k := datapath.IPKey{ClusterID: 2, Prefix: netip.MustParsePrefix(s)}
 		cluster, prefix := EncodeIPPrefix(k).Prefix()
 		if cluster != 2 || prefix != k.Prefix {

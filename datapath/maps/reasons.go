@@ -33,6 +33,9 @@ const (
 	DropEarlyFragment
 	DropOverlap
 	DropNoSNATPort
+	DropSourceRoute
+	DropExtensionHeaders
+	DropRouterSolicitation
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -50,6 +53,7 @@ func ReasonName(r datapath.DropReason) string {
 		"unknown destination", "unknown endpoint", "unrelated icmp error", "ip options",
 		"multicast", "unknown rule set", "rewrite failed",
 		"fragment before its first", "overlapping fragment", "no masquerade port",
+		"source route", "too many extension headers", "router solicitation",
 	}
 	if int(r) < len(names) {
 		return names[r]

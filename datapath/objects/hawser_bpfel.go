@@ -83,6 +83,26 @@ type HawserEndpoint struct {
 	HostMac  [6]uint8
 	PodMac   [6]uint8
 	Cluster  uint32
+	Addr6    HawserAddr
+}
+
+type HawserFragment6Key struct {
+	_       structs.HostLayout
+	Saddr   HawserAddr
+	Daddr   HawserAddr
+	From    uint32
+	Id      uint32
+	Program uint32
+}
+
+type HawserFragment6Ports struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+	End   uint16
+	Proto uint8
+	Pad   uint8
+	Seen  uint32
 }
 
 type HawserFragmentKey struct {
@@ -177,6 +197,41 @@ type HawserPacket struct {
 	Mss       uint16
 	Opens     uint8
 	Audited   uint8
+	V6        uint8
+	Pad       [3]uint8
+}
+
+type HawserPacket6 struct {
+	_      structs.HostLayout
+	T      HawserTuple6
+	To     HawserTuple6
+	Key    HawserTuple6
+	After  HawserTuple6
+	Quoted HawserTuple6
+	H      struct {
+		_        structs.HostLayout
+		Id       uint32
+		L4       uint16
+		Fragment uint16
+		Offset   uint16
+		More     uint8
+		Proto    uint8
+	}
+	Inner struct {
+		_        structs.HostLayout
+		Id       uint32
+		L4       uint16
+		Fragment uint16
+		Offset   uint16
+		More     uint8
+		Proto    uint8
+	}
+	Peer     HawserAddr
+	Nat      HawserAddr
+	Payload  uint16
+	HopLimit uint8
+	Control  uint8
+	Head     [20]uint8
 }
 
 type HawserPolicyEntry struct {
@@ -247,6 +302,17 @@ type HawserTuple4 struct {
 	Cluster uint16
 }
 
+type HawserTuple6 struct {
+	_       structs.HostLayout
+	Saddr   HawserAddr
+	Daddr   HawserAddr
+	Sport   uint16
+	Dport   uint16
+	Proto   uint8
+	Pad     uint8
+	Cluster uint16
+}
+
 type HawserWatch struct {
 	_        structs.HostLayout
 	Verdicts uint32
@@ -269,12 +335,15 @@ const (
 	HawserMapBackends        = "backends"
 	HawserMapCt4             = "ct4"
 	HawserMapCt4Open         = "ct4_open"
+	HawserMapCt6             = "ct6"
+	HawserMapCt6Open         = "ct6_open"
 	HawserMapEndpoints       = "endpoints"
 	HawserMapEpDevices       = "ep_devices"
 	HawserMapEpStrays        = "ep_strays"
 	HawserMapEventBuckets    = "event_buckets"
 	HawserMapEvents          = "events"
 	HawserMapFragments       = "fragments"
+	HawserMapFragments6      = "fragments6"
 	HawserMapIdentities      = "identities"
 	HawserMapIpcache         = "ipcache"
 	HawserMapIpcacheEpochs   = "ipcache_epochs"
@@ -286,22 +355,29 @@ const (
 	HawserMapPolicy          = "policy"
 	HawserMapRuleSets        = "rule_sets"
 	HawserMapScratch         = "scratch"
+	HawserMapScratch6        = "scratch6"
 	HawserMapServiceEpochs   = "service_epochs"
 	HawserMapServiceSlots    = "service_slots"
 	HawserMapServices        = "services"
+	HawserMapSlots           = "slots"
 	HawserMapSnat4           = "snat4"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
 	HawserProgFromHost       = "from_host"
+	HawserProgFromHost6      = "from_host6"
 	HawserProgFromOverlay    = "from_overlay"
+	HawserProgFromOverlay6   = "from_overlay6"
 	HawserProgFromPod        = "from_pod"
+	HawserProgFromPod6       = "from_pod6"
 	HawserProgSockClosed4    = "sock_closed4"
 	HawserProgSockConnect4   = "sock_connect4"
 	HawserProgSockPeername4  = "sock_peername4"
 	HawserProgSockRecvmsg4   = "sock_recvmsg4"
 	HawserProgSockSendmsg4   = "sock_sendmsg4"
+	HawserVarCsum6Flag       = "csum6_flag"
+	HawserVarDecap6Flag      = "decap6_flag"
 	HawserVarEncapExtraFlags = "encap_extra_flags"
 	HawserVarHostIfindex     = "host_ifindex"
 	HawserVarHostMac         = "host_mac"
@@ -309,6 +385,7 @@ const (
 	HawserVarMaglevSize      = "maglev_size"
 	HawserVarNetMac          = "net_mac"
 	HawserVarNodeAddr4       = "node_addr4"
+	HawserVarNodeAddr6       = "node_addr6"
 	HawserVarSnatFirst       = "snat_first"
 	HawserVarSnatPorts       = "snat_ports"
 	HawserVarTunnelPort      = "tunnel_port"
@@ -359,8 +436,11 @@ type HawserSpecs struct {
 type HawserProgramSpecs struct {
 	Clock         *ebpf.ProgramSpec `ebpf:"clock"`
 	FromHost      *ebpf.ProgramSpec `ebpf:"from_host"`
+	FromHost6     *ebpf.ProgramSpec `ebpf:"from_host6"`
 	FromOverlay   *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromOverlay6  *ebpf.ProgramSpec `ebpf:"from_overlay6"`
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromPod6      *ebpf.ProgramSpec `ebpf:"from_pod6"`
 	SockClosed4   *ebpf.ProgramSpec `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockPeername4 *ebpf.ProgramSpec `ebpf:"sock_peername4"`
@@ -376,12 +456,15 @@ type HawserMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Ct4           *ebpf.MapSpec `ebpf:"ct4"`
 	Ct4Open       *ebpf.MapSpec `ebpf:"ct4_open"`
+	Ct6           *ebpf.MapSpec `ebpf:"ct6"`
+	Ct6Open       *ebpf.MapSpec `ebpf:"ct6_open"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	EpDevices     *ebpf.MapSpec `ebpf:"ep_devices"`
 	EpStrays      *ebpf.MapSpec `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.MapSpec `ebpf:"event_buckets"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	Fragments6    *ebpf.MapSpec `ebpf:"fragments6"`
 	Identities    *ebpf.MapSpec `ebpf:"identities"`
 	Ipcache       *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.MapSpec `ebpf:"ipcache_epochs"`
@@ -393,9 +476,11 @@ type HawserMapSpecs struct {
 	Policy        *ebpf.MapSpec `ebpf:"policy"`
 	RuleSets      *ebpf.MapSpec `ebpf:"rule_sets"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
+	Scratch6      *ebpf.MapSpec `ebpf:"scratch6"`
 	ServiceEpochs *ebpf.MapSpec `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.MapSpec `ebpf:"service_slots"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
@@ -406,6 +491,8 @@ type HawserMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HawserVariableSpecs struct {
+	Csum6Flag       *ebpf.VariableSpec `ebpf:"csum6_flag"`
+	Decap6Flag      *ebpf.VariableSpec `ebpf:"decap6_flag"`
 	EncapExtraFlags *ebpf.VariableSpec `ebpf:"encap_extra_flags"`
 	HostIfindex     *ebpf.VariableSpec `ebpf:"host_ifindex"`
 	HostMac         *ebpf.VariableSpec `ebpf:"host_mac"`
@@ -413,6 +500,7 @@ type HawserVariableSpecs struct {
 	MaglevSize      *ebpf.VariableSpec `ebpf:"maglev_size"`
 	NetMac          *ebpf.VariableSpec `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
+	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
 	SnatFirst       *ebpf.VariableSpec `ebpf:"snat_first"`
 	SnatPorts       *ebpf.VariableSpec `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
@@ -443,12 +531,15 @@ type HawserMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Ct4           *ebpf.Map `ebpf:"ct4"`
 	Ct4Open       *ebpf.Map `ebpf:"ct4_open"`
+	Ct6           *ebpf.Map `ebpf:"ct6"`
+	Ct6Open       *ebpf.Map `ebpf:"ct6_open"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	EpDevices     *ebpf.Map `ebpf:"ep_devices"`
 	EpStrays      *ebpf.Map `ebpf:"ep_strays"`
 	EventBuckets  *ebpf.Map `ebpf:"event_buckets"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
+	Fragments6    *ebpf.Map `ebpf:"fragments6"`
 	Identities    *ebpf.Map `ebpf:"identities"`
 	Ipcache       *ebpf.Map `ebpf:"ipcache"`
 	IpcacheEpochs *ebpf.Map `ebpf:"ipcache_epochs"`
@@ -460,9 +551,11 @@ type HawserMaps struct {
 	Policy        *ebpf.Map `ebpf:"policy"`
 	RuleSets      *ebpf.Map `ebpf:"rule_sets"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
+	Scratch6      *ebpf.Map `ebpf:"scratch6"`
 	ServiceEpochs *ebpf.Map `ebpf:"service_epochs"`
 	ServiceSlots  *ebpf.Map `ebpf:"service_slots"`
 	Services      *ebpf.Map `ebpf:"services"`
+	Slots         *ebpf.Map `ebpf:"slots"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Watched       *ebpf.Map `ebpf:"watched"`
@@ -475,12 +568,15 @@ func (m *HawserMaps) Close() error {
 		m.Backends,
 		m.Ct4,
 		m.Ct4Open,
+		m.Ct6,
+		m.Ct6Open,
 		m.Endpoints,
 		m.EpDevices,
 		m.EpStrays,
 		m.EventBuckets,
 		m.Events,
 		m.Fragments,
+		m.Fragments6,
 		m.Identities,
 		m.Ipcache,
 		m.IpcacheEpochs,
@@ -492,9 +588,11 @@ func (m *HawserMaps) Close() error {
 		m.Policy,
 		m.RuleSets,
 		m.Scratch,
+		m.Scratch6,
 		m.ServiceEpochs,
 		m.ServiceSlots,
 		m.Services,
+		m.Slots,
 		m.Snat4,
 		m.SockPeers,
 		m.Watched,
@@ -506,6 +604,8 @@ func (m *HawserMaps) Close() error {
 //
 // It can be passed to LoadHawserObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HawserVariables struct {
+	Csum6Flag       *ebpf.Variable `ebpf:"csum6_flag"`
+	Decap6Flag      *ebpf.Variable `ebpf:"decap6_flag"`
 	EncapExtraFlags *ebpf.Variable `ebpf:"encap_extra_flags"`
 	HostIfindex     *ebpf.Variable `ebpf:"host_ifindex"`
 	HostMac         *ebpf.Variable `ebpf:"host_mac"`
@@ -513,6 +613,7 @@ type HawserVariables struct {
 	MaglevSize      *ebpf.Variable `ebpf:"maglev_size"`
 	NetMac          *ebpf.Variable `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
+	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
 	SnatFirst       *ebpf.Variable `ebpf:"snat_first"`
 	SnatPorts       *ebpf.Variable `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`
@@ -525,8 +626,11 @@ type HawserVariables struct {
 type HawserPrograms struct {
 	Clock         *ebpf.Program `ebpf:"clock"`
 	FromHost      *ebpf.Program `ebpf:"from_host"`
+	FromHost6     *ebpf.Program `ebpf:"from_host6"`
 	FromOverlay   *ebpf.Program `ebpf:"from_overlay"`
+	FromOverlay6  *ebpf.Program `ebpf:"from_overlay6"`
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
+	FromPod6      *ebpf.Program `ebpf:"from_pod6"`
 	SockClosed4   *ebpf.Program `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
 	SockPeername4 *ebpf.Program `ebpf:"sock_peername4"`
@@ -538,8 +642,11 @@ func (p *HawserPrograms) Close() error {
 	return _HawserClose(
 		p.Clock,
 		p.FromHost,
+		p.FromHost6,
 		p.FromOverlay,
+		p.FromOverlay6,
 		p.FromPod,
+		p.FromPod6,
 		p.SockClosed4,
 		p.SockConnect4,
 		p.SockPeername4,

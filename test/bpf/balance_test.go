@@ -40,6 +40,10 @@ func (h *harness) forgetFlows() {
 	for k := range all {
 		_, _ = h.d.Maps().Ct4.Delete(k), h.d.Maps().Ct4Open.Delete(k)
 	}
+	all6, _ := h.flows6()
+	for k := range all6 {
+		_, _ = h.d.Maps().Ct6.Delete(k), h.d.Maps().Ct6Open.Delete(k)
+	}
 }
 
 func TestMaglevMovesFewFlows(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -44,19 +43,36 @@ func hostStack(h *harness, ls []gopacket.SerializableLayer) result { return h.fr
 
 const idle = "10.96.0.11"
 
-func ways() []way {
+// family is who has which address.
+type family struct {
+	a, b, r, x                                     host
+	self, node2, node3, outside, vip, idle, prefix string
+	icmp                                           uint8
+	echo                                           uint16 // policy's port of an echo
+}
+
+func families() []family {
+	return []family{
+		{podA, podB, podR, podX, self, node2, node3, outside, vip, idle, "", 1, 256 + 8},
+		{podA6, podB6, podR6, podX6, self6, node26, node36, outside6, vip6, idle6, "IPv6 ", 58, 256 + 128},
+	}
+}
+
+func ways(f family) []way {
 	const in, out = datapath.Ingress, datapath.Egress
+	podA, podB, podR, podX := f.a, f.b, f.r, f.x
+	self, outside, vip, idle, remote := f.self, f.outside, f.vip, f.idle, f.node2
 	return []way{
 		{name: "local pod, by the sender", src: podA.ip, dst: podB.ip, dport: 80, port: 80, judges: podA, dir: out, peer: idB, enter: pod(podA)},
 		{name: "local pod, by the receiver", src: podA.ip, dst: podB.ip, dport: 80, port: 80, judges: podB, dir: in, peer: idA, enter: pod(podA)},
 		{name: "to another node", src: podA.ip, dst: podR.ip, dport: 80, port: 80, judges: podA, dir: out, peer: idR, enter: pod(podA)},
 		{name: "to another cluster", src: podA.ip, dst: podX.ip, dport: 80, port: 80, judges: podA, dir: out, peer: idX, enter: pod(podA)},
 		{name: "to the own host", src: podA.ip, dst: self, dport: 80, port: 80, judges: podA, dir: out, peer: identity.Host, enter: pod(podA)},
-		{name: "to another host", src: podA.ip, dst: node2, dport: 80, port: 80, judges: podA, dir: out, peer: identity.RemoteNode, enter: pod(podA)},
+		{name: "to another host", src: podA.ip, dst: remote, dport: 80, port: 80, judges: podA, dir: out, peer: identity.RemoteNode, enter: pod(podA)},
 		{name: "to the outside", src: podA.ip, dst: outside, dport: 80, port: 80, judges: podA, dir: out, peer: identity.World, enter: pod(podA), stack: true},
 		{name: "from another node", src: podR.ip, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: idR, enter: tunnel(node2, idR)},
 		{name: "from another cluster", src: podX.ip, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: idX, enter: tunnel(node3, idX)},
-		{name: "from another host", src: node2, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: identity.RemoteNode, enter: tunnel(node2, identity.RemoteNode)},
+		{name: "from another host", src: remote, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: identity.RemoteNode, enter: tunnel(node2, identity.RemoteNode)},
 		{name: "from the outside", src: outside, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: identity.World, enter: wire},
 		{name: "from the own host", src: self, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: identity.Host, enter: hostStack},
 		{name: "host to another node's pod", src: self, dst: podR.ip, dport: 80, enter: hostStack},
@@ -132,38 +148,45 @@ func TestCases(t *testing.T) {
 	h := newHarness(t)
 	h.services()
 	cases, sport := 0, uint16(2000)
-	for _, w := range ways() {
-		for _, proto := range []uint8{tcp, udp, 1} {
-			if w.noEcho && proto == 1 {
-				continue
-			}
-			for i, pl := range plans() {
-				if w.judges.name == "" && i > 0 {
-					break
+	for _, f := range families() {
+		for _, w := range ways(f) {
+			for _, proto := range []uint8{tcp, udp, f.icmp} {
+				if w.noEcho && proto == f.icmp {
+					continue
 				}
-				cases++
-				sport++
-				t.Run(fmt.Sprintf("%s/%d/%s", w.name, proto, pl.name), func(t *testing.T) {
-					h.t = t
-					port := w.port
-					if proto == 1 {
-						port = 256 + 8
+				for i, pl := range plans() {
+					if w.judges.name == "" && i > 0 {
+						break
 					}
-					set := pl.make(w, proto, port)
-					h.judge(w.judges, set)
-					r := w.enter(h, question(w, proto, sport))
-					want := w.judges.name == "" || allows(set, w.dir, w.peer, proto, port) ||
-						w.peer == identity.Host && w.dir == datapath.Ingress
-					h.verdict(w, r, want)
-				})
+					cases++
+					sport++
+					t.Run(fmt.Sprintf("%s%s/%d/%s", f.prefix, w.name, proto, pl.name), func(t *testing.T) {
+						h.t = t
+						h.oneCase(f, w, proto, sport, pl)
+					})
+				}
 			}
 		}
 	}
 	h.t = t
-	t.Logf("%d cases: %d ways × protocols × %d rule sets", cases, len(ways()), len(plans()))
-	if cases < 200 {
+	t.Logf("%d cases: %d families × %d ways × protocols × %d rule sets", cases, len(families()), len(ways(families()[0])), len(plans()))
+	if cases < 400 {
 		t.Errorf("only %d cases", cases)
 	}
+}
+
+func (h *harness) oneCase(f family, w way, proto uint8, sport uint16, pl plan) {
+	h.t.Helper()
+	port := w.port
+	if proto == f.icmp {
+		port = f.echo
+	}
+	set := pl.make(w, proto, port)
+	h.judge(w.judges, set)
+	r := w.enter(h, question(w, proto, sport))
+	want := w.judges.name == "" || allows(set, w.dir, w.peer, proto, port) ||
+		w.peer == identity.Host && w.dir == datapath.Ingress
+	h.verdict(w, r, want)
 }
 
 func (h *harness) verdict(w way, r result, want bool) {
@@ -191,9 +214,7 @@ func question(w way, proto uint8, sport uint16) []gopacket.SerializableLayer {
 	case udp:
 		return datagram(w.src, w.dst, sport, w.dport, 10)
 	}
-	ls := echoRequest(w.src, w.dst)
-	ls[1].(*layers.ICMPv4).Id = sport
-	return ls
+	return echoOf(w.src, w.dst, sport)
 }
 
 // judge gives a pod a rule set, and opens the others.
@@ -202,7 +223,7 @@ func (h *harness) judge(p host, set datapath.RuleSet) {
 	for _, other := range []host{podA, podB} {
 		ep := h.eps[other.name]
 		ep.RuleSet = datapath.OpenRuleSet
-		if other == p {
+		if other.name == p.name {
 			ep.RuleSet, set.ID = 5, 5
 			h.tables.RuleSets.Set(5, set)
 		}
@@ -214,18 +235,21 @@ func (h *harness) judge(p host, set datapath.RuleSet) {
 // services are those of the ways.
 func (h *harness) services() {
 	h.t.Helper()
-	for _, proto := range []uint8{tcp, udp} {
-		for _, s := range []struct {
-			ip   string
-			port uint16
-			to   string
-		}{{vip, 80, podB.ip}, {vip, 81, podR.ip}, {idle, 80, ""}} {
-			f := datapath.Frontend{Service: 1}
-			if s.to != "" {
-				f.Backends = []datapath.Backend{{Addr: addr(s.to), Port: 8080}}
-			}
-			h.tables.Frontends.Set(datapath.FrontendKey{Addr: addr(s.ip), Port: s.port, Protocol: proto}, f)
+	for _, f := range families() {
+		for _, proto := range []uint8{tcp, udp} {
+			h.serve(f.vip, 80, proto, f.b)
+			h.serve(f.vip, 81, proto, f.r)
+			h.serve(f.idle, 80, proto)
 		}
 	}
 	h.sync()
+}
+
+// serve makes a service's port with backends at 8080.
+func (h *harness) serve(ip string, port uint16, proto uint8, backends ...host) {
+	f := datapath.Frontend{Service: 1}
+	for _, b := range backends {
+		f.Backends = append(f.Backends, datapath.Backend{Addr: addr(b.ip), Port: 8080})
+	}
+	h.tables.Frontends.Set(datapath.FrontendKey{Addr: addr(ip), Port: port, Protocol: proto}, f)
 }

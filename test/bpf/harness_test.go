@@ -62,6 +62,23 @@ var (
 	podX = host{"podX", "10.3.0.5", idX, node3}
 )
 
+// The same hosts by their IPv6 addresses.
+var (
+	podA6 = host{"podA", "fd00:10:1::5", idA, ""}
+	podB6 = host{"podB", "fd00:10:1::6", idB, ""}
+	podR6 = host{"podR", "fd00:10:2::5", idR, node2}
+	podX6 = host{"podX", "fd00:10:3::5", idX, node3}
+)
+
+const (
+	self6    = "fd00:10:1::1"
+	node26   = "fd00:10:2::1"
+	node36   = "fd00:10:3::1"
+	vip6     = "fd00:96::10"
+	idle6    = "fd00:96::11"
+	outside6 = "2001:db8:9::9"
+)
+
 const (
 	self  = "192.0.2.1"
 	node2 = "192.0.2.2"
@@ -108,7 +125,7 @@ func newHarnessWith(t testing.TB, cfg loader.Config) *harness {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	h.in(func() (err error) {
 		cfg.PinPath, cfg.BPFFS, cfg.UnderlayDevice = filepath.Join(fs, "test"), fs, "eth0"
-		cfg.NodeAddr = netip.MustParseAddr(self)
+		cfg.NodeAddr, cfg.NodeAddr6 = netip.MustParseAddr(self), netip.MustParseAddr(self6)
 		h.d, err = loader.Open(cfg, log)
 		return err
 	})
@@ -174,6 +191,7 @@ func (h *harness) makeNS() {
 // world is everything in place and every pod open.
 func (h *harness) world() *datapath.Tables {
 	tb := datapath.NewTables()
+	six := []host{podA6, podB6, podR6, podX6}
 	for i, p := range []host{podA, podB, podR, podX} {
 		cluster := uint32(p.id >> 16)
 		tb.Identities.Set(p.id, datapath.Identity{Number: p.id, ClusterID: cluster})
@@ -182,9 +200,10 @@ func (h *harness) world() *datapath.Tables {
 			entry.Tunnel = netip.MustParseAddr(p.node)
 		}
 		tb.IPCache.Set(key(p.ip+"/32"), entry)
+		tb.IPCache.Set(key(six[i].ip+"/128"), entry)
 		if p.node == "" {
 			ep := datapath.Endpoint{
-				ID: uint16(10 + i), Device: p.name, Identity: p.id, Addrs: []netip.Addr{netip.MustParseAddr(p.ip)},
+				ID: uint16(10 + i), Device: p.name, Identity: p.id, Addrs: []netip.Addr{netip.MustParseAddr(p.ip), netip.MustParseAddr(six[i].ip)},
 				IfIndex: h.ifindex(p.name), HostMAC: [6]byte{2, 0, 0, 0, 1, byte(i)}, PodMAC: [6]byte{2, 0, 0, 0, 2, byte(i)},
 			}
 			h.eps[p.name] = ep
@@ -192,8 +211,12 @@ func (h *harness) world() *datapath.Tables {
 		}
 	}
 	tb.IPCache.Set(key(self+"/32"), datapath.IPEntry{Identity: identity.Host, Flags: datapath.IPHost})
+	tb.IPCache.Set(key(self6+"/128"), datapath.IPEntry{Identity: identity.Host, Flags: datapath.IPHost})
 	for i, n := range []string{node2, node3} {
 		a := netip.MustParseAddr(n)
+		tb.IPCache.Set(key([]string{node26, node36}[i]+"/128"), datapath.IPEntry{
+			Identity: identity.RemoteNode, Tunnel: a, Flags: datapath.IPRemoteNode,
+		})
 		tb.Nodes.Set(a, datapath.Node{Tunnel: a, ClusterID: uint32(i + 1)})
 		tb.IPCache.Set(key(n+"/32"), datapath.IPEntry{
 			Identity: identity.RemoteNode, Tunnel: a, Flags: datapath.IPRemoteNode,
@@ -201,6 +224,8 @@ func (h *harness) world() *datapath.Tables {
 	}
 	tb.IPCache.Set(key("10.1.0.0/16"), datapath.IPEntry{Flags: datapath.IPCIDR})
 	tb.IPCache.Set(key("10.2.0.0/16"), datapath.IPEntry{Tunnel: netip.MustParseAddr(node2), Flags: datapath.IPCIDR})
+	tb.IPCache.Set(key("fd00:10:1::/64"), datapath.IPEntry{Flags: datapath.IPCIDR})
+	tb.IPCache.Set(key("fd00:10:2::/64"), datapath.IPEntry{Tunnel: netip.MustParseAddr(node2), Flags: datapath.IPCIDR})
 	return tb
 }
 
@@ -371,6 +396,23 @@ func (h *harness) flows() (all map[maps.Tuple4]maps.CTEntry, open int) {
 		h.t.Fatal(err)
 	}
 	half, err := maps.Dump[maps.Tuple4, maps.CTEntry](h.d.Maps().Ct4Open)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for k, v := range half {
+		all[k] = v
+	}
+	return all, len(half)
+}
+
+// flows6 is flows for IPv6.
+func (h *harness) flows6() (all map[maps.Tuple6]maps.CTEntry, open int) {
+	h.t.Helper()
+	all, err := maps.Dump[maps.Tuple6, maps.CTEntry](h.d.Maps().Ct6)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	half, err := maps.Dump[maps.Tuple6, maps.CTEntry](h.d.Maps().Ct6Open)
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ func TestVerifierHeadroom(t *testing.T) {
 	progs := newHarness(t).d.Programs()
 	for name, prog := range map[string]*ebpf.Program{
 		"from_pod": progs.FromPod, "from_overlay": progs.FromOverlay, "from_host": progs.FromHost,
+		"from_pod6": progs.FromPod6, "from_overlay6": progs.FromOverlay6, "from_host6": progs.FromHost6,
 	} {
 		info, err := prog.Info()
 		if err != nil {

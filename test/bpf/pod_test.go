@@ -98,7 +98,7 @@ func TestPodMalformed(t *testing.T) {
 		reason datapath.DropReason
 		change func(p []byte) []byte
 	}{
-		"ipv6":      {maps.DropUnsupportedProtocol, func(p []byte) []byte { p[12], p[13] = 0x86, 0xDD; return p }},
+		"protocol":  {maps.DropUnsupportedProtocol, func(p []byte) []byte { p[12], p[13] = 0x81, 0; return p }},
 		"options":   {maps.DropIPOptions, func(p []byte) []byte { p[14] = 0x46; return p }},
 		"version":   {maps.DropMalformed, func(p []byte) []byte { p[14] = 0x25; return p }},
 		"later":     {maps.DropEarlyFragment, func(p []byte) []byte { p[21] = 9; return p }},

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 
@@ -26,10 +27,18 @@ func (h *harness) service(backends ...host) {
 // expect checks addresses and ports of a packet.
 func expect(t *testing.T, b []byte, src string, sport uint16, dst string, dport uint16) {
 	t.Helper()
-	_, i, l4 := decode(t, b)
+	var from, to net.IP
+	var l4 gopacket.TransportLayer
+	if isIPv6(src) {
+		_, i, l := decode6(t, b)
+		from, to, l4 = i.SrcIP, i.DstIP, l
+	} else {
+		_, i, l := decode(t, b)
+		from, to, l4 = i.SrcIP, i.DstIP, l
+	}
 	s, d := ports(l4)
-	if i.SrcIP.String() != src || i.DstIP.String() != dst || s != sport || d != dport {
-		t.Errorf("got %s:%d → %s:%d, want %s:%d → %s:%d", i.SrcIP, s, i.DstIP, d, src, sport, dst, dport)
+	if from.String() != src || to.String() != dst || s != sport || d != dport {
+		t.Errorf("got %s:%d → %s:%d, want %s:%d → %s:%d", from, s, to, d, src, sport, dst, dport)
 	}
 }
 
