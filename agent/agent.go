@@ -153,7 +153,7 @@ func (a *Agent) openKernel() error {
 		return err
 	}
 	cfg := loader.Config{
-		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
+		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, NodeAddr6: a.cfg.nodeAddress6(), TunnelPort: a.cfg.TunnelPort,
 		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if !a.cfg.KeepPodAddresses {

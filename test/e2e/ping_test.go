@@ -45,7 +45,7 @@ func (p probe) ping() error {
 
 // send sends the request; the kernel adds the checksum of ICMPv6.
 func (p pinger) send(family int) error {
-	const payload = gopacket.Payload("hawser e2e")
+	payload := gopacket.Payload("hawser e2e")
 	buf := gopacket.NewSerializeBuffer()
 	var parts []gopacket.SerializableLayer
 	if family == unix.AF_INET6 {
