@@ -69,6 +69,9 @@ func TestEnsurePod(t *testing.T) {
 		if link.Attrs().Index != dev.IfIndex || link.Attrs().HardwareAddr.String() != macString(dev.HostMAC) {
 			t.Errorf("host device is %d %s, reported %d %s", link.Attrs().Index, link.Attrs().HardwareAddr, dev.IfIndex, macString(dev.HostMAC))
 		}
+		if v, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + dev.HostDevice + "/forwarding"); err == nil && strings.TrimSpace(string(v)) != "1" {
+			t.Errorf("what the pod sends by IPv6 to the outside is not forwarded: %s", v)
+		}
 		if addrs, _ := netlink.AddrList(link, netlink.FAMILY_ALL); len(addrs) != 0 {
 			t.Errorf("host device has addresses: %v", addrs)
 		}

@@ -47,7 +47,7 @@ func podIPv6(device string, wanted bool) error {
 	return setAll("pod with IPv6 address", settings)
 }
 
-// hostIPv6 turns IPv6 off on a device of the host pair, or leaves it without any
+// hostIPv6 turns IPv6 off on a device of the host, or leaves it without any
 // address that the mesh does not give it.
 func hostIPv6(device string, wanted bool) error {
 	base := "net/ipv6/conf/" + device + "/"
@@ -59,6 +59,16 @@ func hostIPv6(device string, wanted bool) error {
 		{base + "accept_ra", "0"}, {base + "autoconf", "0"}, {base + "accept_dad", "0"}, {base + "dad_transmits", "0"},
 		{base + "addr_gen_mode", noLinkLocal}, {base + "disable_ipv6", "0"},
 	})
+}
+
+// forwardIPv6 lets the host's stack forward what comes in from a device. Kernels
+// before 6.17 ask net.ipv6.conf.all.forwarding beside, which is the operator's.
+func forwardIPv6(device string) error {
+	base := "net/ipv6/conf/" + device + "/"
+	if err := setSysctl(base+"forwarding", "1"); err != nil {
+		return err
+	}
+	return ignoreMissing(setSysctl(base+"force_forwarding", "1"))
 }
 
 func setAll(what string, settings [][2]string) error {
