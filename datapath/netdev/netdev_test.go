@@ -58,6 +58,11 @@ func podConfig(pod string) netdev.PodConfig {
 func TestEnsurePod(t *testing.T) {
 	inNode(t, func(pod string) error {
 		cfg := podConfig(pod)
+		// A runtime may have turned IPv6 off, as labs do.
+		err := nsthread.InNetns(pod, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6", []byte("1"), 0o644) })
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 		dev, err := netdev.EnsurePod(cfg)
 		if err != nil {
 			return err
