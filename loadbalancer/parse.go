@@ -215,7 +215,7 @@ func (o *Object) parseClusterIPs(spec manifest.Node) {
 			continue
 		}
 		a, err := netip.ParseAddr(text)
-		if err != nil || a.Is4In6() || a.Zone() != "" || !a.IsGlobalUnicast() {
+		if err != nil || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast() {
 			n.Problem("%q is not an address that a service can have", text)
 			continue
 		}
