@@ -4,7 +4,6 @@
 package bpfmap
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -28,14 +27,7 @@ func New(s *session.Session) *cobra.Command {
 
 func list(cmd *cobra.Command, s *session.Session) error {
 	type row = *hawserv1.Map
-	node, err := s.OneNode()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = node.Close() }()
-	ctx, cancel := context.WithTimeout(cmd.Context(), s.Timeout)
-	defer cancel()
-	r, err := node.ListMaps(ctx, &hawserv1.ListMapsRequest{})
+	r, err := session.AskNode(cmd.Context(), s, hawserv1.NodeClient.ListMaps, &hawserv1.ListMapsRequest{})
 	if err != nil {
 		return err
 	}

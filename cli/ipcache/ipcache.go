@@ -5,7 +5,6 @@
 package ipcache
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -29,14 +28,7 @@ func New(s *session.Session) *cobra.Command {
 
 func list(cmd *cobra.Command, s *session.Session) error {
 	type row = *hawserv1.IPCacheEntry
-	node, err := s.OneNode()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = node.Close() }()
-	ctx, cancel := context.WithTimeout(cmd.Context(), s.Timeout)
-	defer cancel()
-	r, err := node.ListIPCache(ctx, &hawserv1.ListIPCacheRequest{})
+	r, err := session.AskNode(cmd.Context(), s, hawserv1.NodeClient.ListIPCache, &hawserv1.ListIPCacheRequest{})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,28 @@ func Bind(cmd *cobra.Command, files *[]string) {
 	cmd.Flags().StringSliceVarP(files, "filename", "f", nil, "file with the objects, - for standard input; may be repeated")
 }
 
+// NewDelete is the command that deletes one object by name or those of files. del
+// gets either a namespace and a name or a file's text.
+func NewDelete(s *session.Session, cmd *cobra.Command, namespaceHelp string,
+	del func(ctx context.Context, client hawserv1.MeshClient, namespace, name, source string) ([]*hawserv1.AppliedObject, error)) *cobra.Command {
+	var files []string
+	var namespace string
+	cmd.Use, cmd.Args = "delete NAME | -f FILE", cobra.MaximumNArgs(1)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
+				return del(ctx, client, namespace, args[0], "")
+			})
+		}
+		return Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
+			return del(ctx, client, "", "", source)
+		})
+	}
+	Bind(cmd, &files)
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", namespaceHelp)
+	return cmd
+}
+
 // Each sends each file's text and prints what became of its objects. Files are
 // sent in order; the first error ends it.
 func Each(cmd *cobra.Command, s *session.Session, files []string,

@@ -26,14 +26,7 @@ func newPaths(s *session.Session) *cobra.Command {
 
 func paths(cmd *cobra.Command, s *session.Session) error {
 	type row = *hawserv1.NodePath
-	node, err := s.OneNode()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = node.Close() }()
-	ctx, cancel := s.Deadline(cmd.Context())
-	defer cancel()
-	r, err := node.ListPaths(ctx, &hawserv1.ListPathsRequest{})
+	r, err := session.AskNode(cmd.Context(), s, hawserv1.NodeClient.ListPaths, &hawserv1.ListPathsRequest{})
 	if err != nil {
 		return err
 	}

@@ -82,12 +82,7 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	if !addresses {
 		return k, nil
 	}
-	node, err := s.OneNode()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = node.Close() }()
-	r, err := node.ListIPCache(ctx, &hawserv1.ListIPCacheRequest{})
+	r, err := session.AskNode(ctx, s, hawserv1.NodeClient.ListIPCache, &hawserv1.ListIPCacheRequest{})
 	if err != nil {
 		return nil, err
 	}

@@ -58,30 +58,11 @@ func newApply(s *session.Session) *cobra.Command {
 }
 
 func newDelete(s *session.Session) *cobra.Command {
-	var files []string
-	var namespace string
-	cmd := &cobra.Command{
-		Use:   "delete NAME | -f FILE",
-		Short: "Delete a policy object",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			del := func(ctx context.Context, client hawserv1.MeshClient, r *hawserv1.DeletePolicyRequest) ([]*hawserv1.AppliedObject, error) {
-				resp, err := client.DeletePolicy(ctx, r)
-				return resp.GetObjects(), err
-			}
-			if len(args) == 1 {
-				return manifest.One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
-					return del(ctx, client, &hawserv1.DeletePolicyRequest{Namespace: namespace, Name: args[0]})
-				})
-			}
-			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
-				return del(ctx, client, &hawserv1.DeletePolicyRequest{Source: source})
-			})
-		},
-	}
-	manifest.Bind(cmd, &files)
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", `namespace of NAME ("_" for cluster-wide objects)`)
-	return cmd
+	return manifest.NewDelete(s, &cobra.Command{Short: "Delete a policy object"}, `namespace of NAME ("_" for cluster-wide objects)`,
+		func(ctx context.Context, client hawserv1.MeshClient, namespace, name, source string) ([]*hawserv1.AppliedObject, error) {
+			r, err := client.DeletePolicy(ctx, &hawserv1.DeletePolicyRequest{Namespace: namespace, Name: name, Source: source})
+			return r.GetObjects(), err
+		})
 }
 
 func newList(s *session.Session) *cobra.Command {

@@ -52,30 +52,11 @@ func newApply(s *session.Session) *cobra.Command {
 }
 
 func newDelete(s *session.Session) *cobra.Command {
-	var files []string
-	var namespace string
-	cmd := &cobra.Command{
-		Use:   "delete NAME | -f FILE",
-		Short: "Delete a service",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			del := func(ctx context.Context, client hawserv1.MeshClient, r *hawserv1.DeleteServiceRequest) ([]*hawserv1.AppliedObject, error) {
-				resp, err := client.DeleteService(ctx, r)
-				return resp.GetObjects(), err
-			}
-			if len(args) == 1 {
-				return manifest.One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
-					return del(ctx, client, &hawserv1.DeleteServiceRequest{Namespace: namespace, Name: args[0]})
-				})
-			}
-			return manifest.Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
-				return del(ctx, client, &hawserv1.DeleteServiceRequest{Source: source})
-			})
-		},
-	}
-	manifest.Bind(cmd, &files)
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of NAME")
-	return cmd
+	return manifest.NewDelete(s, &cobra.Command{Short: "Delete a service"}, "namespace of NAME",
+		func(ctx context.Context, client hawserv1.MeshClient, namespace, name, source string) ([]*hawserv1.AppliedObject, error) {
+			r, err := client.DeleteService(ctx, &hawserv1.DeleteServiceRequest{Namespace: namespace, Name: name, Source: source})
+			return r.GetObjects(), err
+		})
 }
 
 func list(ctx context.Context, s *session.Session) ([]*hawserv1.ServiceInfo, error) {

@@ -348,20 +348,23 @@ func plain(text string) string {
 	return strings.TrimSpace(code.ReplaceAllString(text, "$1 "))
 }
 
-// OneNode connects to the agent that --node names, or to the first that answers.
-// Close it when done.
-func (s *Session) OneNode() (NodeConn, error) {
+// AskNode puts one question to the agent that --node names, or to the first that
+// answers, with the session's deadline:
+// AskNode(ctx, s, hawserv1.NodeClient.ListMaps, request).
+func AskNode[Q, R any](ctx context.Context, s *Session, call func(hawserv1.NodeClient, context.Context, *Q, ...grpc.CallOption) (*R, error), q *Q) (*R, error) {
 	nodes, err := s.Nodes()
 	if err != nil {
-		return NodeConn{}, err
+		return nil, err
 	}
-	for _, n := range nodes[1:] {
-		_ = n.Close()
+	for _, n := range nodes {
+		defer func() { _ = n.Close() }()
 	}
 	if s.Node == "" && len(nodes) > 1 && s.Output == printer.Table && !s.Quiet {
 		fmt.Fprintf(os.Stderr, "node %s (choose another with --node)\n", nodes[0].Name)
 	}
-	return nodes[0], nil
+	ctx, cancel := s.Deadline(ctx)
+	defer cancel()
+	return call(nodes[0].NodeClient, ctx, q)
 }
 
 // AllNodes connects to the agents of every cluster of the context, unless
