@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* from_host6: from_host for IPv6. The order of things is that of from_host.c. */
-#include "lib/deliver6.h"
 #include "lib/event.h"
-#include "lib/icmp6.h"
+#include "lib/leave6.h"
 #include "lib/ndp.h"
 #include "lib/reject6.h"
 #include "lib/scratch.h"
@@ -68,8 +67,8 @@ static __always_inline int host_record6(struct packet *p, struct packet6 *x, str
 }
 
 /* See host_service. */
-static __always_inline int host_service6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
-                                         struct flow *f, struct ct_entry *e, struct route *r)
+static __always_inline int host_service6(struct packet *p, struct packet6 *x, struct flow *f,
+                                         struct ct_entry *e, struct route *r)
 {
 	struct choice c = {};
 	int ret;
@@ -99,12 +98,12 @@ static __always_inline int host_service6(struct __sk_buff *skb, struct packet *p
 		return ret;
 	if (e)
 		ct_touch(e, p, FLOW_FORWARD);
-	ret = can_reach6(skb, p, x, r->hop);
-	return ret < 0 ? ret : nat6(skb, p);
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_PACKET);
+	return 0;
 }
 
-static __always_inline int host_plain6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
-                                       struct flow *f, struct ct_entry *e, struct route *r)
+static __always_inline int host_plain6(struct packet *p, struct packet6 *x, struct flow *f,
+                                       struct ct_entry *e, struct route *r)
 {
 	int ret = host_route6(p, &x->t.daddr, r);
 
@@ -114,7 +113,8 @@ static __always_inline int host_plain6(struct __sk_buff *skb, struct packet *p, 
 	if (ret < 0)
 		return ret;
 	ret = host_record6(p, x, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
-	return ret < 0 ? ret : can_reach6(skb, p, x, r->hop);
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
+	return ret;
 }
 
 static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
@@ -126,11 +126,12 @@ static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p
 		return ret;
 	if (!related_flow6(skb, ETH_HLEN, x, f) && p->src_id != ID_HOST)
 		return DROP(p, DROP_UNRELATED_ICMP);
-	return can_reach6(skb, p, x, r->hop);
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
+	return 0;
 }
 
-static __always_inline int host_flow6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
-                                      struct flow *f, struct route *r)
+static __always_inline int host_flow6(struct packet *p, struct packet6 *x, struct flow *f,
+                                      struct route *r)
 {
 	struct ct_entry *e;
 
@@ -143,8 +144,8 @@ static __always_inline int host_flow6(struct __sk_buff *skb, struct packet *p, s
 	if (!e)
 		f->dir = FLOW_FORWARD;
 	if (p->src_id == ID_HOST && (e ? e->flags & CT_SERVICE : frontend6(&x->t) != NULL))
-		return host_service6(skb, p, x, f, e, r);
-	return host_plain6(skb, p, x, f, e, r);
+		return host_service6(p, x, f, e, r);
+	return host_plain6(p, x, f, e, r);
 }
 
 static __always_inline int host_packet6(struct __sk_buff *skb, struct packet *p)
@@ -164,9 +165,8 @@ static __always_inline int host_packet6(struct __sk_buff *skb, struct packet *p)
 	if (unlikely(x->control))
 		return answer_ndp(skb, p, x, (__u8 *)mac, NULL);
 	p->src_id = host_identity6(&x->t.saddr);
-	ret = unlikely(p->icmp_error) ? host_related6(skb, p, x, &f, &r)
-	                              : host_flow6(skb, p, x, &f, &r);
-	return ret < 0 ? ret : deliver6(skb, p, x, &r, ID_REMOTE_NODE, f.hash);
+	ret = unlikely(p->icmp_error) ? host_related6(skb, p, x, &f, &r) : host_flow6(p, x, &f, &r);
+	return ret < 0 ? ret : leave6(skb);
 }
 
 SEC("tc")

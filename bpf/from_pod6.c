@@ -2,9 +2,8 @@
 /* from_pod6: from_pod for IPv6. The order of things is that of from_pod.c, which
  * says why; what goes to the outside leaves through the node's stack with the
  * pod's address. */
-#include "lib/deliver6.h"
 #include "lib/event.h"
-#include "lib/icmp6.h"
+#include "lib/leave6.h"
 #include "lib/ndp.h"
 #include "lib/reject6.h"
 #include "lib/scratch.h"
@@ -74,11 +73,11 @@ static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, s
 	struct ct_entry fresh;
 	struct route r = {};
 	__u64 verdict = 0;
-	int ret, nat = 0, cached = 0;
+	int ret, change = CHANGE_NOTHING, cached = 0;
 
 	x->to = x->t;
 	if (e && f->dir == FLOW_REPLY && e->flags & CT_NAT) {
-		nat = 1;
+		change = CHANGE_PACKET;
 		x->to.saddr = e->nat_addr;
 		x->to.sport = e->nat_port;
 		if (e->flags & CT_HAIRPIN)
@@ -110,15 +109,8 @@ static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, s
 		}
 		ct_touch(e, p, f->dir);
 	}
-	ret = can_reach6(skb, p, x, r.hop);
-	if (ret < 0)
-		return ret;
-	if (nat) {
-		ret = nat6(skb, p);
-		if (ret < 0)
-			return ret;
-	}
-	return deliver6(skb, p, x, &r, tx->identity, f->hash);
+	leave_by(x, &r, tx->identity, f->hash, change);
+	return leave6(skb);
 }
 
 static __always_inline int pod_service6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
@@ -171,11 +163,8 @@ fresh:
 	if (ret < 0)
 		return ret;
 send:
-	ret = can_reach6(skb, p, x, r.hop);
-	if (ret < 0)
-		return ret;
-	ret = nat6(skb, p);
-	return ret < 0 ? ret : deliver6(skb, p, x, &r, tx->identity, f->hash);
+	leave_by(x, &r, tx->identity, f->hash, CHANGE_PACKET);
+	return leave6(skb);
 }
 
 /* An ICMPv6 error of a flow passes without policy. */
@@ -185,30 +174,25 @@ static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p,
 	struct flow f = {};
 	struct route r = {};
 	struct ct_entry *e = related_flow6(skb, ETH_HLEN, x, &f);
-	int ret, end = QUOTED_DESTINATION;
+	int ret, change = CHANGE_QUOTED_DESTINATION;
 
 	if (!e)
 		return DROP(p, DROP_UNRELATED_ICMP);
 	x->to.daddr = x->t.daddr;
 	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {
-		end = QUOTED_SOURCE;
+		change = CHANGE_QUOTED_SOURCE;
 		x->to.daddr = e->nat_addr;
 	} else if (!(e->flags & CT_NAT && f.dir == FLOW_FORWARD)) {
-		end = -1;
+		change = CHANGE_NOTHING;
 	}
 	ret = route6(p, &x->to.daddr, &r);
 	if (ret < 0)
 		return ret;
 	p->dst_id = r.identity;
-	ret = can_reach6(skb, p, x, r.hop);
-	if (ret < 0)
-		return ret;
-	if (end >= 0) {
-		ret = related_nat6(skb, p, x, end, &e->nat_addr, e->nat_port);
-		if (ret < 0)
-			return ret;
-	}
-	return deliver6(skb, p, x, &r, tx->identity, f.hash);
+	x->nat = e->nat_addr;
+	x->out.port = e->nat_port;
+	leave_by(x, &r, tx->identity, f.hash, change);
+	return leave6(skb);
 }
 
 /* See became_service. */

@@ -68,36 +68,6 @@ static __always_inline int tunnel_fits6(struct __sk_buff *skb, struct packet *p,
 	return DROP(p, DROP_PACKET_TOO_BIG);
 }
 
-/* See can_reach. */
-static __always_inline int can_reach6(struct __sk_buff *skb, struct packet *p,
-                                      const struct packet6 *x, __u32 hop)
-{
-	struct node *node;
-
-	if (hop == HOP_LOCAL || hop == HOP_HOST || hop == HOP_WORLD)
-		return 0;
-	node = node_by_id(hop);
-	return node ? tunnel_fits6(skb, p, x, node) : DROP(p, DROP_NO_TUNNEL_ENDPOINT);
-}
-
-static __always_inline int deliver6(struct __sk_buff *skb, struct packet *p,
-                                    const struct packet6 *x, const struct route *r, __u32 vni,
-                                    __u32 hash)
-{
-	struct node *node;
-
-	if (r->hop == HOP_LOCAL && r->ep)
-		return to_endpoint(skb, p, r->ep);
-	if (r->hop == HOP_HOST)
-		return to_own_host(skb, p);
-	if (r->hop == HOP_WORLD)
-		return TC_ACT_OK;
-	node = node_by_id(r->hop);
-	return node
-	           ? tunnel_wrap(skb, p, node, vni, hash, ETH_HLEN + x->h.l4, bpf_htons(ETH_P_IPV6))
-	           : DROP(p, DROP_NO_TUNNEL_ENDPOINT);
-}
-
 /* Takes the tunnel's headers off an IPv6 packet. The kernel must learn what it is
  * now; where stripping cannot tell it (before Linux 6.3), turning the outer
  * header, which goes anyway, into one of IPv6 does. */

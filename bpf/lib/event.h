@@ -4,6 +4,7 @@
 #include "config.h"
 #include "drop.h"
 #include "packet6.h"
+#include "scratch.h"
 #include "types.h"
 
 struct metric {
@@ -179,14 +180,12 @@ static __always_inline long long take_token(const struct packet *p, __u32 reason
 	return suppressed;
 }
 
-static __noinline void fill_event(struct event *e, const struct packet *p)
+static __always_inline void fill_event(struct event *e, const struct packet *p)
 {
-	struct packet6 *x = packet6_in_hand();
+	struct packet6 *x = p->v6 ? packet6_in_hand() : NULL;
 
-	if (!e || !p || !x)
-		return;
-	e->source = p->v6 ? x->t.saddr : addr4(p->t.saddr);
-	e->destination = p->v6 ? x->t.daddr : addr4(p->t.daddr);
+	e->source = x ? x->t.saddr : addr4(p->t.saddr);
+	e->destination = x ? x->t.daddr : addr4(p->t.daddr);
 	if (p->outer)
 		e->outer = addr4(p->outer);
 	e->source_id = p->src_id;
@@ -206,48 +205,55 @@ static __noinline void fill_event(struct event *e, const struct packet *p)
 	e->icmp_code = p->icmp_code;
 }
 
-static __noinline void emit(const struct packet *p, __u32 reason, __u8 type)
+/* Sends an event of the packet in hand. Global like the others below, so that the
+ * verifier walks it once and not again at every call. */
+__attribute__((noinline)) int emit(__u32 reason, __u32 type)
 {
+	struct packet *p = packet_in_hand();
 	struct event *e;
 	long long suppressed;
 
 	if (!p)
-		return;
+		return 0;
 	suppressed = take_token(p, reason ? reason : DROP_REASONS + type);
 	if (suppressed < 0)
-		return;
+		return 0;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e)
-		return;
+		return 0;
 	__builtin_memset(e, 0, sizeof(*e));
 	e->suppressed = suppressed;
 	e->type = type;
 	e->reason = reason;
 	fill_event(e, p);
 	bpf_ringbuf_submit(e, 0);
+	return 0;
 }
 
 /* Tells of a packet that passes, if somebody wants to hear it. */
-static __noinline void tell(const struct packet *p, __u64 packets)
+__attribute__((noinline)) int tell(__u64 packets)
 {
+	struct packet *p = packet_in_hand();
 	struct watch *w = watch();
 
 	if (!p || !w)
-		return;
+		return 0;
 	if (p->opens && w->verdicts)
-		emit(p, DROP_NONE, EVENT_VERDICT);
+		emit(DROP_NONE, EVENT_VERDICT);
 	if (!(packets % TRACE_SAMPLE) && w->traces)
-		emit(p, DROP_NONE, EVENT_TRACE);
+		emit(DROP_NONE, EVENT_TRACE);
+	return 0;
 }
 
 /* Counts and reports what policy would have dropped if it were not audited. The
  * packet's own words are overwritten. */
-static __noinline void report_audited(struct packet *p)
+__attribute__((noinline)) int report_audited(void)
 {
+	struct packet *p = packet_in_hand();
 	__u32 dir;
 
 	if (!p)
-		return;
+		return 0;
 	for (dir = DIR_INGRESS; dir <= DIR_EGRESS; dir++) {
 		__u32 i = dir;
 		struct would_deny *w = bpf_map_lookup_elem(&would_deny, &i);
@@ -259,8 +265,9 @@ static __noinline void report_audited(struct packet *p)
 		p->origin = w->origin;
 		p->endpoint = w->endpoint;
 		count(p, AUDIT_POLICY_DENIED);
-		emit(p, AUDIT_POLICY_DENIED, EVENT_VERDICT);
+		emit(AUDIT_POLICY_DENIED, EVENT_VERDICT);
 	}
+	return 0;
 }
 
 /* The exit: a negative verdict is a drop with a reason. */
@@ -273,10 +280,10 @@ static __always_inline int finish(struct packet *p, int verdict)
 		reason = DROP_REWRITE_FAILED;
 	packets = count(p, reason);
 	if (unlikely(reason != DROP_NONE))
-		emit(p, reason, EVENT_DROP);
+		emit(reason, EVENT_DROP);
 	else if (unlikely(p->opens || !(packets % TRACE_SAMPLE)))
-		tell(p, packets);
+		tell(packets);
 	if (unlikely(p->audited))
-		report_audited(p);
+		report_audited();
 	return reason == DROP_NONE ? verdict : TC_ACT_SHOT;
 }

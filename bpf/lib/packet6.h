@@ -19,6 +19,18 @@ struct headers6 {
 	__u8 proto;     /* of what is at l4; of a later fragment not known */
 };
 
+/* How a packet leaves (leave6.h). */
+struct leaving6 {
+	__u32 hop;
+	__u32 vni;
+	__u32 hash;
+	__u32 ifindex; /* with HOP_LOCAL, and the addresses too */
+	__u8 pod_mac[ETH_ALEN];
+	__u8 host_mac[ETH_ALEN];
+	__u16 change; /* enum change6 */
+	__be16 port;  /* what that of the quoted packet's end becomes */
+};
+
 struct packet6 {
 	struct tuple6 t;   /* as it came */
 	struct tuple6 to;  /* as it goes on, or is judged */
@@ -27,9 +39,10 @@ struct packet6 {
 	struct tuple6 quoted; /* by an ICMPv6 error, seen from that packet's sender */
 	struct headers6 h;
 	struct headers6 inner; /* of the quoted packet */
-	struct addr peer;      /* of which policy is asked */
-	struct addr nat;       /* what an end of the quoted packet becomes */
-	__u16 payload;         /* bytes behind the IPv6 header */
+	struct leaving6 out;
+	struct addr peer; /* of which policy is asked */
+	struct addr nat;  /* what an end of the quoted packet becomes */
+	__u16 payload;    /* bytes behind the IPv6 header */
 	__u8 hop_limit;
 	__u8 control; /* neighbour discovery or multicast listeners */
 	__u8 head[L4_HEAD];

@@ -3,7 +3,6 @@
  * become is packet6's to, the other entry's key its after. */
 #pragma once
 #include "conntrack6.h"
-#include "deliver6.h"
 #include "nat6.h"
 #include "service6.h"
 #include "translate.h"

@@ -118,50 +118,57 @@ struct mss_option {
 };
 
 enum {
-	TCP_OPTIONS = 20, /* that are looked at */
+	TCP_OPTIONS = 20,     /* that are looked at */
+	TCP_OPTIONS_MAX = 40, /* bytes */
+	TCP_MASK = 127,       /* of an offset behind an option that begins in a header */
 };
 
-/* Lowers the segment size that a SYN offers to what fits the path, so that what
- * the other side sends needs no ICMP error. An option may start at an odd byte;
- * the checksum counts in words. off is where the TCP header is. Global: see
- * nat4_write. */
-__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 off, __u32 mss)
+/* Read anew each time: what the verifier learns of it would make states differ. */
+static __always_inline __u32 tcp_length(const struct tcphdr *tcp)
 {
-	__u32 check = off + __builtin_offsetof(struct tcphdr, check);
-	__u32 end, i;
+	return (READ_ONCE(tcp->offset) >> 4) * 4;
+}
+
+/* Lowers the segment size that a SYN offers to what fits the path, so that what
+ * the other side sends needs no ICMP error. l4 is where the TCP header is, at an even
+ * byte; an option may start at an odd one, and the checksum counts in words. Global:
+ * see nat4_write. */
+__attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 l4, __u32 mss)
+{
+	__u32 at = sizeof(struct tcphdr), i;
 	struct mss_option o;
 	struct tcphdr tcp;
 	__be16 from, to;
 
-	if (off > TUNNEL_INNER_MAX || bpf_skb_load_bytes(skb, off, &tcp, sizeof(tcp)))
+	if (bpf_skb_load_bytes(skb, l4, &tcp, sizeof(tcp)))
 		return 0;
-	end = off + (tcp.offset >> 4) * 4;
-	off += sizeof(tcp);
-	for (i = 0; i < TCP_OPTIONS && off + sizeof(o) <= end; i++) {
-		if (bpf_skb_load_bytes(skb, off, &o, sizeof(o)) || o.kind == TCP_OPTION_END)
+	for (i = 0; i < TCP_OPTIONS && at + sizeof(o) <= tcp_length(&tcp); i++) {
+		if (bpf_skb_load_bytes(skb, l4 + at, &o, sizeof(o)) || o.kind == TCP_OPTION_END)
 			return 0;
 		if (o.kind == TCP_OPTION_NOP) {
-			off++;
+			at++;
 			continue;
 		}
-		if (o.len < 2)
+		if (o.len < 2 || o.len > TCP_OPTIONS_MAX)
 			return 0;
 		if (o.kind == TCP_OPTION_MSS && o.len == TCP_OPTION_MSS_LEN)
 			break;
-		off += o.len;
+		/* It is never more; all sums look alike to the verifier. */
+		at = (at + o.len) & TCP_MASK;
 	}
-	if (i == TCP_OPTIONS || off + sizeof(o) > end || bpf_ntohs(o.mss) <= mss)
+	if (i == TCP_OPTIONS || at + sizeof(o) > tcp_length(&tcp) || bpf_ntohs(o.mss) <= mss)
 		return 0;
 	from = o.mss;
 	o.mss = bpf_htons(mss);
 	to = o.mss;
-	if (off & 1) {
+	if (at & 1) {
 		from = __builtin_bswap16(from);
 		to = __builtin_bswap16(to);
 	}
-	if (bpf_l4_csum_replace(skb, check, from, to, sizeof(to)))
+	if (bpf_l4_csum_replace(skb, l4 + __builtin_offsetof(struct tcphdr, check), from, to,
+	                        sizeof(to)))
 		return -1;
-	return bpf_skb_store_bytes(skb, off, &o, sizeof(o), 0) ? -1 : 0;
+	return bpf_skb_store_bytes(skb, l4 + at, &o, sizeof(o), 0) ? -1 : 0;
 }
 
 /* Wraps the packet, which is of proto and has its layer 4 at l4, and sends it to

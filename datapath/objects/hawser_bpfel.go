@@ -226,6 +226,17 @@ type HawserPacket6 struct {
 		More     uint8
 		Proto    uint8
 	}
+	Out struct {
+		_       structs.HostLayout
+		Hop     uint32
+		Vni     uint32
+		Hash    uint32
+		Ifindex uint32
+		PodMac  [6]uint8
+		HostMac [6]uint8
+		Change  uint16
+		Port    uint16
+	}
 	Peer     HawserAddr
 	Nat      HawserAddr
 	Payload  uint16
