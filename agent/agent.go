@@ -40,11 +40,7 @@ import (
 	"github.com/hawser-mesh/hawser/observe"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/policy"
-	"github.com/hawser-mesh/hawser/tunnel"
 )
-
-// minMTU6 is the least that IPv6 may count on (RFC 8200).
-const minMTU6 = 1280
 
 // Agent is the agent of one node.
 type Agent struct {
@@ -143,8 +139,8 @@ func (a *Agent) openKernel() error {
 		return fmt.Errorf("--node-address %s: device %s has %v", a.cfg.NodeAddress, underlay.Name, underlay.Addrs)
 	}
 	a.mtu = underlay.MTU
-	if mtu := underlay.MTU - tunnel.VXLANOverhead4; a.cfg.PodCIDR6.IsValid() && mtu < minMTU6 {
-		return fmt.Errorf("--underlay-device %s: its MTU of %d leaves %d in the tunnel, and IPv6 needs %d: raise it, or give pods no IPv6 range", underlay.Name, underlay.MTU, mtu, minMTU6)
+	if err := a.cfg.checkMTU(underlay); err != nil {
+		return err
 	}
 	if a.space, err = identity.NewSpace(a.cfg.ClusterBits); err != nil {
 		return err

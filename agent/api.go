@@ -197,9 +197,6 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		PodMtu:   uint32(a.endpoints.podMTU()),
 		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled,
 	}
-	for _, p := range a.cfg.podCIDRs() {
-		r.PodCidrs = append(r.PodCidrs, p.String())
-	}
 	if end, ok := a.cfg.certificates()["node"]; ok {
 		r.CertificateExpiresAt = end.UnixNano()
 	}

@@ -116,31 +116,6 @@ func parseUpstream(s string) (netip.AddrPort, error) {
 	return ap, nil
 }
 
-// podCIDRs are the ranges of the node's pods, IPv4 first.
-func (c *Config) podCIDRs() []netip.Prefix {
-	if !c.PodCIDR6.IsValid() {
-		return []netip.Prefix{c.PodCIDR}
-	}
-	return []netip.Prefix{c.PodCIDR, c.PodCIDR6}
-}
-
-// nodeAddress6 is the node's own IPv6 address, the first of its pods' range; the
-// zero Addr without one. Tunnels have none: they are IPv4.
-func (c *Config) nodeAddress6() netip.Addr {
-	if !c.PodCIDR6.IsValid() {
-		return netip.Addr{}
-	}
-	return c.PodCIDR6.Masked().Addr().Next()
-}
-
-// sourceOf is the node's own address of the family of a prefix.
-func (c *Config) sourceOf(p netip.Prefix) netip.Addr {
-	if p.Addr().Is4() {
-		return c.NodeAddress
-	}
-	return c.nodeAddress6()
-}
-
 // Validate says what is wrong, all problems joined.
 func (c *Config) Validate() error {
 	var errs []error
@@ -159,22 +134,7 @@ func (c *Config) Validate() error {
 	if !c.NodeAddress.Is4() {
 		errs = append(errs, fmt.Errorf("--node-address %q: must be an IPv4 address of the underlay device", c.NodeAddress))
 	}
-	switch {
-	case !c.PodCIDR.IsValid():
-	case !c.PodCIDR.Addr().Is4():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: must be an IPv4 prefix", c.PodCIDR))
-	case c.PodCIDR != c.PodCIDR.Masked():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", c.PodCIDR, c.PodCIDR.Masked()))
-	}
-	switch p := c.PodCIDR6; {
-	case !p.IsValid():
-	case !p.Addr().Is6() || p.Addr().Is4In6() || !p.Addr().IsGlobalUnicast():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: must be a range of the cluster's IPv6 pod ranges", p))
-	case !c.PodCIDR.IsValid():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: an IPv4 range is needed too", p))
-	case p != p.Masked():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", p, p.Masked()))
-	}
+	errs = append(errs, c.validatePodCIDRs()...)
 	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
 )
@@ -106,6 +107,22 @@ func TestConfigOfTwoFamilies(t *testing.T) {
 	c := Config{PodCIDR6: netip.MustParsePrefix("fd00:1::/64")}
 	if err := c.Validate(); !strings.Contains(err.Error(), "an IPv4 range is needed too") {
 		t.Errorf("IPv6 alone: %v", err)
+	}
+}
+
+func TestIPv6NeedsItsMTU(t *testing.T) {
+	c := Config{PodCIDR: netip.MustParsePrefix("10.1.1.0/24")}
+	small := netdev.Device{Name: "eth0", MTU: 1329}
+	if err := c.checkMTU(small); err != nil {
+		t.Errorf("IPv4 alone: %v", err)
+	}
+	c.PodCIDR6 = netip.MustParsePrefix("fd00:1::/64")
+	if err := c.checkMTU(small); err == nil || !strings.Contains(err.Error(), "leaves 1279 in the tunnel") {
+		t.Errorf("too small: %v", err)
+	}
+	small.MTU++
+	if err := c.checkMTU(small); err != nil {
+		t.Errorf("just enough: %v", err)
 	}
 }
 

@@ -34,21 +34,21 @@ func TestDestroy(t *testing.T) {
 	}
 	for _, network := range []string{"tcp4", "udp4", "tcp6", "udp6"} {
 		t.Run(network, func(t *testing.T) {
-			addr, any := "", "127.0.0.1:0"
+			addr, free := "", "127.0.0.1:0"
 			if network[3] == '6' {
-				any = "[::1]:0"
+				free = "[::1]:0"
 			}
 			if network[:3] == "tcp" {
 				var lc net.ListenConfig
 				lc.SetMultipathTCP(false)
-				lis, err := lc.Listen(t.Context(), network, any)
+				lis, err := lc.Listen(t.Context(), network, free)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer lis.Close()
 				addr = lis.Addr().String()
 			} else {
-				lis, err := net.ListenPacket(network, any)
+				lis, err := net.ListenPacket(network, free)
 				if err != nil {
 					t.Fatal(err)
 				}
