@@ -194,7 +194,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Cluster: a.cfg.Cluster, Node: a.cfg.Node, Version: version.String(), StartedAt: a.started.UnixNano(),
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
 		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
-		PodMtu:   uint32(a.endpoints.podMTU()),
+		PodCidrs: a.cfg.podCIDRTexts(), PodMtu: uint32(a.endpoints.podMTU()),
 		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled,
 	}
 	if end, ok := a.cfg.certificates()["node"]; ok {
