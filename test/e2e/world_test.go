@@ -65,6 +65,12 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := lab.NewSpec(name, 1, 2)
 		s.Agent = map[string]string{"pod-cidr": ""}
 		return s, lab.Options{}, nil
+	case "young": // the same with IPv6, and room for two pods on each node
+		s := lab.NewSpec(name, 1, 2)
+		s.IPv6 = true
+		s.Agent = map[string]string{"pod-cidr": ""}
+		s.APIServer = map[string]string{"pod-cidr-size-ipv6": "126"}
+		return s, lab.Options{}, nil
 	case "nine", "ten": // two clusters of one node with ids above 255, the demo
 		s := lab.NewSpec(name, 2, 1)
 		s.ClusterBits, s.Clusters[0].ID, s.Clusters[1].ID = 9, 300, 511
@@ -83,7 +89,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, given, nine, ten, ipv6 or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, given, young, nine, ten, ipv6 or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -100,7 +106,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|given|nine|ten|ipv6|brief|down")
+		return "", usage("lab demo|pair|shared|alone|given|young|nine|ten|ipv6|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
