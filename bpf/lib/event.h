@@ -180,10 +180,13 @@ static __always_inline long long take_token(const struct packet *p, __u32 reason
 	return suppressed;
 }
 
-static __always_inline void fill_event(struct event *e, const struct packet *p)
+static __noinline void fill_event(struct event *e, const struct packet *p)
 {
-	struct packet6 *x = p->v6 ? packet6_in_hand() : NULL;
+	struct packet6 *x;
 
+	if (!e || !p)
+		return;
+	x = p->v6 ? packet6_in_hand() : NULL;
 	e->source = x ? x->t.saddr : addr4(p->t.saddr);
 	e->destination = x ? x->t.daddr : addr4(p->t.daddr);
 	if (p->outer)

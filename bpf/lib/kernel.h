@@ -122,6 +122,10 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+enum {
+	AF_INET6 = 10,
+};
+
 /* What the cgroup hooks of sockets see. */
 struct bpf_sock_addr {
 	__u32 user_family;

@@ -4,8 +4,11 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/hawser-mesh/hawser/datapath/maps"
 )
@@ -74,22 +77,23 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 		TCP: ticks(cfg.TCP), HalfOpen: ticks(cfg.HalfOpen),
 		Closing: ticks(cfg.Closing), Other: ticks(cfg.Other),
 	}
-	if _, _, err := maps.CollectConntrack(d.maps.Ct4Open, timeouts, now); err != nil {
-		return shrink, err
-	}
-	seen, deleted, err := maps.CollectConntrack(d.maps.Ct4, timeouts, now)
-	if err != nil {
+	_, _, err1 := maps.CollectConntrack[maps.Tuple4](d.maps.Ct4Open, timeouts, now)
+	_, _, err2 := maps.CollectConntrack[maps.Tuple6](d.maps.Ct6Open, timeouts, now)
+	seen4, gone4, err3 := maps.CollectConntrack[maps.Tuple4](d.maps.Ct4, timeouts, now)
+	seen6, gone6, err4 := maps.CollectConntrack[maps.Tuple6](d.maps.Ct6, timeouts, now)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return shrink, err
 	}
 	if _, _, err := maps.CollectMasquerade(d.maps.Snat4, d.maps.Ct4, d.maps.Ct4Open, timeouts.Closing, now); err != nil {
 		return shrink, err
 	}
-	if fill := float64(seen-deleted) / float64(d.maps.Ct4.MaxEntries()); fill < pressureFill {
+	fill := func(flows int, m *ebpf.Map) float64 { return float64(flows) / float64(m.MaxEntries()) }
+	if max(fill(seen4-gone4, d.maps.Ct4), fill(seen6-gone6, d.maps.Ct6)) < pressureFill {
 		return 1, nil
 	}
 	if shrink == 1 {
-		d.log.Warn("conntrack is nearly full, timeouts shrink", "flows", seen-deleted,
-			"room", d.maps.Ct4.MaxEntries())
+		d.log.Warn("conntrack is nearly full, timeouts shrink", "flows", seen4-gone4, "room", d.maps.Ct4.MaxEntries(),
+			"flows6", seen6-gone6, "room6", d.maps.Ct6.MaxEntries())
 	}
 	return min(shrink*2, pressureShrink), nil
 }

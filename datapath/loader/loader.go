@@ -128,6 +128,8 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		FromPod: progs["from_pod"], FromPod6: progs["from_pod6"],
 		SockClosed4: progs["sock_closed4"], SockConnect4: progs["sock_connect4"], SockPeername4: progs["sock_peername4"],
 		SockRecvmsg4: progs["sock_recvmsg4"], SockSendmsg4: progs["sock_sendmsg4"],
+		SockConnect6: progs["sock_connect6"], SockPeername6: progs["sock_peername6"],
+		SockRecvmsg6: progs["sock_recvmsg6"], SockSendmsg6: progs["sock_sendmsg6"],
 	}
 	return nil
 }

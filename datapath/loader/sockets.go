@@ -25,6 +25,10 @@ func socketPrograms() map[string]ebpf.AttachType {
 		"sock_sendmsg4":  ebpf.AttachCGroupUDP4Sendmsg,
 		"sock_recvmsg4":  ebpf.AttachCGroupUDP4Recvmsg,
 		"sock_peername4": ebpf.AttachCgroupInet4GetPeername,
+		"sock_connect6":  ebpf.AttachCGroupInet6Connect,
+		"sock_sendmsg6":  ebpf.AttachCGroupUDP6Sendmsg,
+		"sock_recvmsg6":  ebpf.AttachCGroupUDP6Recvmsg,
+		"sock_peername6": ebpf.AttachCgroupInet6GetPeername,
 		"sock_closed4":   ebpf.AttachCgroupInetSockRelease,
 	}
 }
@@ -75,6 +79,8 @@ func (d *Datapath) AttachSockets(cgroup string) error {
 	progs := map[string]*ebpf.Program{
 		"sock_connect4": d.progs.SockConnect4, "sock_sendmsg4": d.progs.SockSendmsg4,
 		"sock_recvmsg4": d.progs.SockRecvmsg4, "sock_peername4": d.progs.SockPeername4,
+		"sock_connect6": d.progs.SockConnect6, "sock_sendmsg6": d.progs.SockSendmsg6,
+		"sock_recvmsg6": d.progs.SockRecvmsg6, "sock_peername6": d.progs.SockPeername6,
 		"sock_closed4": d.progs.SockClosed4,
 	}
 	for name, at := range socketPrograms() {

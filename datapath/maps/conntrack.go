@@ -23,16 +23,16 @@ const ProtocolTCP = 6
 
 // Expired reports whether a flow has been silent for too long. Jiffies wrap: an
 // entry touched after now was read is not old.
-func (t Timeouts) Expired(k Tuple4, e CTEntry, now uint32) bool {
+func (t Timeouts) Expired(protocol uint8, e CTEntry, now uint32) bool {
 	age := int32(now - e.LastSeen)
-	return age > 0 && uint32(age) > t.limit(k, e)
+	return age > 0 && uint32(age) > t.limit(protocol, e)
 }
 
-func (t Timeouts) limit(k Tuple4, e CTEntry) uint32 {
+func (t Timeouts) limit(protocol uint8, e CTEntry) uint32 {
 	if e.Flags&CTReplied == 0 {
 		return t.HalfOpen
 	}
-	if k.Protocol != ProtocolTCP {
+	if protocol != ProtocolTCP {
 		return t.Other
 	}
 	closed := CTFinForward | CTFinReply
@@ -45,14 +45,23 @@ func (t Timeouts) limit(k Tuple4, e CTEntry) uint32 {
 	return t.TCP
 }
 
+// FlowKey is a conntrack key, of IPv4 or IPv6.
+type FlowKey interface {
+	comparable
+	protocol() uint8
+}
+
+func (t Tuple4) protocol() uint8 { return t.Protocol }
+func (t Tuple6) protocol() uint8 { return t.Protocol }
+
 // CollectConntrack deletes expired flows and returns how many it saw and
 // deleted. It walks in batches and never holds up the datapath: an element is
 // read again right before it is deleted, and kept if it was used meanwhile.
-func CollectConntrack(m *ebpf.Map, t Timeouts, now uint32) (seen, deleted int, err error) {
-	var expired []Tuple4
-	err = DumpBatches(m, func(k Tuple4, e CTEntry) {
+func CollectConntrack[K FlowKey](m *ebpf.Map, t Timeouts, now uint32) (seen, deleted int, err error) {
+	var expired []K
+	err = DumpBatches(m, func(k K, e CTEntry) {
 		seen++
-		if t.Expired(k, e, now) {
+		if t.Expired(k.protocol(), e, now) {
 			expired = append(expired, k)
 		}
 	})
@@ -61,7 +70,7 @@ func CollectConntrack(m *ebpf.Map, t Timeouts, now uint32) (seen, deleted int, e
 	}
 	for _, k := range expired {
 		var e CTEntry
-		if err := m.Lookup(k, &e); err != nil || !t.Expired(k, e, now) {
+		if err := m.Lookup(k, &e); err != nil || !t.Expired(k.protocol(), e, now) {
 			continue
 		}
 		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

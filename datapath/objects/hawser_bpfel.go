@@ -384,9 +384,13 @@ const (
 	HawserProgFromPod6       = "from_pod6"
 	HawserProgSockClosed4    = "sock_closed4"
 	HawserProgSockConnect4   = "sock_connect4"
+	HawserProgSockConnect6   = "sock_connect6"
 	HawserProgSockPeername4  = "sock_peername4"
+	HawserProgSockPeername6  = "sock_peername6"
 	HawserProgSockRecvmsg4   = "sock_recvmsg4"
+	HawserProgSockRecvmsg6   = "sock_recvmsg6"
 	HawserProgSockSendmsg4   = "sock_sendmsg4"
+	HawserProgSockSendmsg6   = "sock_sendmsg6"
 	HawserVarCsum6Flag       = "csum6_flag"
 	HawserVarDecap6Flag      = "decap6_flag"
 	HawserVarEncapExtraFlags = "encap_extra_flags"
@@ -454,9 +458,13 @@ type HawserProgramSpecs struct {
 	FromPod6      *ebpf.ProgramSpec `ebpf:"from_pod6"`
 	SockClosed4   *ebpf.ProgramSpec `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
+	SockConnect6  *ebpf.ProgramSpec `ebpf:"sock_connect6"`
 	SockPeername4 *ebpf.ProgramSpec `ebpf:"sock_peername4"`
+	SockPeername6 *ebpf.ProgramSpec `ebpf:"sock_peername6"`
 	SockRecvmsg4  *ebpf.ProgramSpec `ebpf:"sock_recvmsg4"`
+	SockRecvmsg6  *ebpf.ProgramSpec `ebpf:"sock_recvmsg6"`
 	SockSendmsg4  *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
+	SockSendmsg6  *ebpf.ProgramSpec `ebpf:"sock_sendmsg6"`
 }
 
 // HawserMapSpecs contains maps before they are loaded into the kernel.
@@ -644,9 +652,13 @@ type HawserPrograms struct {
 	FromPod6      *ebpf.Program `ebpf:"from_pod6"`
 	SockClosed4   *ebpf.Program `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
+	SockConnect6  *ebpf.Program `ebpf:"sock_connect6"`
 	SockPeername4 *ebpf.Program `ebpf:"sock_peername4"`
+	SockPeername6 *ebpf.Program `ebpf:"sock_peername6"`
 	SockRecvmsg4  *ebpf.Program `ebpf:"sock_recvmsg4"`
+	SockRecvmsg6  *ebpf.Program `ebpf:"sock_recvmsg6"`
 	SockSendmsg4  *ebpf.Program `ebpf:"sock_sendmsg4"`
+	SockSendmsg6  *ebpf.Program `ebpf:"sock_sendmsg6"`
 }
 
 func (p *HawserPrograms) Close() error {
@@ -660,9 +672,13 @@ func (p *HawserPrograms) Close() error {
 		p.FromPod6,
 		p.SockClosed4,
 		p.SockConnect4,
+		p.SockConnect6,
 		p.SockPeername4,
+		p.SockPeername6,
 		p.SockRecvmsg4,
+		p.SockRecvmsg6,
 		p.SockSendmsg4,
+		p.SockSendmsg6,
 	)
 }
 

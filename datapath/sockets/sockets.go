@@ -31,7 +31,8 @@ const (
 	idleStates = 1<<6 | 1<<7 | 1<<10 | 1<<12
 )
 
-// Destroy ends the sockets with these cookies in the current network namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
+// Destroy ends the IPv4 and IPv6 sockets with these cookies in the current network
+// namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
 // there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
 // EOPNOTSUPP.
 func Destroy(cookies map[uint64]struct{}) (n int, err error) {
@@ -39,15 +40,16 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 		return 0, nil
 	}
 	for _, k := range []kind{
-		{unix.AF_INET, unix.IPPROTO_TCP}, {unix.AF_INET, unix.IPPROTO_UDP}, {unix.AF_INET6, unix.IPPROTO_TCP}, {unix.AF_INET6, unix.IPPROTO_UDP},
+		{unix.AF_INET, unix.IPPROTO_TCP}, {unix.AF_INET, unix.IPPROTO_UDP},
+		{unix.AF_INET6, unix.IPPROTO_TCP}, {unix.AF_INET6, unix.IPPROTO_UDP},
 	} {
-		ids, lerr := k.list()
+		ids, lerr := list(k)
 		err = errors.Join(err, lerr)
 		for _, id := range ids {
 			if _, doomed := cookies[cookie(id)]; !doomed {
 				continue
 			}
-			derr := k.destroy(id)
+			derr := destroy(k, id)
 			if errors.Is(derr, unix.ENOENT) {
 				continue // it went meanwhile
 			}
@@ -59,26 +61,27 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 	return n, err
 }
 
-// kind is the family of sockets, which for one that speaks IPv4 may be IPv6, and
-// their protocol.
+// kind is which sockets a request is about.
 type kind struct{ family, proto uint8 }
+
+func (k kind) String() string { return fmt.Sprintf("family %d, protocol %d", k.family, k.proto) }
 
 func cookie(id []byte) uint64 { return binary.NativeEndian.Uint64(id[idCookie:]) }
 
 // list returns the ids of all sockets of a kind.
-func (k kind) list() ([][]byte, error) {
+func list(k kind) ([][]byte, error) {
 	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	states := uint32(allStates)
 	if k.proto == unix.IPPROTO_TCP {
 		states &^= idleStates
 	}
-	req.AddRawData(k.request(states, nil))
+	req.AddRawData(request(k, states, nil))
 	messages, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil // the protocol's module is not there, so it has no sockets
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list sockets of protocol %d: %w", k.proto, err)
+		return nil, fmt.Errorf("list sockets of %s: %w", k, err)
 	}
 	var ids [][]byte
 	for _, m := range messages {
@@ -89,16 +92,16 @@ func (k kind) list() ([][]byte, error) {
 	return ids, nil
 }
 
-func (k kind) destroy(id []byte) error {
+func destroy(k kind, id []byte) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	req.AddRawData(k.request(allStates, id))
+	req.AddRawData(request(k, allStates, id))
 	if _, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0); err != nil {
-		return fmt.Errorf("destroy socket of protocol %d: %w", k.proto, err)
+		return fmt.Errorf("destroy socket of %s: %w", k, err)
 	}
 	return nil
 }
 
-func (k kind) request(states uint32, id []byte) []byte {
+func request(k kind, states uint32, id []byte) []byte {
 	b := make([]byte, requestSize)
 	b[0], b[1] = k.family, k.proto
 	binary.NativeEndian.PutUint32(b[requestState:], states)

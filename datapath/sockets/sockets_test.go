@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -34,21 +35,19 @@ func TestDestroy(t *testing.T) {
 	}
 	for _, network := range []string{"tcp4", "udp4", "tcp6", "udp6"} {
 		t.Run(network, func(t *testing.T) {
-			addr, free := "", "127.0.0.1:0"
-			if network[3] == '6' {
-				free = "[::1]:0"
-			}
-			if network[:3] == "tcp" {
+			var addr string
+			host := map[bool]string{false: "127.0.0.1:0", true: "[::1]:0"}[strings.HasSuffix(network, "6")]
+			if strings.HasPrefix(network, "tcp") {
 				var lc net.ListenConfig
 				lc.SetMultipathTCP(false)
-				lis, err := lc.Listen(t.Context(), network, free)
+				lis, err := lc.Listen(t.Context(), network, host)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer lis.Close()
 				addr = lis.Addr().String()
 			} else {
-				lis, err := net.ListenPacket(network, free)
+				lis, err := net.ListenPacket(network, host)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -160,6 +160,9 @@ func meanings() map[string]string {
 		"unrelated icmp error":        "an ICMP error about a flow that is not known",
 		"ip options":                  "an IPv4 header with options, such as source routing",
 		"multicast":                   "multicast or broadcast",
+		"source route":                "an IPv6 routing header: a route that the sender chose",
+		"too many extension headers":  "an IPv6 packet with more extension headers than are walked (6)",
+		"router solicitation":         "a pod looks for an IPv6 router by itself; its addresses and routes come with its device, nobody answers (`net.ipv6.conf.all.accept_ra=0` in the pod stops it)",
 		"unknown rule set":            "the endpoint's rules are not in the kernel",
 		"rewrite failed":              "the kernel refused to change the packet",
 	}

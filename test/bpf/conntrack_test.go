@@ -69,13 +69,13 @@ func TestCollectExpired(t *testing.T) {
 		at      uint32
 		deleted int
 	}{{now + 90, 0}, {now + 500, 1}, {now + 900, 0}, {now + 2000, 1}} {
-		_, deleted, err := maps.CollectConntrack(h.d.Maps().Ct4, limits, step.at)
+		_, deleted, err := maps.CollectConntrack[maps.Tuple4](h.d.Maps().Ct4, limits, step.at)
 		if err != nil || deleted != step.deleted {
 			t.Errorf("%d jiffies later: %d deleted (%v), want %d", step.at-now, deleted, err, step.deleted)
 		}
 	}
 	old := maps.CTEntry{LastSeen: 5}
-	if limits.Expired(maps.Tuple4{}, old, 1) {
+	if limits.Expired(maps.ProtocolTCP, old, 1) {
 		t.Error("an entry touched after the clock was read is old")
 	}
 }

@@ -231,6 +231,12 @@ func (h *harness) world() *datapath.Tables {
 
 func key(prefix string) datapath.IPKey { return datapath.IPKey{Prefix: netip.MustParsePrefix(prefix)} }
 
+// hostKey is the ipcache's key of a host.
+func hostKey(p host) datapath.IPKey {
+	a := netip.MustParseAddr(p.ip)
+	return datapath.IPKey{Prefix: netip.PrefixFrom(a, a.BitLen())}
+}
+
 func (h *harness) ifindex(name string) (index uint32) {
 	h.in(func() error {
 		l, err := netlink.LinkByName(name)

@@ -15,11 +15,8 @@ const verifierLimit = 1_000_000
 // Every program stays well below the limit: other kernels walk the same program
 // by other ways.
 func TestVerifierHeadroom(t *testing.T) {
-	progs := newHarness(t).d.Programs()
-	for name, prog := range map[string]*ebpf.Program{
-		"from_pod": progs.FromPod, "from_overlay": progs.FromOverlay, "from_host": progs.FromHost,
-		"from_pod6": progs.FromPod6, "from_overlay6": progs.FromOverlay6, "from_host6": progs.FromHost6,
-	} {
+	h := newHarness(t)
+	for name, prog := range h.programs() {
 		info, err := prog.Info()
 		if err != nil {
 			t.Fatal(err)
@@ -32,5 +29,14 @@ func TestVerifierHeadroom(t *testing.T) {
 		if walked > verifierLimit/2 {
 			t.Errorf("%s: the verifier walks %d instructions, more than half of its limit", name, walked)
 		}
+	}
+}
+
+// programs are those that see packets.
+func (h *harness) programs() map[string]*ebpf.Program {
+	progs := h.d.Programs()
+	return map[string]*ebpf.Program{
+		"from_pod": progs.FromPod, "from_overlay": progs.FromOverlay, "from_host": progs.FromHost,
+		"from_pod6": progs.FromPod6, "from_overlay6": progs.FromOverlay6, "from_host6": progs.FromHost6,
 	}
 }

@@ -119,7 +119,13 @@ func TestIdentityUnknownYet(t *testing.T) {
 
 // An established flow lives by its cached verdict until an epoch moves.
 func TestEstablishedFlowIsJudgedAgain(t *testing.T) {
-	h := newHarness(t)
+	for _, f := range families() {
+		judgedAgain(t, newHarness(t), f.a, f.r)
+	}
+}
+
+func judgedAgain(t *testing.T, h *harness, podA, podR host) {
+	t.Helper()
 	allow := datapath.RuleSet{ID: 5, Egress: true, Entries: entries{
 		{Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 80}: {},
 	}}
@@ -147,7 +153,7 @@ func TestEstablishedFlowIsJudgedAgain(t *testing.T) {
 	h.passed(h.fromPod(podA, ack))
 	h.passed(h.fromOverlay(reply))
 	// Another identity behind the address is judged by its own rules.
-	h.tables.IPCache.Set(key(podR.ip+"/32"), datapath.IPEntry{Identity: idX, Tunnel: netip.MustParseAddr(node2)})
+	h.tables.IPCache.Set(hostKey(podR), datapath.IPEntry{Identity: idX, Tunnel: netip.MustParseAddr(node2)})
 	h.sync()
 	h.dropped(h.fromPod(podA, ack), maps.DropPolicyDenied)
 	// Another rule set with the endpoint's flows cached under the old one.

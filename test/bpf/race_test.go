@@ -43,8 +43,15 @@ func (h *harness) onCPU(cpu int, f func() error) error {
 // closes and opens: from when the kernel has been told that the flow is denied,
 // none of its packets passes (rule 5 of the flow cache).
 func TestRaceOfFlowCache(t *testing.T) {
+	for _, f := range families() {
+		raceOfFlowCache(t, f.a, f.b)
+	}
+}
+
+func raceOfFlowCache(t *testing.T, podA, podB host) {
+	t.Helper()
 	sizes := loader.SmallMaps()
-	sizes.HalfOpen = 64
+	sizes.HalfOpen, sizes.HalfOpen6 = 64, 64
 	h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits})
 	open := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{{Direction: datapath.Ingress, Identity: idA, Protocol: tcp, Port: 80}: {}}}
 	h.rules(podB, open)
@@ -90,8 +97,7 @@ func TestRaceOfFlowCache(t *testing.T) {
 	}
 	wg.Go(func() {
 		for !stop.Load() { // what user space may do at any time
-			k := maps.Tuple4{Source: addr(podA.ip).As4(), Destination: addr(podB.ip).As4(), SourcePort: maps.PortFrom(1000), DestPort: maps.PortFrom(80), Protocol: tcp}
-			_ = h.d.Maps().Ct4Open.Delete(k.FlowKey())
+			_ = h.forgetOpen(podA, podB, 1000, 80)
 			runtime.Gosched()
 		}
 		errs <- nil
@@ -127,6 +133,18 @@ func TestRaceOfFlowCache(t *testing.T) {
 	if passed.Load() < 100 || dropped.Load() < 100 || flips < 5 {
 		t.Error("too little happened to prove anything")
 	}
+}
+
+// forgetOpen deletes the half-open TCP flow of a to b, whose address is higher.
+func (h *harness) forgetOpen(a, b host, sport, dport uint16) error {
+	from, to := addr(a.ip), addr(b.ip)
+	if from.Is6() {
+		return h.d.Maps().Ct6Open.Delete(maps.Tuple6{
+			Source: from.As16(), Destination: to.As16(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp,
+		})
+	}
+	k := maps.Tuple4{Source: from.As4(), Destination: to.As4(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp}
+	return h.d.Maps().Ct4Open.Delete(k.FlowKey())
 }
 
 // A flood of SYNs, 120 % of conntrack, harms no flow that lives.
@@ -184,7 +202,8 @@ func TestConstantsLoad(t *testing.T) {
 			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
 				h := newHarnessWith(t, loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()})
 				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
-				for name, p := range map[string]*ebpf.Program{"from_pod": h.d.Programs().FromPod, "from_overlay": h.d.Programs().FromOverlay, "from_host": h.d.Programs().FromHost} {
+				h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
+				for name, p := range h.programs() {
 					info, err := p.Info()
 					if err != nil {
 						t.Fatal(err)

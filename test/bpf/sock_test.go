@@ -48,7 +48,11 @@ func ask(how string, to netip.AddrPort) (string, error) {
 	if how == "tcp" {
 		kind = unix.SOCK_STREAM
 	}
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	family := unix.AF_INET6
+	if to.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return "", err
 	}
@@ -56,7 +60,7 @@ func ask(how string, to netip.AddrPort) (string, error) {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
 		return "", err
 	}
-	sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	sa := sockaddr(to)
 	if how == "sendmsg" {
 		if err := unix.Sendto(fd, []byte("x"), 0, sa); err != nil {
 			return "", err
@@ -80,8 +84,23 @@ func ask(how string, to netip.AddrPort) (string, error) {
 			return "", err
 		}
 	}
-	p := peer.(*unix.SockaddrInet4)
-	return fmt.Sprintf("%s from %s", buf[:n], netip.AddrPortFrom(netip.AddrFrom4(p.Addr), uint16(p.Port))), nil
+	return fmt.Sprintf("%s from %s", buf[:n], addrPort(peer)), nil
+}
+
+// sockaddr is an address for a socket of its family; a mapped one is for IPv6.
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	if p, ok := sa.(*unix.SockaddrInet4); ok {
+		return netip.AddrPortFrom(netip.AddrFrom4(p.Addr), uint16(p.Port))
+	}
+	p := sa.(*unix.SockaddrInet6)
+	return netip.AddrPortFrom(netip.AddrFrom16(p.Addr), uint16(p.Port))
 }
 
 // cgroup makes a cgroup and puts the socket programs on it.
@@ -159,11 +178,11 @@ func (h *harness) answers(at string) {
 		}
 		var lc net.ListenConfig
 		lc.SetMultipathTCP(false)
-		lis, err := lc.Listen(h.t.(*testing.T).Context(), "tcp4", at)
+		lis, err := lc.Listen(h.t.(*testing.T).Context(), "tcp", at)
 		if err != nil {
 			return err
 		}
-		pc, err := lc.ListenPacket(h.t.(*testing.T).Context(), "udp4", at)
+		pc, err := lc.ListenPacket(h.t.(*testing.T).Context(), "udp", at)
 		if err != nil {
 			return err
 		}
@@ -254,5 +273,51 @@ func TestSocketsLeaveIdleServices(t *testing.T) {
 		if got != "network is unreachable" {
 			t.Errorf("way %d: saw %q", i, got)
 		}
+	}
+}
+
+// IPv6 sockets reach IPv6 services, and IPv4 services by mapped addresses.
+func TestIPv6SocketsReachServices(t *testing.T) {
+	h := newHarness(t)
+	dir := h.cgroup()
+	h.answers("127.0.0.1:8080")
+	h.answers("[::1]:8080")
+	mapped := "::ffff:" + vip
+	for _, proto := range []uint8{tcp, udp} {
+		for vip, backend := range map[string]string{vip: "127.0.0.1", vip6: "::1", idle6: "127.0.0.1"} {
+			h.tables.Frontends.Set(datapath.FrontendKey{Addr: netip.MustParseAddr(vip), Port: 80, Protocol: proto}, datapath.Frontend{
+				Service: 1, Backends: []datapath.Backend{{Addr: netip.MustParseAddr(backend), Port: 8080}},
+			})
+		}
+	}
+	h.sync()
+	for _, c := range []struct{ ask, shown, answer string }{
+		{"[" + vip6 + "]:80", "[" + vip6 + "]:80", "[::1]:8080"},
+		{"[" + mapped + "]:80", "[" + mapped + "]:80", "127.0.0.1:8080"},
+		{"[::1]:8080", "[::1]:8080", "[::1]:8080"},
+	} {
+		for i, got := range h.asks(dir, "tcp="+c.ask, "udp="+c.ask, "sendmsg="+c.ask) {
+			if want := c.answer + " from " + c.shown; got != want {
+				t.Errorf("%s, way %d: saw %q, want %q", c.ask, i, got, want)
+			}
+		}
+	}
+	// A backend of the other family cannot take the connection.
+	for i, got := range h.asks(dir, "tcp=["+idle6+"]:80", "sendmsg=["+idle6+"]:80") {
+		if got != "network is unreachable" {
+			t.Errorf("way %d: saw %q", i, got)
+		}
+	}
+	peers, err := maps.Dump[maps.SockKey, maps.SockPeer](h.d.Maps().SockPeers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range peers {
+		if v.Flags&maps.SockConnected != 0 {
+			t.Errorf("%+v: %+v: the connected ones are closed", k, v)
+		}
+	}
+	if len(peers) != 2 {
+		t.Errorf("%d sockets, want those that sent", len(peers))
 	}
 }
