@@ -171,3 +171,20 @@ func TestRangesOfTwoFamilies(t *testing.T) {
 		t.Errorf("record %v", r)
 	}
 }
+
+// A workload with an address of each family is one.
+func TestWorkloadsAreCountedOnce(t *testing.T) {
+	row := func(ip, node, name string) stored[*keyspacev1.IPEntry] {
+		return stored[*keyspacev1.IPEntry]{
+			key: kvstore.NewKey(kvstore.State, "east", kvstore.KindIP, ip),
+			msg: &keyspacev1.IPEntry{Prefix: ip, Node: node, Namespace: "demo", Workload: name},
+		}
+	}
+	got := countWorkloads([]stored[*keyspacev1.IPEntry]{
+		row("10.1.1.2/32", "n1", "a"), row("fd00:1::2/128", "n1", "a"), row("10.1.1.3/32", "n1", "b"),
+		row("10.1.2.2/32", "n2", "a"), row("10.1.2.3/32", "n2", ""), row("10.1.2.4/32", "n2", ""),
+	})
+	if got[[2]string{"east", "n1"}] != 2 || got[[2]string{"east", "n2"}] != 3 {
+		t.Errorf("counted %v", got)
+	}
+}
