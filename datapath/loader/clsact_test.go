@@ -63,8 +63,8 @@ func TestSettle(t *testing.T) {
 	}
 	serve(t, w.pods[1], 8080)
 	c := dial(t, w.pods[0], ips(1), 8080)
-	_, gone := newPod(t, w.nodes[0], 12, "10.1.0.9")
-	_, last := newPod(t, w.nodes[0], 13, "10.1.0.10")
+	_, gone := newPod(t, w.nodes[0], 12, "10.1.0.9", "fd00:10:1::9")
+	_, last := newPod(t, w.nodes[0], 13, "10.1.0.10", "fd00:10:1::10")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	inNS(t, w.nodes[0].ns, func() error {

@@ -28,7 +28,10 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 )
 
-const podNet = "10.0.0.0/8"
+const (
+	podNet  = "10.0.0.0/8"
+	podNet6 = "fd00::/16"
+)
 
 // agent is what an agent's datapath is made of.
 type agent struct {
@@ -50,7 +53,7 @@ func startAgentWith(t *testing.T, attach string, nd *node, tables *datapath.Tabl
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	inNS(t, nd.ns, func() (err error) {
 		a.d, err = loader.Open(loader.Config{
-			PinPath: nd.pin, BPFFS: nd.fs, UnderlayDevice: "eth0", NodeAddr: nd.addr,
+			PinPath: nd.pin, BPFFS: nd.fs, UnderlayDevice: "eth0", NodeAddr: nd.addr, NodeAddr6: nd.addr6,
 			MapSizes: loader.SmallMaps(), Attach: attach,
 		}, log)
 		if err != nil {
@@ -112,6 +115,8 @@ type world struct {
 
 func ips(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("10.%d.0.5", n+1)) }
 
+func ip6s(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd00:10:%d::5", n+1)) }
+
 func ident(n int) identity.Number { return identity.Number(1<<16 + 300 + n) }
 
 func newWorld(t *testing.T) *world { return newWorldWith(t, "") }
@@ -122,7 +127,7 @@ func newWorldWith(t *testing.T, attach string) *world {
 	fabric := newFabric(t)
 	for i := range w.nodes {
 		w.nodes[i] = newNode(t, fabric, i+1, podNet)
-		w.pods[i], w.eps[i] = newPod(t, w.nodes[i], uint16(i+10), ips(i).String())
+		w.pods[i], w.eps[i] = newPod(t, w.nodes[i], uint16(i+10), ips(i).String(), ip6s(i).String())
 		w.eps[i].Identity = ident(i)
 	}
 	for i := range w.nodes {
@@ -151,20 +156,24 @@ func (w *world) tables(i int) *datapath.Tables {
 	tb.Nodes.Set(w.nodes[other].addr, datapath.Node{Tunnel: w.nodes[other].addr, ClusterID: 1})
 	for n := range w.nodes {
 		tb.Identities.Set(ident(n), datapath.Identity{Number: ident(n), ClusterID: 1})
-		host := datapath.IPKey{Prefix: netip.PrefixFrom(w.nodes[n].addr, 32)}
-		pod := datapath.IPKey{Prefix: netip.PrefixFrom(ips(n), 32)}
-		if n == i {
-			tb.IPCache.Set(host, datapath.IPEntry{Identity: identity.Host, Flags: datapath.IPHost})
-			tb.IPCache.Set(pod, datapath.IPEntry{Identity: ident(n)})
-			continue
+		var tunnel netip.Addr
+		hostIs := datapath.IPEntry{Identity: identity.Host, Flags: datapath.IPHost}
+		if n != i {
+			tunnel = w.nodes[n].addr
+			hostIs = datapath.IPEntry{Identity: identity.RemoteNode, Tunnel: tunnel, Flags: datapath.IPRemoteNode}
 		}
-		tunnel := w.nodes[n].addr
-		tb.IPCache.Set(host, datapath.IPEntry{
-			Identity: identity.RemoteNode, Tunnel: tunnel, Flags: datapath.IPRemoteNode,
-		})
-		tb.IPCache.Set(pod, datapath.IPEntry{Identity: ident(n), Tunnel: tunnel})
+		for _, a := range []netip.Addr{w.nodes[n].addr, w.nodes[n].addr6} {
+			tb.IPCache.Set(single(a), hostIs)
+		}
+		for _, a := range []netip.Addr{ips(n), ip6s(n)} {
+			tb.IPCache.Set(single(a), datapath.IPEntry{Identity: ident(n), Tunnel: tunnel})
+		}
 	}
 	return tb
+}
+
+func single(a netip.Addr) datapath.IPKey {
+	return datapath.IPKey{Prefix: netip.PrefixFrom(a, a.BitLen())}
 }
 
 // serve answers each line with itself, on TCP, in a namespace.
@@ -172,7 +181,7 @@ func serve(t *testing.T, ns netns.NsHandle, port int) {
 	t.Helper()
 	var l net.Listener
 	inNS(t, ns, func() (err error) {
-		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
+		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
 		return err
 	})
 	t.Cleanup(func() { _ = l.Close() })
@@ -191,7 +200,7 @@ func dial(t *testing.T, ns netns.NsHandle, to netip.Addr, port uint16) net.Conn 
 	t.Helper()
 	var c net.Conn
 	inNS(t, ns, func() (err error) {
-		c, err = net.DialTimeout("tcp4", netip.AddrPortFrom(to, port).String(), 5*time.Second)
+		c, err = net.DialTimeout("tcp", netip.AddrPortFrom(to, port).String(), 5*time.Second)
 		return err
 	})
 	t.Cleanup(func() { _ = c.Close() })
@@ -218,6 +227,10 @@ func echo(c net.Conn, text string, timeout time.Duration) error {
 // ping sends an ICMP echo and waits for its answer.
 func ping(t *testing.T, ns netns.NsHandle, to netip.Addr) {
 	t.Helper()
+	if to.Is6() {
+		ping6(t, ns, to)
+		return
+	}
 	var c net.Conn
 	inNS(t, ns, func() (err error) {
 		c, err = net.Dial("ip4:icmp", to.String())

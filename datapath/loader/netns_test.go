@@ -3,6 +3,7 @@
 package loader_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -20,6 +21,9 @@ import (
 
 // gateway is what pods have as default route; the programs answer ARP for it.
 const gateway = "169.254.1.1"
+
+// gateway6 is the same for IPv6, by neighbour discovery.
+const gateway6 = "fe80::1"
 
 // overhead is what VXLAN adds to a packet.
 const overhead = 50
@@ -107,10 +111,11 @@ func setAddr(dev, a string) error {
 // node is a namespace with an underlay device on the fabric's bridge, and the
 // host veth.
 type node struct {
-	ns   netns.NsHandle
-	addr netip.Addr
-	pin  string
-	fs   string
+	ns    netns.NsHandle
+	addr  netip.Addr
+	addr6 netip.Addr // in the mesh
+	pin   string
+	fs    string
 }
 
 func newFabric(t *testing.T) netns.NsHandle {
@@ -131,7 +136,8 @@ func newNode(t *testing.T, fabric netns.NsHandle, n int, podNet string) *node {
 	fs := filepath.Join(t.TempDir(), "bpf")
 	nd := &node{
 		ns: newNS(t), addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}),
-		fs: fs, pin: filepath.Join(fs, fmt.Sprintf("node%d", n)),
+		addr6: netip.MustParseAddr(fmt.Sprintf("fd00:10:%d::1", n)),
+		fs:    fs, pin: filepath.Join(fs, fmt.Sprintf("node%d", n)),
 	}
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	inNS(t, fabric, func() error {
@@ -170,19 +176,36 @@ func newNode(t *testing.T, fabric netns.NsHandle, n int, podNet string) *node {
 		if err != nil {
 			return err
 		}
-		return netlink.RouteAdd(&netlink.Route{
+		_, dst6, err := net.ParseCIDR(podNet6)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.RouteAdd(&netlink.Route{
 			LinkIndex: host.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK, Src: nd.addr.AsSlice(),
-		})
+		}), setAddr6("hawser_host", nd.addr6), netlink.RouteAdd(&netlink.Route{
+			LinkIndex: host.Attrs().Index, Dst: dst6, Src: nd.addr6.AsSlice(),
+		}))
 	})
 	return nd
 }
 
+// setAddr6 gives a device an IPv6 address that can be used at once.
+func setAddr6(dev string, a netip.Addr) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	with := addr(a.String() + "/128")
+	with.Flags = unix.IFA_F_NODAD
+	return netlink.AddrAdd(l, with)
+}
+
 // newPod makes a pod on the node, as the CNI plugin does, and its endpoint row.
-func newPod(t *testing.T, nd *node, id uint16, ip string) (netns.NsHandle, datapath.Endpoint) {
+func newPod(t *testing.T, nd *node, id uint16, ip, ip6 string) (netns.NsHandle, datapath.Endpoint) {
 	t.Helper()
 	ns := newNS(t)
 	ep := datapath.Endpoint{
-		ID: id, Device: fmt.Sprintf("pod%d", id), Addrs: []netip.Addr{netip.MustParseAddr(ip)},
+		ID: id, Device: fmt.Sprintf("pod%d", id), Addrs: []netip.Addr{netip.MustParseAddr(ip), netip.MustParseAddr(ip6)},
 	}
 	inNS(t, nd.ns, func() error {
 		if err := veth(ep.Device, "eth0", ns, 1500); err != nil {
@@ -208,7 +231,7 @@ func newPod(t *testing.T, nd *node, id uint16, ip string) (netns.NsHandle, datap
 			return err
 		}
 		copy(ep.PodMAC[:], l.Attrs().HardwareAddr)
-		return netlink.RouteAdd(podRoute(l))
+		return errors.Join(netlink.RouteAdd(podRoute(l)), setAddr6("eth0", netip.MustParseAddr(ip6)), netlink.RouteAdd(podRoute6(l)))
 	})
 	return ns, ep
 }
@@ -218,6 +241,14 @@ func podRoute(l netlink.Link) *netlink.Route {
 	_, all, _ := net.ParseCIDR("0.0.0.0/0")
 	return &netlink.Route{
 		LinkIndex: l.Attrs().Index, Dst: all, Gw: net.ParseIP(gateway),
+		Flags: int(netlink.FLAG_ONLINK), MTU: 1500 - overhead,
+	}
+}
+
+func podRoute6(l netlink.Link) *netlink.Route {
+	_, all, _ := net.ParseCIDR("::/0")
+	return &netlink.Route{
+		LinkIndex: l.Attrs().Index, Dst: all, Gw: net.ParseIP(gateway6),
 		Flags: int(netlink.FLAG_ONLINK), MTU: 1500 - overhead,
 	}
 }

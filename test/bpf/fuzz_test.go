@@ -51,6 +51,11 @@ type seen struct {
 	proto        byte
 	sport, dport uint16
 	later        bool
+
+	// With IPv6:
+	routed bool   // it has a routing header
+	kind   uint8  // of ICMPv6
+	quoted []byte // by ICMPv6
 }
 
 func look(p []byte) (s seen, ok bool) {
@@ -97,6 +102,14 @@ func TestFuzzPrograms(t *testing.T) {
 			h.plain(segment(self, vip, 1000, 80, "S")), h.plain(datagram(self, podR.ip, 1000, 80, 20)),
 		},
 	}
+	h.fuzz(t, seeds, mutate, wrong)
+}
+
+// fuzz hands each program mutated packets, and each verdict to the model.
+func (h *harness) fuzz(t *testing.T, seeds map[string][][]byte, mutate func(*rand.Rand, []byte) []byte,
+	wrong func(prog string, in []byte, act int, out []byte) string,
+) {
+	t.Helper()
 	progs := map[string]struct {
 		p   *ebpf.Program
 		dev string

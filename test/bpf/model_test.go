@@ -9,7 +9,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
@@ -42,7 +41,7 @@ const localPeer = 1
 // the reconciler, and compares the programs' verdict on every packet with the
 // model's, which knows neither.
 func TestProgramsAgreeWithModel(t *testing.T) {
-	const seeds, steps = 40, 18
+	const seeds, steps = 24, 18
 	cases, denied := 0, 0
 	h := newHarness(t)
 	for _, p := range []string{"10.1.0.0/16", "10.2.0.0/16", podB.ip + "/32"} {
@@ -80,6 +79,18 @@ func newJudged(t *testing.T, h *harness, seed uint64) *judged {
 }
 
 func workloadAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
+
+func workloadAddr6(i int) netip.Addr { return netip.AddrFrom16([16]byte{0: 0xFD, 1: 1, 15: byte(i)}) }
+
+// peers are the model's, and those that are in the mesh once more with an IPv6
+// address.
+func peers() (out []policymodel.Far) {
+	out = policymodel.Peers()
+	for i := range policymodel.Workloads {
+		out = append(out, policymodel.Far{ID: policymodel.Workload(i), Addr: workloadAddr6(i)})
+	}
+	return append(out, policymodel.Far{ID: identity.Host, Addr: addr(self6)}, policymodel.Far{ID: identity.RemoteNode, Addr: addr(node26)})
+}
 
 func (j *judged) change() {
 	i := j.w.IntN(policymodel.Workloads)
@@ -151,18 +162,21 @@ func (j *judged) publish() {
 	}
 	for i := range policymodel.Workloads {
 		n, a := policymodel.Workload(i), datapath.IPKey{Prefix: netip.PrefixFrom(workloadAddr(i), 32)}
+		a6 := datapath.IPKey{Prefix: netip.PrefixFrom(workloadAddr6(i), 128)}
 		if _, ok := j.m.Identities[n]; !ok {
 			j.tables.Identities.Delete(n)
 			j.tables.IPCache.Delete(a)
+			j.tables.IPCache.Delete(a6)
 			continue
 		}
 		j.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: 1})
 		if i != localPeer {
 			j.tables.IPCache.Set(a, datapath.IPEntry{Identity: n, Tunnel: netip.MustParseAddr(node2)})
+			j.tables.IPCache.Set(a6, datapath.IPEntry{Identity: n, Tunnel: netip.MustParseAddr(node2)})
 		}
 	}
 	local := j.eps[podB.name]
-	local.Addrs, local.Identity = []netip.Addr{workloadAddr(localPeer)}, policymodel.Workload(localPeer)
+	local.Addrs, local.Identity = []netip.Addr{workloadAddr(localPeer), workloadAddr6(localPeer)}, policymodel.Workload(localPeer)
 	j.tables.Endpoints.Set(local.ID, local)
 	j.e.Publish(j.tables.RuleSets)
 	for _, c := range j.e.CIDRChanges() {
@@ -194,7 +208,7 @@ func (j *judged) clear() {
 func (j *judged) compare() error {
 	var failed error
 	j.in(func() error {
-		for _, peer := range policymodel.Peers() {
+		for _, peer := range peers() {
 			if !j.reachable(peer) {
 				continue
 			}
@@ -206,7 +220,11 @@ func (j *judged) compare() error {
 						}
 					}
 				}
-				if failed = j.one(d, peer, api.ICMP, api.ICMPPort(8)); failed != nil {
+				proto, kind := api.ICMP, uint8(8)
+				if peer.Addr.Is6() {
+					proto, kind = api.ICMPv6, 128
+				}
+				if failed = j.one(d, peer, proto, api.ICMPPort(kind)); failed != nil {
 					return nil
 				}
 			}
@@ -217,11 +235,8 @@ func (j *judged) compare() error {
 }
 
 // reachable leaves out who has no address here: reserved identities but the host
-// and other nodes, workloads that are not there, and IPv6.
+// and other nodes, and workloads that are not there.
 func (j *judged) reachable(peer policymodel.Far) bool {
-	if peer.Addr.Is6() {
-		return false
-	}
 	if peer.ID <= identity.MaxReserved && peer.ID != 0 {
 		return peer.ID == identity.Host || peer.ID == identity.RemoteNode
 	}
@@ -233,13 +248,13 @@ func (j *judged) one(d datapath.Direction, peer policymodel.Far, proto uint8, po
 	if j.sport++; j.sport < 1024 || j.sport == 40000 {
 		j.sport = 1025 // never a port that somebody is asked for
 	}
-	addr := map[identity.Number]string{identity.Host: self, identity.RemoteNode: node2}[peer.ID]
-	if addr == "" {
-		addr = peer.Addr.String()
-	} else {
-		peer.Addr = netip.MustParseAddr(addr)
+	if !peer.Addr.IsValid() {
+		peer.Addr = addr(map[identity.Number]string{identity.Host: self, identity.RemoteNode: node2}[peer.ID])
 	}
-	src, dst := addr, podA.ip
+	src, dst := peer.Addr.String(), podA.ip
+	if peer.Addr.Is6() {
+		dst = podA6.ip
+	}
 	if d == datapath.Egress {
 		src, dst = dst, src
 	}
@@ -247,9 +262,8 @@ func (j *judged) one(d datapath.Direction, peer policymodel.Far, proto uint8, po
 	switch proto {
 	case api.UDP:
 		packet = datagram(src, dst, j.sport, port, 4)
-	case api.ICMP:
-		packet = echoRequest(src, dst)
-		packet[1].(*layers.ICMPv4).Id = j.sport
+	case api.ICMP, api.ICMPv6:
+		packet = echoOf(src, dst, j.sport)
 	}
 	prog, dev, frame := j.enter(d, peer, packet)
 	ret, err := prog.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: skb{IfIndex: j.device[dev]}})

@@ -97,6 +97,10 @@ func TestBlocksConcernPods(t *testing.T) {
 
 func TestICMPTypes(t *testing.T) {
 	h := newHarness(t)
+	h.rules(podA, datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{{Identity: idR, Protocol: api.ICMPv6, Port: api.ICMPPort(128)}: {}}})
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, echoRequest(podR6.ip, podA6.ip))))
+	h.rules(podA, datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{{Identity: idR, Protocol: api.ICMPv6, Port: api.ICMPPort(8)}: {}, {Identity: idR, Protocol: api.ICMP}: {}}})
+	h.dropped(h.fromOverlay(h.tunnelled(node2, idR, echoOf(podR6.ip, podA6.ip, 78))), maps.DropPolicyDenied)
 	echo := datapath.PolicyKey{Identity: idR, Protocol: api.ICMP, Port: api.ICMPPort(8)}
 	h.rules(podA, datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{echo: {}}})
 	h.passed(h.fromOverlay(h.tunnelled(node2, idR, echoRequest(podR.ip, podA.ip))))
@@ -108,11 +112,14 @@ func TestICMPTypes(t *testing.T) {
 // TestProgramsAgreeWithDecide sends packets through random rule sets and
 // compares each verdict with what policy.Decide makes of the same rows.
 func TestProgramsAgreeWithDecide(t *testing.T) {
-	const sets, packets = 25, 60
+	const sets, packets = 25, 80
 	h := newHarness(t)
 	h.tables.IPCache.Set(blockKey("10.0.0.0/8"), datapath.IPEntry{Identity: block1})
 	h.tables.IPCache.Set(blockKey("10.2.0.0/16"), datapath.IPEntry{Identity: block2})
 	h.tables.IPCache.Set(key("198.51.100.0/24"), datapath.IPEntry{Identity: cidr1})
+	h.tables.IPCache.Set(blockKey("fd00:10::/32"), datapath.IPEntry{Identity: block1})
+	h.tables.IPCache.Set(blockKey("fd00:10:2::/64"), datapath.IPEntry{Identity: block2})
+	h.tables.IPCache.Set(key("2001:db8:5::/48"), datapath.IPEntry{Identity: cidr1})
 	r := rand.New(rand.NewPCG(7, 7))
 	peers := []struct {
 		host
@@ -122,6 +129,10 @@ func TestProgramsAgreeWithDecide(t *testing.T) {
 		{podX, policy.Peer{Identity: idX, Block: block1}},
 		{host{ip: "198.51.100.9"}, policy.Peer{Identity: cidr1}},
 		{host{ip: "203.0.113.9"}, policy.Peer{Identity: identity.World}},
+		{podR6, policy.Peer{Identity: idR, Block: block2}},
+		{podX6, policy.Peer{Identity: idX, Block: block1}},
+		{host{ip: "2001:db8:5::9"}, policy.Peer{Identity: cidr1}},
+		{host{ip: outside6}, policy.Peer{Identity: identity.World}},
 	}
 	sport := uint16(1024)
 	for n := range sets {
@@ -133,6 +144,9 @@ func TestProgramsAgreeWithDecide(t *testing.T) {
 			port := uint16(1 + r.IntN(200))
 			dir := datapath.Direction(r.IntN(2))
 			src, dst := peer.ip, podA.ip
+			if isIPv6(src) {
+				dst = podA6.ip
+			}
 			if dir == datapath.Egress {
 				src, dst = dst, src
 			}
