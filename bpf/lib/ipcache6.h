@@ -60,12 +60,12 @@ static __always_inline __u32 block_identity6(void)
 	return e ? e->identity : 0;
 }
 
-/* See world_identity4. */
+/* See world_identity4: what is behind a tunnel has not come through it. */
 static __always_inline __u32 world_identity6(const struct addr *a)
 {
 	struct ip_entry *e = ipcache_lookup6(a, 0);
 
-	return e && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
+	return e && !e->node && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
 }
 
 /* Whether an address is this node's own in the mesh. */

@@ -122,10 +122,10 @@ func TestPodsAcrossNodes6(t *testing.T) {
 		inNS(t, w.pods[0], func() error {
 			c, err := net.DialTimeout("tcp", netip.AddrPortFrom(vip, 82).String(), 5*time.Second)
 			if err == nil {
-				_ = c.Close()
+				return errors.Join(errors.New("an idle service answers"), c.Close())
 			}
 			if !errors.Is(err, unix.ECONNREFUSED) {
-				return fmt.Errorf("an idle service: %v, want that it refuses", err)
+				return fmt.Errorf("an idle service does not refuse: %w", err)
 			}
 			return nil
 		})

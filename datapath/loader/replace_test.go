@@ -19,7 +19,9 @@ func TestProgramsAreReplacedInPlace(t *testing.T) {
 	w := newWorld(t)
 	serve(t, w.pods[1], 8080)
 	c := dial(t, w.pods[0], ips(1), 8080)
+	c6 := dial(t, w.pods[0], ip6s(1), 8080)
 	before := w.agents[0].ids(t)
+	oldSlots := w.agents[0].slots(t)
 	cfg := w.agents[0].d.Config()
 	reopen := func(change func(*loader.Config)) (d *loader.Datapath, err error) {
 		other := cfg
@@ -35,7 +37,7 @@ func TestProgramsAreReplacedInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	replaced := &agent{d: d}
-	after := replaced.ids(t)
+	after, newSlots := replaced.ids(t), replaced.slots(t)
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
@@ -43,7 +45,12 @@ func TestProgramsAreReplacedInPlace(t *testing.T) {
 	if !slices.Equal(before[:last], after[:last]) || before[last] == after[last] {
 		t.Errorf("before %v\nafter %v", before, after)
 	}
-	if err := echo(c, "replaced", 5*time.Second); err != nil {
+	for slot, id := range oldSlots {
+		if id == 0 || newSlots[slot] == 0 || newSlots[slot] == id {
+			t.Errorf("slot %d had program %d and has %d", slot, id, newSlots[slot])
+		}
+	}
+	if err := errors.Join(echo(c, "replaced", 5*time.Second), echo(c6, "replaced", 5*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = reopen(func(c *loader.Config) { c.MapSizes.Conntrack = 1 << 16 })
@@ -53,6 +60,17 @@ func TestProgramsAreReplacedInPlace(t *testing.T) {
 	if err := echo(c, "refused", 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// slots are the ids of the programs that others jump to.
+func (a *agent) slots(t *testing.T) (ids [3]uint32) {
+	t.Helper()
+	for i := range ids {
+		if err := a.d.Maps().Slots.Lookup(uint32(i), &ids[i]); err != nil {
+			t.Fatalf("slot %d: %v", i, err)
+		}
+	}
+	return ids
 }
 
 func TestConfigReportsAllProblems(t *testing.T) {

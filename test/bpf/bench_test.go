@@ -46,7 +46,7 @@ func (h *harness) perPacket(prog *ebpf.Program, dev string, packet []byte, want 
 
 // BenchmarkEstablished reports what established flows cost above an empty
 // program in the same run: to a pod here, to a pod on another node with the
-// tunnel's headers, and the arrival of such a packet.
+// tunnel's headers, and the arrival of such a packet; and the same for IPv6.
 func BenchmarkEstablished(b *testing.B) {
 	h := newHarness(b)
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
@@ -66,6 +66,10 @@ func BenchmarkEstablished(b *testing.B) {
 	toLocal := h.sent(podA, segment(podA.ip, podB.ip, 1000, 80, "S"))
 	h.passed(h.fromPod(podA, toLocal))
 	h.passed(h.fromPod(podB, h.sent(podB, segment(podB.ip, podA.ip, 80, 1000, "SA"))))
+	h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1000, "SA"))))
+	h.passed(h.from6(segment(podA6.ip, podB6.ip, 1000, 80, "S")))
+	h.passed(h.fromPod(podB, h.sent(podB, segment(podB6.ip, podA6.ip, 80, 1000, "SA"))))
 	progs := h.d.Programs()
 	best := map[string]float64{}
 	note := func(name string, ns float64) {
@@ -82,6 +86,12 @@ func BenchmarkEstablished(b *testing.B) {
 			h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "A")), actRedirect)-nop)
 		note("ns/arrival-net", h.perPacket(progs.FromOverlay, "eth0",
 			h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 80, 1000, "A")), actRedirect)-nop)
+		note("ns/local6-net", h.perPacket(progs.FromPod, podA.name,
+			h.sent(podA, segment(podA6.ip, podB6.ip, 1000, 80, "A")), actRedirect)-nop)
+		note("ns/remote6-net", h.perPacket(progs.FromPod, podA.name,
+			h.sent(podA, segment(podA6.ip, podR6.ip, 1000, 80, "A")), actRedirect)-nop)
+		note("ns/arrival6-net", h.perPacket(progs.FromOverlay, "eth0",
+			h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1000, "A")), actRedirect)-nop)
 	}
 	for name, ns := range best {
 		b.ReportMetric(ns, name)

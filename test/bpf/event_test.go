@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -45,6 +46,16 @@ func TestVerdictEvents(t *testing.T) {
 	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 7, 80, "S"))))
 	h.passed(h.fromHost(h.plain(segment(self, podA.ip, 7, 80, "S"))))
 	if e := h.events(); len(e) != 2 || e[0].Program != "from_overlay" || e[1].Program != "from_host" {
+		t.Errorf("events %+v", e)
+	}
+	// IPv6 is told alike.
+	h.passed(h.from6(segment(podA6.ip, podB6.ip, 1001, 80, "S")))
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 7, 80, "S"))))
+	h.passed(h.fromHost(h.plain(segment(self6, podA6.ip, 7, 80, "S"))))
+	e = h.events()
+	if len(e) != 3 || e[0].Origin != 42 || e[0].Program != "from_pod" || e[0].Source != netip.MustParseAddrPort("["+podA6.ip+"]:1001") ||
+		e[0].Destination != netip.MustParseAddrPort("["+podB6.ip+"]:80") || e[1].Program != "from_overlay" ||
+		e[1].Outer.String() != node2 || e[2].Program != "from_host" {
 		t.Errorf("events %+v", e)
 	}
 	// A burst is cut, and the next event says by how many.

@@ -110,6 +110,7 @@ func newHarness(t testing.TB) *harness { return newHarnessBits(t, identity.Defau
 func newHarnessBits(t testing.TB, clusterBits uint32) *harness {
 	return newHarnessWith(t, loader.Config{
 		ClusterBits: clusterBits, MapSizes: loader.SmallMaps(), Masquerade: loader.MasqueradePorts(),
+		NodeAddr6: netip.MustParseAddr(self6),
 	})
 }
 
@@ -125,7 +126,7 @@ func newHarnessWith(t testing.TB, cfg loader.Config) *harness {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	h.in(func() (err error) {
 		cfg.PinPath, cfg.BPFFS, cfg.UnderlayDevice = filepath.Join(fs, "test"), fs, "eth0"
-		cfg.NodeAddr, cfg.NodeAddr6 = netip.MustParseAddr(self), netip.MustParseAddr(self6)
+		cfg.NodeAddr = netip.MustParseAddr(self)
 		h.d, err = loader.Open(cfg, log)
 		return err
 	})

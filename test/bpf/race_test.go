@@ -200,7 +200,11 @@ func TestConstantsLoad(t *testing.T) {
 	for _, bits := range []uint32{8, 9, 10} {
 		for _, masquerade := range []loader.PortRange{{}, loader.MasqueradePorts()} {
 			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
-				h := newHarnessWith(t, loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()})
+				cfg := loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()}
+				if masquerade.Count > 0 { // and without an IPv6 address of the node
+					cfg.NodeAddr6 = addr(self6)
+				}
+				h := newHarnessWith(t, cfg)
 				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
 				h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
 				for name, p := range h.programs() {
