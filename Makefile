@@ -15,7 +15,7 @@ PROGRAMS := hawser hawser-agent hawser-apiserver hawser-cni
 PROTOS   := $(wildcard api/*/v1/*.proto)
 GATEWAY  := github.com/grpc-ecosystem/grpc-gateway/v2
 GATEWAY_VERSION = $(shell $(GO) list -m -f "{{.Version}}" $(GATEWAY))
-CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h)
+CFILES   := $(wildcard bpf/*.c bpf/*.h bpf/lib/*.h test/perf/bpf/*.c)
 LAB      ?= lab
 
 ##@ First steps
@@ -104,7 +104,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s)
 	    echo "$$d $$t"; $(GO) test -run='^$$' -fuzz="^$$t$$" -fuzztime=$${FUZZTIME:-10s} $$d; done; done
 
 .PHONY: bench
-bench: build ## Performance, side by side, JSON kept under test/perf/results (root)
+bench: build deps-bench ## Performance, side by side, JSON kept under test/perf/results (root)
 	@$(call root_or_skip,the benchmarks make network namespaces,$(GO) test -count=1 -timeout 60m -run '^TestPerf' -v ./test/perf/... -args -perf)
 
 ##@ Check
@@ -135,6 +135,12 @@ clean: ## Remove what was built
 .PHONY: deps-run
 deps-run:
 	@./internal/tools/ensure curl=curl ip=iproute2 ping=iputils-ping
+
+# What measuring needs beside it: the compiler for programs that are measured, and
+# what Hawser is compared with.
+.PHONY: deps-bench
+deps-bench: deps-run deps-generate
+	@./internal/tools/ensure nft=nftables iptables-restore=iptables
 
 # What regenerating needs.
 .PHONY: deps-generate

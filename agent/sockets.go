@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,15 +90,20 @@ func (a *Agent) endSockets(ctx context.Context) error {
 
 // sweepSockets looks at all sockets once.
 func (a *Agent) sweepSockets() error {
-	doomed := map[uint64]struct{}{}
-	var keys []maps.SockKey
-	err := maps.DumpBatches(a.dp.Maps().SockPeers, func(k maps.SockKey, v maps.SockPeer) {
-		if v.Flags&maps.SockConnected == 0 || a.serves(k, v) {
-			return
+	doomed := map[uint64]netip.AddrPort{}
+	m := a.dp.Maps()
+	err := maps.DumpBatches(m.SockLinks, func(cookie uint64, l maps.SockLink) {
+		if !a.serves(l.Protocol, l.Service, l.ServicePort, l.Backend, l.BackendPort) {
+			doomed[cookie] = netip.AddrPortFrom(l.Backend.Netip(), l.BackendPort.Uint16())
 		}
-		doomed[k.Cookie] = struct{}{}
-		keys = append(keys, k)
 	})
+	var keys []maps.SockKey // of those that found no room there
+	err = errors.Join(err, maps.DumpBatches(m.SockPeers, func(k maps.SockKey, v maps.SockPeer) {
+		if v.Flags&maps.SockConnected != 0 && !a.serves(k.Protocol, v.Addr, v.Port, k.Addr, k.Port) {
+			doomed[k.Cookie] = netip.AddrPortFrom(k.Addr.Netip(), k.Port.Uint16())
+			keys = append(keys, k)
+		}
+	}))
 	if err != nil || len(doomed) == 0 {
 		return err
 	}
@@ -113,15 +119,18 @@ func (a *Agent) sweepSockets() error {
 		a.log.Info("ended sockets to backends that are gone", "sockets", n)
 	}
 	for _, k := range keys {
-		_ = a.dp.Maps().SockPeers.Delete(k) // or it stays until others push it out
+		_ = m.SockPeers.Delete(k) // or it stays until others push it out
+	}
+	for cookie := range doomed {
+		_ = m.SockLinks.Delete(cookie)
 	}
 	return err
 }
 
 // serves reports whether a socket's backend still serves what it asked for.
-func (a *Agent) serves(k maps.SockKey, v maps.SockPeer) bool {
+func (a *Agent) serves(protocol uint8, service maps.Addr, servicePort maps.Port, backend maps.Addr, backendPort maps.Port) bool {
 	row, ok := a.tables.Frontends.Get(datapath.FrontendKey{
-		Addr: v.Addr.Netip(), Port: v.Port.Uint16(), Protocol: k.Protocol,
+		Addr: service.Netip(), Port: servicePort.Uint16(), Protocol: protocol,
 	})
-	return ok && row.Has(k.Addr.Netip(), k.Port.Uint16())
+	return ok && row.Has(backend.Netip(), backendPort.Uint16())
 }

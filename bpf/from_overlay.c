@@ -317,8 +317,7 @@ static __always_inline int to_node(struct __sk_buff *skb)
 	return p ? finish(p, untunnelled(skb, p, rx)) : TC_ACT_SHOT;
 }
 
-SEC("tc")
-int from_overlay(struct __sk_buff *skb)
+static __always_inline int overlay_packet(struct __sk_buff *skb)
 {
 	struct packet *p;
 	struct endpoint *rx;
@@ -353,4 +352,10 @@ int from_overlay(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	p->outer = ip->saddr;
 	return finish(p, tunnelled(skb, p));
+}
+
+SEC("tc")
+int from_overlay(struct __sk_buff *skb)
+{
+	return overlay_packet(skb);
 }

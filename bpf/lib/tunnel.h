@@ -29,6 +29,8 @@ struct tunnel_headers {
 enum {
 	TUNNEL_OVERHEAD = __builtin_offsetof(struct tunnel_headers, end),
 	TUNNEL_INNER = ETH_HLEN + TUNNEL_OVERHEAD, /* offset of the inner IP header */
+	/* What every underlay takes (RFC 791 has all hosts take it). */
+	SURE_MTU = 576,
 	/* the source ports of outer headers are 0x8000 … 0xFFFF */
 	TUNNEL_PORT_BASE = 0x8000,
 };
@@ -46,6 +48,15 @@ static __always_inline __u32 l4_hlen(struct __sk_buff *skb, const struct packet 
 	return (tcp->offset >> 4) * 4;
 }
 
+/* Whether a packet fits any path to the node: most small ones do, and a SYN wants
+ * to know the path's MTU anyway. */
+static __always_inline int fits_surely(const struct __sk_buff *skb, const struct packet *p,
+                                       const struct node *node)
+{
+	return skb->len <= SURE_MTU - TUNNEL_OVERHEAD && !(p->tcp_flags & TCP_SYN) &&
+	       node->mtu - 1 >= SURE_MTU - 1; /* 0 is unknown */
+}
+
 /* Whether the packet fits with the tunnel's headers; nothing else checks that
  * on a redirect. A packet that is cut later counts by its segments. */
 static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
@@ -53,6 +64,8 @@ static __always_inline int tunnel_fits(struct __sk_buff *skb, struct packet *p,
 {
 	__u32 mtu = 0, len = skb->len - ETH_HLEN;
 
+	if (likely(fits_surely(skb, p, node)))
+		return 0;
 	if (skb->gso_size)
 		len = IP_HLEN + l4_hlen(skb, p) + skb->gso_size;
 	if (bpf_check_mtu(skb, underlay_ifindex, &mtu, 0, 0) < 0 && !mtu)

@@ -111,7 +111,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"ct6": s.Conntrack6, "ct6_open": s.HalfOpen6,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "sock_peers": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "sock_links": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
 }
 

@@ -120,7 +120,7 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
 		Scratch: m["scratch"], Scratch6: m["scratch6"], Slots: m["slots"],
 		Watched: m["watched"], Snat4: m["snat4"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
-		Services: m["services"], SockPeers: m["sock_peers"],
+		Services: m["services"], SockPeers: m["sock_peers"], SockLinks: m["sock_links"],
 	}
 	d.progs = &objects.HawserPrograms{
 		Clock: progs["clock"], FromHost: progs["from_host"], FromHost6: progs["from_host6"],

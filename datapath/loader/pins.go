@@ -85,6 +85,9 @@ type constants struct {
 
 const wireBits = 24
 
+// sureMTU is SURE_MTU of bpf/lib/tunnel.h: what the programs send without asking.
+const sureMTU = 576
+
 func readConstants(cfg Config) (constants, error) {
 	c := constants{
 		NodeAddr4: cfg.NodeAddr.As4(), NodeAddr6: maps.AddrFrom(cfg.NodeAddr6), TunnelPort: maps.PortFrom(cfg.TunnelPort),
@@ -95,6 +98,9 @@ func readConstants(cfg Config) (constants, error) {
 		return c, fmt.Errorf("underlay device %s: %w", cfg.UnderlayDevice, err)
 	}
 	c.UnderlayIfIndex = uint32(underlay.Attrs().Index)
+	if mtu := underlay.Attrs().MTU; mtu < sureMTU {
+		return c, fmt.Errorf("underlay device %s: an MTU of %d is too small for a tunnel; set %d or more", cfg.UnderlayDevice, mtu, sureMTU)
+	}
 	host, err := netlink.LinkByName(cfg.HostDevice)
 	if err != nil {
 		return c, fmt.Errorf("host device %s: %w", cfg.HostDevice, err)

@@ -5,10 +5,14 @@ package loader_test
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/datapath/loader"
 )
@@ -80,4 +84,29 @@ func TestConfigReportsAllProblems(t *testing.T) {
 			t.Errorf("%v does not mention %q", err, part)
 		}
 	}
+}
+
+// The programs do not ask whether a small packet fits; a device that may not take
+// one is no underlay.
+func TestNarrowUnderlayIsRefused(t *testing.T) {
+	needRoot(t)
+	ns := newNS(t)
+	fs := filepath.Join(t.TempDir(), "bpf")
+	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
+	inNS(t, ns, func() error {
+		err := veth("eth0", "wire", ns, 575)
+		if err != nil {
+			return err
+		}
+		d, err := loader.Open(loader.Config{
+			PinPath: filepath.Join(fs, "n"), BPFFS: fs, UnderlayDevice: "eth0", NodeAddr: netip.MustParseAddr("192.0.2.1"),
+		}, slog.New(slog.DiscardHandler))
+		if err == nil {
+			_ = d.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "MTU of 575") {
+			t.Errorf("opened with error %v", err)
+		}
+		return nil
+	})
 }

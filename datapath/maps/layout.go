@@ -281,9 +281,22 @@ type SockPeer struct {
 	Frontend uint32
 }
 
-// SockConnected is the bit of SockPeer.Flags of connected sockets; others have
-// only sent.
+// SockConnected is the bit of SockPeer.Flags of connected sockets, of which there
+// are some when the map of SockLink is full; others have only sent.
 const SockConnected uint16 = 1 << 0
+
+// SockLink is struct sock_link: what a connected socket has in place of the
+// service that it asked for. The key is its cookie.
+type SockLink struct {
+	Backend     Addr
+	Service     Addr
+	BackendPort Port
+	ServicePort Port
+	Frontend    uint32
+	Epoch       uint32 // of the frontend, when the backend was chosen
+	Protocol    uint8
+	_           [3]uint8
+}
 
 // Metric is struct metric.
 type Metric struct {

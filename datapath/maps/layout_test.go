@@ -84,6 +84,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"snat4", SNATKey{}, SNATEntry{}},
 		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
+		{"sock_links", uint64(0), SockLink{}},
 		{"metrics", uint32(0), Metric{}},
 	} {
 		compare(t, c.m+" key", spec.Maps[c.m].Key, reflect.TypeOf(c.key))

@@ -294,6 +294,18 @@ type HawserSockKey struct {
 	Pad    [5]uint8
 }
 
+type HawserSockLink struct {
+	_           structs.HostLayout
+	Backend     HawserAddr
+	Service     HawserAddr
+	BackendPort uint16
+	ServicePort uint16
+	Frontend    uint32
+	Epoch       uint32
+	Proto       uint8
+	Pad         [3]uint8
+}
+
 type HawserSockPeer struct {
 	_        structs.HostLayout
 	Addr     HawserAddr
@@ -372,6 +384,7 @@ const (
 	HawserMapServices        = "services"
 	HawserMapSlots           = "slots"
 	HawserMapSnat4           = "snat4"
+	HawserMapSockLinks       = "sock_links"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
@@ -501,6 +514,7 @@ type HawserMapSpecs struct {
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
+	SockLinks     *ebpf.MapSpec `ebpf:"sock_links"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
 	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
@@ -576,6 +590,7 @@ type HawserMaps struct {
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
+	SockLinks     *ebpf.Map `ebpf:"sock_links"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Watched       *ebpf.Map `ebpf:"watched"`
 	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
@@ -613,6 +628,7 @@ func (m *HawserMaps) Close() error {
 		m.Services,
 		m.Slots,
 		m.Snat4,
+		m.SockLinks,
 		m.SockPeers,
 		m.Watched,
 		m.WouldDeny,

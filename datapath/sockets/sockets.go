@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -32,10 +33,10 @@ const (
 )
 
 // Destroy ends the IPv4 and IPv6 sockets with these cookies in the current network
-// namespace, by SOCK_DESTROY; their owners get ECONNABORTED. It returns how many
-// there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
+// namespace, by SOCK_DESTROY, if they still have the peer that is told; their
+// owners get ECONNABORTED. It returns how many there were. A kernel without CONFIG_INET_DIAG_DESTROY gives an error that is
 // EOPNOTSUPP.
-func Destroy(cookies map[uint64]struct{}) (n int, err error) {
+func Destroy(cookies map[uint64]netip.AddrPort) (n int, err error) {
 	if len(cookies) == 0 {
 		return 0, nil
 	}
@@ -46,7 +47,7 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 		ids, lerr := list(k)
 		err = errors.Join(err, lerr)
 		for _, id := range ids {
-			if _, doomed := cookies[cookie(id)]; !doomed {
+			if to, doomed := cookies[cookie(id)]; !doomed || to != k.peer(id) {
 				continue
 			}
 			derr := destroy(k, id)
@@ -65,6 +66,16 @@ func Destroy(cookies map[uint64]struct{}) (n int, err error) {
 type kind struct{ family, proto uint8 }
 
 func (k kind) String() string { return fmt.Sprintf("family %d, protocol %d", k.family, k.proto) }
+
+// peer is the destination in struct inet_diag_sockid: two ports and two addresses.
+func (k kind) peer(id []byte) netip.AddrPort {
+	const port, addr = 2, 4 + 16
+	to := netip.AddrFrom4([4]byte(id[addr:]))
+	if k.family == unix.AF_INET6 {
+		to = netip.AddrFrom16([16]byte(id[addr:])).Unmap() // IPv6 sockets also go to IPv4 addresses
+	}
+	return netip.AddrPortFrom(to, binary.BigEndian.Uint16(id[port:]))
+}
 
 func cookie(id []byte) uint64 { return binary.NativeEndian.Uint64(id[idCookie:]) }
 

@@ -5,6 +5,7 @@ package sockets
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -65,8 +66,12 @@ func TestDestroy(t *testing.T) {
 				defer c.Close()
 				conns[i] = c
 			}
-			doomed := map[uint64]struct{}{cookieOf(t, conns[0].(syscall.Conn)): {}, 1<<63 + 7: {}}
-			n, err := Destroy(doomed)
+			to, first := netip.MustParseAddrPort(addr), cookieOf(t, conns[0].(syscall.Conn))
+			elsewhere := netip.AddrPortFrom(to.Addr(), to.Port()^1)
+			if n, err := Destroy(map[uint64]netip.AddrPort{first: elsewhere}); n != 0 || err != nil {
+				t.Fatalf("destroyed %d that had gone elsewhere: %v", n, err)
+			}
+			n, err := Destroy(map[uint64]netip.AddrPort{first: to, 1<<63 + 7: to})
 			if errors.Is(err, unix.EOPNOTSUPP) {
 				t.Skip("this kernel has no SOCK_DESTROY")
 			}

@@ -132,6 +132,25 @@ func TestTooBig(t *testing.T) {
 	}
 }
 
+// A path that is known to take less than any should is asked about all the same.
+func TestTooBigForNarrowPath(t *testing.T) {
+	h := newHarness(t)
+	a := netip.MustParseAddr(node2)
+	h.tables.Nodes.Set(a, datapath.Node{Tunnel: a, ClusterID: 1, MTU: 400})
+	h.sync()
+	h.passed(h.fromPod(podA, h.sent(podA, datagram(podA.ip, podR.ip, 7, 9, 350-28))))
+	if n := h.moved(metric{maps.DropPacketTooBig, datapath.Egress, "from_pod"}); n != 0 {
+		t.Errorf("counter moved by %d", n)
+	}
+	r := h.passed(h.fromPod(podA, h.sent(podA, datagram(podA.ip, podR.ip, 7, 9, 350-28+1))))
+	if n := h.moved(metric{maps.DropPacketTooBig, datapath.Egress, "from_pod"}); n != 1 {
+		t.Errorf("counter moved by %d", n)
+	}
+	if got := binary.BigEndian.Uint16(r.out[34+6:]); got != 350 {
+		t.Errorf("told an MTU of %d, want 350", got)
+	}
+}
+
 func TestARP(t *testing.T) {
 	h := newHarness(t)
 	a := h.eps[podA.name]

@@ -5,11 +5,13 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +23,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 // askVar, in the environment, makes TestAsk the client in a cgroup.
@@ -43,7 +46,44 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+// reconnect connects one UDP socket to a service until another backend answers, at
+// most so often, and says whether one did.
+func reconnect(to netip.AddrPort, tries int) (string, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	first, buf := "", make([]byte, 64)
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && tries > 0; tries-- {
+		if err := unix.Connect(fd, sa); err != nil {
+			return "", err
+		}
+		if _, err := unix.Write(fd, []byte("x")); err != nil {
+			return "", err
+		}
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			return "", err
+		}
+		switch got := string(buf[:n]); {
+		case first == "":
+			first = got
+		case got != first:
+			return "moved to " + got, nil
+		}
+	}
+	return "stayed with " + first, nil
+}
+
 func ask(how string, to netip.AddrPort) (string, error) {
+	switch how {
+	case "again":
+		return reconnect(to, 50)
+	case "reconnect":
+		return reconnect(to, math.MaxInt)
+	}
 	kind := unix.SOCK_DGRAM
 	if how == "tcp" {
 		kind = unix.SOCK_STREAM
@@ -59,6 +99,12 @@ func ask(how string, to netip.AddrPort) (string, error) {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
 		return "", err
+	}
+	if how == "moved" { // to where it is now, which is no service
+		if err := unix.Connect(fd, sockaddr(to)); err != nil {
+			return "", err
+		}
+		to = netip.MustParseAddrPort("127.0.0.1:8080")
 	}
 	sa := sockaddr(to)
 	if how == "sendmsg" {
@@ -236,6 +282,14 @@ func TestSocketsReachServices(t *testing.T) {
 			t.Errorf("way %d: saw %q", i, got)
 		}
 	}
+	// A socket that connects again is not what it was before.
+	if got := h.asks(dir, "moved="+vip+":80")[0]; got != "127.0.0.1:8080 from 127.0.0.1:8080" {
+		t.Errorf("connected again: saw %q", got)
+	}
+	links, err := maps.Dump[uint64, maps.SockLink](h.d.Maps().SockLinks)
+	if err != nil || len(links) != 0 {
+		t.Errorf("%d links (%v), want none: their sockets are closed", len(links), err)
+	}
 	peers, err := maps.Dump[maps.SockKey, maps.SockPeer](h.d.Maps().SockPeers)
 	if err != nil {
 		t.Fatal(err)
@@ -261,6 +315,67 @@ func TestSocketsReachServices(t *testing.T) {
 		if got != "network is unreachable" {
 			t.Errorf("without programs, way %d: saw %q", i, got)
 		}
+	}
+}
+
+// A UDP socket that connects to a service again and again keeps its backend, until
+// the service's backends change.
+func TestSocketConnectsAgain(t *testing.T) {
+	h := newHarness(t)
+	dir := h.cgroup()
+	row := datapath.Frontend{Service: 1}
+	for _, at := range []string{"127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8082"} {
+		h.answers(at)
+		a := netip.MustParseAddrPort(at)
+		row.Backends = append(row.Backends, datapath.Backend{Addr: a.Addr(), Port: a.Port()})
+	}
+	key := datapath.FrontendKey{Addr: netip.MustParseAddr(vip), Port: 80, Protocol: udp}
+	h.tables.Frontends.Set(key, row)
+	h.sync()
+	if got := h.asks(dir, "again="+vip+":80")[0]; !strings.HasPrefix(got, "stayed with ") {
+		t.Errorf("without a change: %s", got)
+	}
+	saw := make(chan string, 1)
+	go func() { saw <- h.asks(dir, "reconnect="+vip+":80")[0] }()
+	var link maps.SockLink
+	for end := time.Now().Add(5 * time.Second); link.BackendPort.Uint16() == 0; {
+		links, err := maps.Dump[uint64, maps.SockLink](h.d.Maps().SockLinks)
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("no socket is connected: %v", err)
+		}
+		for _, l := range links {
+			link = l
+		}
+	}
+	other := slices.IndexFunc(row.Backends, func(b datapath.Backend) bool { return b.Port != link.BackendPort.Uint16() })
+	row.Backends = row.Backends[other : other+1 : other+1]
+	h.tables.Frontends.Set(key, row)
+	h.sync()
+	if got := <-saw; got != fmt.Sprintf("moved to 127.0.0.1:%d", row.Backends[0].Port) {
+		t.Errorf("backends were narrowed to %v: %s", row.Backends, got)
+	}
+}
+
+// A connected socket that finds the map of its kind full is balanced all the same,
+// and shows the service.
+func TestSocketsFindNoRoom(t *testing.T) {
+	const room = 64
+	sizes := loader.SmallMaps()
+	sizes.Sockets = room
+	h := newHarnessWith(t, loader.Config{ClusterBits: identity.DefaultClusterBits, MapSizes: sizes})
+	dir := h.cgroup()
+	h.answers("127.0.0.1:8080")
+	h.tables.Frontends.Set(datapath.FrontendKey{Addr: netip.MustParseAddr(vip), Port: 80, Protocol: tcp}, datapath.Frontend{
+		Service: 1, Backends: []datapath.Backend{{Addr: netip.MustParseAddr("127.0.0.1"), Port: 8080}},
+	})
+	h.sync()
+	for cookie := range uint64(room) {
+		if err := h.d.Maps().SockLinks.Put(1<<40+cookie, maps.SockLink{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := h.asks(dir, "tcp="+vip+":80")[0], "127.0.0.1:8080 from "+vip+":80"; got != want {
+		t.Errorf("saw %q, want %q", got, want)
 	}
 }
 

@@ -102,7 +102,13 @@ spec:
 // both pods in force.
 func hawserShape(t *testing.T) (shape, *lab.Lab) {
 	t.Helper()
-	l := startLab(t, lab.NewSpec(labName("p"), 1, 2), lab.Options{})
+	return hawserShapeOf(t, lab.NewSpec(labName("p"), 1, 2))
+}
+
+// hawserShapeOf is hawserShape in a lab made otherwise, of two nodes or more.
+func hawserShapeOf(t *testing.T, spec lab.Spec) (shape, *lab.Lab) {
+	t.Helper()
+	l := startLab(t, spec, lab.Options{})
 	c := l.Clusters()[0]
 	client, _ := addPod(t, l, c.Name, lab.PodSpec{Name: "client", Node: c.Members[0].Name, Labels: map[string]string{"app": "client"}})
 	server, addr := addPod(t, l, c.Name, lab.PodSpec{Name: "server", Node: c.Members[1].Name, Labels: map[string]string{"app": "server"}})

@@ -50,11 +50,14 @@ func (c *contest) run(s shape, p placement, r role) outcome {
 }
 
 // TestPerfPaths compares latency, new connections and CPU time per byte, pod to
-// pod on another node: Hawser, plain routing, kernel VXLAN.
+// pod on another node: Hawser, plain routing, kernel VXLAN, the same with
+// nftables.
 func TestPerfPaths(t *testing.T) {
-	r := newReport(t, "paths", "TCP from a pod to a pod on another node, same shape of devices; Hawser with conntrack and policy, the others without")
+	r := newReport(t, "paths", "TCP from a pod to a pod on another node, same shape of devices; Hawser with conntrack and policy, VXLAN with an nftables policy of the same meaning, the others without")
 	hawser, _ := hawserShape(t)
-	c := newContest(t, hawser, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true))
+	filtered := kernelShape(t, "vxlan-nft", true)
+	filter(t, filtered)
+	c := newContest(t, hawser, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true), filtered)
 	for _, p := range placements() {
 		c.latency(r, p, "request/response p50", role{Mode: "rr", Millis: 700}, "µs", "eBPF headers ≤ plain + 1 µs")
 	}
@@ -82,6 +85,7 @@ func (c *contest) latency(r *report, p placement, what string, job role, unit, g
 	r.add(fmt.Sprintf("%s, %s, hawser - plain", what, p.name), unit, goal, differences(p50["hawser"], p50["plain"]))
 	r.add(fmt.Sprintf("%s, %s, hawser / plain", what, p.name), "×", "", ratios(p50["hawser"], p50["plain"]))
 	r.add(fmt.Sprintf("%s, %s, hawser / vxlan", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan"]))
+	r.add(fmt.Sprintf("%s, %s, hawser / vxlan with nftables policy", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan-nft"]))
 }
 
 func (c *contest) stream(r *report, p placement) {
@@ -98,5 +102,6 @@ func (c *contest) stream(r *report, p placement) {
 		r.add(fmt.Sprintf("CPU per GB, %s, %s", p.name, s.name), "s", "", cpu[s.name])
 	}
 	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan", p.name), "×", "≤ 1.05", ratios(cpu["hawser"], cpu["vxlan"]))
+	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan with nftables policy", p.name), "×", "", ratios(cpu["hawser"], cpu["vxlan-nft"]))
 	r.add(fmt.Sprintf("CPU per GB, %s, hawser / plain", p.name), "×", "", ratios(cpu["hawser"], cpu["plain"]))
 }

@@ -33,6 +33,13 @@ spec:
   ports: [{name: rr, protocol: TCP, port: 9001, targetPort: 9001}]
 `
 
+// Where the traffic of TestPerfPrograms goes.
+const (
+	toPod       = "pod"
+	toService   = "service"
+	toDatagrams = "datagrams"
+)
+
 // tcxNext lets the next program on the device see the packet, too.
 const tcxNext = -1
 
@@ -57,33 +64,45 @@ func TestPerfPrograms(t *testing.T) {
 	paths := []struct {
 		name, goal string
 		prog       *ebpf.Program
-		service    bool
+		to         string
 	}{
-		{"from_pod: pod → remote pod, established, header written", "net ≤ 250 with eBPF headers", progs["1/from_pod"], false},
-		{"from_overlay: request in, header stripped", "", progs["2/from_overlay"], false},
-		{"from_pod: reply → remote pod", "", progs["2/from_pod"], false},
-		{"from_overlay: reply in", "", progs["1/from_overlay"], false},
-		{"from_pod: pod → service → remote pod", "net ≤ 200 without the header", progs["1/from_pod"], true},
-		{"from_overlay: reply of the service in", "", progs["1/from_overlay"], true},
+		{"from_pod: pod → remote pod, established, header written", "net ≤ 250 with eBPF headers", progs["1/from_pod"], toPod},
+		{"from_overlay: request in, header stripped", "", progs["2/from_overlay"], toPod},
+		{"from_pod: reply → remote pod", "", progs["2/from_pod"], toPod},
+		{"from_overlay: reply in", "", progs["1/from_overlay"], toPod},
+		{"from_pod: pod → service → remote pod, header written", "", progs["1/from_pod"], toService},
+		{"from_overlay: reply of the service in", "", progs["1/from_overlay"], toService},
+		{"from_pod: UDP, pod → remote pod, header written", "", progs["1/from_pod"], toDatagrams},
+		{"from_overlay: UDP, request in, header stripped", "", progs["2/from_overlay"], toDatagrams},
 	}
 	raw, empty, two := map[string][]float64{}, []float64(nil), []float64(nil)
 	service := hawser
 	service.addr = vip
+	echoUDP(t, hawser.server, netip.AddrPortFrom(hawser.addr, udpPort))
+	ways := []struct {
+		to    string
+		shape shape
+		p     placement
+		job   role
+	}{
+		{toPod, hawser, p, job}, {toService, service, p, job},
+		{toDatagrams, hawser, placement{name: p.name, port: udpPort}, role{Mode: "datagrams", Millis: job.Millis}},
+	}
 	for range flags.rounds {
 		watch := watchPrograms(t, noop, lookups)
 		c.run(plain, p, job)
 		ns := watch()
 		empty, two = append(empty, ns[0]), append(two, ns[1])
-		for _, to := range []shape{hawser, service} {
+		for _, way := range ways {
 			var names []string
 			var which []*ebpf.Program
 			for _, path := range paths {
-				if path.service == (to.addr == vip) {
+				if path.to == way.to {
 					names, which = append(names, path.name), append(which, path.prog)
 				}
 			}
 			watch := watchPrograms(t, which...)
-			c.run(to, p, job)
+			c.run(way.shape, way.p, way.job)
 			for i, ns := range watch() {
 				raw[names[i]] = append(raw[names[i]], ns)
 			}
@@ -169,6 +188,18 @@ func pinnedPrograms(t *testing.T, nodes []lab.Node) map[string]*ebpf.Program {
 	return out
 }
 
+// twoLookups finds the same 16 bytes of zero twice in a map.
+func twoLookups(m *ebpf.Map) asm.Instructions {
+	ins := asm.Instructions{
+		asm.Mov.Imm(asm.R0, 0), asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+	}
+	for range 2 {
+		ins = append(ins,
+			asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -16), asm.FnMapLookupElem.Call())
+	}
+	return ins
+}
+
 // calibrate puts the two calibration programs on a node's end of its pod's pair,
 // one after the other on each packet.
 func calibrate(t *testing.T, node string) (noop, lookups *ebpf.Program) {
@@ -182,13 +213,6 @@ func calibrate(t *testing.T, node string) (noop, lookups *ebpf.Program) {
 		t.Fatal(err)
 	}
 	next := asm.Instructions{asm.Mov.Imm(asm.R0, tcxNext), asm.Return()}
-	ins := asm.Instructions{
-		asm.Mov.Imm(asm.R0, 0), asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
-	}
-	for range 2 {
-		ins = append(ins,
-			asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -16), asm.FnMapLookupElem.Call())
-	}
 	load := func(name string, ins asm.Instructions) *ebpf.Program {
 		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "GPL", Instructions: ins})
 		if err != nil {
@@ -197,7 +221,7 @@ func calibrate(t *testing.T, node string) (noop, lookups *ebpf.Program) {
 		t.Cleanup(func() { _ = p.Close() })
 		return p
 	}
-	noop, lookups = load("perf_noop", next), load("perf_lookups", append(ins, next...))
+	noop, lookups = load("perf_noop", next), load("perf_lookups", append(twoLookups(m), next...))
 	err = nsthread.InNetns(node, func() error {
 		pod, err := netlink.LinkByName("pod")
 		if err != nil {

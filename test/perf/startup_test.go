@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -226,16 +227,49 @@ func memory(t *testing.T, r *report, l *lab.Lab) {
 
 // inject is the whole of a process in the cluster's control namespace: it writes
 // records as another node's agent would, through the admin's credentials.
-func inject(c lab.Cluster) error {
+func inject(r role) error {
+	c := *r.Cluster
 	const name = "tls"
 	tls, err := pki.FilesIn(c.AdminTLS, name).ClientTLS(&pki.ID{Cluster: c.Name, Role: pki.RoleAPIServer})
 	if err != nil {
 		return err
 	}
-	return injectAt(context.Background(), c, etcd.ClientConfig{Endpoints: []string{c.EtcdEndpoint()}, TLS: tls})
+	return injectAt(context.Background(), recordsOf(r), etcd.ClientConfig{Endpoints: []string{c.EtcdEndpoint()}, TLS: tls})
 }
 
-func injectAt(ctx context.Context, c lab.Cluster, cfg etcd.ClientConfig) error {
+// record is a key of the keyspace and its value.
+type record struct {
+	key kvstore.Key
+	msg proto.Message
+}
+
+// recordsOf are what an injecting role writes: services, or identities and
+// addresses.
+func recordsOf(r role) iter.Seq[record] {
+	return func(yield func(record) bool) {
+		for n := range r.Count {
+			for _, rec := range serviceRecords(*r.Cluster, r.From+n) {
+				if !yield(rec) {
+					return
+				}
+			}
+		}
+		for n := range manyIdentities {
+			k, m := identityRecord(r.Cluster.Name, r.Cluster.ID, n)
+			if r.Count > 0 || !yield(record{k, m}) {
+				return
+			}
+		}
+		for n := range manyIPs {
+			k, m := ipRecord(r.Cluster.Name, r.Cluster.ID, n, r.Cluster.Members[1].Address)
+			if !yield(record{k, m}) {
+				return
+			}
+		}
+	}
+}
+
+func injectAt(ctx context.Context, records iter.Seq[record], cfg etcd.ClientConfig) error {
 	kv, err := etcd.NewClient(cfg)
 	if err != nil {
 		return err
@@ -254,13 +288,8 @@ func injectAt(ctx context.Context, c lab.Cluster, cfg etcd.ClientConfig) error {
 		ops = nil
 		return err
 	}
-	for n := range manyIdentities {
-		if err := put(identityRecord(c.Name, c.ID, n)); err != nil {
-			return err
-		}
-	}
-	for n := range manyIPs {
-		if err := put(ipRecord(c.Name, c.ID, n, c.Members[1].Address)); err != nil {
+	for r := range records {
+		if err := put(r.key, r.msg); err != nil {
 			return err
 		}
 	}

@@ -36,15 +36,18 @@ const priority = 10
 
 // role is what such a process is told.
 type role struct {
-	Mode   string         // serve, rr, crr, stream, inject, peers
+	Mode   string         // serve, rr, crr, stream, datagrams, connect, inject, peers
 	Netns  string         // path
 	CPU    int            // pinned to
 	Addr   netip.AddrPort // to listen on, to connect to
-	Millis int            // rr: how long
+	Millis int            // rr, datagrams: how long
 	Count  int            // crr: how many connections
 	Bytes  int64          // stream: how many
+	Fresh  bool           // connect: a new socket each time
+	Stream bool           // connect: TCP
 
 	Cluster *lab.Cluster // inject: into whose etcd, from where it is reached
+	From    int          // inject: the first service, of Count; none: other records
 }
 
 // outcome is what a client says.
@@ -77,7 +80,7 @@ func play(text string) error {
 	}
 	switch r.Mode {
 	case "inject":
-		return inject(*r.Cluster)
+		return inject(r)
 	case "peers":
 		return playPeers()
 	}
@@ -179,8 +182,13 @@ func ask(fd int, b []byte) error {
 }
 
 func measure(r role) (outcome, error) {
-	if r.Mode == "stream" {
+	switch r.Mode {
+	case "stream":
 		return stream(r)
+	case "datagrams":
+		return datagrams(r)
+	case "connect":
+		return connectAgain(r)
 	}
 	took := make([]float64, 0, 1<<18)
 	one := []byte{1}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package perf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/identity"
+)
+
+// TestPerfHotPath times the programs for established flows by repeated test runs,
+// up to the tunnel key: the packets and fills with which the peer was measured.
+func TestPerfHotPath(t *testing.T) {
+	r := newReport(t, "hotpath", fmt.Sprintf("the programs over one packet, a TCP ACK of 74 bytes, %d rounds by BPF_PROG_TEST_RUN on one CPU, every round's verdict checked; net of an empty program and of putting the packet back", rigRounds))
+	for _, f := range []mapFill{{10_000, 100}, {200_000, 10_000}} {
+		g := newRig(t, f)
+		g.established(r, f)
+	}
+	r.finish(t)
+}
+
+// flow establishes a connection of the pod, to a peer or to the service.
+func (g *rig) flow(remote, backend netip.Addr, remotePort, backendPort uint16) {
+	g.t.Helper()
+	progs := g.d.Programs()
+	out := g.segment(rigPod(), remote, rigClientPort, remotePort, syn)
+	in := g.tunnelled(g.segment(backend, rigPod(), backendPort, rigClientPort, synAck))
+	ack := g.segment(rigPod(), remote, rigClientPort, remotePort, ack)
+	g.in(func() error {
+		if _, err := g.run(progs.FromPod, out, g.ep.IfIndex, 1); err != nil {
+			return err
+		}
+		if _, err := g.run(progs.FromOverlay, in, g.eth, 1); err != nil {
+			return err
+		}
+		_, err := g.run(progs.FromPod, ack, g.ep.IfIndex, 1)
+		return err
+	})
+}
+
+// flows establishes one with each of n peers.
+func (g *rig) flows(n int) {
+	g.t.Helper()
+	progs := g.d.Programs()
+	out := g.segment(rigPod(), rigPeer(0), rigClientPort, rigServerPort, syn)
+	in := g.tunnelled(g.segment(rigPeer(0), rigPod(), rigServerPort, rigClientPort, synAck))
+	const dst, src = 14 + 16, 50 + 14 + 12
+	g.in(func() error {
+		for i := range n {
+			a := rigPeer(i).As4()
+			copy(out[dst:], a[:])
+			copy(in[src:], a[:])
+			if _, err := g.run(progs.FromPod, out, g.ep.IfIndex, 1); err != nil {
+				return fmt.Errorf("flow %d: %w", i, err)
+			}
+			if _, err := g.run(progs.FromOverlay, in, g.eth, 1); err != nil {
+				return fmt.Errorf("flow %d back: %w", i, err)
+			}
+		}
+		return nil
+	})
+}
+
+// timed is a program that is timed, net of another.
+type timed struct {
+	name, goal string
+	prog, less string
+	packet     []byte
+	header     []byte // that the program puts back
+	ifindex    uint32
+}
+
+func (g *rig) established(r *report, f mapFill) {
+	t := g.t
+	t.Helper()
+	g.flow(rigPeer(1), rigPeer(1), rigServerPort, rigServerPort)
+	g.flow(rigVIP(), rigPeer(1), rigServerPort, rigService)
+	remote := g.segment(rigPod(), rigPeer(1), rigClientPort, rigServerPort, ack)
+	service := g.segment(rigPod(), rigVIP(), rigClientPort, rigServerPort, ack)
+	inner := g.segment(rigPeer(1), rigPod(), rigServerPort, rigClientPort, ack)
+	arriving := g.tunnelled(inner)
+	cases := []timed{
+		{"pod → remote pod, up to the tunnel key", "≤ 150", "pod", "empty", remote, nil, g.ep.IfIndex},
+		{"pod → service → remote pod, up to the tunnel key", "≤ 200", "pod_restored", "restore", service, service, g.ep.IfIndex},
+		{"from the tunnel to the pod, with stripping", "≤ 180", "overlay", "rewrap", inner, arriving, g.eth},
+	}
+	g.fail(g.coll.Variables["remotes"].Set(uint32(f.ips)))
+	first := rigPeer(0).As4()
+	g.fail(g.coll.Variables["first_remote"].Set(binary.NativeEndian.Uint32(first[:])))
+	if f.ips > 100_000 {
+		g.flows(f.ips)
+		cases = append(cases, timed{fmt.Sprintf("pod → remote pod, %d flows at random", f.ips), "≤ 450", "pod_random", "random_flow", remote, nil, g.ep.IfIndex})
+	}
+	opening := g.segment(rigPod(), rigPeer(1), rigClientPort, rigServerPort, syn)
+	more := []timed{
+		{"pod → remote pod, judged anew each time", "≤ 300", "pod_slow", "empty", remote, nil, g.ep.IfIndex},
+		{"pod → remote pod, new flow", "reported", "pod_new", "new_flow", opening, nil, g.ep.IfIndex},
+		{"pod → remote pod, first fragment", "reported", "pod", "empty", fragment(remote, 0, true), nil, g.ep.IfIndex},
+		{"pod → remote pod, later fragment", "reported", "pod", "empty", fragment(remote, 64, false), nil, g.ep.IfIndex},
+	}
+	g.measure(r, f, cases)
+	g.churned(r, f, cases)
+	g.measure(r, f, more) // the first of them ends what is cached for all flows
+}
+
+// fragment makes a fragment of a packet: at an offset in bytes, the last or not.
+func fragment(segment []byte, offset uint16, more bool) []byte {
+	const id, off, unit, mf = 14 + 4, 14 + 6, 8, 1 << 13
+	out := append([]byte{}, segment...)
+	bits := offset / unit
+	if more {
+		bits |= mf
+	}
+	out[id] = 7
+	binary.BigEndian.PutUint16(out[off:], bits)
+	return out[:len(out)-(len(out)-14-20)%unit]
+}
+
+// churned compares the cases, quiet and while the agent's part writes other
+// addresses and other endpoints' policies, as fast as the design promises for.
+func (g *rig) churned(r *report, f mapFill, cases []timed) {
+	g.t.Helper()
+	quiet, busy := map[string][]float64{}, map[string][]float64{}
+	for range flags.rounds {
+		for _, c := range cases {
+			quiet[c.name] = append(quiet[c.name], g.long(c))
+		}
+		stop := g.churn()
+		for _, c := range cases {
+			busy[c.name] = append(busy[c.name], g.long(c))
+		}
+		if n := stop(); n < churnRate {
+			g.t.Errorf("only %d changes reached the kernel", n)
+		}
+	}
+	for _, c := range cases {
+		r.add(fmt.Sprintf("%s, under %d ipcache and %d policy changes/s / quiet (%s)", c.name, churnAddresses, churnPolicies, f), "×", "≤ 1.10", ratios(busy[c.name], quiet[c.name]))
+	}
+}
+
+const (
+	churnAddresses = 300
+	churnPolicies  = 100
+	churnRate      = churnAddresses + churnPolicies
+	longRounds     = 20 * rigRounds
+)
+
+// long is the net of a case over so many rounds that changes fall into them.
+func (g *rig) long(c timed) (ns float64) {
+	g.t.Helper()
+	g.set(c)
+	g.in(func() error {
+		took, err := g.run(g.coll.Programs[c.prog], append([]byte{}, c.packet...), c.ifindex, longRounds)
+		if err != nil {
+			return err
+		}
+		less, err := g.run(g.coll.Programs[c.less], append([]byte{}, c.packet...), c.ifindex, longRounds)
+		ns = took - less
+		return err
+	})
+	return ns
+}
+
+// churn writes until it is stopped, and then says how much it wrote.
+func (g *rig) churn() (stop func() int) {
+	end, done := make(chan struct{}), make(chan int)
+	go func() {
+		const first = 1 << 19 // beyond the addresses in use
+		tick := time.NewTicker(time.Second / churnPolicies)
+		defer tick.Stop()
+		n := 0
+		for {
+			select {
+			case <-end:
+				done <- n
+				return
+			case <-tick.C:
+			}
+			for range churnAddresses / churnPolicies {
+				g.tables.IPCache.Set(datapath.IPKey{Prefix: netip.PrefixFrom(rigPeer(first+n%10_000), 32)},
+					datapath.IPEntry{Identity: rigRemote + identity.Number(n/10_000%2), Tunnel: nodeAddr(1)})
+				n++
+			}
+			g.tables.RuleSets.Set(rigRuleSet+1, datapath.RuleSet{ID: rigRuleSet + 1, Egress: true, Entries: map[datapath.PolicyKey]datapath.PolicyEntry{
+				{Direction: datapath.Egress, Identity: rigRemote, Protocol: 6, Port: uint16(n%60000 + 1)}: {},
+			}})
+			n++
+		}
+	}()
+	return func() int { close(end); return <-done }
+}
+
+// set gives the programs the header that they put back.
+func (g *rig) set(c timed) {
+	g.t.Helper()
+	if c.header != nil {
+		g.fail(g.coll.Variables["header"].Set(append(append([]byte{}, c.header...), make([]byte, 128)...)[:128]))
+	}
+}
+
+func (g *rig) measure(r *report, f mapFill, cases []timed) {
+	g.t.Helper()
+	ns := func(prog string, c timed, repeat int) (took float64) {
+		g.t.Helper()
+		g.set(c)
+		g.in(func() (err error) {
+			took, err = g.run(g.coll.Programs[prog], append([]byte{}, c.packet...), c.ifindex, repeat)
+			return err
+		})
+		return took
+	}
+	raw := map[string][]float64{}
+	note := func(name string, v float64) { raw[name] = append(raw[name], v) }
+	for range flags.rounds {
+		note("empty", ns("empty", cases[0], rigRounds))
+		note("lookups", ns("lookups", cases[0], rigRounds))
+		for _, c := range cases {
+			took, less := ns(c.prog, c, rigRounds), ns(c.less, c, rigRounds)
+			if c.prog == "overlay" {
+				ns("strip", c, rigRounds)
+				less -= g.stripped()
+			}
+			note(c.name, took-less)
+			note(c.name+" less", less)
+		}
+	}
+	if n := g.wrong(); n != 0 {
+		g.t.Fatalf("%d rounds did not end in a redirect", n)
+	}
+	two := differences(raw["lookups"], raw["empty"])
+	for _, v := range raw["empty"] {
+		r.append(fmt.Sprintf("calibration: empty program (%s)", f), "ns", "", v)
+	}
+	for _, v := range two {
+		r.append(fmt.Sprintf("calibration: two hash lookups, net (%s)", f), "ns", "", v)
+	}
+	for _, c := range cases {
+		r.add(fmt.Sprintf("%s (%s)", c.name, f), "ns", c.goal, raw[c.name])
+		r.add("  in multiples of two hash lookups", "×", "", ratios(raw[c.name], two))
+		r.add("  taken off: "+c.less, "ns", "", raw[c.name+" less"])
+	}
+}
+
+// stripped is what stripping a packet takes, net of the clock.
+func (g *rig) stripped() float64 {
+	g.t.Helper()
+	var n, strip, clock uint64
+	g.fail(g.coll.Variables["strips"].Get(&n))
+	g.fail(g.coll.Variables["strip_ns"].Get(&strip))
+	g.fail(g.coll.Variables["clock_ns"].Get(&clock))
+	for _, name := range []string{"strips", "strip_ns", "clock_ns"} {
+		g.fail(g.coll.Variables[name].Set(uint64(0)))
+	}
+	return (float64(strip) - float64(clock)) / float64(max(n, 1))
+}
