@@ -24,6 +24,14 @@ func newPools(cfg *Config) (*pools, error) {
 	return &pools{v4: v4, v6: v6}, err
 }
 
+// all are the pools that the node has.
+func (p *pools) all() []*ipam.Pool {
+	if p.v6 == nil {
+		return []*ipam.Pool{p.v4}
+	}
+	return []*ipam.Pool{p.v4, p.v6}
+}
+
 // allocate takes free addresses for owner: of every family, or none.
 func (p *pools) allocate(owner string) (addr, addr6 netip.Addr, err error) {
 	if addr, err = p.v4.Allocate(owner); err != nil || p.v6 == nil {
