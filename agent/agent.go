@@ -71,6 +71,7 @@ type Agent struct {
 	endpoints  *endpoints
 	pinned     map[maps.IPKey]maps.Endpoint // endpoints in the kernel at start
 	unknown    *unknowns
+	grants     *grants
 	unreadable *unreadable
 	routeless  routeless
 	watchman   *watchman
@@ -193,8 +194,8 @@ func (a *Agent) openKeyspace() error {
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
 		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
-	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.publisher.wakeStatus, a.log)
-	a.publisher.paths = a.watchman.reports
+	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.mtu, a.publisher.wakeStatus, a.log)
+	a.publisher.paths, a.publisher.refutes = a.watchman.reports, a.watchman.refutes.Load
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
@@ -249,9 +250,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	a.view = newView(liveness.NodeID{Cluster: a.cfg.Cluster, Node: a.cfg.Node}, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
 	a.view.propagation.observe = a.timers.stage
-	for _, p := range a.cfg.podCIDRs() {
-		a.view.podRoutes.Set(p, struct{}{})
-	}
+	a.view.routeOwn(a.cfg.podCIDRs()...)
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() bool { return a.unreadable.policies() || a.view.mute() }, func() { close(a.ready) }, func() { close(a.complete) })
 	return nil
@@ -275,14 +274,14 @@ func (a *Agent) makeStores() error {
 		a.index.Apply(b)
 		a.view.apply(b)
 	}
-	judged, told := use, func(store.Batch) {}
-	if a.cfg.SharedEtcd {
-		g := newGrants(a.cfg.Cluster, a.space, a.log, use, a.timers.refused.Add)
-		judged, told = g.state, g.local
-	}
+	a.grants = newGrants(a.cfg.Cluster, a.space, a.log, use, a.timers.refused.Add)
 	if a.state, err = reader(kvstore.SubtreePrefix(kvstore.State), func(b store.Batch) {
-		judged(b)
+		a.grants.state(b)
+		a.watchman.state(b)
 		a.unreadable.apply(kvstore.State, b)
+		if a.ids.concerned(b) {
+			a.view.wakeIdentities()
+		}
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}
@@ -299,7 +298,7 @@ func (a *Agent) makeStores() error {
 		if b.Listed {
 			a.view.verdictsRead()
 		}
-		told(b)
+		a.grants.local(b)
 		a.unreadable.apply(kvstore.Local, b)
 		a.trust.apply(b)
 		a.watchman.local(b)
@@ -361,6 +360,9 @@ func (a *Agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.reconciler.Run(ctx) })
 	g.Go(func() error { return a.view.propagation.run(ctx, a.reconciler.Wait) })
+	g.Go(func() error {
+		return a.grants.run(ctx, a.kv, kvstore.Limits{Space: a.space, ClusterID: a.view.lookupCluster})
+	})
 	g.Go(func() error { return a.state.Run(ctx) })
 	g.Go(func() error { return a.local.Run(ctx) })
 	g.Go(func() error { return a.writer.Run(ctx) })

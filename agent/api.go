@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -17,6 +18,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/observe"
@@ -195,10 +197,15 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
 		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
 		PodCidrs: a.cfg.podCIDRTexts(), PodMtu: uint32(a.endpoints.podMTU()),
-		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled,
+		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled, Now: time.Now().UnixNano(),
+		Pools: a.pools(),
 	}
-	if end, ok := a.cfg.certificates()["node"]; ok {
-		r.CertificateExpiresAt = end.UnixNano()
+	r.Problems = append(r.Problems, fullPools(r.GetPools())...)
+	if cert, err := pki.ReadCertificate(pki.FilesIn(a.cfg.TLSDir, "tls").Cert); err == nil {
+		r.CertificateExpiresAt = cert.NotAfter.UnixNano()
+		if id, err := pki.CertificateID(cert); err == nil {
+			r.Certificate = id.String()
+		}
 	}
 	r.Policies, r.PoliciesSettled = a.enforced()
 	r.PolicyScope, r.PolicyMode, r.PolicyAudit = string(a.cfg.scope()), string(a.cfg.mode()), a.cfg.PolicyAudit
@@ -223,7 +230,8 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			Fix:     "check that hawser-apiserver runs",
 		})
 	}
-	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.publisher.problems()...)
+	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.grants.problems()...)
+	r.Problems = append(r.Problems, a.publisher.problems()...)
 	r.Problems = append(append(r.Problems, a.unreadable.problems()...), a.routeless.problems()...)
 	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{

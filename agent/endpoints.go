@@ -156,7 +156,8 @@ func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*recor
 	}
 	addr, addr6, err := m.pool.allocate(key)
 	if err != nil {
-		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v", q.GetNamespace(), q.GetName(), err)
+		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v; delete pods of this node, or give it a larger --pod-cidr",
+			q.GetNamespace(), q.GetName(), err)
 	}
 	r := &record{
 		Ports:       ports,

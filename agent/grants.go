@@ -7,53 +7,104 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
-// grants judges what other clusters write to a shared etcd, where no API server
-// of ours stands between: a record is passed on only when its cluster was
-// admitted (there is a PeerView of it) and its grant allows the record. What came
-// too early, or is refused, is held: another grant may allow it.
+// grants judges the records of other clusters by what those were granted, as the
+// PeerViews say. Where clusters share an etcd nobody else stands between; where
+// an API server imports, it has judged before, and this holds when it is mistaken.
+//
+// A record passes when its cluster is admitted (there is a PeerView of it) and its
+// grant allows the record. Of those that passed it knows the keys, of the others
+// why not; the records are in the store, and are read from there when a grant
+// changes (reread.go).
 type grants struct {
 	own   string
 	space identity.Space
 	log   *slog.Logger
+	now   func() time.Time
 	use   func(store.Batch)
 	count func(reason ...string)
+	// told is closed when local/ was listed once: before it is not known who is
+	// admitted.
+	told chan struct{}
+	// ended is closed when nobody reads any more.
+	ended chan struct{}
+	wake  chan struct{}
 
-	mu     sync.Mutex // held while use runs, so that it sees one batch at a time
-	guards map[string]*peering.Guard
-	views  map[string]*keyspacev1.PeerView
-	held   map[string]map[string]store.Change // by cluster and key
-	passed map[string]map[string]store.Change // what a narrower grant may take back
+	mu       sync.Mutex // held while use runs, so that it sees one batch at a time
+	listed   bool       // told is closed
+	clusters map[string]*granted
 }
 
-// refusedGrant is the reason under which a record outside of its cluster's grant
-// is counted.
-const refusedGrant = "grant"
+// granted is what is known of one other cluster.
+type granted struct {
+	view  *keyspacev1.PeerView
+	guard *peering.Guard // nil: not admitted
+	// early: records came before the cluster was admitted.
+	early  bool
+	passed map[kvstore.Kind]map[string]uint64 // key → how much of the grant it uses
+	used   map[kvstore.Kind]uint64
+	// refused are the keys that do not pass as they are now, and why.
+	refused map[string]string
+	limited bool // one of them only because there are too many
+	due     bool // to be read again
+	// touched are the keys that the reader brought since a reading began; nil
+	// when there is none.
+	touched map[string]struct{}
+
+	told seldom.Gate // refusals
+}
+
+const (
+	// refusedGrant is the reason under which a record outside of its cluster's
+	// grant is counted.
+	refusedGrant = "grant"
+	// Within refusalsLogged at most refusalsTold refusals of a cluster are logged.
+	refusalsLogged = time.Minute
+	refusalsTold   = 3
+)
 
 func newGrants(own string, space identity.Space, log *slog.Logger, use func(store.Batch), count func(reason ...string)) *grants {
 	return &grants{
-		own: own, space: space, log: log, use: use, count: count,
-		guards: map[string]*peering.Guard{}, views: map[string]*keyspacev1.PeerView{}, held: map[string]map[string]store.Change{},
-		passed: map[string]map[string]store.Change{},
+		own: own, space: space, log: log, now: time.Now, use: use, count: count,
+		told: make(chan struct{}), ended: make(chan struct{}), wake: make(chan struct{}, 1), clusters: map[string]*granted{},
 	}
 }
 
-// state takes a batch of the state/ reader.
+// of is what is known of a cluster. The caller holds mu.
+func (g *grants) of(cluster string) *granted {
+	c := g.clusters[cluster]
+	if c == nil {
+		c = &granted{passed: map[kvstore.Kind]map[string]uint64{}, used: map[kvstore.Kind]uint64{}, refused: map[string]string{},
+			told: seldom.Gate{Window: refusalsLogged, Most: refusalsTold, Now: func() time.Time { return g.now() }}}
+		g.clusters[cluster] = c
+	}
+	return c
+}
+
+// state takes a batch of the state/ reader. The first one waits until it is known
+// who is admitted.
 func (g *grants) state(b store.Batch) {
+	select {
+	case <-g.told:
+	case <-g.ended:
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	pass := make([]store.Change, 0, len(b.Changes))
 	for _, c := range b.Changes {
-		if g.allows(c) {
+		if g.passes(c) {
 			pass = append(pass, c)
 		}
 	}
@@ -61,56 +112,73 @@ func (g *grants) state(b store.Batch) {
 	g.use(b)
 }
 
-// allows says whether a change may pass, and holds it if not. The caller holds
-// mu.
-func (g *grants) allows(c store.Change) bool {
+// passes says whether a change of the reader may pass. The caller holds mu.
+func (g *grants) passes(c store.Change) bool {
 	if c.Key.Cluster == g.own {
 		return true
 	}
-	held := g.held[c.Key.Cluster]
+	of := g.of(c.Key.Cluster)
+	if of.touched != nil {
+		of.touched[c.KV.Key] = struct{}{}
+	}
+	return g.judge(of, c)
+}
+
+// judge is passes for what is not brought by the reader, too. The caller holds
+// mu.
+func (g *grants) judge(of *granted, c store.Change) bool {
+	key := c.KV.Key
 	if c.Deleted {
-		delete(held, c.KV.Key)
-		delete(g.passed[c.Key.Cluster], c.KV.Key)
+		delete(of.refused, key)
+		g.drop(of, c.Key.Kind, key)
 		return true // of what never passed it means nothing
 	}
-	guard := g.guards[c.Key.Cluster]
-	if guard != nil {
-		err := guard.Check(c.Key, c.Record)
-		if err == nil {
-			delete(held, c.KV.Key)
-			remember(g.passed, c)
-			return true
-		}
-		g.count(refusedGrant)
-		g.log.Warn("record refused", "key", c.KV.Key, "error", err)
+	if of.guard == nil {
+		of.early = true
+		return false
 	}
-	remember(g.held, c)
-	return false
+	weight, old := weightOf(c.Record), of.passed[c.Key.Kind][key]
+	err := of.guard.Check(c.Key, c.Record)
+	if limit := of.guard.Limit(c.Key.Kind); err == nil && of.used[c.Key.Kind]-old+weight > limit {
+		of.limited = true
+		err = &kvstore.BadRecord{Key: key, Reason: "limit", Detail: "there are more than its grant allows"}
+	}
+	if err != nil {
+		g.refuse(of, c.Key.Cluster, key, err)
+		return false
+	}
+	delete(of.refused, key)
+	if of.passed[c.Key.Kind] == nil {
+		of.passed[c.Key.Kind] = map[string]uint64{}
+	}
+	of.passed[c.Key.Kind][key] = weight
+	of.used[c.Key.Kind] += weight - old
+	return true
 }
 
-func remember(in map[string]map[string]store.Change, c store.Change) {
-	if in[c.Key.Cluster] == nil {
-		in[c.Key.Cluster] = map[string]store.Change{}
+// weightOf is how much of a grant a record uses: of slices, the backends.
+func weightOf(m proto.Message) uint64 {
+	if s, ok := m.(*keyspacev1.BackendSlice); ok {
+		return max(1, uint64(len(s.GetBackends())))
 	}
-	in[c.Key.Cluster][c.KV.Key] = c
+	return 1
 }
 
-// retract are the ends of what has passed and is granted no more; it is held
-// from now on. The caller holds mu.
-func (g *grants) retract(cluster string) []store.Change {
-	var out []store.Change
-	for key, c := range g.passed[cluster] {
-		if err := g.guards[cluster].Check(c.Key, c.Record); err == nil {
-			continue
-		}
-		delete(g.passed[cluster], key)
-		remember(g.held, c)
-		gone := c
-		gone.Deleted, gone.Record = true, nil
-		gone.KV.Value = nil
-		out = append(out, gone)
+func (g *grants) drop(of *granted, k kvstore.Kind, key string) {
+	of.used[k] -= of.passed[k][key]
+	delete(of.passed[k], key)
+}
+
+// refuse notes, counts and, now and then, logs a refusal. The caller holds mu.
+func (g *grants) refuse(of *granted, cluster, key string, why error) {
+	if of.refused[key] == why.Error() {
+		return // it is known
 	}
-	return out
+	of.refused[key] = why.Error()
+	g.count(refusedGrant)
+	if untold, ok := of.told.Pass(); ok {
+		g.log.Warn("record refused", "peer", cluster, "key", key, "error", why, "untold_before", untold)
+	}
 }
 
 // local takes a batch of the local/ reader: who is admitted, with which grant.
@@ -123,45 +191,70 @@ func (g *grants) local(b store.Batch) {
 		}
 		if view, ok := c.Record.(*keyspacev1.PeerView); ok && !c.Deleted {
 			g.admit(view)
-			continue
+		} else {
+			g.expel(c.Key.Names[0])
 		}
-		delete(g.guards, c.Key.Names[0])
-		delete(g.views, c.Key.Names[0])
+	}
+	if b.Listed && !g.listed {
+		g.listed = true
+		close(g.told)
 	}
 }
 
-// admit takes a grant, passes on what it allows of what was held, and takes back
-// what it does not allow of what has passed. The caller holds mu.
+// admit takes a grant. What it allows of what was turned away, and does not allow
+// of what has passed, is settled by reading the records again. The caller holds
+// mu.
 func (g *grants) admit(v *keyspacev1.PeerView) {
 	name := v.GetPeer()
-	if old := g.views[name]; old != nil && old.GetClusterId() == v.GetClusterId() &&
+	of := g.of(name)
+	if old := of.view; old != nil && old.GetClusterId() == v.GetClusterId() && proto.Equal(old.GetGrant(), v.GetGrant()) &&
 		slices.Equal(old.GetPodCidrs(), v.GetPodCidrs()) && slices.Equal(old.GetNodeCidrs(), v.GetNodeCidrs()) {
 		return
 	}
-	grant, err := peering.GrantFor(&keyspacev1.Cluster{
-		Name: name, Id: v.GetClusterId(), PodCidrs: v.GetPodCidrs(), NodeCidrs: v.GetNodeCidrs(),
-		Mesh: &keyspacev1.MeshParameters{ClusterBits: g.space.ClusterBits()},
-	})
-	if err != nil {
-		g.log.Error("cluster not admitted", "peer", name, "error", err)
-		return
+	grant := v.GetGrant()
+	if grant == nil { // an API server of before says the ranges alone
+		var err error
+		if grant, err = peering.GrantFor(&keyspacev1.Cluster{
+			Name: name, Id: v.GetClusterId(), PodCidrs: v.GetPodCidrs(), NodeCidrs: v.GetNodeCidrs(),
+			Mesh: &keyspacev1.MeshParameters{ClusterBits: g.space.ClusterBits()},
+		}); err != nil {
+			g.log.Error("cluster not admitted", "peer", name, "error", err)
+			return
+		}
+		grant.ServiceCidrsPinned = false
 	}
 	guard, err := peering.NewGuard(&keyspacev1.Peer{Name: name, ClusterId: v.GetClusterId(), Grant: grant}, nil)
 	if err != nil {
 		g.log.Warn("grant narrowed", "peer", name, "error", err)
 	}
-	g.guards[name], g.views[name] = guard, proto.CloneOf(v)
-	held := g.held[name]
-	delete(g.held, name)
-	b := store.Batch{Changes: g.retract(name)}
-	for _, c := range held {
-		if g.allows(c) {
-			b.Changes = append(b.Changes, c)
+	again := of.guard != nil || of.early
+	of.guard, of.view, of.early = guard, proto.CloneOf(v), false
+	if again {
+		g.readAgain(of)
+	}
+}
+
+// expel withdraws all that has passed of a cluster that is admitted no more. The
+// caller holds mu.
+func (g *grants) expel(name string) {
+	of := g.clusters[name]
+	if of == nil || of.guard == nil {
+		return
+	}
+	var b store.Batch
+	for _, keys := range of.passed {
+		for key := range keys {
+			if k, err := kvstore.ParseKey(key); err == nil { // as when it passed
+				b.Changes = append(b.Changes, store.Change{Key: k, KV: kvstore.KV{Key: key}, Deleted: true})
+			}
 		}
 	}
+	delete(g.clusters, name)
+	g.of(name).early = true // what is in the store counts if it comes back
 	if len(b.Changes) == 0 {
 		return
 	}
+	g.log.Info("cluster is not admitted any more; its records are withdrawn", "peer", name, "records", len(b.Changes))
 	slices.SortFunc(b.Changes, func(a, b store.Change) int { return strings.Compare(a.KV.Key, b.KV.Key) })
 	g.use(b)
 }

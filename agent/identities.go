@@ -14,6 +14,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
 // identityCheck is how often the store's history is looked at, and how long to
@@ -129,6 +130,17 @@ func (n *numbers) confirm(ctx context.Context) ([]allocator.Move, error) {
 	return moves, err
 }
 
+// concerned reports whether what the store says of identities in use is to be
+// confirmed.
+func (n *numbers) concerned(b store.Batch) bool {
+	select {
+	case <-n.known:
+		return n.err == nil && n.alloc.Concerned(b)
+	default:
+		return false // none is in use yet; what is adopted is confirmed once
+	}
+}
+
 // pruneRefs removes this node's references to numbers that it does not use.
 func (n *numbers) pruneRefs(ctx context.Context) error {
 	a, err := n.await(ctx)
@@ -143,7 +155,8 @@ func (n *numbers) pruneRefs(ctx context.Context) error {
 }
 
 // keepIdentities confirms the identities in use whenever one of the cluster's
-// vanished or the store has another history, until the context ends. A store
+// vanished, one in use became unreadable or another's, or the store has another
+// history, until the context ends. A store
 // that fails is asked again.
 func (a *Agent) keepIdentities(ctx context.Context) error {
 	tick := time.NewTicker(identityCheck)

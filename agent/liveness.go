@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
@@ -34,6 +35,9 @@ type watchman struct {
 	gossip *liveness.Gossip
 	tell   func()        // publishes what the probes say
 	wake   chan struct{} // the table has changed
+	// refutes is the revision of the record that says that this agent does not
+	// run; see keyspacev1.NodeStatus.
+	refutes atomic.Int64
 
 	mu      sync.Mutex
 	told    bool // this run has published something; before, the record is an earlier run's
@@ -41,14 +45,15 @@ type watchman struct {
 }
 
 // newWatchman makes one that has seen nothing. conn is bound to the tunnel's
-// port.
-func newWatchman(cfg *Config, view *view, conn *net.UDPConn, tell func(), log *slog.Logger) *watchman {
+// port, mtu is the underlay's.
+func newWatchman(cfg *Config, view *view, conn *net.UDPConn, mtu int, tell func(), log *slog.Logger) *watchman {
 	w := &watchman{
 		self: liveness.NodeID{Cluster: cfg.Cluster, Node: cfg.Node}, log: log, view: view, table: view.alive,
 		tell: tell, wake: make(chan struct{}, 1), targets: map[liveness.NodeID]bool{},
 	}
 	w.probes = liveness.NewProbes(liveness.ProbesConfig{
 		Self: cfg.NodeAddress, Conn: conn, Port: cfg.TunnelPort, Changed: w.pathsChanged, Log: log,
+		Sizer: liveness.SizerConfig{Full: mtu}, Sized: tell,
 	})
 	w.gossip = liveness.NewGossip(liveness.GossipConfig{
 		Cluster: cfg.Cluster, Name: cfg.Node, Listen: netip.AddrPortFrom(cfg.NodeAddress, liveness.GossipPort),
@@ -99,6 +104,20 @@ func (w *watchman) local(b store.Batch) {
 				w.remember(r)
 			}
 		}
+	}
+}
+
+// state takes a batch of the state/ reader: that this agent is said not to run it
+// denies at once.
+func (w *watchman) state(b store.Batch) {
+	for _, c := range b.Changes {
+		r, ok := c.Record.(*keyspacev1.NodeHealth)
+		if !ok || c.Key.Cluster != w.self.Cluster || c.Key.Names[0] != w.self.Node || liveness.ParseWitness(r.GetProcess()) != liveness.Down {
+			continue
+		}
+		w.refutes.Store(c.KV.ModRevision)
+		w.log.Warn("gossip does not hear this agent; say that it runs", "health", liveness.StateName(r.GetState()))
+		w.tell()
 	}
 }
 
@@ -161,9 +180,9 @@ func (w *watchman) retarget() {
 	if !w.view.takeMoved() {
 		return
 	}
-	serving := w.view.lb.Serving()
+	serving, questioned := w.view.lb.Serving(), w.table.Questioned()
 	chosen := liveness.Targets(w.self, w.table.Candidates(), func(n liveness.NodeID) bool {
-		return serving[[2]string{n.Cluster, n.Node}]
+		return serving[[2]string{n.Cluster, n.Node}] || questioned[n]
 	})
 	now := make(map[liveness.NodeID]bool, len(chosen))
 	for _, t := range chosen {
@@ -188,6 +207,7 @@ func (w *watchman) reports() (out []*keyspacev1.PathReport) {
 		if said := p.Path.Witness(); said != liveness.Unknown {
 			out = append(out, &keyspacev1.PathReport{
 				Cluster: p.Cluster, Node: p.Node, Up: said == liveness.Up, Since: p.Since.UnixNano(),
+				Mtu: uint32(p.MTU), FullMtu: uint32(p.FullMTU),
 			})
 		}
 	}
@@ -209,6 +229,7 @@ func (w *watchman) paths() (out []*hawserv1.NodePath) {
 			row.Address = r.Addr.String()
 		}
 		if p, ok := probed[r.NodeID]; ok {
+			row.Mtu, row.FullMtu = uint32(p.MTU), uint32(p.FullMTU)
 			row.Path, row.RttSeconds, row.Sent, row.Answered = p.Path.String(), p.RTT.Seconds(), p.Sent, p.Answered
 			if !p.Since.IsZero() {
 				row.Since = p.Since.UnixNano()
@@ -243,7 +264,7 @@ func (w *watchman) problems() (out []*hawserv1.Problem) {
 // liveness takes records of nodes, health and peers.
 func (v *view) liveness(c store.Change) {
 	switch c.Key.Kind {
-	case kvstore.KindNode, kvstore.KindSlice, kvstore.KindService:
+	case kvstore.KindNode, kvstore.KindSlice, kvstore.KindService, kvstore.KindHealth:
 		v.moved = true
 	}
 	id := func() liveness.NodeID { return liveness.NodeID{Cluster: c.Key.Cluster, Node: c.Key.Names[0]} }

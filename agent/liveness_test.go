@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"log/slog"
 	"net/netip"
 	"testing"
 	"time"
@@ -73,4 +74,28 @@ func TestHealthReachesFrontends(t *testing.T) {
 	v.alive.SetPath(liveness.PathChange{NodeID: liveness.NodeID{Cluster: "west", Node: "w1"}, Path: liveness.PathDown, Since: time.Now()})
 	say("east", "n2", keyspacev1.NodeHealth_STATE_DEAD)
 	want("none would be left", "10.1.0.5", "10.2.0.5")
+}
+
+// An agent denies that it does not run, of itself only, and once for each record
+// that says so.
+func TestAgentDeniesItsDeath(t *testing.T) {
+	told := 0
+	w := &watchman{self: liveness.NodeID{Cluster: "east", Node: "n1"}, log: slog.New(slog.DiscardHandler), tell: func() { told++ }}
+	say := func(cluster, node, process string, rev int64) {
+		k := kvstore.NewKey(kvstore.State, cluster, kvstore.KindHealth, node)
+		w.state(store.Batch{Changes: []store.Change{
+			{Key: k, KV: kvstore.KV{Key: k.String(), ModRevision: rev}, Record: &keyspacev1.NodeHealth{Node: node, Cluster: cluster, Process: process}},
+			{Key: k, Deleted: true},
+		}})
+	}
+	say("east", "n1", "up", 5)
+	say("east", "n2", "down", 6)
+	say("west", "n1", "down", 7)
+	if told != 0 || w.refutes.Load() != 0 {
+		t.Errorf("told %d times, of revision %d", told, w.refutes.Load())
+	}
+	say("east", "n1", "down", 8)
+	if told != 1 || w.refutes.Load() != 8 {
+		t.Errorf("told %d times, of revision %d; want once, of 8", told, w.refutes.Load())
+	}
 }

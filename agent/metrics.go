@@ -48,8 +48,10 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_keyspace_since_timestamp_seconds", Help: "When the connection to etcd was made or lost.", Kind: metrics.Gauge},
 		{Name: "hawser_keyspace_revision", Help: "Revision of etcd that the node has reached.", Kind: metrics.Gauge},
 		{Name: "hawser_mesh_complete", Help: "1 when everything of every cluster is known and stale state is being removed.", Kind: metrics.Gauge},
+		{Name: "hawser_ipam_addresses", Help: "Addresses of this node for its pods, by pool and state: used, free.", Kind: metrics.Gauge, Labels: []string{"pool", "state"}},
 		{Name: "hawser_path_up", Help: "1 while a node answers this node's path probes; 0 also while one that returns is held back.", Kind: metrics.Gauge, Labels: path},
 		{Name: "hawser_path_rtt_seconds", Help: "Round trip of the newest answer to a path probe.", Kind: metrics.Gauge, Labels: path},
+		{Name: "hawser_path_mtu_bytes", Help: "Largest packets, tunnel headers included, that get through to a node and back whole; absent while it is not known.", Kind: metrics.Gauge, Labels: path},
 		{Name: "hawser_path_probes_total", Help: "Path probes sent to a node.", Kind: metrics.Counter, Labels: path},
 		{Name: "hawser_path_answers_total", Help: "Path probes that a node answered.", Kind: metrics.Counter, Labels: path},
 		{Name: "hawser_path_refused_total", Help: "Packets that came as an answer to a path probe and were none: forged, or very late.", Kind: metrics.Counter},
@@ -162,6 +164,10 @@ func (s *nodeState) emit(emit metrics.Emit) {
 		emit("hawser_keyspace_since_timestamp_seconds", metrics.Timestamp(r.GetKeyspace().GetSince()))
 		emit("hawser_keyspace_revision", float64(r.GetKeyspace().GetRevision()))
 		emit("hawser_problems", float64(len(r.GetProblems())))
+		for _, p := range r.GetPools() {
+			emit("hawser_ipam_addresses", float64(p.GetUsed()), p.GetPrefix(), "used")
+			emit("hawser_ipam_addresses", float64(p.GetFree()), p.GetPrefix(), "free")
+		}
 		for _, t := range r.GetTables() {
 			emit("hawser_table_entries", float64(t.GetEntries()), t.GetName())
 			emit("hawser_table_lag_revisions", max(0, float64(t.GetRevision())-float64(t.GetReconciled())), t.GetName())
@@ -204,6 +210,9 @@ func (s *nodeState) emitPaths(emit metrics.Emit) {
 		}
 		emit("hawser_path_up", metrics.Bool(p.GetPath() == "up"), p.GetCluster(), p.GetNode())
 		emit("hawser_path_rtt_seconds", p.GetRttSeconds(), p.GetCluster(), p.GetNode())
+		if p.GetMtu() > 0 {
+			emit("hawser_path_mtu_bytes", float64(p.GetMtu()), p.GetCluster(), p.GetNode())
+		}
 		emit("hawser_path_probes_total", float64(p.GetSent()), p.GetCluster(), p.GetNode())
 		emit("hawser_path_answers_total", float64(p.GetAnswered()), p.GetCluster(), p.GetNode())
 	}

@@ -19,6 +19,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 	s := nodeState{
 		status: &hawserv1.NodeStatusReport{
 			Version: "v1", StartedAt: int64(3 * time.Second), Keyspace: &hawserv1.KeyspaceStatus{Connected: true, Revision: 77},
+			Pools:  []*hawserv1.AddressPool{{Prefix: "10.1.1.0/24", Used: 3, Free: 250}},
 			Tables: []*hawserv1.TableStatus{{Name: "ipcache", Entries: 4, Revision: 9, Reconciled: 7}, {Name: "nodes", LastError: "full"}},
 		},
 		drops: &hawserv1.ListDropsResponse{Drops: []*hawserv1.DropCounter{
@@ -33,7 +34,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 			Refused: map[string]uint64{"source": 2}, Forwards: 3, ForwardFailed: 1, ForwardTime: 1500 * time.Millisecond,
 		},
 		paths: []*hawserv1.NodePath{
-			{Cluster: "west", Node: "w1", Path: "up", RttSeconds: 0.001, Sent: 9, Answered: 8, Chosen: true},
+			{Cluster: "west", Node: "w1", Path: "up", RttSeconds: 0.001, Sent: 9, Answered: 8, Chosen: true, Mtu: 1400, FullMtu: 1500},
 			{Cluster: "west", Node: "w2", Path: "returning", Why: "path down"}, {Cluster: "west", Node: "w3", Why: "dead"},
 		},
 		watch:    watchCounters{forged: 4, gossipRefused: 6, paused: time.Second},
@@ -57,6 +58,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_dns_listening`: 1, `hawser_dns_answers_total{rcode="NOERROR",source="mesh",transport="udp"}`: 6,
 		`hawser_dns_refused_total{reason="source"}`: 2, `hawser_dns_forwards_total`: 3, `hawser_dns_forward_failures_total`: 1, `hawser_dns_forward_seconds_total`: 1.5,
 		`hawser_path_up{target_cluster="west",target_node="w1"}`: 1, `hawser_path_up{target_cluster="west",target_node="w2"}`: 0,
+		`hawser_path_mtu_bytes{target_cluster="west",target_node="w1"}`: 1400, `hawser_ipam_addresses{pool="10.1.1.0/24",state="free"}`: 250,
 		`hawser_path_answers_total{target_cluster="west",target_node="w1"}`: 8, `hawser_path_refused_total`: 4, `hawser_gossip_refused_total`: 6,
 		`hawser_path_paused_seconds_total`: 1, `hawser_nodes_passed_over{target_cluster="west",why="dead"}`: 1,
 		`hawser_etcd_operations_total{operation="list",result="denied"}`: 1, `hawser_etcd_operation_seconds_count{operation="list"}`: 1,

@@ -47,8 +47,9 @@ type publisher struct {
 	trust               func() (bundle, signer []byte)
 	paths               func() []*keyspacev1.PathReport
 	// later is an IPv6 range that the node was given after its start.
-	later netip.Prefix
-	tell  chan struct{} // the status is to be told now
+	later   netip.Prefix
+	refutes func() int64  // NodeStatus.refutes
+	tell    chan struct{} // the status is to be told now
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -273,7 +274,7 @@ func (p *publisher) publishStatus(at history) {
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
 		Trust: trust, Signer: signer,
 		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
-		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(),
+		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(), Refutes: p.refutes(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)
 	}

@@ -39,21 +39,36 @@ func (s *service) ListRules(_ context.Context, q *hawserv1.ListRulesRequest) (*h
 		for k, e := range rs.Entries {
 			row := s.rule(id, k, e)
 			row.Audited = rs.Audit && e.Deny
-			row.Hits = s.hits(id, k)
+			row.Hits = s.hits(maps.EncodePolicyKey(id, k))
 			r.Entries = append(r.Entries, row)
 		}
+		r.Entries = append(r.Entries, s.defaults(id, rs)...)
 	}
 	slices.SortFunc(r.GetEntries(), func(a, b *hawserv1.RuleEntry) int { return int(a.GetRuleSet()) - int(b.GetRuleSet()) })
 	return r, nil
 }
 
 // hits is how often an entry decided; 0 when the kernel does not have it yet.
-func (s *service) hits(set uint32, k datapath.PolicyKey) uint64 {
+func (s *service) hits(k maps.PolicyKey) uint64 {
 	var e maps.PolicyEntry
-	if s.a.dp.Maps().Policy.Lookup(maps.EncodePolicyKey(set, k), &e) != nil {
+	if s.a.dp.Maps().Policy.Lookup(k, &e) != nil {
 		return 0
 	}
 	return e.Hits
+}
+
+// defaults are what a rule set does with what no entry matches.
+func (s *service) defaults(set uint32, rs datapath.RuleSet) (out []*hawserv1.RuleEntry) {
+	for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
+		if d == datapath.Ingress && !rs.Ingress || d == datapath.Egress && !rs.Egress {
+			continue
+		}
+		out = append(out, &hawserv1.RuleEntry{
+			RuleSet: set, Direction: d.String(), Protocol: "any", Verdict: "deny", DefaultDeny: true, Audited: rs.Audit,
+			Origin: s.a.view.Origin(set, d, 0), Hits: s.hits(maps.DefaultKey(set, d)),
+		})
+	}
+	return out
 }
 
 func (s *service) rule(set uint32, k datapath.PolicyKey, e datapath.PolicyEntry) *hawserv1.RuleEntry {

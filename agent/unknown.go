@@ -87,7 +87,7 @@ func (u *unknowns) read(ctx context.Context, n identity.Number) error {
 	if err != nil {
 		return err
 	}
-	u.a.view.apply(store.Batch{Changes: []store.Change{{Key: key, KV: *kv, Record: record}}})
+	u.a.grants.state(store.Batch{Changes: []store.Change{{Key: key, KV: *kv, Record: record}}})
 	u.a.log.Info("read an identity before the watch brought it", "identity", n)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/internal/table"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
@@ -45,6 +46,8 @@ type view struct {
 	// services wakes the writer of this node's slices.
 	services *table.Table[serviceName, *keyspacev1.Service]
 
+	told seldom.Gate // of what is not usable
+
 	mu         sync.Mutex
 	clusters   map[string]uint32
 	verdicts   verdicts
@@ -53,8 +56,10 @@ type view struct {
 	rollout    *rollout
 	backing    *backing
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
-	// serviceRoutes are those of podRoutes that are for services.
+	// serviceRoutes are those of podRoutes that are for services, ownRoutes those
+	// for the pods of this node.
 	serviceRoutes []netip.Prefix
+	ownRoutes     []netip.Prefix
 	policies      map[string]string // key → problem of an object that cannot be enforced
 	seen          map[string]int64  // kind → newest revision
 	moved         bool              // nodes or backends have changed
@@ -82,6 +87,7 @@ func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, table
 		vteps:        map[netip.Prefix]map[string]struct{}{},
 		policies:     map[string]string{},
 		seen:         map[string]int64{},
+		told:         seldom.Gate{Window: refusalsLogged, Most: refusalsTold},
 	}
 }
 
@@ -92,7 +98,9 @@ func (v *view) apply(b store.Batch) {
 	s, sampled := v.propagation.begin(b)
 	for _, c := range b.Changes {
 		if err := v.change(c); err != nil {
-			v.log.Warn("record not usable", "key", c.KV.Key, "error", err)
+			if untold, ok := v.told.Pass(); ok {
+				v.log.Warn("record not usable", "key", c.KV.Key, "error", err, "untold_before", untold)
+			}
 		}
 		if rev := c.KV.ModRevision; rev > 0 {
 			v.seen[string(c.Key.Kind)] = max(v.seen[string(c.Key.Kind)], rev)
@@ -212,15 +220,32 @@ func (v *view) routeServices(cidrs []string) {
 			want = append(want, p.Masked())
 		}
 	}
-	for _, p := range v.serviceRoutes {
-		if !slices.Contains(want, p) {
-			v.podRoutes.Delete(p)
-		}
+	before := v.serviceRoutes
+	v.serviceRoutes = want
+	for _, p := range before {
+		v.unroute(p)
 	}
 	for _, p := range want {
 		v.podRoutes.Set(p, struct{}{})
 	}
-	v.serviceRoutes = want
+}
+
+// routeOwn has the host reach this node's pods, whatever others say of the
+// prefix.
+func (v *view) routeOwn(prefixes ...netip.Prefix) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ownRoutes = prefixes
+	for _, p := range prefixes {
+		v.podRoutes.Set(p, struct{}{})
+	}
+}
+
+// unroute takes a prefix's route away unless something else needs it.
+func (v *view) unroute(p netip.Prefix) {
+	if !slices.Contains(v.ownRoutes, p) && len(v.vteps[p]) == 0 && !slices.Contains(v.serviceRoutes, p) {
+		v.podRoutes.Delete(p)
+	}
 }
 
 func (v *view) identity(c store.Change) error {
@@ -294,7 +319,7 @@ func (v *view) vtep(c store.Change) error {
 		delete(v.vteps[p], c.Key.Cluster)
 		if len(v.vteps[p]) == 0 {
 			delete(v.vteps, p)
-			v.podRoutes.Delete(p)
+			v.unroute(p)
 		}
 		return nil
 	}

@@ -16,13 +16,14 @@ struct arrival {
 	struct endpoint *rx; /* NULL: this node itself */
 	__u32 hop;           /* the sender's node id, or HOP_WORLD */
 	__u32 epoch;         /* of the source's address */
+	__u32 claimed;       /* the identity that the packet came with */
 	__u64 verdict;       /* the word to cache */
 };
 
-static __always_inline __u64 arrival_word(const struct packet *p, const struct flow *f,
-                                          struct arrival *a, __u64 rules)
+static __always_inline __u64 arrival_word(const struct flow *f, const struct arrival *a,
+                                          __u64 rules)
 {
-	return verdict_word(f, a->rx ? rules : 1, a->epoch, p->src_id);
+	return verdict_word(f, a->rx ? rules : 1, a->epoch, a->claimed);
 }
 
 static __always_inline int arrival_judge(struct packet *p, const struct flow *f, struct arrival *a)
@@ -31,11 +32,11 @@ static __always_inline int arrival_judge(struct packet *p, const struct flow *f,
 	__u64 rules = 0;
 
 	if (!a->rx) {
-		a->verdict = arrival_word(p, f, a, 0);
+		a->verdict = arrival_word(f, a, 0);
 		return 0; /* the host has no policy */
 	}
 	rules = rules_word(a->rx->rule_set);
-	a->verdict = arrival_word(p, f, a, rules);
+	a->verdict = arrival_word(f, a, rules);
 	return policy_verdict(p, a->rx, rules, reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
 	                      p->t.saddr, reply ? p->t.sport : p->t.dport);
 }
@@ -106,7 +107,14 @@ static __always_inline int tunnel_cached(struct packet *p, const struct flow *f,
 	if (!node || node->addr.w[3] != p->outer || e->flags & CT_WORLD)
 		return 0;
 	a->hop = hop >> 32;
-	return (__u32)hop == a->epoch && READ_ONCE(e->verdict[dir]) == arrival_word(p, f, a, rules);
+	return (__u32)hop == a->epoch && READ_ONCE(e->verdict[dir]) == arrival_word(f, a, rules);
+}
+
+/* Whether an external endpoint sends what nobody here has asked for. */
+static __always_inline int opens_from_external(const struct flow *f, const struct ct_entry *e,
+                                               const struct node *node)
+{
+	return node->cluster == CLUSTER_EXTERNAL && !(e && f->dir == FLOW_REPLY);
 }
 
 static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct ct_entry **e,
@@ -122,7 +130,7 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 	ret = check_sender(p, a->hop, node);
 	if (ret < 0)
 		return ret;
-	if (!a->rx && !is_own_address(p->t.daddr))
+	if (!a->rx && (!is_own_address(p->t.daddr) || opens_from_external(f, *e, node)))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (*e && (ct_reopened(*e, p) || ((*e)->flags & CT_WORLD && f->dir == FLOW_FORWARD))) {
 		ct_delete(f);
@@ -196,6 +204,7 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	p->endpoint = a.rx ? a.rx->id : 0;
 	if (unlikely(p->icmp_error))
 		return tunnel_related(skb, p, &a);
+	a.claimed = p->src_id;
 	a.epoch = ip_epoch4(p->t.saddr);
 	flow_key(&f, &p->t);
 	e = ct_find(&f);
@@ -232,6 +241,7 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 		return ret;
 	a.epoch = ip_epoch4(p->t.saddr);
 	p->src_id = world_identity4(p->t.saddr);
+	a.claimed = p->src_id;
 	if (endpoint_by_addr4(p->t.saddr) || is_own_address(p->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (unlikely(p->icmp_error)) {

@@ -13,11 +13,11 @@ static __always_inline int arrival_judge6(struct packet *p, struct packet6 *x, c
 	__u64 rules = 0;
 
 	if (!a->rx) {
-		a->verdict = arrival_word(p, f, a, 0);
+		a->verdict = arrival_word(f, a, 0);
 		return 0; /* the host has no policy */
 	}
 	rules = rules_word(a->rx->rule_set);
-	a->verdict = arrival_word(p, f, a, rules);
+	a->verdict = arrival_word(f, a, rules);
 	return policy_verdict6(p, x, a->rx, rules, reply ? DIR_EGRESS : DIR_INGRESS, p->src_id,
 	                       &x->t.saddr, reply ? x->t.sport : x->t.dport);
 }
@@ -71,7 +71,7 @@ static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, str
 	ret = check_sender6(p, x, a->hop, node);
 	if (ret < 0)
 		return ret;
-	if (!a->rx && !is_own_address6(&x->t.daddr))
+	if (!a->rx && (!is_own_address6(&x->t.daddr) || opens_from_external(f, *e, node)))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (*e && (ct_reopened(*e, p) || ((*e)->flags & CT_WORLD && f->dir == FLOW_FORWARD))) {
 		ct_delete6(&x->key);
@@ -128,6 +128,7 @@ static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, s
 		return ret;
 	if (x->control)
 		return DROP(p, DROP_UNSUPPORTED_PROTOCOL); /* it is of another link */
+	a.claimed = p->src_id;
 	a.rx = endpoint_by_addr6(&x->t.daddr);
 	p->dst_id = a.rx ? a.rx->identity : ID_HOST;
 	p->endpoint = a.rx ? a.rx->id : 0;
@@ -170,6 +171,7 @@ static __always_inline int untunnelled6(struct __sk_buff *skb, struct packet *p,
 		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 	a.epoch = ip_epoch6(&x->t.saddr);
 	p->src_id = world_identity6(&x->t.saddr);
+	a.claimed = p->src_id;
 	if (is_unspecified6(&x->t.saddr) || is_link_local6(&x->t.saddr) ||
 	    endpoint_by_addr6(&x->t.saddr) || is_own_address6(&x->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/hawser-mesh/hawser/cli/bpfmap"
+	"github.com/hawser-mesh/hawser/cli/cleanup"
 	"github.com/hawser-mesh/hawser/cli/config"
 	"github.com/hawser-mesh/hawser/cli/endpoint"
 	"github.com/hawser-mesh/hawser/cli/identity"
@@ -59,7 +60,7 @@ func New(name string) *cobra.Command {
 	group(root, "look", status.New(s), monitor.New(s), endpoint.New(s), identity.New(s), node.New(s),
 		vtep.New(s), ipcache.New(s), bpfmap.New(s), kvstore.New(s))
 	group(root, "try", lab.New(s))
-	group(root, "other", config.New(s), sysdump.New(s), newVersion(s))
+	group(root, "other", config.New(s), sysdump.New(s), cleanup.New(s), newVersion(s))
 	root.SetHelpCommandGroupID("other")
 	root.SetCompletionCommandGroupID("other")
 	checkArguments(root)

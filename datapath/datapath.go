@@ -83,7 +83,15 @@ type Node struct {
 	Cluster   string
 	Name      string
 	MTU       uint32 // of its underlay, bytes; 0 is unknown
+	// VNI and MAC are of the headers that an endpoint with ExternalCluster sends
+	// and wants to get; other rows have none.
+	VNI uint32
+	MAC [6]byte
 }
+
+// ExternalCluster is the ClusterID of tunnel endpoints that an operator declared:
+// what comes from them is of the outside, whatever its VNI.
+const ExternalCluster uint32 = 1<<32 - 1
 
 // BlockSpace is the cluster of an IPKey that tells not who has a prefix but
 // which ipBlocks it is in.

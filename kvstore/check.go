@@ -129,7 +129,7 @@ func (k Key) checkPlace() error {
 		in = []Subtree{Local}
 	case KindPeerView:
 		in = []Subtree{Local, Private}
-	case KindIncarnation, KindProgress, KindToken, KindElection, KindPodCIDR, KindVIP, KindEnrolment, KindGossipKeys:
+	case KindIncarnation, KindProgress, KindToken, KindElection, KindPodCIDR, KindVIP, KindEnrolment, KindGossipKeys, KindCARotation:
 		in = []Subtree{Private}
 	}
 	for _, s := range in {

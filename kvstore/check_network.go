@@ -3,10 +3,12 @@
 package kvstore
 
 import (
+	"net"
 	"net/netip"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/tunnel"
 )
 
 const maxPort = 65535
@@ -92,6 +94,12 @@ func checkVTEP(k Key, r *keyspacev1.VTEP) error {
 	}
 	if err := checkAddr(k, "tunnel address", r.GetTunnelAddress()); err != nil {
 		return err
+	}
+	if m, err := net.ParseMAC(r.GetMac()); r.GetMac() != "" && (err != nil || len(m) != 6) {
+		return bad(k, ReasonAddress, "%q is no hardware address of six bytes", r.GetMac())
+	}
+	if r.GetVni() > tunnel.MaxVNI {
+		return bad(k, ReasonRange, "VNI %d does not fit 24 bits", r.GetVni())
 	}
 	return agree(k, "prefix", r.GetPrefix())
 }

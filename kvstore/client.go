@@ -84,6 +84,9 @@ const (
 	CmpCreateRev
 	// CmpValue holds when the key's value equals Value.
 	CmpValue
+	// CmpNotAfter holds when the key was not written after Rev; with Prefix none
+	// below it was.
+	CmpNotAfter
 )
 
 // Op is one operation of a transaction.
@@ -164,6 +167,12 @@ func Absent(key string) Cmp { return Cmp{Key: key, Target: CmpAbsent} }
 
 // AtRevision is a Cmp that holds when key was last written at rev.
 func AtRevision(key string, rev int64) Cmp { return Cmp{Key: key, Target: CmpModRev, Rev: rev} }
+
+// NoneAfter is a Cmp that holds when no key below prefix was written after rev.
+// Deletions are not noticed.
+func NoneAfter(prefix string, rev int64) Cmp {
+	return Cmp{Key: prefix, Prefix: true, Target: CmpNotAfter, Rev: rev}
+}
 
 // BadRecord is the error for a key or value that breaks the keyspace's rules.
 // Such a record is skipped, counted and reported; it never stops a reader.

@@ -109,6 +109,8 @@ func newInternalRecord(k Key) (m proto.Message, ok bool) {
 		return &keyspacev1.Gossip{}, true
 	case KindGossipKeys:
 		return &keyspacev1.GossipKeys{}, true
+	case KindCARotation:
+		return &keyspacev1.CARotation{}, true
 	case KindRef:
 		return &emptypb.Empty{}, true
 	case KindIncarnation, KindElection, KindPodCIDR:

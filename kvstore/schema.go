@@ -56,6 +56,7 @@ const (
 	KindTrust          Kind = "trust"
 	KindGossip         Kind = "gossip"
 	KindGossipKeys     Kind = "gossip-keys"
+	KindCARotation     Kind = "ca"
 )
 
 // PublicKinds are the kinds below state/, in the order in which a writer stores
@@ -73,7 +74,7 @@ func (k Kind) Arity() int {
 	switch k {
 	case KindElection: // elections/import/<peer>, and a candidate's lease below it
 		return AnyArity
-	case KindCluster, KindIncarnation, KindTrust, KindGossip, KindGossipKeys:
+	case KindCluster, KindIncarnation, KindTrust, KindGossip, KindGossipKeys, KindCARotation:
 		return 0
 	case KindService, KindPolicy, KindRef, KindSynced:
 		return 2
@@ -198,7 +199,7 @@ func (k Kind) Known() bool {
 		KindService, KindServiceID, KindSlice, KindHealth, KindPolicy, KindRef,
 		KindRetired, KindPresence, KindStatus, KindNodeConfig, KindPeerView,
 		KindSynced, KindIncarnation, KindProgress, KindToken, KindElection,
-		KindPodCIDR, KindVIP, KindEnrolment, KindTrust, KindGossip, KindGossipKeys:
+		KindPodCIDR, KindVIP, KindEnrolment, KindTrust, KindGossip, KindGossipKeys, KindCARotation:
 		return true
 	}
 	return false

@@ -123,11 +123,14 @@ func (b *builder) apiServer(c Cluster) Process {
 	} else {
 		argv = append(argv, "--listen-etcd", netip.AddrPortFrom(c.Control, etcdPort).String())
 	}
+	for _, f := range flags(b.state.Spec.APIServer) {
+		argv = append(argv, strings.ReplaceAll(f, "{data-dir}", c.DataDir))
+	}
 	return Process{
 		Name:  c.Name + "-apiserver",
 		Place: place{Netns: c.Netns, Cgroup: b.controlCgroup(c)},
 		Log:   b.log(c.Name + "-apiserver"),
-		Argv:  append(argv, flags(b.state.Spec.APIServer)...),
+		Argv:  argv,
 	}
 }
 

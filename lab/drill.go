@@ -4,7 +4,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -123,78 +122,6 @@ func (l *Lab) answers(kind Program, who string) (func(context.Context) error, er
 	return apiServerReady(c.Socket), err
 }
 
-// PowerOff takes a node, or a cluster with its API server, off the network at
-// once and kills its programs, as a cut of power does. Pods stay, and reach
-// nobody.
-func (l *Lab) PowerOff(ctx context.Context, who string) error {
-	nodes, clusters, err := l.powered(who)
-	if err != nil {
-		return err
-	}
-	for _, name := range slices.Concat(nodes, clusters) {
-		if err := l.port(name, false); err != nil {
-			return err
-		}
-	}
-	var errs []error
-	for _, n := range nodes {
-		errs = append(errs, l.Kill(ctx, AgentProgram, n))
-	}
-	for _, c := range clusters {
-		errs = append(errs, l.Kill(ctx, APIServerProgram, c))
-	}
-	return errors.Join(errs...)
-}
-
-// PowerOn ends a PowerOff and waits until all programs answer.
-func (l *Lab) PowerOn(ctx context.Context, who string) error {
-	nodes, clusters, err := l.powered(who)
-	if err != nil {
-		return err
-	}
-	for _, name := range slices.Concat(nodes, clusters) {
-		if err := l.port(name, true); err != nil {
-			return err
-		}
-	}
-	for _, c := range clusters {
-		if err := l.Restart(ctx, APIServerProgram, c); err != nil {
-			return err
-		}
-	}
-	for _, n := range nodes {
-		if err := l.Restart(ctx, AgentProgram, n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// powered are the nodes, and the clusters by their API servers, that a name
-// means.
-func (l *Lab) powered(who string) (nodes, clusters []string, err error) {
-	if _, n, ok := findNode(l.Clusters(), who); ok {
-		return []string{n.Name}, nil, nil
-	}
-	c, err := findCluster(l.Clusters(), who)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w; nor is it a node", err)
-	}
-	for _, n := range c.Members {
-		nodes = append(nodes, n.Name)
-	}
-	return nodes, []string{c.Name}, nil
-}
-
-// port turns the fabric's port of a node, or of a cluster's API server, on or
-// off.
-func (l *Lab) port(who string, on bool) error {
-	if _, _, node := findNode(l.Clusters(), who); !node {
-		who += "-ctl"
-	}
-	return netns.SetPort(l.fabric(), who, on)
-}
-
 // Network is which part of the network between two clusters a drill cuts.
 type Network string
 
@@ -235,4 +162,21 @@ func (l *Lab) between(what Network, a, b string, fn func(string, netip.Prefix, n
 	}
 	slices.SortFunc(ends[:], func(x, y netip.Prefix) int { return x.Addr().Compare(y.Addr()) })
 	return fn(l.fabric(), ends[0], ends[1], port)
+}
+
+// SetMTU makes the network carry packets of so many bytes at most to and from a
+// node, whatever the node believes; larger ones are lost, silently. 0 ends it.
+func (l *Lab) SetMTU(who string, mtu int) error {
+	c, _, ok := findNode(l.Clusters(), who)
+	if !ok {
+		return fmt.Errorf("no node %q in the lab", who)
+	}
+	const least = 576
+	if mtu == 0 {
+		mtu = underlayMTU
+	}
+	if mtu < least || mtu > underlayMTU {
+		return fmt.Errorf("an MTU of %d: give one of %d to %d", mtu, least, underlayMTU)
+	}
+	return netns.SetMTU(l.fabric(), "br-"+c.Name, who, mtu, underlayMTU)
 }

@@ -32,7 +32,8 @@ type Spec struct {
 	// ClusterBits is how many bits of an identity name the cluster; 0 means 8.
 	ClusterBits uint32 `json:"clusterBits,omitempty"`
 	// APIServer and Agent are further settings of these programs, as flag and
-	// value: {expire-after: 1h}.
+	// value: {expire-after: 1h}. In those of API servers {data-dir} stands for the
+	// cluster's directory.
 	APIServer map[string]string `json:"apiServer,omitempty"`
 	Agent     map[string]string `json:"agent,omitempty"`
 }

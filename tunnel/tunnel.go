@@ -14,3 +14,14 @@ const (
 	VXLANOverhead4 = 50
 	VXLANOverhead6 = 70
 )
+
+// ExternalVNI is the VNI of packets from and to external tunnel endpoints where
+// their declaration names no other: the number of the identity world.
+const ExternalVNI = 2
+
+// MaxVNI is the highest VNI: it has 24 bits.
+const MaxVNI = 1<<24 - 1
+
+// ExternalMAC is the inner destination address of packets to external tunnel
+// endpoints where their declaration names no other.
+func ExternalMAC() [6]byte { return [6]byte{0x02} }

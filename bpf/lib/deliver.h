@@ -95,5 +95,6 @@ static __always_inline int deliver(struct __sk_buff *skb, struct packet *p, cons
 	if (r->hop == HOP_WORLD)
 		return TC_ACT_OK;
 	node = node_by_id(r->hop);
-	return node ? tunnel_send(skb, p, node, vni, hash) : DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	return node ? tunnel_send(skb, p, node, r->hop, vni, hash)
+	            : DROP(p, DROP_NO_TUNNEL_ENDPOINT);
 }

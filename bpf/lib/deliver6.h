@@ -92,6 +92,21 @@ static __always_inline int tunnel_strip6(struct __sk_buff *skb, struct packet *p
 	return 0;
 }
 
+/* See check_external. */
+static __always_inline int check_external6(struct packet *p, const struct packet6 *x, __u32 sender)
+{
+	struct vtep *v = bpf_map_lookup_elem(&vteps, &sender);
+	struct ip_entry *ip;
+
+	if (!v || p->src_id != v->vni)
+		return DROP(p, DROP_SPOOFED_IDENTITY);
+	ip = ipcache_lookup6(&x->t.saddr, 0);
+	if (!ip || ip->node != sender)
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	p->src_id = ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	return 0;
+}
+
 /* See check_sender. */
 static __always_inline int check_sender6(struct packet *p, const struct packet6 *x, __u32 sender,
                                          const struct node *node)
@@ -99,6 +114,8 @@ static __always_inline int check_sender6(struct packet *p, const struct packet6 
 	struct ip_entry *ip = ipcache_exact6(&x->t.saddr, 0);
 	__u32 id = p->src_id;
 
+	if (unlikely(node->cluster == CLUSTER_EXTERNAL))
+		return check_external6(p, x, sender);
 	if (id <= ID_MAX_RESERVED && id != ID_REMOTE_NODE && id != ID_HEALTH)
 		return DROP(p, DROP_SPOOFED_IDENTITY);
 	if (id > ID_MAX_RESERVED && id >> identity_shift != node->cluster)

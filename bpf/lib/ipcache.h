@@ -55,6 +55,10 @@ struct {
 	__type(value, __u32);
 } ipcache_epochs SEC(".maps");
 
+/* The cluster of tunnel endpoints that are no nodes: an operator declared them,
+ * and what comes from them is of the outside. No identity has it. */
+#define CLUSTER_EXTERNAL 0xFFFFFFFF
+
 struct node {
 	struct addr addr; /* tunnel endpoint; all zero: no node */
 	__u32 cluster;
@@ -75,6 +79,21 @@ struct {
 	__type(key, struct addr);
 	__type(value, __u32); /* node id */
 } node_addrs SEC(".maps");
+
+/* What external tunnel endpoints want to see in headers. */
+struct vtep {
+	__u32 vni; /* of all its packets, both ways */
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32); /* node id */
+	__type(value, struct vtep);
+} vteps SEC(".maps");
 
 /* Identities whose labels this node knows. */
 struct {
@@ -162,11 +181,11 @@ static __always_inline __u32 block_identity4(__be32 a)
 }
 
 /* The identity of an address outside the mesh: the CIDR identity that policy
- * gave it, else world. What the ipcache says of mesh addresses is not believed
- * here: the packet did not come through the tunnel. */
+ * gave it, else world. What the ipcache says of addresses behind a tunnel is not
+ * believed here: the packet did not come through one. */
 static __always_inline __u32 world_identity4(__be32 a)
 {
 	struct ip_entry *e = ipcache_lookup4(a);
 
-	return e && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
+	return e && !e->node && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
 }

@@ -66,7 +66,7 @@ __attribute__((noinline)) int leave6(struct __sk_buff *skb)
 	if (ret < 0)
 		return ret;
 	if (node)
-		return tunnel_wrap(skb, p, node, x->out.vni, x->out.hash, ETH_HLEN + x->h.l4,
+		return tunnel_wrap(skb, p, node, hop, x->out.vni, x->out.hash, ETH_HLEN + x->h.l4,
 		                   bpf_htons(ETH_P_IPV6));
 	if (hop == HOP_HOST)
 		return to_own_host(skb, p);

@@ -56,6 +56,12 @@ enum {
 	POLICY_ECHO6 = POLICY_ICMP | ICMP6_ECHO,
 };
 
+/* The protocol in the key of the entry that counts what a default denied; no
+ * packet has it, and no level leads to it. */
+enum {
+	POLICY_DEFAULT = 255,
+};
+
 struct policy_entry {
 	__u32 origin;
 	__u8 deny;
@@ -216,10 +222,13 @@ __attribute__((noinline)) __u64 policy_first(__u64 rules, __u64 who, __u32 peer,
 	__u32 origin = 0;
 
 	if (e) {
-		__sync_fetch_and_add(&e->hits, 1);
 		origin = e->origin;
 		deny = e->deny;
+	} else if (deny) {
+		e = policy_probe(q.rule_set, q.dir, 0, POLICY_DEFAULT, 0);
 	}
+	if (e)
+		__sync_fetch_and_add(&e->hits, 1);
 	if (deny && flags & RULES_AUDIT) {
 		note_audited(q.dir, q.rule_set, origin, who >> 32);
 		return POLICY_AUDITED;

@@ -51,8 +51,12 @@ static __always_inline int probe_answer(struct __sk_buff *skb, struct packet *p)
  * asked, and an answer is never answered. */
 static __always_inline int probe(struct __sk_buff *skb, struct packet *p)
 {
-	if (!node_by_id(node_id_by_addr4(p->outer)))
+	struct node *node = node_by_id(node_id_by_addr4(p->outer));
+
+	if (!node)
 		return DROP(p, DROP_UNKNOWN_SENDER);
+	if (node->cluster == CLUSTER_EXTERNAL)
+		return DROP(p, DROP_SPOOFED_IDENTITY);
 	if (p->t.saddr != p->outer)
 		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (p->t.daddr != node_addr4)

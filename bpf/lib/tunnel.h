@@ -94,7 +94,8 @@ static __always_inline __sum16 ip_check(const struct iphdr *ip)
 }
 
 static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
-                                         __be32 remote, __u32 vni, __u32 hash, __be16 proto)
+                                         __be32 remote, __u32 vni, __u32 hash, __be16 proto,
+                                         const struct vtep *external)
 {
 	struct ethhdr *inner;
 
@@ -122,6 +123,10 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 	inner->src[0] = 0x02;
 	inner->src[5] = 0x01;
 	inner->proto = proto;
+	if (unlikely(external)) {
+		h->vxlan.vni = bpf_htonl(external->vni << 8);
+		__builtin_memcpy(inner->dst, external->mac, ETH_ALEN);
+	}
 }
 
 struct mss_option {
@@ -184,18 +189,37 @@ __attribute__((noinline)) int clamp_mss(struct __sk_buff *skb, __u32 l4, __u32 m
 	return bpf_skb_store_bytes(skb, l4 + at, &o, sizeof(o), 0) ? -1 : 0;
 }
 
+/* What an external endpoint wants to see; NULL for a node. One that has no place
+ * in the map is not spoken to: *ret is a drop then. */
+static __always_inline struct vtep *external_end(struct packet *p, const struct node *node,
+                                                 __u32 hop, int *ret)
+{
+	struct vtep *v;
+
+	if (likely(node->cluster != CLUSTER_EXTERNAL))
+		return NULL;
+	v = bpf_map_lookup_elem(&vteps, &hop);
+	if (!v)
+		*ret = DROP(p, DROP_NO_TUNNEL_ENDPOINT);
+	return v;
+}
+
 /* Wraps the packet, which is of proto and has its layer 4 at l4, and sends it to
  * the node. tunnel_fits was asked before. */
 static __always_inline int tunnel_wrap(struct __sk_buff *skb, struct packet *p,
-                                       const struct node *node, __u32 vni, __u32 hash, __u32 l4,
-                                       __be16 proto)
+                                       const struct node *node, __u32 hop, __u32 vni, __u32 hash,
+                                       __u32 l4, __be16 proto)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 	              BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 	              ((__u64)ETH_HLEN << BPF_ADJ_ROOM_ENCAP_L2_SHIFT) | encap_extra_flags;
 	__be32 remote = node->addr.w[3];
 	struct tunnel_headers *h;
+	int ret = 0;
+	struct vtep *external = external_end(p, node, hop, &ret);
 
+	if (ret < 0)
+		return ret;
 	if (!remote)
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
 	if (unlikely(p->mss) && clamp_mss(skb, l4, p->mss))
@@ -205,16 +229,16 @@ static __always_inline int tunnel_wrap(struct __sk_buff *skb, struct packet *p,
 	h = data(skb) + ETH_HLEN;
 	if ((void *)(h + 1) > data_end(skb))
 		return DROP(p, DROP_REWRITE_FAILED);
-	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, proto);
+	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, proto, external);
 	if (proto != bpf_htons(ETH_P_IP))
 		((struct ethhdr *)((void *)h - ETH_HLEN))->proto = bpf_htons(ETH_P_IP);
 	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
 }
 
 static __always_inline int tunnel_send(struct __sk_buff *skb, struct packet *p,
-                                       const struct node *node, __u32 vni, __u32 hash)
+                                       const struct node *node, __u32 hop, __u32 vni, __u32 hash)
 {
-	return tunnel_wrap(skb, p, node, vni, hash, ETH_HLEN + IP_HLEN, bpf_htons(ETH_P_IP));
+	return tunnel_wrap(skb, p, node, hop, vni, hash, ETH_HLEN + IP_HLEN, bpf_htons(ETH_P_IP));
 }
 
 /* Takes the tunnel's headers off; what is left starts with an Ethernet header. */
@@ -226,6 +250,24 @@ static __always_inline int tunnel_strip(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+/* What comes from an external endpoint has the VNI that was declared for it and a
+ * source that is behind it, and is of the outside: it has the identity that
+ * policy gave its prefix, else world. Only pods are behind our side of such a
+ * tunnel; the node itself gets nothing but answers, which the caller sees to. */
+static __always_inline int check_external(struct packet *p, __u32 sender)
+{
+	struct vtep *v = bpf_map_lookup_elem(&vteps, &sender);
+	struct ip_entry *ip;
+
+	if (!v || p->src_id != v->vni)
+		return DROP(p, DROP_SPOOFED_IDENTITY);
+	ip = ipcache_lookup4(p->t.saddr);
+	if (!ip || ip->node != sender)
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	p->src_id = ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	return 0;
+}
+
 /* Whether the sender may send from this source with this identity: a workload
  * of the sender's own cluster from an address behind the sender, or the node
  * itself from an address of its own. */
@@ -234,6 +276,8 @@ static __always_inline int check_sender(struct packet *p, __u32 sender, const st
 	__u32 id = p->src_id;
 	struct ip_entry *ip;
 
+	if (unlikely(node->cluster == CLUSTER_EXTERNAL))
+		return check_external(p, sender);
 	if (id <= ID_MAX_RESERVED && id != ID_REMOTE_NODE && id != ID_HEALTH)
 		return DROP(p, DROP_SPOOFED_IDENTITY);
 	if (id > ID_MAX_RESERVED && id >> identity_shift != node->cluster)

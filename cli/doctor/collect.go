@@ -62,16 +62,49 @@ func askAPIServer(ctx context.Context, s *session.Session, snap *Snapshot) {
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := s.Deadline(ctx)
 	defer cancel()
+	asked := time.Now()
 	if snap.Status, snap.Err = client.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{}); snap.Err != nil {
 		snap.Err = errors.New(session.Message(snap.Err))
 		return
 	}
+	snap.Clock = clockOf(snap.Status.GetNow(), asked, time.Now())
 	if r, err := client.MeshStatus(ctx, &hawserv1.MeshStatusRequest{}); err == nil {
 		snap.Peers = r.GetPeers()
 	}
+	snap.Preflights = askPreflights(ctx, client, snap.Peers)
 	if r, err := client.ListNodes(ctx, &hawserv1.ListNodesRequest{}); err == nil {
 		snap.Members = r.GetNodes()
 	}
+}
+
+// askPreflights has the API server look at each of its peers again, all at once.
+func askPreflights(ctx context.Context, client hawserv1.MeshClient, peers []*hawserv1.PeerStatus) map[string]*hawserv1.JoinResponse {
+	var mu sync.Mutex
+	out := map[string]*hawserv1.JoinResponse{}
+	var wg sync.WaitGroup
+	for _, p := range peers {
+		wg.Go(func() {
+			r, err := client.Join(ctx, &hawserv1.JoinRequest{Peer: p.GetName(), PreflightOnly: true})
+			if err != nil { // as on a shared etcd, where there is no handshake
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out[p.GetName()] = r
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// clockOf compares a program's clock with ours: it was read at some time between
+// asking and the answer.
+func clockOf(now int64, asked, answered time.Time) *Clock {
+	if now == 0 {
+		return nil
+	}
+	half := answered.Sub(asked) / 2
+	return &Clock{Offset: time.Unix(0, now).Sub(asked.Add(half).Round(0)), Unsure: half}
 }
 
 func askNode(ctx context.Context, s *session.Session, name string) Node {
@@ -88,10 +121,12 @@ func askNode(ctx context.Context, s *session.Session, name string) Node {
 	}()
 	ctx, cancel := s.Deadline(ctx)
 	defer cancel()
+	asked := time.Now()
 	if n.Status, n.Err = conns[0].Status(ctx, &hawserv1.StatusRequest{}); n.Err != nil {
 		n.Err = errors.New(session.Message(n.Err))
 		return n
 	}
+	n.Clock = clockOf(n.Status.GetNow(), asked, time.Now())
 	if n.Name == "" {
 		n.Name = n.Status.GetNode()
 	}

@@ -3,10 +3,9 @@
 // Package doctor is `hawser mesh doctor`: it asks every program of the context
 // that it can reach and says what is wrong, why, and what to do next.
 //
-// Start with Examine, which judges a Snapshot and asks nobody; collect.go asks.
-// What only packets can tell (whether a firewall lets the tunnel's port through,
-// the path's MTU) is out of scope: it names the ports and the drops that hint at
-// it.
+// Start with Examine, which judges a Snapshot and asks nobody, and Ways, which
+// judges the tunnels between all nodes by what their probes found; collect.go asks.
+// It sends no packets of its own beside that: nodes and API servers do.
 package doctor
 
 import (
@@ -92,11 +91,12 @@ func Run(ctx context.Context, s *session.Session) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	var r Report
+	r := Report{Findings: []Finding{}, Ports: []Port{}}
 	for _, c := range snapshots {
 		r.Findings = append(r.Findings, Examine(c)...)
 		r.Ports = append(r.Ports, ports(c)...)
 	}
+	r.Findings = append(r.Findings, Ways(snapshots)...)
 	return r, nil
 }
 

@@ -27,7 +27,14 @@ type Node struct {
 	Maps   []*hawserv1.Map
 	Paths  []*hawserv1.NodePath
 	Drops  []*hawserv1.DropCounter
+	Clock  *Clock // nil: not known
 	Err    error
+}
+
+// Clock is a program's clock beside ours.
+type Clock struct {
+	Offset time.Duration // its minus ours
+	Unsure time.Duration // the offset may be so much more or less
 }
 
 // Snapshot is what the programs of one cluster say.
@@ -37,8 +44,11 @@ type Snapshot struct {
 	Status  *hawserv1.ClusterStatusReport // nil: the API server could not be asked
 	Peers   []*hawserv1.PeerStatus
 	Members []*hawserv1.NodeInfo // of all clusters
-	Err     error
-	Nodes   []Node
+	// Preflights are how the API server finds each of its peers now.
+	Preflights map[string]*hawserv1.JoinResponse
+	Clock      *Clock // of the API server; nil: not known
+	Err        error
+	Nodes      []Node
 }
 
 // examination collects findings of one cluster.
@@ -57,6 +67,7 @@ func Examine(s Snapshot) []Finding {
 	e.apiServer()
 	for _, p := range s.Peers {
 		e.peer(p)
+		e.handshakes(p)
 	}
 	e.members()
 	for _, n := range s.Nodes {
@@ -77,6 +88,8 @@ func (e *examination) apiServer() {
 			e.add(Problem, "health", p.GetObject(), p.GetFix(), "%s", p.GetProblem())
 		}
 	}
+	e.clock(object, e.Clock)
+	e.expiry("certificate of the "+object, e.Status.GetCertificateExpiresAt(), "it should have renewed itself at two thirds of its life: see the log of the API server")
 	e.expiry("CA of "+e.Cluster, e.Status.GetCaExpiresAt(), "every certificate of the cluster ends with it: hawser mesh rotate-ca")
 	if b := e.Status.GetDatabaseBytes(); b > quotaWarning {
 		e.add(Warning, "etcd", object, "find what grows: hawser kvstore tree; at 8 GiB etcd takes no more writes", "its database has %s", printer.Bytes(b))
@@ -116,7 +129,11 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 		}
 		e.add(Problem, "federation", object, "see that its API server runs and that port 4243 is open one way; the data stays meanwhile", "%s", cause)
 	}
-	if p.GetState() == "connected" && (p.GetLagSeconds() > lagWarning || p.GetLagP99Seconds() > lagWarning) {
+	late := p.GetLagSeconds() > lagWarning || p.GetLagP99Seconds() > lagWarning
+	if p.GetState() == "connected" && !late {
+		e.add(OK, "lag", object, "", "%d changes, %.1f s behind", p.GetLagEvents(), p.GetLagSeconds())
+	}
+	if p.GetState() == "connected" && late {
 		e.add(Warning, "lag", object, "see the load of both API servers: hawser_federation_apply_seconds, process_cpu_seconds_total",
 			"%d changes, %.1f s behind (p99 %.1f s)", p.GetLagEvents(), p.GetLagSeconds(), p.GetLagP99Seconds())
 	}
@@ -156,20 +173,6 @@ func (e *examination) members() {
 	}
 }
 
-// paths are what a node's own probes say of the tunnels to others.
-func (e *examination) paths(object string, paths []*hawserv1.NodePath) {
-	var down []string
-	for _, p := range paths {
-		if p.GetPath() == "down" {
-			down = append(down, p.GetCluster()+"/"+p.GetNode()+" ("+p.GetAddress()+")")
-		}
-	}
-	if len(down) > 0 {
-		e.add(Problem, "path", object, "see that those nodes run and that the tunnel's port (udp) is open both ways; backends there are passed over meanwhile",
-			"no answer through the tunnel from %s", strings.Join(down, ", "))
-	}
-}
-
 func (e *examination) node(n Node) {
 	object := "node " + n.Name
 	if n.Status == nil {
@@ -184,12 +187,12 @@ func (e *examination) node(n Node) {
 	if v := e.Status.GetVersion(); v != "" && v != st.GetVersion() {
 		e.add(Warning, "version", object, "run one version in a cluster once an upgrade is over", "runs %s, the API server %s", st.GetVersion(), v)
 	}
+	e.clock(object, n.Clock)
 	renew := "see its log for why the renewal fails; port 4244 of the API server must be reachable"
 	if !st.GetEnrolled() {
 		renew = "it was issued by hand and does not renew itself: enrol the node: hawser node invite " + n.Name
 	}
 	e.expiry("certificate of "+object, st.GetCertificateExpiresAt(), renew)
-	e.paths(object, n.Paths)
 	e.maps(object, n.Maps)
 	e.drops(object, n.Drops)
 }

@@ -19,6 +19,10 @@ func healthy() Snapshot {
 		Cluster: "east", Now: now,
 		Status: &hawserv1.ClusterStatusReport{Version: "v1", CaExpiresAt: year, FederationEndpoints: []string{"192.0.2.1:4243"}, EtcdEndpoint: "192.0.2.1:2379"},
 		Peers:  []*hawserv1.PeerStatus{{Name: "west", State: "connected", Since: now.Add(-time.Minute).UnixNano(), Data: "fresh", CertificateExpiresAt: year}},
+		Clock:  &Clock{Offset: time.Millisecond, Unsure: time.Millisecond},
+		Preflights: map[string]*hawserv1.JoinResponse{"west": {Handshakes: []*hawserv1.Handshake{
+			{Endpoint: "192.0.2.9:4243", Certificate: "spiffe://west/apiserver", Issuer: "west", ExpiresAt: now.UnixNano()},
+		}}},
 		Members: []*hawserv1.NodeInfo{
 			{Cluster: "east", Name: "n1", State: "present", Mtu: 1500}, {Cluster: "west", Name: "w1", State: "remote", Mtu: 1500},
 		},
@@ -52,20 +56,32 @@ func TestEachFault(t *testing.T) {
 		check    string
 		says     string
 	}{
-		"API server down":    {func(s *Snapshot) { s.Status, s.Err = nil, errors.New("no socket") }, Problem, "reachability", "no socket"},
-		"own problem":        {func(s *Snapshot) { s.Status.Problems = []*hawserv1.Problem{{Object: "disk", Problem: "full"}} }, Problem, "health", "full"},
-		"CA ends":            {func(s *Snapshot) { s.Status.CaExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
-		"peer lost":          {func(s *Snapshot) { s.Peers[0].State, s.Peers[0].LastError = "lost", "refused" }, Problem, "federation", "lost for 1m"},
-		"peer pending":       {func(s *Snapshot) { s.Peers[0].State = "pending" }, Warning, "federation", "half"},
-		"lag":                {func(s *Snapshot) { s.Peers[0].LagSeconds = 9 }, Warning, "lag", "9.0 s"},
-		"refused":            {func(s *Snapshot) { s.Peers[0].Refused = map[string]uint64{"range": 3} }, Warning, "refused records", "3 range"},
-		"peer's certificate": {func(s *Snapshot) { s.Peers[0].CertificateExpiresAt = s.Now.Add(-day).UnixNano() }, Problem, "certificate", "expired"},
-		"node absent":        {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "agent is down"},
-		"node dead":          {func(s *Snapshot) { s.Members[1].Health = "dead" }, Problem, "node", "its cluster says: dead"},
-		"path down": {func(s *Snapshot) {
-			s.Nodes[0].Paths = []*hawserv1.NodePath{{Cluster: "west", Node: "w1", Address: "192.0.2.7", Path: "down"}, {Cluster: "west", Node: "w2", Path: "up"}}
-		}, Problem, "path", "no answer through the tunnel from west/w1 (192.0.2.7)"},
-		"MTU":        {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
+		"API server down":          {func(s *Snapshot) { s.Status, s.Err = nil, errors.New("no socket") }, Problem, "reachability", "no socket"},
+		"own problem":              {func(s *Snapshot) { s.Status.Problems = []*hawserv1.Problem{{Object: "disk", Problem: "full"}} }, Problem, "health", "full"},
+		"CA ends":                  {func(s *Snapshot) { s.Status.CaExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
+		"peer lost":                {func(s *Snapshot) { s.Peers[0].State, s.Peers[0].LastError = "lost", "refused" }, Problem, "federation", "lost for 1m"},
+		"peer pending":             {func(s *Snapshot) { s.Peers[0].State = "pending" }, Warning, "federation", "half"},
+		"lag":                      {func(s *Snapshot) { s.Peers[0].LagSeconds = 9 }, Warning, "lag", "9.0 s"},
+		"refused":                  {func(s *Snapshot) { s.Peers[0].Refused = map[string]uint64{"range": 3} }, Warning, "refused records", "3 range"},
+		"peer's certificate":       {func(s *Snapshot) { s.Peers[0].CertificateExpiresAt = s.Now.Add(-day).UnixNano() }, Problem, "certificate", "expired"},
+		"node absent":              {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "agent is down"},
+		"node dead":                {func(s *Snapshot) { s.Members[1].Health = "dead" }, Problem, "node", "its cluster says: dead"},
+		"MTU":                      {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
+		"API server's clock":       {func(s *Snapshot) { s.Clock = &Clock{Offset: -time.Minute, Unsure: time.Second} }, Warning, "clock", "59s behind"},
+		"node's clock":             {func(s *Snapshot) { s.Nodes[0].Clock = &Clock{Offset: time.Hour} }, Warning, "clock", "1h0m ahead of"},
+		"API server's certificate": {func(s *Snapshot) { s.Status.CertificateExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
+		"peer unreached from here": {func(s *Snapshot) {
+			s.Preflights["west"].Handshakes[0] = &hawserv1.Handshake{Endpoint: "192.0.2.9:4243", Problem: "i/o timeout"}
+		}, Warning, "TLS", "no handshake: i/o timeout"},
+		"tunnels, when no node can be asked": {func(s *Snapshot) {
+			s.Preflights["west"].Findings = []*hawserv1.Finding{{Check: "tunnel", Problem: "none of its nodes answers", Fix: "open the port"}}
+		}, Warning, "tunnel", "none of its nodes"},
+		"another CA": {func(s *Snapshot) {
+			s.Preflights["west"].Handshakes[0].Problem = "signed by unknown authority"
+		}, Warning, "TLS", "it shows spiffe://west/apiserver of CA \"west\", valid until 2027-01-15: signed by unknown authority"},
+		"two that clash": {func(s *Snapshot) {
+			s.Preflights["west"].Findings = []*hawserv1.Finding{{Check: "pod-cidr-overlap", Blocking: true, Problem: "overlaps", Fix: "change it"}, {Check: "reach", Problem: "as above", Fix: "x"}}
+		}, Problem, "pod-cidr-overlap", "overlaps"},
 		"agent down": {func(s *Snapshot) { s.Nodes[0].Status, s.Nodes[0].Err = nil, errors.New("nothing answers") }, Problem, "reachability", "nothing answers"},
 		"agent's problem": {func(s *Snapshot) {
 			s.Nodes[0].Status.Problems = []*hawserv1.Problem{{Object: "table x", Problem: "no room"}}

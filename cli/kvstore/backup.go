@@ -89,7 +89,7 @@ func newRestore(s *session.Session) *cobra.Command {
 				return err
 			}
 			defer func() { _ = conn.Close() }()
-			r, err := upload(cmd.Context(), client, f)
+			r, err := upload(cmd.Context(), client, f, args[0])
 			if err != nil {
 				return err
 			}
@@ -104,10 +104,13 @@ func newRestore(s *session.Session) *cobra.Command {
 	return cmd
 }
 
-func upload(ctx context.Context, client hawserv1.MeshClient, f io.Reader) (*hawserv1.RestoreResponse, error) {
+func upload(ctx context.Context, client hawserv1.MeshClient, f io.Reader, name string) (*hawserv1.RestoreResponse, error) {
 	stream, err := client.Restore(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if stream.Send(&hawserv1.RestoreChunk{Name: name}) != nil {
+		return stream.CloseAndRecv() // tells why
 	}
 	buf := make([]byte, chunkBytes)
 	for {

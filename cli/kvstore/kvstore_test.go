@@ -168,6 +168,13 @@ func TestPutGetDel(t *testing.T) {
 			t.Errorf("%s: %d %s", what, code, errs)
 		}
 	}
+	file := filepath.Join(t.TempDir(), "record.json")
+	if err := os.WriteFile(file, []byte(record), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, code := r.run(t, "", "put", key, file, "--write"); code != session.WrongUse || !strings.Contains(errs, "--write < "+file) {
+		t.Errorf("put of a file's name: %d %s", code, errs)
+	}
 	if out, errs, code := r.run(t, record, "put", key, "--write", "-o", "yaml"); code != 0 || !strings.Contains(out, "revision:") {
 		t.Errorf("put from standard input: %d %s%s", code, out, errs)
 	}
@@ -206,6 +213,7 @@ func TestWatchShowsChanges(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &c); err != nil || code != 0 || c.Record.Name != "n1" || c.Deleted {
 		t.Errorf("watch as JSON: %d %v %s%s", code, err, out, errs)
 	}
+	r.watchTimes(t, rev+1)
 	if err := r.Server.Compact(t.Context(), rev+5); err != nil {
 		t.Fatal(err)
 	}
@@ -214,6 +222,73 @@ func TestWatchShowsChanges(t *testing.T) {
 	}
 	if _, errs, code := r.run(t, "", "watch", "private/other"); code != session.No || !strings.Contains(errs, "permission denied") {
 		t.Errorf("watch of another's private/: %d %s", code, errs)
+	}
+}
+
+// watchTimes looks at the times of a watch that begins in the past.
+func (r *rig) watchTimes(t *testing.T, from int64) {
+	t.Helper()
+	long := time.Now().Add(-100 * time.Hour)
+	k := r.state(kvstore.KindNode, "old")
+	v, err := kvstore.Encode(k, &keyspacev1.Node{Name: "old", Cluster: r.Cluster, UpdatedAt: long.UnixNano()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), v)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(k.String())}, nil); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"watch", "state/" + r.Cluster + "/nodes", "--from", itoa(from), "-o", "json", "--timeout", "1s"}
+	out, errs, code := r.run(t, "", args...)
+	times := map[string]bool{}
+	for dec := json.NewDecoder(strings.NewReader(out)); ; {
+		var c struct {
+			Key     string
+			Deleted bool
+			Time    *time.Time
+		}
+		if dec.Decode(&c) != nil {
+			break
+		}
+		switch {
+		case !strings.HasSuffix(c.Key, "/old"):
+		case c.Deleted:
+			times["deleted"] = c.Time == nil
+		default:
+			times["written"] = c.Time != nil && c.Time.Equal(long)
+		}
+	}
+	if code != 0 || !times["deleted"] || !times["written"] {
+		t.Errorf("watch from the past: %d %v %s%s", code, times, out, errs)
+	}
+	if _, errs, code := r.run(t, "", append(args, "--count", "1000")...); code != session.No || !strings.Contains(errs, "of 1000 changes within 1s") {
+		t.Errorf("watch that does not see enough in time: %d %s", code, errs)
+	}
+	if out, _, _ := r.run(t, "", "watch", "state/"+r.Cluster+"/nodes", "--from", itoa(from), "--timeout", "1s"); !strings.Contains(out, long.Local().Format("2006-01-02 15:04")) {
+		t.Errorf("watch from the past as a table: %s", out)
+	}
+}
+
+func TestTreeTellsMirrors(t *testing.T) {
+	r := newRig(t)
+	r.fill(t)
+	for _, c := range []string{"west", "beside"} {
+		r.put(t, kvstore.NewKey(kvstore.State, c, kvstore.KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: c})
+	}
+	r.put(t, kvstore.NewKey(kvstore.Private, r.Cluster, kvstore.KindPeerView, "west"), &keyspacev1.Peer{Name: "west"})
+	out, errs, code := r.run(t, "", "tree")
+	says := map[string]string{}
+	for _, line := range strings.Split(out, "\n") {
+		for _, c := range []string{r.Cluster, "west", "beside"} {
+			if strings.Contains(line, " "+c+"/ ") && says[c] == "" {
+				says[c] = line
+			}
+		}
+	}
+	if code != 0 || strings.Contains(says[r.Cluster], "mirror") || !strings.HasSuffix(says["west"], "   mirror") || !strings.Contains(says["beside"], "no mirror") {
+		t.Errorf("tree: %d %s%s", code, out, errs)
 	}
 }
 

@@ -46,7 +46,19 @@ func newTree(s *session.Session) *cobra.Command {
 			if s.Output != printer.Table {
 				return printer.Encode(cmd.OutOrStdout(), s.Output, branches)
 			}
-			return drawTree(cmd.OutOrStdout(), cl.Name, branches, depth)
+			mirrored, err := mirrors(ctx, client, cl.Name)
+			if err != nil {
+				return explain(cl.Name, err)
+			}
+			return drawTree(cmd.OutOrStdout(), branches, depth, func(cluster string) string {
+				switch {
+				case cluster == cl.Name:
+					return ""
+				case mirrored[cluster]:
+					return "   mirror"
+				}
+				return "   no mirror of ours: of a cluster that shares this etcd, or left over"
+			})
 		},
 	}
 	cmd.Flags().IntVar(&depth, "depth", 3, "1 for subtrees, 2 for clusters, 3 for kinds")
@@ -86,7 +98,20 @@ func (n *node) add(b inspect.Branch) {
 	n.keys, n.bytes, n.bad, n.newest = n.keys+b.Keys, n.bytes+b.Bytes, n.bad+b.Bad, max(n.newest, b.Newest)
 }
 
-func drawTree(w io.Writer, own string, branches []inspect.Branch, depth int) error {
+// mirrors are the clusters whose keys the API server of own writes here: its
+// peers. Clusters that share its etcd are none.
+func mirrors(ctx context.Context, c kvstore.Client, own string) (map[string]bool, error) {
+	out := map[string]bool{}
+	_, err := inspect.Walk(ctx, c, kvstore.KindPrefix(kvstore.Private, own, kvstore.KindPeerView), func(kv kvstore.KV) error {
+		if k, err := kvstore.ParseKey(kv.Key); err == nil && len(k.Names) > 0 {
+			out[k.Names[0]] = true
+		}
+		return nil
+	})
+	return out, err
+}
+
+func drawTree(w io.Writer, branches []inspect.Branch, depth int, whose func(cluster string) string) error {
 	root := &node{}
 	for _, b := range branches {
 		sub := root.child(b.Subtree)
@@ -107,8 +132,8 @@ func drawTree(w io.Writer, own string, branches []inspect.Branch, depth int) err
 		}
 		for i, c := range sub.children {
 			mirror := ""
-			if sub.name == string(kvstore.State) && c.name != own {
-				mirror = "   mirror"
+			if sub.name == string(kvstore.State) {
+				mirror = whose(c.name)
 			}
 			bar, indent := "├─", "│ "
 			if i == len(sub.children)-1 {

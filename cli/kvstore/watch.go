@@ -22,8 +22,10 @@ import (
 
 // change is one event as it is shown.
 type change struct {
-	Time    time.Time `json:"time"` // when it arrived here
-	Deleted bool      `json:"deleted"`
+	// Time is when a change happened: when it arrived here, or, of one that is
+	// older than the watch, when its writer says; nil where nobody does.
+	Time    *time.Time `json:"time"`
+	Deleted bool       `json:"deleted"`
 	inspect.Entry
 }
 
@@ -35,8 +37,11 @@ func newWatch(s *session.Session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch [PREFIX]",
 		Short: "Show changes as they happen",
-		Long: "Show changes as they happen, decoded, until interrupted. JSON output is one object a\n" +
-			"line. Without a prefix it watches state/, which all clusters' public records are below.",
+		Long: "Show changes as they happen, decoded, until interrupted or for as long as --timeout\n" +
+			"says. JSON output is one object a line. Without a prefix it watches state/, which all\n" +
+			"clusters' public records are below. Changes of before (--from) have the time that their\n" +
+			"writer gave them, or none. With --count, it answers no (exit code 1) if there were fewer\n" +
+			"within --timeout.",
 		Example: "  hawser kvstore watch state/east/ips\n" +
 			"  hawser kvstore watch local/east --from 4711 -o json",
 		Args: cobra.MaximumNArgs(1),
@@ -55,7 +60,11 @@ func newWatch(s *session.Session) *cobra.Command {
 			defer func() { _ = client.Close() }()
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			return watch(ctx, client, cl.Name, cmd.OutOrStdout(), s.Output, prefix, from, count)
+			w := watching{client: client, own: cl.Name, out: cmd.OutOrStdout(), format: s.Output, prefix: prefix, count: count, patience: s.Timeout}
+			if cmd.Flags().Changed("timeout") {
+				w.limit = s.Timeout
+			}
+			return w.run(ctx, from)
 		},
 	}
 	cmd.Flags().Int64Var(&from, "from", 0, "revision to begin with; 0 is the next change")
@@ -63,21 +72,45 @@ func newWatch(s *session.Session) *cobra.Command {
 	return cmd
 }
 
-func watch(ctx context.Context, c kvstore.Client, own string, w io.Writer, f printer.Format, prefix string, from int64, count int) error {
-	if from == 0 {
-		_, rev, err := c.Get(ctx, prefix)
-		if err != nil {
-			return explain(own, err)
-		}
-		from = rev + 1
+// watching is one watch.
+type watching struct {
+	client   kvstore.Client
+	own      string
+	out      io.Writer
+	format   printer.Format
+	prefix   string
+	count    int           // 0: no end
+	patience time.Duration // until the watch is established
+	limit    time.Duration // 0: none
+}
+
+var errSilent = errors.New("etcd does not answer")
+
+func (w watching) run(ctx context.Context, from int64) error {
+	_, head, err := w.client.Get(ctx, w.prefix)
+	if err != nil {
+		return explain(w.own, err)
 	}
+	if from == 0 {
+		from = head + 1
+	}
+	if w.limit > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, w.limit)
+		defer stop()
+	}
+	watch, silent := context.WithCancelCause(ctx)
+	defer silent(nil)
+	established := time.AfterFunc(w.patience, func() { silent(errSilent) })
+	defer established.Stop()
 	seen, next := 0, from
-	err := c.Watch(ctx, prefix, from, func(b kvstore.WatchBatch) error {
+	err = w.client.Watch(watch, w.prefix, from, func(b kvstore.WatchBatch) error {
+		established.Stop()
 		for _, ev := range b.Events {
-			if err := showChange(w, f, ev); err != nil {
+			if err := showChange(w.out, w.format, ev, head); err != nil {
 				return err
 			}
-			if seen++; seen == count {
+			if seen++; seen == w.count {
 				return errEnough
 			}
 		}
@@ -85,20 +118,35 @@ func watch(ctx context.Context, c kvstore.Client, own string, w io.Writer, f pri
 		return nil
 	})
 	switch {
-	case errors.Is(err, errEnough), ctx.Err() != nil:
+	case errors.Is(err, errEnough):
+		return nil
+	case ctx.Err() != nil:
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && w.count > 0 {
+			return session.Answer("%d of %d changes within %s", seen, w.count, printer.Duration(w.limit))
+		}
 		return nil
 	case errors.Is(err, kvstore.ErrCompacted):
-		return session.Answer("the history from revision %d on is gone (etcd keeps about 30 minutes of it): watch without --from, or list: hawser kvstore ls %s", from, short(prefix))
+		return session.Answer("the history from revision %d on is gone (etcd keeps about 30 minutes of it): watch without --from, or list: hawser kvstore ls %s", from, short(w.prefix))
 	case errors.Is(err, kvstore.ErrFutureRevision):
 		return session.Answer("%w: was it restored from a backup? Watch without --from", err)
 	case errors.Is(err, kvstore.ErrDenied):
-		return explain(own, err)
+		return explain(w.own, err)
+	case errors.Is(context.Cause(watch), errSilent):
+		err = errSilent
 	}
-	return &session.Error{Code: session.CouldNotAsk, Err: fmt.Errorf("%w\nnothing before revision %d is missing above; go on with: hawser kvstore watch %s --from %d", err, next, short(prefix), next)}
+	return &session.Error{Code: session.CouldNotAsk, Err: fmt.Errorf("%w\nnothing before revision %d is missing above; go on with: hawser kvstore watch %s --from %d", err, next, short(w.prefix), next)}
 }
 
-func showChange(w io.Writer, f printer.Format, ev kvstore.Event) error {
-	c := change{Time: time.Now().UTC(), Deleted: ev.Deleted, Entry: inspect.Decode(ev.KV, kvstore.Limits{})}
+// showChange prints a change; those up to revision head happened before the watch
+// began.
+func showChange(w io.Writer, f printer.Format, ev kvstore.Event, head int64) error {
+	c := change{Deleted: ev.Deleted, Entry: inspect.Decode(ev.KV, kvstore.Limits{})}
+	if ev.ModRevision > head {
+		now := time.Now().UTC()
+		c.Time = &now
+	} else if at, ok := writtenAt(ev); ok {
+		c.Time = &at
+	}
 	if ev.Deleted {
 		c.Record, c.Problem = json.RawMessage("null"), ""
 	}
@@ -115,6 +163,33 @@ func showChange(w io.Writer, f printer.Format, ev kvstore.Event) error {
 	if c.Deleted {
 		verb, text = "del", ""
 	}
-	_, err := fmt.Fprintf(w, "%s  %d  %s  %s  %s\n", c.Time.Local().Format("15:04:05.000"), c.ModRevision, verb, short(c.Key), text)
+	at := "-"
+	if c.Time != nil {
+		at = c.Time.Local().Format("15:04:05.000")
+	}
+	if c.Time != nil && time.Since(*c.Time) > 12*time.Hour {
+		at = c.Time.Local().Format("2006-01-02 15:04")
+	}
+	_, err := fmt.Fprintf(w, "%-12s  %d  %s  %s  %s\n", at, c.ModRevision, verb, short(c.Key), text)
 	return err
+}
+
+// writtenAt is when the writer of a record says that it wrote it.
+func writtenAt(ev kvstore.Event) (time.Time, bool) {
+	if ev.Deleted {
+		return time.Time{}, false
+	}
+	k, err := kvstore.ParseKey(ev.Key)
+	if err != nil {
+		return time.Time{}, false
+	}
+	m, err := kvstore.Decode(k, ev.Value)
+	if err != nil {
+		return time.Time{}, false
+	}
+	stamped, ok := m.(interface{ GetUpdatedAt() int64 })
+	if !ok || stamped.GetUpdatedAt() <= 0 {
+		return time.Time{}, false
+	}
+	return time.Unix(0, stamped.GetUpdatedAt()).UTC(), true
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -40,7 +41,7 @@ func newPut(s *session.Session) *cobra.Command {
 			}
 			value, err := recordArgument(cmd, k, args[1:], raw)
 			if err != nil {
-				return session.Usage("%v", err)
+				return session.Usage("%v%s", err, fileHint(args))
 			}
 			client, cl, err := connect(s)
 			if err != nil {
@@ -59,6 +60,17 @@ func newPut(s *session.Session) *cobra.Command {
 	cmd.Flags().BoolVar(&write, "write", false, "really do it")
 	cmd.Flags().BoolVar(&raw, "raw", false, "store the bytes as they are, without validation")
 	return cmd
+}
+
+// fileHint says how to store what is in a file, if that is what was meant.
+func fileHint(args []string) string {
+	if len(args) < 2 {
+		return ""
+	}
+	if info, err := os.Stat(args[1]); err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	return fmt.Sprintf("\n%s is a file; to store what is in it: hawser kvstore put %s --write < %s", args[1], args[0], args[1])
 }
 
 // recordArgument is the value of a key from the command line or standard input.

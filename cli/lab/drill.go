@@ -4,6 +4,8 @@ package lab
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +19,8 @@ func newDrill(o *options) *cobra.Command {
 		Example: "  hawser lab drill kill agent east-1\n" +
 			"  hawser lab drill restart apiserver west\n" +
 			"  hawser lab drill poweroff east-2\n" +
-			"  hawser lab drill cut control east west",
+			"  hawser lab drill cut control east west\n" +
+			"  hawser lab drill mtu west-2 1400",
 	}
 	cmd.AddCommand(
 		program(o, "kill", "End a program at once (SIGKILL)", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
@@ -29,10 +32,11 @@ func newDrill(o *options) *cobra.Command {
 		program(o, "restart", "Start a program again, ending it first if it runs", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
 			return l.Restart(c.Context(), k, who)
 		}),
-		power(o, "poweroff", "Take a node or a whole cluster off the network and kill its programs", (*lab.Lab).PowerOff),
-		power(o, "poweron", "End a poweroff", (*lab.Lab).PowerOn),
+		power(o, "poweroff", "Take the power from a node or a whole cluster: nothing of it is left but its disk", (*lab.Lab).PowerOff),
+		power(o, "poweron", "End a poweroff: start it again, and its pods", (*lab.Lab).PowerOn),
 		network(o, "cut", "Lose every packet between two clusters", (*lab.Lab).Cut),
 		network(o, "heal", "End a cut", (*lab.Lab).Heal),
+		mtu(o),
 	)
 	return cmd
 }
@@ -87,6 +91,23 @@ func network(o *options, verb, short string, act func(*lab.Lab, lab.Network, str
 	add(lab.TunnelNetwork, "only the tunnel between their nodes")
 	add(lab.FabricNetwork, "everything")
 	return cmd
+}
+
+func mtu(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "mtu NODE BYTES", Short: "Lose larger packets on the way to and from a node, silently; 0 ends it", Args: cobra.ExactArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			bytes, err := strconv.Atoi(args[1])
+			if err != nil {
+				return fmt.Errorf("%q is no number of bytes", args[1])
+			}
+			l, err := o.open()
+			if err != nil {
+				return err
+			}
+			return l.SetMTU(args[0], bytes)
+		},
+	}
 }
 
 func lower(who string) string {

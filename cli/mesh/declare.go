@@ -47,7 +47,7 @@ func newDeclare(s *session.Session) *cobra.Command {
 				"apiVersion": peering.DeclarationVersion, "kind": peering.DeclarationKind, "metadata": map[string]any{"name": c.GetCluster()},
 				"spec": map[string]any{
 					"id": c.GetClusterId(), "endpoints": c.GetFederationEndpoints(), "ca": bundle,
-					"podCIDRs": c.GetPodCidrs(), "nodeCIDRs": c.GetNodeCidrs(),
+					"podCIDRs": c.GetPodCidrs(), "nodeCIDRs": c.GetNodeCidrs(), "serviceCIDRs": c.GetServiceCidrs(),
 				},
 			}
 			var text []byte

@@ -3,6 +3,7 @@
 package mesh
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -20,12 +21,14 @@ func newGrant(s *session.Session) *cobra.Command {
 	q := &hawserv1.ChangeGrantRequest{}
 	var namespaces []string
 	limits := map[string]*uint64{}
+	asks := map[string]*bool{}
 	cmd := &cobra.Command{
 		Use:   "grant [peer]",
-		Short: "Show, widen or narrow what peers may publish here",
-		Long: "Show what peers may publish here, or change what one may. A grant is pinned when\n" +
+		Short: "Show, widen or narrow what peers may publish here and ask",
+		Long: "Show what peers may publish here and ask, or change what one may. A grant is pinned when\n" +
 			"the peer joins: what it declares later is refused until the grant is widened. Never\n" +
-			"granted are a default route, this cluster's own ranges and those of another peer.",
+			"granted are a default route and other ranges that no cluster has alone, this\n" +
+			"cluster's own ranges and those of another peer.",
 		Example: "  hawser mesh grant\n" +
 			"  hawser mesh grant west --add-pod-cidr 10.20.0.0/16\n" +
 			"  hawser mesh grant west --remove-pod-cidr 10.20.0.0/16 --namespaces shop,web\n" +
@@ -33,7 +36,7 @@ func newGrant(s *session.Session) *cobra.Command {
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			changes := false
-			for _, f := range append([]string{"add-pod-cidr", "remove-pod-cidr", "add-node-cidr", "remove-node-cidr", "namespaces"}, slices.Collect(maps.Keys(limits))...) {
+			for _, f := range append([]string{"add-pod-cidr", "remove-pod-cidr", "add-node-cidr", "remove-node-cidr", "add-service-cidr", "remove-service-cidr", "namespaces", "explain", "diff"}, slices.Collect(maps.Keys(limits))...) {
 				changes = changes || cmd.Flags().Changed(f)
 			}
 			switch {
@@ -54,6 +57,11 @@ func newGrant(s *session.Session) *cobra.Command {
 					*to = limits[name]
 				}
 			}
+			for name, to := range map[string]**bool{"explain": &q.Explain, "diff": &q.Diff} {
+				if cmd.Flags().Changed(name) {
+					*to = asks[name]
+				}
+			}
 			return changeGrant(cmd, s, q)
 		},
 	}
@@ -62,6 +70,10 @@ func newGrant(s *session.Session) *cobra.Command {
 	f.StringSliceVar(&q.RemovePodCidrs, "remove-pod-cidr", nil, "ranges of pods to grant no more")
 	f.StringSliceVar(&q.AddNodeCidrs, "add-node-cidr", nil, "ranges of node and tunnel addresses to grant")
 	f.StringSliceVar(&q.RemoveNodeCidrs, "remove-node-cidr", nil, "ranges of node and tunnel addresses to grant no more")
+	f.StringSliceVar(&q.AddServiceCidrs, "add-service-cidr", nil, "ranges of service addresses to grant")
+	f.StringSliceVar(&q.RemoveServiceCidrs, "remove-service-cidr", nil, "ranges of service addresses to grant no more")
+	asks["explain"] = f.Bool("explain", true, "it may ask what this cluster's policies say of its workloads' packets")
+	asks["diff"] = f.Bool("diff", true, "it may compare its copy of this cluster's records with them")
 	f.StringSliceVar(&namespaces, "namespaces", nil, "the only namespaces to grant, or all")
 	for name, what := range map[string]string{
 		"max-nodes": "nodes", "max-identities": "identities", "max-ips": "addresses", "max-services": "services", "max-backends": "backends",
@@ -89,13 +101,22 @@ func showGrants(cmd *cobra.Command, s *session.Session, args []string) error {
 
 func listGrants(w io.Writer, format printer.Format, rows []*hawserv1.PeerGrant) error {
 	type row = *hawserv1.PeerGrant
+	known := func(cell func(row) string) func(row) string {
+		return func(g row) string {
+			if g.GetProblem() != "" {
+				return "?"
+			}
+			return cell(g)
+		}
+	}
 	return printer.List(w, format, rows, printer.Columns[row]{
 		{Header: "PEER", Cell: row.GetPeer},
-		{Header: "PODS", Cell: func(g row) string { return strings.Join(g.GetPodCidrs(), ",") }},
-		{Header: "NODES", Cell: func(g row) string { return strings.Join(g.GetNodeCidrs(), ",") }},
-		{Header: "IDENTITIES", Cell: identities},
-		{Header: "NAMESPACES", Cell: grantedNamespaces},
-		{Header: "REFUSED", Cell: refusedRecords},
+		{Header: "PODS", Cell: known(func(g row) string { return strings.Join(g.GetPodCidrs(), ",") })},
+		{Header: "NODES", Cell: known(func(g row) string { return strings.Join(g.GetNodeCidrs(), ",") })},
+		{Header: "IDENTITIES", Cell: known(identities)},
+		{Header: "NAMESPACES", Cell: known(grantedNamespaces)},
+		{Header: "REFUSED", Cell: known(refusedRecords)},
+		{Header: "PROBLEM", Cell: func(g row) string { return cmp.Or(g.GetProblem(), "-") }},
 	}, "No peers.  Invite one:  hawser mesh invite")
 }
 
@@ -113,16 +134,39 @@ func changeGrant(cmd *cobra.Command, s *session.Session, q *hawserv1.ChangeGrant
 }
 
 func showGrant(w io.Writer, g *hawserv1.PeerGrant) error {
-	return printer.Fields(w,
-		"Peer", g.GetPeer(),
+	if g.GetProblem() != "" {
+		return printer.Fields(w, "Peer", g.GetPeer(), "Problem", g.GetProblem())
+	}
+	return printer.Fields(w, slices.Concat([]string{"Peer", g.GetPeer()}, parts(g), []string{"Refused", refusedRecords(g)})...)
+}
+
+// parts are what a grant allows, for printer.Fields.
+func parts(g *hawserv1.PeerGrant) []string {
+	return []string{
 		"Pods", strings.Join(g.GetPodCidrs(), ", "),
 		"Nodes", strings.Join(g.GetNodeCidrs(), ", "),
+		"Services", strings.Join(g.GetServiceCidrs(), ", "),
 		"Identities", identities(g),
 		"Namespaces", grantedNamespaces(g),
 		"At most", fmt.Sprintf("%s nodes, %s identities, %s addresses, %s services, %s backends", printer.Count(g.GetMaxNodes()),
 			printer.Count(g.GetMaxIdentities()), printer.Count(g.GetMaxIps()), printer.Count(g.GetMaxServices()), printer.Count(g.GetMaxBackends())),
-		"Refused", refusedRecords(g),
-	)
+		"May ask", mayAsk(g),
+	}
+}
+
+// mayAsk is what the peer may read beside the public records.
+func mayAsk(g *hawserv1.PeerGrant) string {
+	var out []string
+	if g.GetExplain() {
+		out = append(out, "what policies say of its packets")
+	}
+	if g.GetDiff() {
+		out = append(out, "whether its copy is right")
+	}
+	if len(out) == 0 {
+		return "nothing"
+	}
+	return strings.Join(out, ", ")
 }
 
 func identities(g *hawserv1.PeerGrant) string {

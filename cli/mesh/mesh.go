@@ -18,7 +18,6 @@ import (
 	"github.com/hawser-mesh/hawser/cli/doctor"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
-	"github.com/hawser-mesh/hawser/clustermesh/invitation"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -73,12 +72,14 @@ func only(to string) string {
 
 func newJoin(s *session.Session) *cobra.Command {
 	var file string
+	var yes bool
 	var a ages
 	cmd := &cobra.Command{
 		Use:   "join [token]",
 		Short: "Join the mesh of the cluster that made the token",
 		Long: "Join the mesh of the cluster that made the token. The token is an argument, the\n" +
-			"content of --file, or, with --file -, of standard input.",
+			"content of --file, or, with --file -, of standard input. What each side grants the\n" +
+			"other is shown and asked for; --yes agrees to it.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token, err := readToken(cmd.InOrStdin(), args, file)
@@ -89,9 +90,15 @@ func newJoin(s *session.Session) *cobra.Command {
 			if r.StaleAfter, r.ExpireAfter, err = a.parse(); err != nil {
 				return err
 			}
+			if !yes {
+				if err := confirm(cmd, s, r, args, file); err != nil {
+					return err
+				}
+			}
 			return join(cmd, s, r)
 		},
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "agree to what the two clusters grant each other")
 	cmd.Flags().StringVarP(&file, "file", "f", "", "file with the token, - for standard input")
 	a.bind(cmd)
 	return cmd
@@ -133,34 +140,21 @@ func readToken(stdin io.Reader, args []string, file string) (string, error) {
 }
 
 func join(cmd *cobra.Command, s *session.Session, req *hawserv1.JoinRequest) error {
-	if _, err := invitation.Parse(req.GetToken()); err != nil && req.GetPeer() == "" {
-		return session.Usage("%v", err)
-	}
-	client, conn, err := s.Mesh()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithTimeout(cmd.Context(), max(s.Timeout, 30*time.Second))
-	defer cancel()
-	r, err := client.Join(ctx, req)
+	r, err := askJoin(cmd.Context(), s, req)
 	if err != nil {
 		return err
 	}
 	if err := printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
-		for _, f := range r.GetFindings() {
-			mark := "warning"
-			if f.GetBlocking() {
-				mark = "blocking"
-			}
-			fmt.Fprintf(w, "%s  %s: %s\n", mark, f.GetObject(), f.GetProblem())
-			if f.GetFix() != "" {
-				fmt.Fprintf(w, "         %s\n", f.GetFix())
+		if len(req.GetConfirmed()) == 0 {
+			showFindings(w, r.GetFindings())
+			if err := showBoth(w, r); err != nil {
+				return err
 			}
 		}
 		switch {
 		case r.GetJoined():
-			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n", r.GetPeer(), r.GetPeerId())
+			fmt.Fprintf(w, "Joined %s (cluster id %d).  Watch it:  hawser mesh status\n"+
+				"Whether its nodes and ours reach each other is known in some seconds:  hawser mesh preflight %[1]s\n", r.GetPeer(), r.GetPeerId())
 		case req.GetPeer() != "" && len(r.GetFindings()) == 0:
 			fmt.Fprintf(w, "%s fits: nothing stands against it.\n", r.GetPeer())
 		case req.GetPeer() != "":

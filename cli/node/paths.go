@@ -42,6 +42,15 @@ func paths(cmd *cobra.Command, s *session.Session) error {
 			}
 			return fmt.Sprintf("%.2f ms", p.GetRttSeconds()*1000)
 		}},
+		{Header: "MTU", Cell: func(p row) string {
+			switch {
+			case p.GetMtu() == 0:
+				return ""
+			case p.GetMtu() < p.GetFullMtu():
+				return fmt.Sprintf("%d, not %d", p.GetMtu(), p.GetFullMtu())
+			}
+			return fmt.Sprint(p.GetMtu())
+		}},
 		{Header: "ANSWERED", Cell: func(p row) string {
 			if p.GetSent() == 0 {
 				return ""

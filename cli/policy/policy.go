@@ -136,6 +136,17 @@ func object(cmd *cobra.Command, s *session.Session, namespace, name string) erro
 	})
 }
 
+// lastIf orders what holds for behind what it does not hold for.
+func lastIf(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
 func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 	if s.Node == "" {
 		return session.Usage("endpoint ids are a node's own: add --node")
@@ -148,7 +159,7 @@ func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 		return err
 	}
 	slices.SortFunc(rows, func(a, b *hawserv1.RuleEntry) int {
-		return cmp.Or(cmp.Compare(a.GetDirection(), b.GetDirection()), cmp.Compare(a.GetIdentity(), b.GetIdentity()),
+		return cmp.Or(cmp.Compare(a.GetDirection(), b.GetDirection()), lastIf(a.GetDefaultDeny(), b.GetDefaultDeny()), cmp.Compare(a.GetIdentity(), b.GetIdentity()),
 			cmp.Compare(a.GetProtocol(), b.GetProtocol()), cmp.Compare(a.GetPort(), b.GetPort()))
 	})
 	type row = *hawserv1.RuleEntry
@@ -161,7 +172,10 @@ func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
 			return r.GetVerdict()
 		}},
 		{Header: "PEER", Cell: func(r row) string {
-			if r.GetIdentity() == 0 {
+			switch {
+			case r.GetDefaultDeny():
+				return "all else"
+			case r.GetIdentity() == 0:
 				return "any"
 			}
 			return fmt.Sprint(r.GetIdentity())

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,17 +16,13 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 // runAPIServer runs one with an API port until the test ends.
 func runAPIServer(t *testing.T) apiserver.Config {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).AddrPort()
-	l.Close()
+	port := ports.Free(t)
 	dir := t.TempDir()
 	free := netip.MustParseAddrPort("127.0.0.1:0")
 	cfg := apiserver.Config{

@@ -113,6 +113,7 @@ func show(w io.Writer, c *hawserv1.ClusterStatusReport, clusterErr error, nodes 
 		{Header: "REVISION", Cell: func(n row) string { return printer.Count(n.GetKeyspace().GetRevision()) }},
 		{Header: "KERNEL", Cell: kernel},
 		{Header: "ENDPOINTS", Cell: func(n row) string { return fmt.Sprint(n.GetEndpoints()) }},
+		{Header: "ADDRESSES", Cell: addresses},
 		{Header: "UNDERLAY", Cell: func(n row) string { return n.GetUnderlayAddress() + " " + n.GetUnderlayDevice() }},
 		{Header: "TUNNEL", Cell: func(n row) string { return fmt.Sprintf("%s/%d", n.GetTunnelProtocol(), n.GetTunnelPort()) }},
 		{Header: "ATTACH", Cell: row.GetAttachMode},
@@ -136,11 +137,43 @@ func showCluster(w io.Writer, c *hawserv1.ClusterStatusReport) error {
 		"Federation", strings.Join(c.GetFederationEndpoints(), ", "),
 		"Peers", fmt.Sprintf("%d of %d connected", c.GetPeersConnected(), c.GetPeers()),
 		"Addresses", fmt.Sprintf("pods %s, services %s", strings.Join(c.GetPodCidrs(), ","), strings.Join(c.GetServiceCidrs(), ",")),
+		"Pod ranges", ranges(c.GetPodRanges()),
 	); err != nil {
 		return err
 	}
 	showProblems(w, c.GetCluster(), c.GetProblems())
 	return nil
+}
+
+// ranges says how much of each pool nodes have.
+func ranges(rs []*hawserv1.PodRange) string {
+	var out []string
+	for _, r := range rs {
+		out = append(out, fmt.Sprintf("%s: %d nodes, %s of /%d free", r.GetPool(), r.GetNodes(), count(r.GetFree()), r.GetNodeBits()))
+	}
+	return strings.Join(out, "; ")
+}
+
+// addresses says how much of its pools a node has in use.
+func addresses(n *hawserv1.NodeStatusReport) string {
+	var out []string
+	for _, p := range n.GetPools() {
+		text := fmt.Sprintf("%d used, %s free", p.GetUsed(), count(p.GetFree()))
+		if p.GetFree() == 0 {
+			text = fmt.Sprintf("full (%d)", p.GetUsed())
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, "; ")
+}
+
+// count is a number, in words when it is too large to be one.
+func count(n uint64) string {
+	const many = 1 << 40
+	if n > many {
+		return "plenty"
+	}
+	return fmt.Sprint(n)
 }
 
 // etcd says where the keys are, how many, and how full it is.

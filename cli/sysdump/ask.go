@@ -41,6 +41,15 @@ func clusterQuestions() []question[hawserv1.MeshClient] {
 		{"policies", func(ctx context.Context, m c) (proto.Message, error) {
 			return m.ListPolicies(ctx, &hawserv1.ListPoliciesRequest{})
 		}},
+		{"grants", func(ctx context.Context, m c) (proto.Message, error) {
+			return m.ListGrants(ctx, &hawserv1.ListGrantsRequest{})
+		}},
+		{"ca", func(ctx context.Context, m c) (proto.Message, error) {
+			return m.CAStatus(ctx, &hawserv1.CAStatusRequest{})
+		}},
+		{"metrics", func(ctx context.Context, m c) (proto.Message, error) {
+			return m.ReadMetrics(ctx, &hawserv1.ReadClusterMetricsRequest{})
+		}},
 		{"services", func(ctx context.Context, m c) (proto.Message, error) {
 			return m.ListServices(ctx, &hawserv1.ListServicesRequest{})
 		}},
@@ -67,6 +76,15 @@ func nodeQuestions() []question[hawserv1.NodeClient] {
 		}},
 		{"frontends", func(ctx context.Context, n c) (proto.Message, error) {
 			return n.ListFrontends(ctx, &hawserv1.ListFrontendsRequest{})
+		}},
+		{"paths", func(ctx context.Context, n c) (proto.Message, error) {
+			return n.ListPaths(ctx, &hawserv1.ListPathsRequest{})
+		}},
+		{"kernel", func(ctx context.Context, n c) (proto.Message, error) {
+			return n.ReadKernel(ctx, &hawserv1.ReadKernelRequest{})
+		}},
+		{"metrics", func(ctx context.Context, n c) (proto.Message, error) {
+			return n.ReadMetrics(ctx, &hawserv1.ReadMetricsRequest{})
 		}},
 		{"rules", func(ctx context.Context, n c) (proto.Message, error) {
 			return n.ListRules(ctx, &hawserv1.ListRulesRequest{})
@@ -118,7 +136,12 @@ func answers[C any](ctx context.Context, s *session.Session, qs []question[C], c
 			miss(dir+q.name, errors.New(session.Message(err)))
 			continue
 		}
-		if err := store(dir+q.name+".json", printer.Value(m)); err != nil {
+		if t, ok := m.(interface{ GetText() string }); ok {
+			err = store(dir+q.name+".txt", []byte(t.GetText()))
+		} else {
+			err = store(dir+q.name+".json", printer.Value(m))
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,7 @@
 // Package sysdump is `hawser sysdump`: all that the programs of a context say of
 // themselves in one archive, to send to whoever helps.
 //
-// What is asked is in the tables of ask.go; archive.go takes secrets out of
+// What is asked is in the tables of ask.go; secrets.go takes secrets out of
 // everything that is stored.
 package sysdump
 
@@ -36,8 +36,8 @@ func New(s *session.Session) *cobra.Command {
 		Use:   "sysdump",
 		Short: "Collect what all programs say of themselves in one archive, without secrets",
 		Long: "Collect what all programs of the context say of themselves in one tar.gz: states,\n" +
-			"listings, doctor's findings, and the logs of a lab. Tokens, keys and the like are\n" +
-			"taken out; names, labels, addresses and policies stay in: read before you send.",
+			"listings, metrics, what the kernel has, doctor's findings, and the logs of a lab.\n" +
+			"Tokens, keys, passwords and the like are taken out; names, labels, addresses and policies stay in: read before you send.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			now := time.Now()
@@ -78,6 +78,9 @@ func dump(cmd *cobra.Command, s *session.Session, a *archive, now time.Time) err
 		return &session.Error{Code: session.CouldNotAsk, Err: err}
 	}
 	encoded := func(name string, v any) error {
+		if text, ok := v.([]byte); ok {
+			return a.add(name, text, now)
+		}
 		var b bytes.Buffer
 		if err := printer.Encode(&b, printer.JSON, v); err != nil {
 			return err

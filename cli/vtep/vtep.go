@@ -4,6 +4,9 @@
 package vtep
 
 import (
+	"cmp"
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
@@ -13,7 +16,8 @@ import (
 
 // New returns the command.
 func New(s *session.Session) *cobra.Command {
-	cmd := &cobra.Command{Use: "vtep", Short: "See the tunnel endpoints of the mesh"}
+	cmd := &cobra.Command{Use: "vtep", Short: "See the tunnel endpoints of the mesh, and declare external ones"}
+	cmd.AddCommand(newAdd(s), newDelete(s))
 	cmd.AddCommand(&cobra.Command{
 		Use:   "list",
 		Short: "List which prefix is reached through which tunnel endpoint",
@@ -33,6 +37,13 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		{Header: "PREFIX", Cell: row.GetPrefix},
 		{Header: "TUNNEL", Cell: row.GetTunnelAddress},
 		{Header: "CLUSTER", Cell: row.GetCluster},
-		{Header: "NODE", Cell: row.GetNode},
+		{Header: "NODE", Cell: func(v row) string { return cmp.Or(v.GetNode(), "external") }},
+		{Header: "MAC", Cell: func(v row) string { return cmp.Or(v.GetMac(), "-") }},
+		{Header: "VNI", Cell: func(v row) string {
+			if !v.GetExternal() {
+				return "-"
+			}
+			return fmt.Sprint(v.GetVni())
+		}},
 	}, "No tunnel endpoints.")
 }

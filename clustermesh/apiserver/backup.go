@@ -3,10 +3,12 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"os"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -65,6 +67,7 @@ func (s *Server) Restore(stream grpc.ClientStreamingServer[hawserv1.RestoreChunk
 		_ = file.Close()
 		_ = os.Remove(file.Name())
 	}()
+	name := "(as sent)"
 	for {
 		c, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -73,6 +76,7 @@ func (s *Server) Restore(stream grpc.ClientStreamingServer[hawserv1.RestoreChunk
 		if err != nil {
 			return err
 		}
+		name = cmp.Or(c.GetName(), name)
 		if _, err := file.Write(c.GetData()); err != nil {
 			return apiError(err)
 		}
@@ -84,7 +88,8 @@ func (s *Server) Restore(stream grpc.ClientStreamingServer[hawserv1.RestoreChunk
 			return err
 		})
 	if err != nil {
-		return status.Error(codes.FailedPrecondition, err.Error())
+		// Nobody knows the file that it was put in.
+		return status.Error(codes.FailedPrecondition, strings.ReplaceAll(err.Error(), file.Name(), name))
 	}
 	select {
 	case s.reopen <- &errReopen{why: "a snapshot is restored", restored: r}:

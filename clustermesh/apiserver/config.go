@@ -9,6 +9,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -81,6 +82,9 @@ type Config struct {
 	// IdentityGCInterval is the time between passes of the identity collector:
 	// what is unused in two of them is deleted.
 	IdentityGCInterval time.Duration
+	// DepartedAfter is how long nothing has shown that a node is there before its
+	// keys are removed, and that a key has no owner; 0 means DefaultDepartedAfter.
+	DepartedAfter time.Duration
 
 	Etcd EtcdConfig
 
@@ -100,6 +104,7 @@ const (
 	DefaultStaleAfter     = 5 * time.Minute
 	DefaultExpireAfter    = 24 * time.Hour
 	DefaultReplica        = "0"
+	DefaultDepartedAfter  = 15 * time.Minute
 	DefaultAPIPort        = 4244
 	DefaultGossipPort     = liveness.GossipPort
 	DefaultGossipKey      = 30 * 24 * time.Hour
@@ -171,11 +176,16 @@ func (c *Config) Validate() error {
 	if c.IdentityGCInterval <= 0 {
 		errs = append(errs, fmt.Errorf("--identity-gc-interval %s: must be above 0", c.IdentityGCInterval))
 	}
+	if d := c.departedAfter(); d < minDepartedAfter {
+		errs = append(errs, fmt.Errorf("--departed-after %s: must be at least %s", d, minDepartedAfter))
+	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
 	}
 	return errors.Join(errs...)
 }
+
+func (c *Config) departedAfter() time.Duration { return cmp.Or(c.DepartedAfter, DefaultDepartedAfter) }
 
 func (c *Config) validateAges() []error {
 	var errs []error

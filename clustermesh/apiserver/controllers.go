@@ -27,14 +27,15 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return ids.Run(ctx) })
+		look := s.cfg.departedAfter() / looksWithin
 		departed := &undertaker{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
 		orphans := &orphanage{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
 		ranges := &registrar{s: s, fence: t.Fence()}
 		g.Go(func() error { return ranges.run(ctx) })
 		vips := &vipKeeper{s: s, fence: t.Fence(), now: time.Now}
 		g.Go(func() error { return s.repeat(ctx, "compare service addresses", vipsEvery, vips.step) })
-		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", sweepEvery, departed.step) })
-		g.Go(func() error { return s.repeat(ctx, "look for orphaned keys", orphansEvery, orphans.step) })
+		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", min(sweepEvery, look), departed.step) })
+		g.Go(func() error { return s.repeat(ctx, "look for orphaned keys", min(orphansEvery, look), orphans.step) })
 		if s.watchman.gossip != nil {
 			g.Go(func() error { return s.watchman.keepKeys(ctx, t) })
 			g.Go(func() error { return s.watchman.keepHealth(ctx, t) })

@@ -16,14 +16,16 @@ import (
 )
 
 const (
-	// departedAfter is how long nothing has shown that a node is there before its
-	// keys are removed.
-	departedAfter = 15 * time.Minute
+	// minDepartedAfter is for labs: presence itself lasts a minute.
+	minDepartedAfter = time.Second
 	// departedWindow and departedShare bound it: in any window, one of so many
 	// nodes.
 	departedWindow = 5 * time.Minute
 	departedShare  = 5
 	sweepEvery     = 10 * time.Second
+	// looksWithin is how often at least is looked within the time that a node has
+	// until it has departed.
+	looksWithin = 3
 )
 
 // grace is since when things have been lost without a break. What a former
@@ -62,7 +64,7 @@ func (h *held) set(nodes []string) (changed bool) {
 	return changed
 }
 
-func (h *held) problems() (out []*hawserv1.Problem) {
+func (h *held) problems(after time.Duration) (out []*hawserv1.Problem) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.nodes) == 0 {
@@ -70,7 +72,7 @@ func (h *held) problems() (out []*hawserv1.Problem) {
 	}
 	return []*hawserv1.Problem{{
 		Object:  "nodes " + strings.Join(h.nodes, ", "),
-		Problem: fmt.Sprintf("neither presence, gossip nor path probes have shown them for %s; their keys stay, because they are more than 20 %% of the cluster's nodes within %s", departedAfter, departedWindow),
+		Problem: fmt.Sprintf("neither presence, gossip nor path probes have shown them for %s; their keys stay, because they are more than 20 %% of the cluster's nodes within %s", after, departedWindow),
 		Fix:     "if one will not come back: hawser node forget NODE --yes",
 	}}
 }
@@ -100,7 +102,7 @@ func (u *undertaker) step(ctx context.Context) error {
 		}
 	}
 	now := u.now()
-	due := u.lost.due(now, lost, departedAfter)
+	due := u.lost.due(now, lost, u.s.cfg.departedAfter())
 	u.removed = slices.DeleteFunc(u.removed, func(t time.Time) bool { return now.Sub(t) >= departedWindow })
 	if len(due)+len(u.removed) > (len(nodes)+len(u.removed))/departedShare {
 		if u.s.held.set(due) && len(due) > 0 {

@@ -86,20 +86,20 @@ func TestDepartedNode(t *testing.T) {
 	u := w.undertaker()
 	w.unseen["n2"] = true
 	w.after(t, u, 0)
-	w.after(t, u, departedAfter-time.Second)
+	w.after(t, u, DefaultDepartedAfter-time.Second)
 	w.unseen["n2"] = false
 	w.after(t, u, time.Minute)
 	w.unseen["n2"] = true
 	w.after(t, u, time.Minute)
-	w.after(t, u, departedAfter-time.Second)
+	w.after(t, u, DefaultDepartedAfter-time.Second)
 	if got := w.left(t); len(got) != 5 {
-		t.Fatalf("left are %v, after less than %s without a break", got, departedAfter)
+		t.Fatalf("left are %v, after less than %s without a break", got, DefaultDepartedAfter)
 	}
 	w.after(t, u, time.Second)
 	if got := w.left(t); !slices.Equal(got, []string{"n1", "n3", "n4", "n5"}) || w.has(t, ipKey(2)) || !w.has(t, ipKey(3)) || !w.has(t, config) {
 		t.Errorf("left are %v, address of n2 %t, of n3 %t, decisions for n2 %t", got, w.has(t, ipKey(2)), w.has(t, ipKey(3)), w.has(t, config))
 	}
-	if p := w.held.problems(); len(p) != 0 {
+	if p := w.held.problems(time.Minute); len(p) != 0 {
 		t.Errorf("problems: %v", p)
 	}
 }
@@ -111,7 +111,7 @@ func TestDepartedNodeComesBack(t *testing.T) {
 	u := w.undertaker()
 	w.after(t, u, 0)
 	w.write(t, kvstore.NewKey(kvstore.Local, "east", kvstore.KindPresence, "n2"), &keyspacev1.Presence{Node: "n2"})
-	w.after(t, u, departedAfter)
+	w.after(t, u, DefaultDepartedAfter)
 	if got := w.left(t); len(got) != 5 || !w.has(t, ipKey(2)) {
 		t.Errorf("left are %v", got)
 	}
@@ -125,20 +125,20 @@ func TestDepartedNodesAtOnce(t *testing.T) {
 		w.unseen[n] = true
 	}
 	w.after(t, u, 0)
-	w.after(t, u, departedAfter)
-	w.after(t, u, departedAfter)
-	p := w.held.problems()
+	w.after(t, u, DefaultDepartedAfter)
+	w.after(t, u, DefaultDepartedAfter)
+	p := w.held.problems(time.Minute)
 	if got := w.left(t); len(got) != 10 || len(p) != 1 || !strings.Contains(p[0].GetObject(), "n1, n2, n3") {
 		t.Fatalf("left are %v, problems %v", got, p)
 	}
 	w.unseen["n3"] = false
 	w.after(t, u, time.Second)
-	if got := w.left(t); len(got) != 8 || len(w.held.problems()) != 0 {
+	if got := w.left(t); len(got) != 8 || len(w.held.problems(time.Minute)) != 0 {
 		t.Fatalf("left are %v", got)
 	}
 	w.unseen["n3"] = true // due while the others' removal is in the window
 	w.after(t, u, 0)
-	u.lost.since["n3"] = w.at.Add(-departedAfter)
+	u.lost.since["n3"] = w.at.Add(-DefaultDepartedAfter)
 	w.after(t, u, departedWindow-time.Second)
 	if got := w.left(t); len(got) != 8 {
 		t.Errorf("left are %v: three of ten went within %s", got, departedWindow)
@@ -156,7 +156,7 @@ func TestDepartedNodeFence(t *testing.T) {
 	u := w.undertaker()
 	u.fence = []kvstore.Cmp{kvstore.AtRevision(kvstore.NewKey(kvstore.State, "east", kvstore.KindCluster).String(), 1)}
 	w.after(t, u, 0)
-	w.after(t, u, departedAfter)
+	w.after(t, u, DefaultDepartedAfter)
 	if got := w.left(t); len(got) != 5 {
 		t.Errorf("left are %v", got)
 	}
@@ -168,8 +168,8 @@ func TestWitnesses(t *testing.T) {
 	s := start(t, testConfig(t))
 	w := s.watchman
 	w.present["n1"] = true
-	w.reports["n1"] = []*keyspacev1.PathReport{{Cluster: "east", Node: "n2", Up: true}, {Cluster: "east", Node: "n3"}, {Cluster: "west", Node: "n4", Up: true}}
-	w.reports["n9"] = []*keyspacev1.PathReport{{Cluster: "east", Node: "n5", Up: true}}
+	w.reports["n1"] = report{paths: []*keyspacev1.PathReport{{Cluster: "east", Node: "n2", Up: true}, {Cluster: "east", Node: "n3"}, {Cluster: "west", Node: "n4", Up: true}}}
+	w.reports["n9"] = report{paths: []*keyspacev1.PathReport{{Cluster: "east", Node: "n5", Up: true}}}
 	sees := w.witnesses()
 	for node, want := range map[string]bool{"n1": true, "n2": true, "n3": false, "n4": false, "n5": false} {
 		if sees(node) != want {
@@ -214,7 +214,7 @@ func TestOrphans(t *testing.T) {
 	}
 	step(0)
 	w.write(t, gone[0], &keyspacev1.IPEntry{Prefix: gone[0].Names[0], Identity: 65537, Node: "n8", TunnelAddress: "192.168.1.7"}) // changes
-	step(departedAfter - time.Second)
+	step(DefaultDepartedAfter - time.Second)
 	for _, k := range append(slices.Clone(gone), stay...) {
 		if !w.has(t, k) {
 			t.Errorf("%s went early", k)
@@ -224,7 +224,7 @@ func TestOrphans(t *testing.T) {
 	if !w.has(t, gone[0]) {
 		t.Errorf("%s went although it had changed", gone[0])
 	}
-	step(departedAfter)
+	step(DefaultDepartedAfter)
 	for _, k := range gone {
 		if w.has(t, k) {
 			t.Errorf("%s is still there", k)
@@ -260,6 +260,6 @@ func TestManyOrphans(t *testing.T) {
 		if left != want {
 			t.Fatalf("%d are left, want %d", left, want)
 		}
-		w.at = w.at.Add(departedAfter)
+		w.at = w.at.Add(DefaultDepartedAfter)
 	}
 }

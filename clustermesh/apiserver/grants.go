@@ -5,6 +5,7 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"google.golang.org/grpc/codes"
@@ -34,12 +35,15 @@ func (s *Server) ListGrants(ctx context.Context, _ *hawserv1.ListGrantsRequest) 
 		}
 		return out, nil
 	}
-	peers, err := s.mesh.Peers(ctx)
+	peers, bad, err := s.mesh.Peers(ctx)
 	if err != nil {
 		return nil, apiError(err)
 	}
 	for _, p := range peers {
 		out.Grants = append(out.Grants, s.peerGrant(p))
+	}
+	for _, name := range slices.Sorted(maps.Keys(bad)) {
+		out.Grants = append(out.Grants, &hawserv1.PeerGrant{Peer: name, Problem: bad[name].Error()})
 	}
 	return out, nil
 }
@@ -48,6 +52,7 @@ func (s *Server) ListGrants(ctx context.Context, _ *hawserv1.ListGrantsRequest) 
 func (s *Server) ChangeGrant(ctx context.Context, r *hawserv1.ChangeGrantRequest) (*hawserv1.ChangeGrantResponse, error) {
 	c := peering.GrantChange{
 		AddPods: r.GetAddPodCidrs(), RemovePods: r.GetRemovePodCidrs(), AddNodes: r.GetAddNodeCidrs(), RemoveNodes: r.GetRemoveNodeCidrs(),
+		AddServices: r.GetAddServiceCidrs(), RemoveServices: r.GetRemoveServiceCidrs(), Explain: r.Explain, Diff: r.Diff,
 		MaxNodes: r.MaxNodes, MaxIdentities: r.MaxIdentities, MaxIPs: r.MaxIps, MaxServices: r.MaxServices, MaxBackends: r.MaxBackends,
 	}
 	switch {
@@ -73,12 +78,7 @@ func (s *Server) ChangeGrant(ctx context.Context, r *hawserv1.ChangeGrantRequest
 }
 
 func (s *Server) peerGrant(p *keyspacev1.Peer) *hawserv1.PeerGrant {
-	g := p.GetGrant()
-	out := &hawserv1.PeerGrant{
-		Peer: p.GetName(), ClusterId: p.GetClusterId(), PodCidrs: g.GetPodCidrs(), NodeCidrs: g.GetNodeCidrs(),
-		IdentityMin: g.GetIdentityMin(), IdentityMax: g.GetIdentityMax(), MaxNodes: g.GetMaxNodes(), MaxIdentities: g.GetMaxIdentities(),
-		MaxIps: g.GetMaxIps(), MaxServices: g.GetMaxServices(), MaxBackends: g.GetMaxBackends(), Namespaces: g.GetNamespaces(),
-	}
+	out := grantOf(p.GetName(), p.GetClusterId(), p.GetGrant())
 	if s.cfg.Etcd.Shared {
 		return out
 	}
@@ -90,20 +90,36 @@ func (s *Server) peerGrant(p *keyspacev1.Peer) *hawserv1.PeerGrant {
 	return out
 }
 
+// grantOf is a grant of a cluster as the API shows it.
+func grantOf(cluster string, id uint32, g *keyspacev1.Grant) *hawserv1.PeerGrant {
+	return &hawserv1.PeerGrant{
+		Peer: cluster, ClusterId: id, PodCidrs: g.GetPodCidrs(), NodeCidrs: g.GetNodeCidrs(),
+		IdentityMin: g.GetIdentityMin(), IdentityMax: g.GetIdentityMax(), MaxNodes: g.GetMaxNodes(), MaxIdentities: g.GetMaxIdentities(),
+		MaxIps: g.GetMaxIps(), MaxServices: g.GetMaxServices(), MaxBackends: g.GetMaxBackends(), Namespaces: g.GetNamespaces(),
+		ServiceCidrs: g.GetServiceCidrs(), Explain: g.GetExplain(), Diff: peering.MayDiff(g),
+	}
+}
+
 // neighbourPeer is a cluster of a shared etcd as a peer with its grant.
 func (s *Server) neighbourPeer(v *keyspacev1.PeerView) (*keyspacev1.Peer, error) {
+	if g := v.GetGrant(); g != nil {
+		return &keyspacev1.Peer{Name: v.GetPeer(), ClusterId: v.GetClusterId(), Grant: g}, nil
+	}
 	g, err := peering.GrantFor(&keyspacev1.Cluster{
 		Name: v.GetPeer(), Id: v.GetClusterId(), PodCidrs: v.GetPodCidrs(), NodeCidrs: v.GetNodeCidrs(),
 		Mesh: &keyspacev1.MeshParameters{ClusterBits: s.cfg.ClusterBits},
 	})
+	if g != nil {
+		g.ServiceCidrsPinned = false // an earlier version pinned the other ranges only
+	}
 	return &keyspacev1.Peer{Name: v.GetPeer(), ClusterId: v.GetClusterId(), Grant: g}, err
 }
 
 // changeNeighbour is ChangeGrant of a cluster in the shared etcd: its PeerView
-// tells the agents, who judge by it. Ranges only; they know no more of a grant.
+// tells the agents, who judge by it. There are no questions between such clusters.
 func (s *Server) changeNeighbour(ctx context.Context, name string, c peering.GrantChange) (*keyspacev1.Peer, bool, error) {
-	if c.Namespaces != nil || c.MaxNodes != nil || c.MaxIdentities != nil || c.MaxIPs != nil || c.MaxServices != nil || c.MaxBackends != nil {
-		return nil, false, errors.New("in a shared etcd only the ranges of a grant can be changed")
+	if c.Explain != nil || c.Diff != nil {
+		return nil, false, errors.New("clusters of a shared etcd read each other's public records there: what they may ask cannot be changed")
 	}
 	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
 	if err != nil {
@@ -130,7 +146,7 @@ func (s *Server) changeNeighbour(ctx context.Context, name string, c peering.Gra
 		return nil, false, err
 	}
 	changed := !proto.Equal(g, all[i].GetGrant())
-	view.PodCidrs, view.NodeCidrs, all[i].Grant = g.GetPodCidrs(), g.GetNodeCidrs(), g
+	view.PodCidrs, view.NodeCidrs, view.Grant, all[i].Grant = g.GetPodCidrs(), g.GetNodeCidrs(), g, g
 	if changed {
 		_, err = s.putIfChanged(ctx, kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView, name), view)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,6 +24,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/kvstore/store"
@@ -34,12 +34,7 @@ const patience = 30 * time.Second
 
 func port(t *testing.T) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
+	return ports.Free(t)
 }
 
 // serve runs an API server until the test ends or it is stopped.
@@ -313,7 +308,7 @@ func TestRestoreRefusesBadSnapshots(t *testing.T) {
 		"another cluster's": {backup(t, otherAPI), "holds no cluster east"},
 	} {
 		_, err := restore(t, api, c.data)
-		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), c.want) {
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), cfg.DataDir) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

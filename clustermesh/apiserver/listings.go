@@ -107,9 +107,7 @@ func (s *Server) ListVTEPs(ctx context.Context, _ *hawserv1.ListVTEPsRequest) (*
 	}
 	resp := &hawserv1.ListVTEPsResponse{}
 	for _, r := range rows {
-		resp.Vteps = append(resp.Vteps, &hawserv1.VTEPInfo{
-			Prefix: r.msg.GetPrefix(), TunnelAddress: r.msg.GetTunnelAddress(), Node: r.msg.GetNode(), Cluster: r.key.Cluster,
-		})
+		resp.Vteps = append(resp.Vteps, vtepInfo(r.key.Cluster, r.msg))
 	}
 	slices.SortFunc(resp.GetVteps(), func(a, b *hawserv1.VTEPInfo) int {
 		pa, _ := netip.ParsePrefix(a.GetPrefix())

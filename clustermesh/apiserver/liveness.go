@@ -20,16 +20,12 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/election"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
-const (
-	foldEvery = 100 * time.Millisecond
-	// keysEvery is how often the age of the gossip keys is looked at.
-	keysEvery = time.Second
-)
-
-var errOfficeLost = errors.New("another API server leads the cluster")
+// keysEvery is how often the age of the gossip keys is looked at.
+const keysEvery = time.Second
 
 // watchman is what an API server knows of its cluster's nodes.
 type watchman struct {
@@ -41,11 +37,20 @@ type watchman struct {
 	mu      sync.Mutex
 	nodes   map[string]netip.Addr // that take part; invalid without an address
 	present map[string]bool
-	reports map[string][]*keyspacev1.PathReport // by prober
+	reports map[string]report // by prober
+	// verdicts counts changes of a node's health, by what it became.
+	verdicts map[string]uint64
+}
+
+// report is what a node said last.
+type report struct {
+	paths   []*keyspacev1.PathReport
+	refutes int64 // keyspacev1.NodeStatus
+	rev     int64 // of the record
 }
 
 func newWatchman(s *Server) *watchman {
-	w := &watchman{s: s, came: make(chan struct{}, 1), nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string][]*keyspacev1.PathReport{}}
+	w := &watchman{s: s, came: make(chan struct{}, 1), nodes: map[string]netip.Addr{}, present: map[string]bool{}, reports: map[string]report{}, verdicts: map[string]uint64{}}
 	if s.cfg.ListenGossip.IsValid() {
 		w.gossip = liveness.NewGossip(liveness.GossipConfig{
 			Cluster: s.cfg.Cluster, Name: liveness.APIServerName(s.cfg.Replica), Listen: s.cfg.ListenGossip,
@@ -112,7 +117,7 @@ func (w *watchman) apply(b store.Batch) {
 		case *keyspacev1.Presence:
 			w.present[name] = true
 		case *keyspacev1.NodeStatus:
-			w.reports[name] = r.GetPaths()
+			w.reports[name] = report{r.GetPaths(), r.GetRefutes(), c.KV.ModRevision}
 		case nil:
 			switch c.Key.Kind {
 			case kvstore.KindNode:
@@ -164,9 +169,13 @@ func (w *watchman) nextKeys(ctx context.Context, t *election.Term) error {
 	own := w.s.cfg.Cluster
 	private := kvstore.NewKey(kvstore.Private, own, kvstore.KindGossipKeys)
 	local := kvstore.NewKey(kvstore.Local, own, kvstore.KindGossip)
-	old, _, err := get[*keyspacev1.GossipKeys](ctx, w.s, private)
+	old, stored, err := get[*keyspacev1.GossipKeys](ctx, w.s, private)
 	if err != nil {
 		return err
+	}
+	as := kvstore.Absent(private.String()) // somebody may have asked for new ones meanwhile
+	if stored {
+		as = kvstore.AtRevision(private.String(), old.kv.ModRevision)
 	}
 	now, changed := liveness.NextKeys(time.Now(), w.s.cfg.GossipKeyLifetime, old.msg, func(b []byte) { _, _ = rand.Read(b) }) // never fails
 	shared, found, err := get[*keyspacev1.Gossip](ctx, w.s, local)
@@ -185,116 +194,30 @@ func (w *watchman) nextKeys(ctx context.Context, t *election.Term) error {
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	if err := w.s.commitAs(ctx, t, op1, op2); err != nil {
+	res, err := w.s.kv.Txn(ctx, append(t.Fence(), as), []kvstore.Op{op1, op2}, nil)
+	switch {
+	case err != nil:
 		return err
+	case !res.Succeeded:
+		return nil // seen anew in a second
 	}
 	w.s.log.Info("gossip keys", "keys", len(now.GetKeys()))
 	return nil
 }
 
-// commitAs writes while the office is held.
-func (s *Server) commitAs(ctx context.Context, t *election.Term, ops ...kvstore.Op) error {
-	res, err := s.kv.Txn(ctx, t.Fence(), ops, nil)
-	if err == nil && !res.Succeeded {
-		err = errOfficeLost
-	}
-	return err
-}
-
-// keepHealth writes the verdict on each node, when it changes, while it leads.
-func (w *watchman) keepHealth(ctx context.Context, t *election.Term) error {
-	folder, have := liveness.NewFolder(liveness.FolderConfig{}), map[string]*keyspacev1.NodeHealth{}
-	stored, err := list[*keyspacev1.NodeHealth](ctx, w.s, kvstore.State, w.s.cfg.Cluster, kvstore.KindHealth)
-	if err != nil {
-		return err
-	}
-	for _, r := range stored {
-		have[r.msg.GetNode()] = r.msg
-		folder.Assume(r.msg.GetNode(), liveness.Health{State: r.msg.GetState()})
-	}
-	tick := time.NewTicker(foldEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+// replaceGossipKeys has the leader replace all keys that there are: somebody knows
+// them who is no member any more. It takes about half a minute, in which everybody
+// understands everybody.
+func (s *Server) replaceGossipKeys(ctx context.Context) error {
+	key := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindGossipKeys).String()
+	return cas.Retry(ctx, func() error {
+		r, err := cas.Get(ctx, s.kv, key, &keyspacev1.GossipKeys{})
+		if err != nil || r.Rev == 0 {
+			return err
 		}
-		o, ready := w.observe()
-		if !ready {
-			continue
-		}
-		if err := w.write(ctx, t, have, folder.Step(time.Now(), o)); err != nil {
-			if errors.Is(err, errOfficeLost) {
-				return err
-			}
-			w.s.log.Warn("write the nodes' health", "error", err)
-		}
-	}
-}
-
-// observe is what is known of the nodes now; not ready before there are any.
-func (w *watchman) observe() (liveness.Observation, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	o := liveness.Observation{
-		Process: map[string]liveness.Witness{}, Present: maps.Clone(w.present), Reports: map[string]map[string]bool{},
-	}
-	for name := range w.nodes {
-		o.Process[name] = w.gossip.Process(name)
-	}
-	for prober, paths := range w.reports {
-		said := map[string]bool{}
-		for _, p := range paths {
-			if p.GetCluster() == w.s.cfg.Cluster {
-				said[p.GetNode()] = p.GetUp()
-			}
-		}
-		o.Reports[prober] = said
-	}
-	return o, len(w.nodes) > 0
-}
-
-// write stores what differs from have, and updates it.
-func (w *watchman) write(ctx context.Context, t *election.Term, have map[string]*keyspacev1.NodeHealth, now map[string]liveness.Health) error {
-	own := w.s.cfg.Cluster
-	var errs []error
-	for name, h := range now {
-		if h.State == keyspacev1.NodeHealth_STATE_UNKNOWN {
-			continue
-		}
-		old := have[name]
-		r := &keyspacev1.NodeHealth{
-			Node: name, Cluster: own, State: h.State, Process: h.Process.String(), Path: h.Path.String(), Witnesses: h.Witnesses,
-			Since: old.GetSince(), UpdatedAt: old.GetUpdatedAt(),
-		}
-		if old.GetState() != h.State {
-			r.Since = time.Now().UnixNano()
-		}
-		if proto.Equal(old, r) {
-			continue
-		}
-		op, err := put(kvstore.NewKey(kvstore.State, own, kvstore.KindHealth, name), r)
-		if err == nil {
-			err = w.s.commitAs(ctx, t, op)
-		}
-		if errs = append(errs, err); err != nil {
-			continue
-		}
-		if have[name] = r; old.GetState() != h.State {
-			w.s.log.Info("node's health", "node", name, "health", liveness.StateName(h.State), "process", h.Process, "path", h.Path, "witnesses", h.Witnesses)
-		}
-	}
-	for name := range have {
-		if _, known := now[name]; known {
-			continue
-		}
-		err := w.s.commitAs(ctx, t, kvstore.Delete(kvstore.NewKey(kvstore.State, own, kvstore.KindHealth, name).String()))
-		if errs = append(errs, err); err == nil {
-			delete(have, name)
-		}
-	}
-	return errors.Join(errs...)
+		r.Msg.ReplaceBefore = time.Now().UnixNano()
+		return cas.Commit(ctx, s.kv, cas.Write{Key: key, Rev: r.Rev, Msg: r.Msg})
+	})
 }
 
 // gossipState counts members by what gossip says of them, and what it refused.
@@ -307,6 +230,26 @@ func (w *watchman) gossipState() (members map[liveness.Witness]int, refused uint
 		members[p]++
 	}
 	return members, w.gossip.Refused()
+}
+
+// verdictCounts are how often nodes' health became what; all states are in it.
+func (w *watchman) verdictCounts() map[string]uint64 {
+	out := map[string]uint64{}
+	for state := range keyspacev1.NodeHealth_State_name {
+		if name := liveness.StateName(keyspacev1.NodeHealth_State(state)); name != "" {
+			out[name] = 0
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.Copy(out, w.verdicts)
+	return out
+}
+
+func (w *watchman) countVerdict(health string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.verdicts[health]++
 }
 
 // problems are what keeps the API server from hearing its nodes.
@@ -342,8 +285,8 @@ func (w *watchman) reached() map[liveness.NodeID]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := map[liveness.NodeID]bool{}
-	for prober, paths := range w.reports {
-		for _, p := range paths {
+	for prober, r := range w.reports {
+		for _, p := range r.paths {
 			if id := (liveness.NodeID{Cluster: p.GetCluster(), Node: p.GetNode()}); w.present[prober] {
 				out[id] = out[id] || p.GetUp()
 			}

@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -67,12 +68,13 @@ func TestHealth(t *testing.T) {
 		t.Error("an agent reads private/")
 	}
 	addrs := map[string]string{"n1": "127.0.7.1", "n2": "127.0.7.2"}
-	report := func(prober, target string, up bool) {
+	tell := func(prober, target string, up bool, refutes int64) {
 		t.Helper()
 		write(kvstore.NewKey(kvstore.Local, "east", kvstore.KindStatus, prober), &keyspacev1.NodeStatus{
-			Node: prober, Paths: []*keyspacev1.PathReport{{Cluster: "east", Node: target, Up: up}},
+			Node: prober, Paths: []*keyspacev1.PathReport{{Cluster: "east", Node: target, Up: up}}, Refutes: refutes,
 		})
 	}
+	report := func(prober, target string, up bool) { t.Helper(); tell(prober, target, up, 0) }
 	stops := map[string]func(){}
 	for name, addr := range addrs {
 		stops[name] = gossiper(t, name, addr, keys, cfg.ListenGossip)
@@ -83,6 +85,14 @@ func TestHealth(t *testing.T) {
 	}
 	report("n1", "n2", true)
 	report("n2", "n1", true)
+	rev := func(node string) int64 { // of its record
+		t.Helper()
+		record, _, err := kv.Get(t.Context(), kvstore.NewKey(kvstore.State, "east", kvstore.KindHealth, node).String())
+		if err != nil || record == nil {
+			t.Fatal(record, err)
+		}
+		return record.ModRevision
+	}
 	is := func(node, want string) func() bool {
 		return func() bool {
 			r, err := api.ListNodes(t.Context(), &hawserv1.ListNodesRequest{})
@@ -96,11 +106,91 @@ func TestHealth(t *testing.T) {
 	}
 	etcdtest.Eventually(t, patience, "n1 is alive", is("n1", "alive"))
 	etcdtest.Eventually(t, patience, "n2 is alive", is("n2", "alive"))
+	old := rev("n2")
 	stops["n2"]()
 	etcdtest.Eventually(t, patience, "n2's agent is down", is("n2", "agent down"))
+	down := rev("n2")
 	report("n1", "n2", false)
 	etcdtest.Eventually(t, patience, "n2 is dead", is("n2", "dead"))
 	if !is("n1", "alive")() {
 		t.Error("n1 is not alive")
 	}
+	// It runs nevertheless, and says so, of this very record: earlier denials are
+	// not enough, and it must hold its presence.
+	kv2 := agentOf(t, cfg, "n2", cfg.ListenEtcd.String())
+	present := func(there bool) {
+		t.Helper()
+		k := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPresence, "n2")
+		op := kvstore.Delete(k.String())
+		if there {
+			value, err := kvstore.Encode(k, &keyspacev1.Presence{Node: "n2"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			op = kvstore.Put(k.String(), value)
+		}
+		if _, err := kv2.Txn(t.Context(), nil, []kvstore.Op{op}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write2 := func(refutes int64) {
+		t.Helper()
+		k := kvstore.NewKey(kvstore.Local, "east", kvstore.KindStatus, "n2")
+		value, err := kvstore.Encode(k, &keyspacev1.NodeStatus{Node: "n2", Paths: []*keyspacev1.PathReport{{Cluster: "east", Node: "n1", Up: true}}, Refutes: refutes})
+		if err == nil {
+			_, err = kv2.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), value)}, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	present(true)
+	write2(old)
+	report("n1", "n2", true) // read after that
+	etcdtest.Eventually(t, patience, "n2's agent is down, an old denial is none", is("n2", "agent down"))
+	report("n1", "n2", false)
+	etcdtest.Eventually(t, patience, "n2 is dead again", is("n2", "dead"))
+	write2(down)
+	etcdtest.Eventually(t, patience, "n2 runs, and nobody reaches it", is("n2", "suspect"))
+	present(false)
+	etcdtest.Eventually(t, patience, "n2 is dead after all", is("n2", "dead"))
+}
+
+// A node that is forgotten knows the gossip keys: all of them are on their way out
+// as soon as it is.
+func TestForgettingANodeReplacesTheGossipKeys(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.ListenEtcd, cfg.ListenGossip = port(t), port(t)
+	api, _ := serve(t, cfg)
+	answers(t, api)
+	kv := agentOf(t, cfg, "n1", cfg.ListenEtcd.String())
+	told := func() [][]byte {
+		v, _, err := kv.Get(t.Context(), kvstore.NewKey(kvstore.Local, "east", kvstore.KindGossip).String())
+		if err != nil || v == nil {
+			return nil
+		}
+		r, err := decode[*keyspacev1.Gossip](*v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.msg.GetKeys()
+	}
+	etcdtest.Eventually(t, patience, "a gossip key is told", func() bool { return len(told()) == 1 })
+	known := told()
+	key := kvstore.NewKey(kvstore.State, "east", kvstore.KindNode, "n2")
+	value, err := kvstore.Encode(key, &keyspacev1.Node{Name: "n2", Cluster: "east"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key.String(), value)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.ForgetNode(t.Context(), &hawserv1.ForgetNodeRequest{Node: "n2", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	// Its life is a month. Who is up to date uses both until all know the new one.
+	etcdtest.Eventually(t, patience, "another key is told", func() bool {
+		now := told()
+		return len(now) == 2 && bytes.Equal(now[0], known[0]) && !bytes.Equal(now[1], known[0])
+	})
 }

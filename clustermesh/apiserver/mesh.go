@@ -18,6 +18,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -80,7 +81,7 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 	if r.GetPeer() != "" {
 		res, err = s.mesh.PreflightPeer(ctx, r.GetPeer())
 	} else {
-		res, err = s.mesh.Join(ctx, r.GetToken(), r.GetPreflightOnly())
+		res, err = s.mesh.JoinAs(ctx, r.GetToken(), peering.How{PreflightOnly: r.GetPreflightOnly(), Confirmed: r.GetConfirmed()})
 	}
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
@@ -91,10 +92,31 @@ func (s *Server) Join(ctx context.Context, r *hawserv1.JoinRequest) (*hawserv1.J
 		}
 	}
 	out := &hawserv1.JoinResponse{Peer: res.Peer.GetName(), PeerId: res.Peer.GetId(), Joined: res.Joined}
+	if res.Grant != nil && res.Granted != nil {
+		out.Grant, out.Granted = grantOf(res.Peer.GetName(), res.Peer.GetId(), res.Grant), grantOf(s.cfg.Cluster, s.cfg.ClusterID, res.Granted)
+		out.GrantsHash = res.GrantsHash()
+	}
 	for _, f := range res.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}
+	for _, h := range res.Shakes {
+		out.Handshakes = append(out.Handshakes, shake(h))
+	}
+	if r.GetPeer() != "" {
+		out.Findings = append(out.Findings, s.watchman.tunnels(res.Peer)...)
+	}
 	return out, nil
+}
+
+func shake(h peering.Shake) *hawserv1.Handshake {
+	out := &hawserv1.Handshake{Endpoint: h.Endpoint, Certificate: h.ID()}
+	if h.Leaf != nil {
+		out.Issuer, out.ExpiresAt = h.Leaf.Issuer.CommonName, h.Leaf.NotAfter.UnixNano()
+	}
+	if h.Err != nil {
+		out.Problem = h.Err.Error()
+	}
+	return out
 }
 
 func finding(f *federationv1.Finding) *hawserv1.Finding {
@@ -125,6 +147,10 @@ func agesOf(stale, expire *int64) peering.Ages {
 
 // Leave ends a peering and removes what the peer published.
 func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1.LeaveResponse, error) {
+	if s.cfg.Etcd.Shared {
+		return nil, status.Errorf(codes.FailedPrecondition, "leave %[1]s: cluster %[2]s shares its etcd; the clusters that keep their keys there have no peering to end. "+
+			"%[1]s goes when its API servers and agents are stopped and its keys removed: hawser kvstore del state/%[1]s/ --prefix --write --cluster %[1]s", r.GetPeer(), s.cfg.Cluster)
+	}
 	n, err := s.mesh.Leave(ctx, r.GetPeer())
 	if err != nil {
 		return nil, apiError(err)
@@ -172,6 +198,10 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 
 // Diff compares the mirror of a peer with its origin.
 func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawserv1.MeshDiffResponse, error) {
+	if s.cfg.Etcd.Shared {
+		return nil, status.Errorf(codes.FailedPrecondition, "diff %[1]s: cluster %[2]s shares its etcd; what is below state/%[1]s/ there is %[1]s's own, not a mirror that could differ. "+
+			"See it: hawser kvstore ls state/%[1]s/", r.GetPeer(), s.cfg.Cluster)
+	}
 	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), federation.DiffRange{Prefix: r.GetPrefix(), After: r.GetAfter(), Rows: int(r.GetLimit())})
 	return out, apiError(err)
 }
@@ -193,10 +223,14 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		FederationEndpoints: s.cfg.advertised(),
 		CaExpiresAt:         s.creds.authority().Certificate().NotAfter.UnixNano(), PodCidrs: texts(s.cfg.PodCIDRs), ServiceCidrs: texts(s.cfg.ServiceCIDRs), NodeCidrs: texts(s.cfg.NodeCIDRs),
 		IdentityMin: uint32(first), IdentityMax: uint32(last), EtcdNoSpace: stats.NoSpace || stats.Disk.Low,
+		Now: time.Now().UnixNano(), Certificate: pki.ID{Cluster: s.cfg.Cluster, Role: pki.RoleAPIServer}.String(), CertificateExpiresAt: s.creds.expires().UnixNano(),
+	}
+	if r.PodRanges, err = s.podRanges(ctx); err != nil {
+		return nil, apiError(err)
 	}
 	s.reportEtcd(r, stats)
 	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
-	r.Problems = append(r.Problems, append(s.watchman.problems(), s.held.problems()...)...)
+	r.Problems = append(r.Problems, append(s.watchman.problems(), s.held.problems(s.cfg.departedAfter())...)...)
 	r.Problems = append(r.Problems, s.ranges.problems()...)
 	policies, err := s.policyProblems(ctx)
 	if err != nil {

@@ -36,6 +36,8 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_nodes_unreachable", Help: "Nodes of a peer that some node of this cluster probes and none reaches.", Kind: g, Labels: peer},
 		{Name: "hawser_gossip_members", Help: "Agents and API servers of this cluster that gossip has met, by what it says of them now: up, down.", Kind: g, Labels: []string{"process"}},
 		{Name: "hawser_gossip_refused_total", Help: "Gossip messages refused: a wrong key, none, or another cluster's.", Kind: c},
+		{Name: "hawser_pod_ranges", Help: "Ranges of a pool of pod addresses: used (nodes that have one), free (that can still be handed out).", Kind: g, Labels: []string{"pool", "state"}},
+		{Name: "hawser_node_health_changes_total", Help: "Verdicts on nodes of this cluster that this API server wrote, by the health that they gave.", Kind: c, Labels: []string{"health"}},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this cluster.", Kind: g},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
@@ -86,6 +88,7 @@ type clusterState struct {
 
 	members       map[liveness.Witness]int
 	gossipRefused uint64
+	verdicts      map[string]uint64
 }
 
 // metricsSource reads the cluster's state as its API shows it.
@@ -96,6 +99,7 @@ func (s *Server) metricsSource() metrics.Source {
 			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.authority().Certificate().NotAfter},
 		}
 		c.members, c.gossipRefused = s.watchman.gossipState()
+		c.verdicts = s.watchman.verdictCounts()
 		var errs [3]error
 		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
 		c.mesh, errs[1] = s.MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
@@ -117,6 +121,10 @@ func (c *clusterState) emit(emit metrics.Emit) {
 		emit("hawser_identities_free", float64(r.GetIdentitiesFree()))
 		emit("hawser_identities_max", float64(r.GetIdentityMax()-r.GetIdentityMin()))
 		emit("hawser_problems", float64(len(r.GetProblems())))
+		for _, p := range r.GetPodRanges() {
+			emit("hawser_pod_ranges", float64(p.GetNodes()), p.GetPool(), "used")
+			emit("hawser_pod_ranges", float64(p.GetFree()), p.GetPool(), "free")
+		}
 	}
 	emit("hawser_api_refused_total", float64(c.refused))
 	for name, end := range c.certs {
@@ -138,6 +146,9 @@ func (c *clusterState) emit(emit metrics.Emit) {
 	}
 	for process, n := range c.members {
 		emit("hawser_gossip_members", float64(n), process.String())
+	}
+	for health, n := range c.verdicts {
+		emit("hawser_node_health_changes_total", float64(n), health)
 	}
 	emit("hawser_gossip_refused_total", float64(c.gossipRefused))
 	for _, p := range c.mesh.GetPeers() {
@@ -188,4 +199,13 @@ func (s *Server) healthy(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// ReadMetrics implements hawserv1.MeshServer.
+func (s *Server) ReadMetrics(context.Context, *hawserv1.ReadClusterMetricsRequest) (*hawserv1.ClusterMetricsText, error) {
+	text, err := metrics.Text(metrics.NewCollector(Metrics(), s.metricsSource(), s.log, s.timers.kept()...))
+	if err != nil {
+		return nil, apiError(err)
+	}
+	return &hawserv1.ClusterMetricsText{Text: text}, nil
 }

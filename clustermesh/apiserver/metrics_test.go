@@ -24,7 +24,8 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		kinds = append(kinds, string(k))
 	}
 	c := clusterState{
-		status: &hawserv1.ClusterStatusReport{EtcdNoSpace: true, IdentityMin: 256, IdentityMax: 511, IdentitiesFree: 12, QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9},
+		status: &hawserv1.ClusterStatusReport{EtcdNoSpace: true, IdentityMin: 256, IdentityMax: 511, IdentitiesFree: 12, QuotaBytes: 8 << 30, Version: "v1", Keys: 12, DatabaseBytes: 4096, Revision: 9,
+			PodRanges: []*hawserv1.PodRange{{Pool: "10.1.0.0/16", Nodes: 2, Free: 254}}},
 		mesh: &hawserv1.MeshStatusResponse{Peers: []*hawserv1.PeerStatus{
 			{
 				SyncedKinds: kinds, NodesUnreachable: 1, Name: "west", State: "connected", Data: "fresh", LagEvents: 2, LagSeconds: 0.5, LagP50Seconds: 0.001, LagP99Seconds: 0.009,
@@ -35,7 +36,8 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		}},
 		nodes:   &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent, Health: "alive"}, {Cluster: "east", State: nodePresent, Health: "dead"}}},
 		members: map[liveness.Witness]int{liveness.Up: 3, liveness.Down: 1}, gossipRefused: 2,
-		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
+		verdicts: map[string]uint64{"dead": 1},
+		certs:    map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
 	}
 	kept := newTimers()
 	kept.etcd.Observe("get", "ok", time.Millisecond)
@@ -46,6 +48,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 	for sample, want := range map[string]float64{
 		`hawser_etcd_database_bytes`: 4096, `hawser_etcd_quota_bytes`: 8 << 30, `hawser_nodes{state="present",target_cluster="east"}`: 2,
 		`hawser_node_health{health="dead",target_cluster="east"}`: 1, `hawser_gossip_members{process="up"}`: 3, `hawser_gossip_refused_total`: 2,
+		`hawser_pod_ranges{pool="10.1.0.0/16",state="free"}`: 254, `hawser_node_health_changes_total{health="dead"}`: 1,
 		`hawser_federation_connected{target_cluster="west"}`: 1, `hawser_federation_connected{target_cluster="north"}`: 0,
 		`hawser_federation_stale{target_cluster="north"}`: 1, `hawser_federation_stale{target_cluster="west"}`: 0,
 		`hawser_federation_refused_total{reason="range",target_cluster="west"}`:         3,

@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -88,6 +89,9 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 	}
 	if len(keys) == 0 && was == nil {
 		return nil, status.Errorf(codes.NotFound, "no node %q in cluster %s; see: hawser node list", node, s.cfg.Cluster)
+	}
+	if err := s.replaceGossipKeys(ctx); err != nil {
+		return nil, apiError(fmt.Errorf("forgot node %s, but the gossip keys that it knows are not replaced: %w; try again", node, err))
 	}
 	s.log.Info("node forgotten", "node", node, "keys", len(keys), "enrolled", was != nil)
 	return &hawserv1.ForgetNodeResponse{

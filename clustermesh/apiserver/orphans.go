@@ -49,7 +49,7 @@ func (o *orphanage) step(ctx context.Context) error {
 		byKey[x.Key], known[x.Key] = x, x.Revision
 	}
 	o.known = known
-	due := o.lost.due(o.now(), lost, departedAfter)
+	due := o.lost.due(o.now(), lost, o.s.cfg.departedAfter())
 	room := map[string]int{}
 	var gone []string
 	for _, key := range due {

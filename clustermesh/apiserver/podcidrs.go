@@ -27,6 +27,7 @@ const podCIDRsEvery = 10 * time.Second
 type registrar struct {
 	s     *Server
 	fence []kvstore.Cmp
+	read  int64 // revision at which the owners are known
 }
 
 // owners are who has which range, as it is stored.
@@ -82,6 +83,11 @@ func (s *Server) podCIDROwners(ctx context.Context) (owners, error) {
 // step claims what nodes announce, and gives each node that is present and has
 // no range one.
 func (r *registrar) step(ctx context.Context) error {
+	_, rev, err := r.s.kv.Get(ctx, r.s.podCIDRKey(r.s.cfg.PodCIDRs[0]).String())
+	if err != nil {
+		return err
+	}
+	r.read = rev
 	own, err := r.s.podCIDROwners(ctx)
 	if err != nil {
 		return err
@@ -96,6 +102,10 @@ func (r *registrar) step(ctx context.Context) error {
 		for _, text := range n.msg.GetPodCidrs() {
 			p, err := netip.ParsePrefix(text)
 			if err != nil || own[p] == n.msg.GetName() {
+				continue
+			}
+			if p := r.s.outside(n.msg.GetName(), p); p != nil {
+				problems = append(problems, p)
 				continue
 			}
 			if other, taken := own.clash(p, n.msg.GetName()); taken {
@@ -135,6 +145,12 @@ func (r *registrar) missing(own owners, node string, announced bool) (out []stri
 }
 
 func overlapping(node string, p, other netip.Prefix, owner string) *hawserv1.Problem {
+	if owner == externalOwner {
+		return &hawserv1.Problem{
+			Object: "node " + node, Problem: fmt.Sprintf("its pod CIDR %s overlaps %s, which is declared behind an external tunnel endpoint", p, other),
+			Fix: "start its agent with another --pod-cidr, or without; or take the declaration back: hawser vtep delete " + other.String(),
+		}
+	}
 	return &hawserv1.Problem{
 		Object: "node " + node, Problem: fmt.Sprintf("its pod CIDR %s overlaps %s, which belongs to node %s", p, other, owner),
 		Fix: "start its agent with another --pod-cidr, or without; if the other node is gone: hawser node forget " + owner + " --yes",
@@ -189,13 +205,15 @@ func (r *registrar) give(ctx context.Context, own owners, node string, p netip.P
 	if err != nil {
 		return err
 	}
-	cmps = append(append(cmps, kvstore.Absent(key.String()), there), r.fence...)
+	// Nobody else, as an external tunnel endpoint, took a range meanwhile.
+	quiet := kvstore.NoneAfter(kvstore.KindPrefix(kvstore.Private, r.s.cfg.Cluster, kvstore.KindPodCIDR), r.read)
+	cmps = append(append(cmps, kvstore.Absent(key.String()), quiet, there), r.fence...)
 	res, err := r.s.kv.Txn(ctx, cmps, append(ops, op), nil)
 	if err == nil && !res.Succeeded {
 		err = fmt.Errorf("pod CIDR %s of node %s: %w", p, node, errRace)
 	}
 	if err == nil {
-		own[p] = node
+		own[p], r.read = node, res.Revision
 	}
 	return err
 }
@@ -211,7 +229,7 @@ func (r *registrar) tell(ctx context.Context, own owners) error {
 		is[c.msg.GetNode()] = c.msg.GetPodCidrs()
 	}
 	var errs []error
-	done := map[string]bool{}
+	done := map[string]bool{externalOwner: true} // is told nothing
 	for _, node := range own {
 		if want := own.of(node); !done[node] && !slices.Equal(is[node], want) {
 			ops, cmps, err := r.s.nodeConfigOps(ctx, node, func(c *keyspacev1.NodeConfig) { c.PodCidrs = want })

@@ -198,3 +198,44 @@ func TestLeaderGivesPodCIDRs(t *testing.T) {
 		return err == nil && slices.Equal(r.msg.GetPodCidrs(), []string{"10.1.0.0/24"})
 	})
 }
+
+// A node keeps what it announces only inside the cluster's pools, and not most of
+// one; what is left is counted.
+func TestAnnouncedRangesStayInside(t *testing.T) {
+	s, step := registrarOf(t, 24, "fd00::/48", "10.1.0.0/16")
+	for node, p := range map[string]string{
+		"n1": "10.1.0.0/24", "n2": "10.1.16.0/20", "n3": "fd00:0:0:1::/64",
+		"n5": "10.9.0.0/24", "n6": "10.1.128.0/17", "n7": "fd00::/50", "n8": "10.0.0.0/8",
+	} {
+		s.writeNode(t, node, p)
+	}
+	step()
+	for node, want := range map[string]string{
+		"n1": "10.1.0.0/24", "n2": "10.1.16.0/20", "n3": "fd00:0:0:1::/64", "n5": "", "n6": "", "n7": "", "n8": "",
+	} {
+		if got := s.rangesOf(t, node); got != want {
+			t.Errorf("%s has %q, want %q", node, got, want)
+		}
+	}
+	problems := map[string]string{}
+	for _, p := range s.ranges.problems() {
+		if problems[p.GetObject()] = p.GetProblem(); p.GetFix() == "" {
+			t.Errorf("no next step: %v", p)
+		}
+	}
+	for node, says := range map[string]string{
+		"node n5": "not of the cluster's ranges", "node n6": "too large: a node has at most a /20",
+		"node n7": "too large: a node has at most a /56", "node n8": "not of the cluster's ranges",
+	} {
+		if !strings.Contains(problems[node], says) {
+			t.Errorf("%s: %q, want %q", node, problems[node], says)
+		}
+	}
+	if len(problems) != 4 {
+		t.Errorf("problems %v", problems)
+	}
+	left, err := s.podRanges(t.Context())
+	if err != nil || len(left) != 1 || left[0].GetNodes() != 2 || left[0].GetFree() != 256-1-16 || left[0].GetNodeBits() != 24 {
+		t.Errorf("%v %v", left, err)
+	}
+}

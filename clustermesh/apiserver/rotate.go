@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -27,8 +28,11 @@ import (
 // already changes nothing. After the last two the API server begins anew, as its
 // etcd must believe others.
 func (s *Server) RotateCA(ctx context.Context, r *hawserv1.RotateCARequest) (*hawserv1.CAStatusReport, error) {
-	if len(s.cfg.Etcd.Members) > 0 {
-		return nil, status.Error(codes.FailedPrecondition, "several API servers have a copy of this cluster's CA, and only a single one can replace it")
+	if to := pki.Phase(r.GetTo()); s.many() && (to == pki.PhaseAnnounced || to == pki.PhaseSwitched || to == pki.PhaseNone) {
+		if err := s.rotateMany(ctx, to); err != nil {
+			return nil, apiError(err)
+		}
+		return s.CAStatus(ctx, &hawserv1.CAStatusRequest{})
 	}
 	before, err := pki.RotationPhase(s.creds.dir)
 	if err != nil {
@@ -72,8 +76,17 @@ func (s *Server) RotateCA(ctx context.Context, r *hawserv1.RotateCARequest) (*ha
 // publishTrust tells the own nodes whom to believe.
 func (s *Server) publishTrust(ctx context.Context) error {
 	rec := &keyspacev1.TrustBundle{}
-	for _, c := range s.creds.CA() {
-		rec.Certificates = append(rec.Certificates, c.Raw)
+	if s.many() {
+		at, err := s.rotation(ctx)
+		if err != nil {
+			return fmt.Errorf("publish the CAs: %w", err)
+		}
+		rec.Certificates = s.toldTrust(at.Msg)
+	}
+	if len(rec.GetCertificates()) == 0 {
+		for _, c := range s.creds.CA() {
+			rec.Certificates = append(rec.Certificates, c.Raw)
+		}
 	}
 	if _, err := s.putIfChanged(ctx, kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindTrust), rec); err != nil {
 		return fmt.Errorf("publish the CAs: %w", err)
@@ -89,7 +102,19 @@ func (s *Server) CAStatus(ctx context.Context, _ *hawserv1.CAStatusRequest) (*ha
 	}
 	r := &hawserv1.CAStatusReport{Phase: string(phase)}
 	var raw [][]byte
-	for i, c := range s.creds.CA() {
+	cas := s.creds.CA()
+	if s.many() {
+		told, err := s.manyStatus(ctx, r)
+		if err != nil {
+			return nil, apiError(err)
+		}
+		if len(told) > 0 {
+			if cas, err = x509.ParseCertificates(slices.Concat(told...)); err != nil {
+				return nil, status.Error(codes.Internal, err.Error())
+			}
+		}
+	}
+	for i, c := range cas {
 		sum := pki.Hash(c)
 		r.Certificates = append(r.Certificates, &hawserv1.CertificateInfo{
 			Sha256: hex.EncodeToString(sum[:]), NotAfter: c.NotAfter.UnixNano(), Signs: i == 0, Pem: string(pki.EncodeCertificate(c)),

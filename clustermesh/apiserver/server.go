@@ -45,6 +45,8 @@ type Server struct {
 	enrol       *enrol.Service
 	watchman    *watchman
 	reopen      chan *errReopen // capacity 1
+	opened      [][]byte        // the CAs that it believes since it began, the signing one first
+	settled     string          // phase of the CA's replacement of which all is told; followRotation's own
 	unwanted    refusals        // clusters of a shared etcd
 	declared    declared        // peers of --peers-file
 	cut         cutOffs         // peers
@@ -99,6 +101,9 @@ func (s *Server) open(ctx context.Context) error {
 	var err error
 	if s.creds, err = newCredentials(&s.cfg, s.started); err != nil {
 		return err
+	}
+	for _, c := range s.creds.CA() {
+		s.opened = append(s.opened, c.Raw)
 	}
 	if err = s.openKeyspace(ctx); err != nil {
 		return err
@@ -163,6 +168,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g.Go(func() error { return s.mesh.Run(ctx) })
 	g.Go(func() error { return s.keepMarkers(ctx) })
 	g.Go(func() error { return s.keepDeclared(ctx) })
+	g.Go(func() error { return s.followRotation(ctx) })
 	g.Go(func() error { return s.creds.keep(ctx, time.Now, s.log) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })

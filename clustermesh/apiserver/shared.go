@@ -87,9 +87,13 @@ func (s *Server) neighbour(ctx context.Context, name string, known map[string]*k
 		if s.refuse(name, err); err != nil {
 			return nil
 		}
+		grant, err := peering.GrantFor(r.msg)
+		if err != nil {
+			return err // admissible has accepted it
+		}
 		view = &keyspacev1.PeerView{
 			Peer: name, ClusterId: r.msg.GetId(), Connected: true, Since: time.Now().UnixNano(), Data: "fresh",
-			PodCidrs: r.msg.GetPodCidrs(), NodeCidrs: r.msg.GetNodeCidrs(),
+			PodCidrs: grant.GetPodCidrs(), NodeCidrs: grant.GetNodeCidrs(), Grant: grant,
 		}
 		known[name] = view
 	}
@@ -241,7 +245,7 @@ func (s *Server) neighbourStatus(ctx context.Context) ([]*hawserv1.PeerStatus, e
 	return out, nil
 }
 
-// refuseShared is why clusters of a shared etcd are neither invited nor joined.
+// refuseShared is why what peers have is not for clusters of a shared etcd.
 func (s *Server) refuseShared(what string) error {
 	if !s.cfg.Etcd.Shared {
 		return nil

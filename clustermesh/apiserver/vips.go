@@ -83,7 +83,7 @@ func (v *vipKeeper) step(ctx context.Context) error {
 			lost = append(lost, ip)
 		}
 	}
-	for _, ip := range v.lost.due(v.now(), lost, departedAfter) {
+	for _, ip := range v.lost.due(v.now(), lost, v.s.cfg.departedAfter()) {
 		errs = append(errs, v.free(ctx, owned[ip]))
 	}
 	return errors.Join(errs...)

@@ -65,7 +65,7 @@ func TestServiceAddressOwners(t *testing.T) {
 	s.write(t, vipKey("10.101.0.6"), &keyspacev1.VIPOwner{Ip: "10.101.0.6", Namespace: "demo", Name: "lost"})
 	s.write(t, vipKey("10.101.0.5"), &keyspacev1.VIPOwner{Ip: "10.101.0.5", Namespace: "demo", Name: "web"}) // web has another
 	step(0)
-	step(departedAfter - time.Second)
+	step(DefaultDepartedAfter - time.Second)
 	if a, b := owner("10.101.0.6"), owner("10.101.0.5"); a != "lost" || b != "web" {
 		t.Errorf("freed early: %q, %q", a, b)
 	}

@@ -36,7 +36,12 @@ func (m *Manager) Invite(ctx context.Context, to string, ttl time.Duration) (inv
 // Join joins the cluster that made the token; see peering.Join. It returns
 // before the first sync.
 func (m *Manager) Join(ctx context.Context, token string, preflightOnly bool) (peering.Result, error) {
-	res, err := peering.Join(ctx, m.deps, token, preflightOnly)
+	return m.JoinAs(ctx, token, peering.How{PreflightOnly: preflightOnly})
+}
+
+// JoinAs is Join with all its choices.
+func (m *Manager) JoinAs(ctx context.Context, token string, how peering.How) (peering.Result, error) {
+	res, err := peering.Join(ctx, m.deps, token, how)
 	m.poke()
 	return res, err
 }
@@ -51,9 +56,12 @@ func (m *Manager) SetAges(ctx context.Context, peer string, a peering.Ages) erro
 // PreflightPeer looks again at a peer as it is now, and changes nothing. Its
 // clock is measured on the stream.
 func (m *Manager) PreflightPeer(ctx context.Context, name string) (peering.Result, error) {
-	peers, err := m.Peers(ctx)
+	peers, bad, err := m.store.Known(ctx)
 	if err != nil {
 		return peering.Result{}, err
+	}
+	if e := bad[name]; e != nil {
+		return peering.Result{}, fmt.Errorf("preflight of %s: %w", name, e)
 	}
 	i := slices.IndexFunc(peers, func(p *keyspacev1.Peer) bool { return p.GetName() == name })
 	if i < 0 {
@@ -105,10 +113,13 @@ func (m *Manager) Declare(ctx context.Context, want []peering.Declaration) (map[
 	return m.store.Declare(ctx, m.cfg.Cluster, m.deps.Creds.CA(), want)
 }
 
-// Peers are the records of all peers.
-func (m *Manager) Peers(ctx context.Context) ([]*keyspacev1.Peer, error) {
-	ps, _, err := m.store.Peers(ctx)
-	return ps, err
+// Peers are the records of all peers. Those that cannot be read are in bad alone.
+func (m *Manager) Peers(ctx context.Context) (peers []*keyspacev1.Peer, bad map[string]*peering.UnreadableError, err error) {
+	peers, rev, err := m.store.Peers(ctx)
+	if rev == 0 {
+		return nil, nil, err
+	}
+	return peers, peering.Unreadable(err), nil
 }
 
 // finishLeave withdraws, once at a time, what a leaving peer published.

@@ -151,8 +151,9 @@ func (im *importer) progressOp() kvstore.Op {
 }
 
 // mark sets the synced markers of all kinds, and with the complete ones stores
-// the position. Markers that say so already are left alone.
-func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at *keyspacev1.Position) error {
+// the position; then complete is called with the status held. Markers that say so
+// already are left alone.
+func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at *keyspacev1.Position, complete func()) error {
 	prefix := kvstore.KindPrefix(kvstore.Local, im.own, kvstore.KindSynced) + im.peer + "/"
 	page, err := im.kv.List(ctx, prefix, "", 1000, 0)
 	if err != nil {
@@ -187,7 +188,7 @@ func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at 
 		}
 	}
 	if state == keyspacev1.Synced_STATE_COMPLETE {
-		im.st.do(func() { im.st.synced = names })
+		im.st.do(func() { im.st.synced = names; complete() })
 	}
 	return nil
 }

@@ -103,7 +103,7 @@ func TestDeclarationsThatAreRefused(t *testing.T) {
 			}
 		}
 	}
-	if ps, err := a.m.Peers(t.Context()); err != nil || len(ps) != 0 {
+	if ps, _, err := a.m.Peers(t.Context()); err != nil || len(ps) != 0 {
 		t.Errorf("refused declarations left %v %v", ps, err)
 	}
 }

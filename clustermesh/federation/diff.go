@@ -16,6 +16,7 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -35,8 +36,12 @@ const (
 // Diff implements federationv1.FederationServer: hashes of state/<own>/ below a
 // prefix, in the order of the keys, all at one revision.
 func (m *Manager) Diff(r *federationv1.DiffRequest, s grpc.ServerStreamingServer[federationv1.DiffPage]) error {
-	if _, _, err := m.caller(s.Context()); err != nil {
+	caller, _, err := m.caller(s.Context())
+	if err != nil {
 		return err
+	}
+	if !peering.MayDiff(caller.peer.GetGrant()) {
+		return status.Errorf(codes.PermissionDenied, "cluster %s does not grant %s to compare its copy; there: hawser mesh grant %s --diff", m.own(), caller.name(), caller.name())
 	}
 	base := kvstore.Prefix(kvstore.State, m.own())
 	after, rev := "", int64(0)
@@ -204,7 +209,7 @@ func (k *originKeys) next(ctx context.Context) (hashed, bool, error) {
 		e := k.page[0]
 		k.page = k.page[1:]
 		switch {
-		case len(e.GetValueSha256()) != sha256.Size || !strings.HasPrefix(e.GetKey(), k.r.Prefix) || len(e.GetKey()) > maxKeyBytes:
+		case len(e.GetValueSha256()) != sha256.Size || !strings.HasPrefix(e.GetKey(), k.r.Prefix) || fitToShow(e.GetKey(), maxKeyBytes) != e.GetKey():
 			return hashed{}, false, fmt.Errorf("it answers with %q, which was not asked for", shorten(e.GetKey()))
 		case k.last != "" && e.GetKey() <= k.last:
 			return hashed{}, false, fmt.Errorf("its keys are not in order: %q after %q", shorten(e.GetKey()), k.last)

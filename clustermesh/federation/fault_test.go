@@ -15,6 +15,7 @@ import (
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/election"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -286,4 +287,63 @@ func TestUnreadablePeerIsShown(t *testing.T) {
 	if told() {
 		t.Error("told although it can be read again")
 	}
+}
+
+// While one peer's record is broken, other clusters join and are granted ranges:
+// what the broken one is seen to use is still its own, and it cannot join anew
+// over its record.
+func TestUnreadablePeerBlocksNoOther(t *testing.T) {
+	a, b := pair(t)
+	b.put(kvstore.NewKey(kvstore.State, b.name, kvstore.KindVTEP, "10.2.7.0/24"), &keyspacev1.VTEP{Prefix: "10.2.7.0/24", TunnelAddress: "192.168.2.7", Node: "n"})
+	mirrored(t, a, b)
+	key := kvstore.NewKey(kvstore.Private, a.name, kvstore.KindPeerView, b.name).String()
+	good := a.get(key)
+	a.putRaw(key, []byte("zzz"))
+
+	c, d, e := newCluster(t, 3), newCluster(t, 4, func(c *testCluster) { c.cfg.Cluster.PodCidrs = []string{"10.2.0.0/15"} }), newCluster(t, 5)
+	res, err := c.m.Join(t.Context(), invite(t, a, c.name), false)
+	if err != nil || !res.Joined {
+		t.Fatalf("join of another cluster: %v %v", err, res)
+	}
+	told := false
+	for _, f := range res.Findings {
+		told = told || !f.GetBlocking() && strings.Contains(f.GetProblem(), b.name)
+	}
+	if !told {
+		t.Errorf("findings %v do not name %s", res.Findings, b.name)
+	}
+	connected(t, a, c)
+	// And a joins another one.
+	if res, err := a.m.Join(t.Context(), invite(t, e, a.name), false); err != nil || !res.Joined {
+		t.Fatalf("joining another cluster: %v %v", err, res)
+	}
+	if res, err := d.m.Join(t.Context(), invite(t, a, d.name), false); err == nil && res.Joined || !blocked(res, b.name) {
+		t.Errorf("join with ranges of the unreadable peer: %v %v", err, res)
+	}
+	if _, changed, err := a.m.ChangeGrant(t.Context(), c.name, peering.GrantChange{AddPods: []string{"10.9.0.0/16"}}); err != nil || !changed {
+		t.Errorf("grant to another: %v %v", changed, err)
+	}
+	if _, _, err := a.m.ChangeGrant(t.Context(), c.name, peering.GrantChange{AddPods: []string{"10.2.7.0/25"}}); err == nil {
+		t.Error("granted what the unreadable peer uses")
+	}
+	if _, _, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{AddPods: []string{"10.8.0.0/16"}}); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("grant to the unreadable peer: %v", err)
+	}
+	if res, err := b.m.Join(t.Context(), invite(t, a, ""), false); err == nil && res.Joined || !blocked(res, "cannot be read") {
+		t.Error("the unreadable peer joined over its record")
+	}
+	if ps, bad, err := a.m.Peers(t.Context()); err != nil || len(ps) != 2 || bad[b.name] == nil {
+		t.Errorf("peers %v, unreadable %v, %v", ps, bad, err)
+	}
+	a.putRaw(key, good)
+	connected(t, a, b)
+}
+
+func blocked(r peering.Result, text string) bool {
+	for _, f := range r.Findings {
+		if f.GetBlocking() && strings.Contains(f.GetProblem(), text) {
+			return true
+		}
+	}
+	return false
 }

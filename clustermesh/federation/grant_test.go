@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -71,6 +72,18 @@ func TestWhatNoPeerIsGranted(t *testing.T) {
 		{peering.GrantChange{AddPods: []string{"172.17.0.0/24"}}, "overlaps 172.17.0.0/16"}, // our services
 		{peering.GrantChange{AddPods: []string{"10.3.0.0/24"}}, "overlaps 10.3.0.0/16"},     // another peer's
 		{peering.GrantChange{AddPods: []string{"10.0.0.0/8"}}, "overlaps"},                  // around all of them
+		{peering.GrantChange{AddPods: []string{"8.0.0.0/5"}}, "wider than a /8"},
+		{peering.GrantChange{AddPods: []string{"2000::/3"}}, "wider than a /16"},
+		{peering.GrantChange{AddNodes: []string{"127.0.0.0/24"}}, "loopback"},
+		{peering.GrantChange{AddNodes: []string{"169.254.0.0/17"}}, "link-local"},
+		{peering.GrantChange{AddNodes: []string{"fe80::/64"}}, "link-local"},
+		{peering.GrantChange{AddPods: []string{"::1/128"}}, "reserved"},
+		{peering.GrantChange{AddPods: []string{"224.1.0.0/16"}}, "multicast"},
+		{peering.GrantChange{AddPods: []string{"ff02::/16"}}, "multicast"},
+		{peering.GrantChange{AddPods: []string{"0.1.0.0/16"}}, "unspecified"},
+		{peering.GrantChange{AddPods: []string{"255.255.255.255/32"}}, "reserved"},
+		{peering.GrantChange{AddPods: []string{"::ffff:10.9.0.0/112"}}, "write it as IPv4"},
+		{peering.GrantChange{AddServices: []string{"0.0.0.0/0"}}, "default route"},
 		{peering.GrantChange{AddPods: []string{"10.9.0.1/16"}}, "did you mean 10.9.0.0/16"},
 		{peering.GrantChange{AddPods: []string{"x"}}, "ADDRESS/BITS"},
 		{peering.GrantChange{RemovePods: []string{"10.9.0.0/16"}}, "is not granted; granted are [10.2.0.0/16]"},
@@ -82,7 +95,7 @@ func TestWhatNoPeerIsGranted(t *testing.T) {
 	if _, _, err := a.m.ChangeGrant(t.Context(), "nobody", peering.GrantChange{}); err == nil {
 		t.Error("a stranger has a grant")
 	}
-	peers, err := a.m.Peers(t.Context())
+	peers, _, err := a.m.Peers(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,4 +104,51 @@ func TestWhatNoPeerIsGranted(t *testing.T) {
 			t.Errorf("refused changes changed the grant of %s: %v", p.GetName(), p.GetGrant())
 		}
 	}
+}
+
+// A peer's service ranges are pinned like its other ranges: nothing is sent to
+// addresses there that nobody has, so that a range of the outside would cut us off
+// from it.
+func TestServiceRangesArePinned(t *testing.T) {
+	a, b := pair(t, func(c *testCluster) {
+		c.cfg.Cluster.ServiceCidrs = []string{fmt.Sprintf("172.%d.0.0/16", 30+c.cfg.Cluster.GetId())}
+	})
+	say := func(cidrs ...string) {
+		r := describe(b.name, 2, "x:1")
+		r.ServiceCidrs = cidrs
+		b.put(kvstore.NewKey(kvstore.State, b.name, kvstore.KindCluster), r)
+	}
+	key := kvstore.NewKey(kvstore.State, b.name, kvstore.KindCluster).String()
+	say("172.32.0.0/16")
+	eventually(t, "what was declared is there", func() bool { return a.get(key) != nil })
+	say("172.32.0.0/16", "93.184.0.0/16")
+	eventually(t, "another range refused", func() bool { return a.status(b).GetRefused()["address"] == 1 && a.get(key) == nil })
+	if _, _, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{AddServices: []string{"93.184.0.0/16"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a wider grant lets it in", func() bool { return a.get(key) != nil })
+}
+
+// What a peer may read beside the public records is by its grant, too.
+func TestReadingIsGranted(t *testing.T) {
+	a, b := pair(t)
+	b.ip(1, "x")
+	eventually(t, "copied", func() bool {
+		r, err := a.m.DiffPeer(t.Context(), b.name, DiffRange{})
+		return err == nil && len(r.GetRows()) == 0 && r.GetCompared() > 0
+	})
+	no := false
+	if _, changed, err := b.m.ChangeGrant(t.Context(), a.name, peering.GrantChange{Diff: &no}); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	eventually(t, "refused with what to do", func() bool {
+		_, err := a.m.DiffPeer(t.Context(), b.name, DiffRange{})
+		return err != nil && strings.Contains(err.Error(), "hawser mesh grant "+a.name+" --diff")
+	})
+	connected(t, a, b) // the stream goes on
+	yes := true
+	if _, changed, err := b.m.ChangeGrant(t.Context(), a.name, peering.GrantChange{Diff: &yes}); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	eventually(t, "granted again", func() bool { _, err := a.m.DiffPeer(t.Context(), b.name, DiffRange{}); return err == nil })
 }

@@ -231,7 +231,7 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 		}
 		im.log.Info("resumed", "peer", im.peer, "revision", r.GetRevision(), "keys", len(im.mirror.entries))
 		im.st.do(func() { im.st.resumesReceived++; im.st.lastSync = "resume" })
-		if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position); err != nil {
+		if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position, func() {}); err != nil {
 			return err
 		}
 		im.caughtUp()
@@ -241,7 +241,7 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 	im.mirror.beginSnapshot()
 	im.st.do(func() { im.st.synced = nil })
 	im.log.Info("snapshot begins", "peer", im.peer, "revision", r.GetRevision(), "reason", shorten(r.GetReason()))
-	return im.mark(ctx, keyspacev1.Synced_STATE_COPYING, &keyspacev1.Position{Incarnation: r.GetIncarnation(), Revision: r.GetRevision()})
+	return im.mark(ctx, keyspacev1.Synced_STATE_COPYING, &keyspacev1.Position{Incarnation: r.GetIncarnation(), Revision: r.GetRevision()}, nil)
 }
 
 // batches applies a batch, together with those behind it that wait already, and
@@ -346,8 +346,13 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	im.snapshot = nil
 	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: rev}
 	im.publish() // before "complete", so that who waits for that sees all of it
-	im.st.do(func() { im.st.snapshotsReceived++; im.st.lastSync = "snapshot (" + reason + ")" })
-	if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position); err != nil {
+	// A copy that is whole is noted as such even if the stream ends right now, as
+	// when another one takes its place: the next one resumes.
+	err := im.mark(context.WithoutCancel(ctx), keyspacev1.Synced_STATE_COMPLETE, im.position, func() {
+		im.st.snapshotsReceived++
+		im.st.lastSync = "snapshot (" + reason + ")"
+	})
+	if err != nil {
 		return err
 	}
 	im.log.Info("snapshot complete", "peer", im.peer, "revision", rev, "keys", len(im.mirror.entries), "swept", len(sweep), "refused", im.refused)

@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -161,13 +162,17 @@ func TestPreflightLeavesNothing(t *testing.T) {
 		edit  func(*keyspacev1.Cluster)
 		check string
 	}{
-		"pod overlap":  {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"10.1.128.0/17"} }, "pod-cidr-overlap"},
-		"node overlap": {func(c *keyspacev1.Cluster) { c.NodeCidrs = []string{"192.168.0.0/16"} }, "node-cidr-overlap"},
-		"default":      {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"0.0.0.0/0"} }, "pod-cidr-default-route"},
-		"same id":      {func(c *keyspacev1.Cluster) { c.Id = 1 }, "id-clash"},
-		"bits":         {func(c *keyspacev1.Cluster) { c.Mesh.ClusterBits = 9 }, "cluster-bits"},
-		"tunnel":       {func(c *keyspacev1.Cluster) { c.Mesh.TunnelPort = 4789 }, "tunnel"},
-		"version":      {func(c *keyspacev1.Cluster) { c.Version = "v0.4.0" }, "version"},
+		"pod overlap":                   {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"10.1.128.0/17"} }, "pod-cidr-overlap"},
+		"node overlap":                  {func(c *keyspacev1.Cluster) { c.NodeCidrs = []string{"192.168.0.0/16"} }, "node-cidr-overlap"},
+		"default":                       {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"0.0.0.0/0"} }, "pod-cidr-never-granted"},
+		"link-local":                    {func(c *keyspacev1.Cluster) { c.NodeCidrs = []string{"169.254.7.0/24"} }, "node-cidr-never-granted"},
+		"loopback":                      {func(c *keyspacev1.Cluster) { c.PodCidrs = []string{"127.0.0.0/8"} }, "pod-cidr-never-granted"},
+		"too wide":                      {func(c *keyspacev1.Cluster) { c.ServiceCidrs = []string{"96.0.0.0/6"} }, "service-cidr-never-granted"},
+		"our pods as service addresses": {func(c *keyspacev1.Cluster) { c.ServiceCidrs = []string{"10.1.3.0/24"} }, "service-cidr-overlap"},
+		"same id":                       {func(c *keyspacev1.Cluster) { c.Id = 1 }, "id-clash"},
+		"bits":                          {func(c *keyspacev1.Cluster) { c.Mesh.ClusterBits = 9 }, "cluster-bits"},
+		"tunnel":                        {func(c *keyspacev1.Cluster) { c.Mesh.TunnelPort = 4789 }, "tunnel"},
+		"version":                       {func(c *keyspacev1.Cluster) { c.Version = "v0.4.0" }, "version"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newCluster(t, 1)
@@ -189,6 +194,30 @@ func TestPreflightLeavesNothing(t *testing.T) {
 			}
 			nothingLeft(t, a, b)
 		})
+	}
+}
+
+// What somebody agreed to is what is granted, or there is no join.
+func TestJoinGrantsWhatWasConfirmed(t *testing.T) {
+	a, b := newCluster(t, 1), newCluster(t, 2)
+	text := invite(t, a, b.name)
+	seen, err := b.m.JoinAs(t.Context(), text, peering.How{PreflightOnly: true})
+	if err != nil || seen.Grant.GetPodCidrs()[0] != "10.1.0.0/16" || seen.Granted.GetPodCidrs()[0] != "10.2.0.0/16" {
+		t.Fatalf("shown: %v %v %v", seen.Grant, seen.Granted, err)
+	}
+	a.cfg.Cluster.NodeCidrs = append(a.cfg.Cluster.NodeCidrs, "192.168.77.0/24")
+	_, err = b.m.JoinAs(t.Context(), text, peering.How{Confirmed: seen.GrantsHash()})
+	wantErr(t, err, "changed since it was confirmed")
+	nothingLeft(t, a, b)
+	again, err := b.m.JoinAs(t.Context(), text, peering.How{PreflightOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res, err := b.m.JoinAs(t.Context(), text, peering.How{Confirmed: again.GrantsHash()}); err != nil || !res.Joined {
+		t.Fatalf("what was confirmed does not join: %v %v", res, err)
+	}
+	if g := b.peer(a.name).GetGrant(); len(g.GetNodeCidrs()) != 2 || !bytes.Equal(peering.GrantHash(g), peering.GrantHash(again.Grant)) {
+		t.Errorf("granted: %v, confirmed: %v", g, again.Grant)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -204,10 +205,12 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		m.log.Warn("peers' records cannot be read", "err", err)
 	}
 	bad := peering.Unreadable(err)
+	all := slices.Clone(list)
 	m.mu.Lock()
 	for name := range bad { // not removed: what was known holds
 		if old := m.peers[name]; old != nil {
 			peers[name] = old
+			all = append(all, old)
 		}
 	}
 	m.peers, m.unreadable = peers, bad
@@ -236,7 +239,7 @@ func (m *Manager) reconcile(ctx context.Context) error {
 					m.log.Error("peer's new CA not trusted", "peer", p.GetName(), "err", err)
 				}
 			} else {
-				m.start(ctx, p, list)
+				m.start(ctx, p, all)
 			}
 		case keyspacev1.Peer_STATE_LEAVING:
 			m.finishLeave(ctx, p.GetName())

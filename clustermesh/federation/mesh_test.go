@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/identity"
@@ -60,11 +61,15 @@ func TestFullMesh(t *testing.T) {
 		})
 	}
 	eventually(t, "all are connected and copied", func() bool { return hub.m.Ready() == nil })
-	if n := len(hub.m.Status()); n != len(ps) {
-		t.Errorf("%d peers in status", n)
+	all := map[string]*hawserv1.PeerStatus{}
+	for _, s := range hub.m.Status() {
+		all[s.GetName()] = s
+	}
+	if len(all) != len(ps) {
+		t.Errorf("%d peers in status", len(all))
 	}
 	for _, p := range ps {
-		if s := p.status(); s.GetKeys() != 1 || len(s.GetRefused()) != 0 || s.GetSnapshotsReceived() != 1 {
+		if s := all[p.name]; s.GetKeys() != 1 || len(s.GetRefused()) != 0 || s.GetSnapshotsReceived() != 1 {
 			t.Errorf("%s: %v", p.name, s)
 		}
 	}

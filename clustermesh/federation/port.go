@@ -26,6 +26,9 @@ const (
 	handshakesAtOne = 64 // time; more wait in the kernel's queue
 	keepaliveEvery  = 10 * time.Second
 	keepaliveWait   = 5 * time.Second
+	// streamWindow is how many bytes may be under way to one side: all of the
+	// batches that may be unacknowledged.
+	streamWindow = 8 << 20
 )
 
 // port is the one listener of federation. It finishes each TLS handshake itself
@@ -57,11 +60,11 @@ func (c *conn) Close() error {
 }
 
 func newPort(lis net.Listener, trust *peering.Trust, fed federationv1.FederationServer, join federationv1.JoinServer, log *slog.Logger) *port {
-	opts := []grpc.ServerOption{
+	opts := append(tlsgrpc.ServerWindows(streamWindow),
 		grpc.Creds(tlsgrpc.Handshaken{}), grpc.MaxRecvMsgSize(maxFrameBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
-	}
+	)
 	p := &port{lis: lis, trust: trust, log: log, conns: map[string]map[*conn]struct{}{},
 		fed: grpc.NewServer(opts...), join: grpc.NewServer(opts...)}
 	federationv1.RegisterFederationServer(p.fed, fed)

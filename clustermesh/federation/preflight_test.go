@@ -3,7 +3,11 @@
 package federation
 
 import (
+	"crypto/tls"
 	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +15,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -25,12 +30,7 @@ func has(fs []*federationv1.Finding, check, object string) bool {
 
 // Warnings let a join go on, and each side's are shown.
 func TestPreflightWarns(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := lis.Addr().String()
-	lis.Close()
+	dead := ports.Free(t).String()
 	at := &clock{}
 	a := newCluster(t, 1, func(c *testCluster) { c.cfg.Cluster.Endpoints = append(c.cfg.Cluster.Endpoints, dead) })
 	b := newCluster(t, 2, func(c *testCluster) {
@@ -100,6 +100,59 @@ func TestPreflightOfFamilies(t *testing.T) {
 	}
 }
 
+// Who has a token learns nothing by it of the inviter's network: what is not its
+// own API server looks the same, and other addresses are not dialled at all.
+func TestATokenShowsNothingOfTheNetwork(t *testing.T) {
+	listen := func(at string) (net.Listener, *atomic.Int32) {
+		lis, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { lis.Close() })
+		var dialled atomic.Int32
+		go func() {
+			for {
+				c, err := lis.Accept()
+				if err != nil {
+					return
+				}
+				dialled.Add(1)
+				c.Close()
+			}
+		}()
+		return lis, &dialled
+	}
+	open, tried := listen("127.0.0.1:0")
+	elsewhere, never := listen("127.0.0.2:0")
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	a := newCluster(t, 1)
+	ask := func(endpoint string, more ...string) (problem string) {
+		t.Helper()
+		b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = append([]string{endpoint}, more...) })
+		res, err := b.m.Join(t.Context(), invite(t, a, b.name), true)
+		if err != nil || peering.Blocks(res.Findings) || len(res.Findings) == 0 || res.Findings[0].GetCheck() != "reach" {
+			t.Fatalf("%s: %v %v", endpoint, res.Findings, err)
+		}
+		return strings.ReplaceAll(res.Findings[0].GetProblem(), endpoint, "ENDPOINT")
+	}
+	toOpen, toClosed := ask(open.Addr().String()), ask(gone.Addr().String())
+	if toOpen != toClosed || tried.Load() != 1 {
+		t.Errorf("a port that is open and one that is closed differ (%d dials):\n%s\n%s", tried.Load(), toOpen, toClosed)
+	}
+	if said := ask(elsewhere.Addr().String()); never.Load() != 0 || !strings.Contains(said, "was not tried") {
+		t.Errorf("another address was dialled %d times: %s", never.Load(), said)
+	}
+	ask(gone.Addr().String(), slices.Repeat([]string{gone.Addr().String()}, 7)...)
+	ask(gone.Addr().String(), slices.Repeat([]string{gone.Addr().String()}, 5)...)
+	if said := ask(open.Addr().String()); tried.Load() != 1 || !strings.Contains(said, "asked too often") {
+		t.Errorf("it is asked for ever: %d dials, %s", tried.Load(), said)
+	}
+}
+
 // A peer is looked at again as it is now.
 func TestPreflightOfAPeer(t *testing.T) {
 	a, b := pair(t)
@@ -108,13 +161,8 @@ func TestPreflightOfAPeer(t *testing.T) {
 	if err != nil || len(res.Findings) != 0 || res.Peer.GetName() != b.name {
 		t.Errorf("%v %v", res, err)
 	}
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lis.Close()
 	p := a.peer(b.name)
-	p.Endpoints = []string{lis.Addr().String()}
+	p.Endpoints = []string{ports.Free(t).String()}
 	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "10.1.0.0/16")
 	res, err = peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, time.Minute)
 	if err != nil || !has(res.Findings, "reach", b.name) || !has(res.Findings, "clock-skew", b.name) || !peering.Blocks(res.Findings) {
@@ -122,6 +170,72 @@ func TestPreflightOfAPeer(t *testing.T) {
 	}
 	if _, err := a.m.PreflightPeer(t.Context(), "nobody"); err == nil {
 		t.Error("a stranger was looked at")
+	}
+}
+
+// What a peer's endpoints show is told, whether it is believed or not.
+func TestHandshakes(t *testing.T) {
+	a, b := pair(t)
+	mirrored(t, a, b)
+	res, err := a.m.PreflightPeer(t.Context(), b.name)
+	if err != nil || len(res.Shakes) != 1 || res.Shakes[0].Err != nil || res.Shakes[0].ID() != "spiffe://"+b.name+"/apiserver" {
+		t.Fatalf("%+v %v", res, err)
+	}
+	serve := func(cfg *tls.Config) string {
+		lis, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { lis.Close() })
+		go func() {
+			for {
+				c, err := lis.Accept()
+				if err != nil {
+					return
+				}
+				go func() { _ = c.(*tls.Conn).HandshakeContext(t.Context()); _, _ = c.Read(make([]byte, 1)); c.Close() }()
+			}
+		}()
+		return lis.Addr().String()
+	}
+	stranger, err := pki.NewCA(b.name, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	forgetful, err := peering.NewTrust(b.name, b.creds, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := mute.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("220 not what you look for\r\n"))
+			c.Close()
+		}
+	}()
+	defer mute.Close()
+	leaf, err := credsOf(t, stranger, pki.RoleAPIServer, "").Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct{ endpoint, says string }{
+		"another CA of that name": {serve(&tls.Config{Certificates: []tls.Certificate{*leaf}, MinVersion: tls.VersionTLS13}), "spiffe://" + b.name + "/apiserver"},
+		"it does not know us":     {serve(forgetful.ServerConfig()), "refuses our certificate"},
+		"something else":          {mute.Addr().String(), "no TLS handshake"},
+	} {
+		p := a.peer(b.name)
+		p.Endpoints = []string{c.endpoint}
+		res, err := peering.Again(t.Context(), a.m.deps, p, []*keyspacev1.Peer{p}, 0)
+		if err != nil || !has(res.Findings, "tls", b.name) || !strings.Contains(res.Findings[0].GetProblem(), c.says) {
+			t.Errorf("%s: %v %v", what, res.Findings, err)
+		}
 	}
 }
 

@@ -93,7 +93,7 @@ func TestCAsThatAPeerMayNotHave(t *testing.T) {
 
 func peerOf(t *testing.T, of, peer *testCluster) *keyspacev1.Peer {
 	t.Helper()
-	ps, err := of.m.Peers(t.Context())
+	ps, _, err := of.m.Peers(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -349,9 +349,9 @@ func dialPeer(ctx context.Context, trust *peering.Trust, peer, endpoint string) 
 		return nil, nil, err
 	}
 	c := &conn{Conn: t, onClose: func() {}}
-	cc, err := tlsgrpc.ClientOver(c,
+	cc, err := tlsgrpc.ClientOver(c, append(tlsgrpc.ClientWindows(streamWindow),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxFrameBytes)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}))...)
 	if err != nil {
 		c.Close()
 		return nil, nil, fmt.Errorf("connect %s: %w", endpoint, err)

@@ -187,7 +187,10 @@ func TestPositionAheadOfStoreIsCopied(t *testing.T) {
 }
 
 func TestForeignRecordsAreRefused(t *testing.T) {
-	a, b := pair(t)
+	// Only b dials: a stream that another one replaces would have what it did not
+	// acknowledge sent, and refused, again.
+	a, b := newCluster(t, 1), newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
+	joinPeers(t, a, b)
 	good, rec := b.ipRecord(1, "good")
 	bad := func(n int, edit func(*keyspacev1.IPEntry)) {
 		k, e := b.ipRecord(n, "bad")

@@ -70,7 +70,14 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 		v := r.view()
 		moved := (!proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) || drifted(last, v, driftSlow)) && time.Since(wrote) >= r.cfg.IdlePersist ||
 			drifted(last, v, driftFast)
-		if state, _ := r.st.link(r.cfg.LostAfter); state != stateConnecting && (moved || !sameView(last, v)) {
+		state, _ := r.st.link(r.cfg.LostAfter)
+		told := state != stateConnecting
+		if !told && last.GetPeer() != "" { // of its stream nothing is known yet, but its grant counts now
+			was := proto.CloneOf(last)
+			was.Grant, was.PodCidrs, was.NodeCidrs = v.GetGrant(), v.GetPodCidrs(), v.GetNodeCidrs()
+			v, told, moved = was, true, false
+		}
+		if told && (moved || !sameView(last, v)) {
 			v.UpdatedAt = r.st.now().UnixNano()
 			res, err := r.kv.Txn(ctx, term.Fence(), []kvstore.Op{kvstore.Put(key, encode(v))}, nil)
 			switch {
@@ -108,6 +115,8 @@ func (r *runner) view() *keyspacev1.PeerView {
 	v := r.st.view(r.peer, r.cfg.LostAfter)
 	v.Data, v.DataSince, v.Replica = data, since.UnixNano(), r.cfg.Replica
 	v.ExpireAfter = proto.Int64(int64(a.expire))
+	v.Grant = r.guard.InForce()
+	v.PodCidrs, v.NodeCidrs = v.Grant.GetPodCidrs(), v.Grant.GetNodeCidrs()
 	return v
 }
 

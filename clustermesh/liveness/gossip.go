@@ -35,6 +35,10 @@ const (
 	probeTimeout = 100 * time.Millisecond
 	suspicion    = 3
 	suspicionMax = 2 // times the shortest, while nobody confirms
+	// patienceMax is how many times slower a member becomes that suspects itself
+	// because most of its probes fail: with more, the last of a crowd that died at
+	// once would be found late.
+	patienceMax  = 3
 	dialTimeout  = time.Second
 	syncEvery    = 15 * time.Second
 	reclaimAfter = 30 * time.Second // by another address
@@ -184,7 +188,7 @@ func (g *Gossip) start() (*memberlist.Memberlist, error) {
 	c.BindAddr, c.BindPort = g.cfg.Listen.Addr().String(), int(g.cfg.Listen.Port())
 	c.AdvertiseAddr, c.AdvertisePort = c.BindAddr, c.BindPort
 	c.ProbeInterval, c.ProbeTimeout = probeEvery, probeTimeout
-	c.SuspicionMult, c.SuspicionMaxTimeoutMult = suspicion, suspicionMax
+	c.SuspicionMult, c.SuspicionMaxTimeoutMult, c.AwarenessMaxMultiplier = suspicion, suspicionMax, patienceMax
 	c.GossipInterval, c.PushPullInterval, c.TCPTimeout = probeEvery, syncEvery, dialTimeout
 	c.DeadNodeReclaimTime = reclaimAfter
 	c.EnableCompression = false // the messages are small

@@ -95,6 +95,9 @@ type PathStatus struct {
 	RTT            time.Duration // of the newest answer; 0: none
 	Sent, Answered uint64
 	Failures       int // that hold it back when it returns
+	// MTU is the size of the largest packets that get through and back, 0: not
+	// known; FullMTU of those that should.
+	MTU, FullMTU int
 }
 
 // Prober decides which paths work. It does no input or output; its caller ticks
@@ -257,6 +260,16 @@ func (p *Prober) Paths() []PathStatus {
 		out = append(out, t.PathStatus)
 	}
 	slices.SortFunc(out, func(a, b PathStatus) int { return a.Compare(b.NodeID) })
+	return out
+}
+
+// answering are the targets that answer, held back or not.
+func (p *Prober) answering() (out []Target) {
+	for _, t := range p.targets {
+		if t.Path == PathUp || t.Path == PathReturning {
+			out = append(out, t.Target)
+		}
+	}
 	return out
 }
 

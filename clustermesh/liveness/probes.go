@@ -13,6 +13,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,8 @@ const (
 	probeBuffer = 256 << 10
 	// drainWithin bounds reading what has arrived; it never waits for more.
 	drainWithin = 20 * time.Millisecond
-	mtu         = 2048
+	// retargetSizes is how often it is decided anew whom size probes go to.
+	retargetSizes = time.Second
 )
 
 // ProbesConfig is how probes are sent.
@@ -35,6 +37,10 @@ type ProbesConfig struct {
 	Conn   *net.UDPConn
 	Port   uint16 // the tunnel's
 	Prober ProberConfig
+	Sizer  SizerConfig
+	// Sized is told that something new is known of what paths carry; it must not
+	// block. nil: nobody wants to know.
+	Sized func()
 	// Changed is told of each path that changed; it must not block.
 	Changed func([]PathChange)
 	Log     *slog.Logger
@@ -49,15 +55,21 @@ type Probes struct {
 	mu     sync.Mutex
 	prober *Prober
 	assume []PathChange
+	sizer  *Sizer
+	sizing time.Time // when it was decided last whom size probes go to
 }
 
 // NewProbes makes a Probes without targets.
 func NewProbes(cfg ProbesConfig) *Probes {
 	_ = cfg.Conn.SetReadBuffer(probeBuffer) // at worst the default
-	return &Probes{cfg: cfg, prober: NewProber(cfg.Prober, func() (n Nonce) {
+	if cfg.Sized == nil {
+		cfg.Sized = func() {}
+	}
+	nonce := func() (n Nonce) {
 		_, _ = rand.Read(n[:]) // never fails
 		return n
-	})}
+	}
+	return &Probes{cfg: cfg, prober: NewProber(cfg.Prober, nonce), sizer: NewSizer(cfg.Sizer, nonce)}
 }
 
 // SetTargets says whom to probe. Paths to others are unknown from then on, which
@@ -95,7 +107,11 @@ func (p *Probes) assumeLocked() {
 func (p *Probes) Paths() []PathStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.prober.Paths()
+	out := p.prober.Paths()
+	for i := range out {
+		out[i].MTU, out[i].FullMTU = p.sizer.MTU(out[i].NodeID), p.sizer.Full()
+	}
+	return out
 }
 
 // Refused counts packets that were no answer to a question of ours: forged, or
@@ -120,6 +136,9 @@ func (p *Probes) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = p.cfg.Conn.SetReadDeadline(time.Now()) })
 	defer stop()
 	raw, err := p.cfg.Conn.SyscallConn()
+	if err == nil {
+		err = wholePackets(raw)
+	}
 	if err != nil {
 		return fmt.Errorf("probe socket: %w", err)
 	}
@@ -140,16 +159,41 @@ func (p *Probes) Run(ctx context.Context) error {
 	return nil
 }
 
+// wholePackets has packets sent with "don't fragment", whatever size is believed
+// to get through.
+func wholePackets(raw syscall.RawConn) error {
+	var err error
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
+	})
+	return errors.Join(cerr, err)
+}
+
 func (p *Probes) tick(now time.Time) {
 	p.mu.Lock()
 	send, changed := p.prober.Tick(now)
+	if now.Sub(p.sizing) >= retargetSizes {
+		p.sizing = now
+		p.sizer.SetTargets(p.prober.answering())
+	}
+	sizes, sized := p.sizer.Tick(now)
 	p.mu.Unlock()
 	p.tell(changed)
+	if sized {
+		p.cfg.Sized()
+	}
 	for _, q := range send {
-		// One that cannot be sent is one that is not answered.
-		if _, err := p.cfg.Conn.WriteToUDPAddrPort(encodeProbe(p.cfg.Self, q.To, q.Nonce), netip.AddrPortFrom(q.To, p.cfg.Port)); err != nil {
-			p.cfg.Log.Debug("probe not sent", "to", q.To, "error", err)
-		}
+		p.send(q, 0)
+	}
+	for _, q := range sizes {
+		p.send(q.Probe, q.Size)
+	}
+}
+
+// send asks. A question that cannot be sent is one that is not answered.
+func (p *Probes) send(q Probe, size int) {
+	if _, err := p.cfg.Conn.WriteToUDPAddrPort(encodeProbe(p.cfg.Self, q.To, q.Nonce, size), netip.AddrPortFrom(q.To, p.cfg.Port)); err != nil {
+		p.cfg.Log.Debug("probe not sent", "to", q.To, "size", size, "error", err)
 	}
 }
 
@@ -158,7 +202,7 @@ func (p *Probes) readUntil(ctx context.Context, t time.Time) error {
 	if err := p.cfg.Conn.SetReadDeadline(t); err != nil {
 		return fmt.Errorf("probe socket: %w", err)
 	}
-	buf := make([]byte, mtu)
+	buf := make([]byte, maxProbe)
 	for ctx.Err() == nil {
 		n, from, err := p.cfg.Conn.ReadFromUDPAddrPort(buf)
 		switch {
@@ -180,7 +224,7 @@ func (p *Probes) drain(raw interface {
 	if err := p.cfg.Conn.SetReadDeadline(time.Now().Add(drainWithin)); err != nil {
 		return fmt.Errorf("probe socket: %w", err)
 	}
-	buf := make([]byte, mtu)
+	buf := make([]byte, maxProbe)
 	err := raw.Read(func(fd uintptr) bool {
 		for {
 			n, from, err := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
@@ -203,13 +247,20 @@ func (p *Probes) drain(raw interface {
 
 func (p *Probes) take(b []byte, from netip.Addr) {
 	now := time.Now()
-	n, ok := decodeAnswer(b, from)
+	n, size, ok := decodeAnswer(b, from)
 	if ok {
 		p.mu.Lock()
 		change, changed, believed := p.prober.Answer(now, from, n)
+		sized := false
+		if !believed {
+			sized, believed = p.sizer.Answer(from, n, size)
+		}
 		p.mu.Unlock()
 		if changed {
 			p.tell([]PathChange{change})
+		}
+		if sized {
+			p.cfg.Sized()
 		}
 		ok = believed
 	}

@@ -34,7 +34,7 @@ const (
 	WhyPath        = "path down"                  // by our own probes; its agent is up
 	WhyUnreachable = "unreachable"                // neither answers
 	WhyDead        = "dead"                       // its own cluster says so, and we do not know better
-	WhyCluster     = "its cluster is unreachable" // stream lost, no probed node of it answers
+	WhyCluster     = "its cluster is unreachable" // not heard of, or hears no node of its own; no probed one answers
 )
 
 // Table is what a node knows of all others, and the decision that follows: own
@@ -133,12 +133,46 @@ func (t *Table) Candidates() (out []Target) {
 	return out
 }
 
+// Questioned are the nodes of the own cluster whose agents it does not hear and
+// that this node should look at: so many of those that run do that some prober of
+// a node is left, whoever of its neighbours died with it.
+func (t *Table) Questioned() map[NodeID]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var unheard []NodeID
+	running := 1
+	for id, r := range t.nodes {
+		switch {
+		case id.Cluster != t.self.Cluster || id == t.self || !r.known:
+		case r.claimed == Down:
+			unheard = append(unheard, id)
+		default:
+			running++
+		}
+	}
+	out := map[NodeID]bool{}
+	for _, id := range unheard {
+		if rank(t.self, id)%uint64(running) < lookers {
+			out[id] = true
+		}
+	}
+	return out
+}
+
 // cluster sums up what is known of the nodes of a cluster.
 type cluster struct {
 	known, dead int
 	up, down    int  // by our probes
 	refuted     bool // one that its cluster calls dead answers us
 	lost        bool // it is a peer and its stream is down
+	// By its own word, how many of its nodes run their agents.
+	running, silent int
+}
+
+// deserted reports whether no node of a cluster shows a sign of life: of those
+// that we probe none answers, and its API server is not heard or hears none.
+func (c *cluster) deserted() bool {
+	return c.down > 0 && c.up == 0 && (c.lost || c.silent > 0 && c.running == 0)
 }
 
 // buriesTheLiving reports whether a cluster calls most of its nodes dead while
@@ -160,6 +194,12 @@ func (t *Table) clusters() map[string]*cluster {
 		}
 		if dead {
 			c.dead++
+		}
+		switch r.claimed {
+		case Up:
+			c.running++
+		case Down:
+			c.silent++
 		}
 		switch r.Path.Witness() {
 		case Up:
@@ -185,7 +225,7 @@ func (t *Table) judge(r *row, c *cluster) string {
 		return WhyPath
 	case r.Health == keyspacev1.NodeHealth_STATE_DEAD && !c.buriesTheLiving():
 		return WhyDead
-	case c.lost && c.down > 0 && c.up == 0:
+	case c.deserted() && (c.lost || r.claimed == Down):
 		return WhyCluster
 	}
 	return ""

@@ -3,7 +3,6 @@
 package liveness
 
 import (
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"testing"
@@ -122,6 +121,73 @@ func TestWholeClusterGone(t *testing.T) {
 	want("one answers", 2)
 }
 
+// A cluster that hears none of its nodes, of which none answers us either, is as
+// good as gone, also where nobody probes. One that hears one of them is not.
+func TestWholeClusterSilent(t *testing.T) {
+	table := NewTable(NodeID{"east", "east-9"})
+	table.SetPeer("west", true)
+	silent := &keyspacev1.NodeHealth{State: suspect, Process: Down.String()}
+	for i := range 20 {
+		n := node("west", i)
+		table.SetNode(n.NodeID, n.Addr, true)
+		table.SetHealth(n.NodeID, silent)
+	}
+	want := func(what string, n int) {
+		t.Helper()
+		out := 0
+		for _, r := range table.Rows() {
+			if !r.Chosen {
+				out++
+			}
+		}
+		if out != n {
+			t.Errorf("%s: %d are not chosen, want %d", what, out, n)
+		}
+	}
+	want("nobody is probed yet", 0)
+	table.SetPath(PathChange{node("west", 0).NodeID, PathDown, time.Now()})
+	want("the one that is probed does not answer", 20)
+	table.SetHealth(node("west", 5).NodeID, health(alive))
+	want("its cluster hears one", 1)
+	table.SetHealth(node("west", 5).NodeID, silent)
+	table.SetPath(PathChange{node("west", 1).NodeID, PathUp, time.Now()})
+	want("one answers", 1)
+}
+
+// A node that its cluster does not hear is looked at by some of those that run,
+// and by all where there are few.
+func TestQuestioned(t *testing.T) {
+	for _, c := range []struct{ nodes, least, most int }{{8, 7, 7}, {400, 4, 40}} {
+		looked := 0
+		lost := node("east", 0)
+		for i := 1; i < c.nodes; i++ {
+			table := NewTable(node("east", i).NodeID)
+			for j := range c.nodes {
+				n := node("east", j)
+				table.SetNode(n.NodeID, n.Addr, true)
+				table.SetHealth(n.NodeID, health(alive))
+			}
+			if len(table.Questioned()) > 0 {
+				t.Fatalf("all run: %v", table.Questioned())
+			}
+			table.SetHealth(lost.NodeID, health(agentDown))
+			table.SetNode(node("west", 1).NodeID, lost.Addr, true)
+			table.SetHealth(node("west", 1).NodeID, health(agentDown))
+			q := table.Questioned()
+			if q[lost.NodeID] {
+				looked++
+				delete(q, lost.NodeID)
+			}
+			if len(q) > 0 {
+				t.Fatalf("others are looked at: %v", q)
+			}
+		}
+		if looked < c.least || looked > c.most {
+			t.Errorf("%d of %d nodes look at it", looked, c.nodes)
+		}
+	}
+}
+
 // A cluster that calls most of its nodes dead while one of them answers us is
 // not believed, but for those that do not answer us either.
 func TestClusterThatBuriesTheLiving(t *testing.T) {
@@ -210,153 +276,5 @@ func TestTableProperties(t *testing.T) {
 				t.Fatalf("seed %d: told %v, rows %v", seed, said, rows)
 			}
 		}
-	}
-}
-
-// world is a cluster as its Folder sees it.
-type world struct {
-	f   *Folder
-	now time.Time
-	o   Observation
-}
-
-func newFoldWorld(n int) *world {
-	w := &world{f: NewFolder(FolderConfig{}), now: time.Unix(1000, 0), o: Observation{
-		Process: map[string]Witness{}, Present: map[string]bool{}, Reports: map[string]map[string]bool{},
-	}}
-	for i := range n {
-		name := fmt.Sprint(i)
-		w.o.Process[name], w.o.Present[name], w.o.Reports[name] = Up, true, map[string]bool{}
-		for j := range n {
-			if i != j {
-				w.o.Reports[name][fmt.Sprint(j)] = true
-			}
-		}
-	}
-	return w
-}
-
-func (w *world) run(d time.Duration) (h map[string]Health) {
-	for end := w.now.Add(d); w.now.Before(end); {
-		w.now = w.now.Add(100 * time.Millisecond)
-		h = w.f.Step(w.now, w.o)
-	}
-	return h
-}
-
-// off powers nodes off: their reports stay as they were.
-func (w *world) off(names ...string) {
-	gone := map[string]bool{}
-	for _, n := range names {
-		gone[n] = true
-		w.o.Process[n] = Down
-	}
-	for prober, said := range w.o.Reports {
-		for n := range said {
-			if gone[n] && !gone[prober] {
-				said[n] = false
-			}
-		}
-	}
-}
-
-func TestFold(t *testing.T) {
-	for name, c := range map[string]struct {
-		do   func(*world)
-		want map[string]keyspacev1.NodeHealth_State
-	}{
-		"all is well":  {func(*world) {}, map[string]keyspacev1.NodeHealth_State{"0": alive, "3": alive}},
-		"agent killed": {func(w *world) { w.o.Process["0"] = Down }, map[string]keyspacev1.NodeHealth_State{"0": agentDown, "1": alive}},
-		"powered off":  {func(w *world) { w.off("0") }, map[string]keyspacev1.NodeHealth_State{"0": dead, "1": alive}},
-		"its datapath alone": {func(w *world) {
-			for _, said := range w.o.Reports {
-				delete(said, "0")
-			}
-			w.o.Reports["1"]["0"] = false
-		}, map[string]keyspacev1.NodeHealth_State{"0": suspect, "1": alive}},
-		"one prober alone reaches it": {func(w *world) {
-			w.off("0")
-			w.o.Reports["2"]["0"] = true
-		}, map[string]keyspacev1.NodeHealth_State{"0": agentDown}},
-		"only the dead reach it": {func(w *world) { w.off("0", "1") },
-			map[string]keyspacev1.NodeHealth_State{"0": dead, "1": dead, "2": alive}},
-		"nobody looks at it": {func(w *world) {
-			w.o.Process["0"] = Down
-			for _, said := range w.o.Reports {
-				delete(said, "0")
-			}
-		}, map[string]keyspacev1.NodeHealth_State{"0": suspect}},
-		"three of four at once, and they hear each other": {func(w *world) { w.off("0", "1", "2") },
-			map[string]keyspacev1.NodeHealth_State{"0": suspect, "1": suspect, "2": suspect, "3": alive}},
-		"three of four at once, and nobody is there": {func(w *world) {
-			w.off("0", "1", "2")
-			w.o.Present = map[string]bool{"3": true}
-		}, map[string]keyspacev1.NodeHealth_State{"0": dead, "1": dead, "2": dead, "3": alive}},
-		"gossip lost all": {func(w *world) {
-			for n := range w.o.Process {
-				w.o.Process[n] = Down
-			}
-		}, map[string]keyspacev1.NodeHealth_State{"0": suspect, "3": suspect}},
-	} {
-		w := newFoldWorld(4)
-		w.run(time.Second)
-		c.do(w)
-		got := w.run(3 * time.Second)
-		for n, want := range c.want {
-			if got[n].State != want {
-				t.Errorf("%s: node %s is %s (process %s, path %s by %v), want %s", name, n, got[n].State, got[n].Process, got[n].Path, got[n].Witnesses, want)
-			}
-		}
-	}
-}
-
-// One after the other may die, also most of them.
-func TestSlowDeathIsBelieved(t *testing.T) {
-	w := newFoldWorld(4)
-	for _, n := range []string{"0", "1", "2"} {
-		w.off(n)
-		w.run(10 * time.Second)
-	}
-	if got := w.run(time.Second); got["0"].State != dead || got["2"].State != dead {
-		t.Errorf("%v", got)
-	}
-}
-
-// A new API server keeps what the last one found until gossip has met the node
-// or had time to.
-func TestFoldAfterRestart(t *testing.T) {
-	w := newFoldWorld(4)
-	for n := range w.o.Process {
-		w.o.Process[n] = Unknown
-	}
-	w.f.Assume("0", Health{State: dead})
-	w.f.Assume("1", Health{State: alive})
-	got := w.run(5 * time.Second)
-	if got["0"].State != dead || got["1"].State != alive || got["2"].State != unknown {
-		t.Errorf("after the start: %v", got)
-	}
-	w.o.Process["0"], w.o.Process["1"] = Up, Up
-	got = w.run(time.Second)
-	if got["0"].State != alive || got["1"].State != alive {
-		t.Errorf("gossip met them: %v", got)
-	}
-	if got = w.run(20 * time.Second); got["2"].State != agentDown {
-		t.Errorf("gossip never met it, others reach it: %v", got["2"])
-	}
-}
-
-// An agent that restarts quickly is not even shown.
-func TestQuickRestartIsNotShown(t *testing.T) {
-	w := newFoldWorld(4)
-	w.run(time.Second)
-	w.o.Process["0"] = Down
-	for range 8 {
-		if got := w.run(100 * time.Millisecond); got["0"].State != alive {
-			t.Fatalf("%v", got["0"])
-		}
-	}
-	w.o.Process["0"] = Up
-	if got := w.run(time.Second); got["0"].State != alive {
-		t.Errorf("%v", got["0"])
 	}
 }

@@ -14,11 +14,12 @@ const (
 	perCluster    = 3
 	clusterShare  = MaxTargets / 2 // of the targets, for three of every cluster
 	hashSeparator = 0xFF
+	lookers       = 16 // of a node whose agent is not heard, about
 )
 
 // Targets chooses whom self probes: three nodes of every cluster, its own too,
-// and the nodes with backends of services that it knows (backends tells which),
-// at most MaxTargets. Which three differs from node to node, so that together
+// and the nodes with backends of services that it knows, and others that matter
+// (backends tells which), at most MaxTargets. Which three differs from node to node, so that together
 // they look at all; equal input gives equal output.
 func Targets(self NodeID, nodes []Target, backends func(NodeID) bool) []Target {
 	type ranked struct {

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -35,24 +37,6 @@ func secret() []byte {
 	return b
 }
 
-// freePort is a port of loopback that is free for TCP and UDP.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	for {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := lis.Addr().(*net.TCPAddr).AddrPort()
-		conn, err := net.ListenPacket("udp", at.String())
-		_ = lis.Close()
-		if err == nil {
-			_ = conn.Close()
-			return at
-		}
-	}
-}
-
 type member struct {
 	*Gossip
 	at   netip.AddrPort
@@ -61,7 +45,7 @@ type member struct {
 
 func join(t *testing.T, cluster, name string, key []byte, seeds ...netip.AddrPort) member {
 	t.Helper()
-	m := member{at: freePort(t)}
+	m := member{at: ports.Free(t)}
 	m.Gossip = NewGossip(GossipConfig{
 		Cluster: cluster, Name: name, Listen: m.at, Log: slog.New(slog.DiscardHandler),
 		Seeds: func() []netip.AddrPort { return seeds },
@@ -142,7 +126,7 @@ func TestGossipKeyChange(t *testing.T) {
 
 // A port that is taken is told, and no reason to end.
 func TestGossipPortTaken(t *testing.T) {
-	at := freePort(t)
+	at := ports.Free(t)
 	lis, err := net.Listen("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
@@ -199,6 +183,44 @@ func TestNextKeys(t *testing.T) {
 	}
 }
 
+// Keys that somebody knows who is no member any more are replaced within half a
+// minute, whatever their life is, and members understand each other meanwhile.
+func TestKeysThatAreKnownElsewhereAreReplaced(t *testing.T) {
+	for _, lifetime := range []time.Duration{0, 4 * time.Hour, 30 * 24 * time.Hour} {
+		var n byte
+		random := func(b []byte) { n++; copy(b, bytes.Repeat([]byte{n}, len(b))) }
+		now := time.Unix(1e6, 0)
+		keys, _ := NextKeys(now, lifetime, nil, random)
+		steps := func(seconds int) (seen string) {
+			for range seconds {
+				now = now.Add(time.Second)
+				next, changed := NextKeys(now, lifetime, keys, random)
+				if keys = next; changed {
+					seen += " "
+					for _, k := range SharedKeys(keys).GetKeys() {
+						seen += fmt.Sprint(k[0])
+					}
+				}
+			}
+			return seen
+		}
+		if seen := steps(60); seen != "" {
+			t.Errorf("lifetime %s: without a cause%s", lifetime, seen)
+		}
+		keys.ReplaceBefore = now.UnixNano() + 1
+		if seen := steps(5); seen != " 12" { // the second one is known and not used yet
+			t.Errorf("lifetime %s: at once%s", lifetime, seen)
+		}
+		keys.ReplaceBefore = now.UnixNano() + 1 // another node is forgotten, which knows it too
+		if seen := steps(35); seen != " 13 31 3" {
+			t.Errorf("lifetime %s: within half a minute%s", lifetime, seen)
+		}
+		if seen := steps(60); seen != "" {
+			t.Errorf("lifetime %s: it goes on%s", lifetime, seen)
+		}
+	}
+}
+
 // responder answers probes as the programs do.
 func responder(t *testing.T, port uint16, addr string, mute *atomic.Bool) {
 	t.Helper()
@@ -241,7 +263,7 @@ func TestProbes(t *testing.T) {
 	changes := make(chan PathChange, 100)
 	p := NewProbes(ProbesConfig{
 		Self: netip.MustParseAddr("127.0.0.1"), Conn: conn, Port: port, Log: slog.New(slog.DiscardHandler),
-		Prober: ProberConfig{Hold: 300 * time.Millisecond},
+		Prober: ProberConfig{Hold: 300 * time.Millisecond}, Sizer: SizerConfig{Full: 1400},
 		Changed: func(cs []PathChange) {
 			for _, c := range cs {
 				changes <- c
@@ -265,6 +287,7 @@ func TestProbes(t *testing.T) {
 		}
 	}
 	next(PathUp)
+	eventually(t, "large packets get through", func() bool { return p.Paths()[0].MTU == 1400 })
 	mute.Store(true)
 	next(PathDown)
 	// Answers that nobody asked for do not bring it back.
@@ -273,7 +296,7 @@ func TestProbes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer forger.Close()
-	forged := encodeProbe(there.Addr, netip.MustParseAddr("127.0.0.1"), Nonce{1})
+	forged := encodeProbe(there.Addr, netip.MustParseAddr("127.0.0.1"), Nonce{1}, 0)
 	binary.BigEndian.PutUint16(forged[udpAt:], echoPort)
 	binary.BigEndian.PutUint16(forged[udpAt+2:], askPort)
 	for _, b := range [][]byte{forged, forged[:20], nil, bytes.Repeat([]byte{0xFF}, 1400)} {
@@ -296,9 +319,10 @@ func TestProbes(t *testing.T) {
 }
 
 func FuzzDecodeAnswer(f *testing.F) {
-	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}))
+	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}, 0))
+	f.Add(encodeProbe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), Nonce{9}, 1500))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, ok := decodeAnswer(b, netip.MustParseAddr("192.0.2.1")); ok && len(b) != probeLen {
+		if _, size, ok := decodeAnswer(b, netip.MustParseAddr("192.0.2.1")); ok && (len(b) < probeLen || size != len(b)+outerLen) {
 			t.Error("believed")
 		}
 	})

@@ -37,6 +37,8 @@ type Declaration struct {
 	PodCIDRs   []string
 	NodeCIDRs  []string
 	Namespaces []string
+	// ServiceCIDRs are its ranges of service addresses, if it has any.
+	ServiceCIDRs []string `json:",omitempty"`
 }
 
 // ParseDeclarations reads manifests of kind Peer, YAML or JSON. The error joins
@@ -87,7 +89,7 @@ func parseDeclaration(root manifest.Node) Declaration {
 		root.At("spec").Problem("required")
 		return p
 	}
-	spec.Only([]string{"id", "endpoints", "ca", "podCIDRs", "nodeCIDRs", "namespaces"}, nil)
+	spec.Only([]string{"id", "endpoints", "ca", "podCIDRs", "nodeCIDRs", "serviceCIDRs", "namespaces"}, nil)
 	if f, ok := spec.Field("id"); ok {
 		v, _ := f.Uint(1 << 12)
 		p.ID = uint32(v)
@@ -99,6 +101,7 @@ func parseDeclaration(root manifest.Node) Declaration {
 	p.Endpoints = declaredTexts(spec, "endpoints", func(s string) error { _, _, err := net.SplitHostPort(s); return err })
 	p.PodCIDRs = declaredTexts(spec, "podCIDRs", wantPrefix)
 	p.NodeCIDRs = declaredTexts(spec, "nodeCIDRs", wantPrefix)
+	p.ServiceCIDRs = declaredTexts(spec, "serviceCIDRs", wantPrefix)
 	p.Namespaces = declaredTexts(spec, "namespaces", func(string) error { return nil })
 	if len(p.PodCIDRs) == 0 || len(p.NodeCIDRs) == 0 {
 		spec.Problem("podCIDRs and nodeCIDRs are both required: what the peer may publish here")
@@ -124,16 +127,8 @@ func declaredCAs(spec manifest.Node) []*x509.Certificate {
 }
 
 func wantPrefix(s string) error {
-	p, err := netip.ParsePrefix(s)
-	switch {
-	case err != nil:
-		return errors.New("must be ADDRESS/BITS")
-	case p != p.Masked():
-		return fmt.Errorf("has host bits; did you mean %s?", p.Masked())
-	case p.Bits() == 0:
-		return errors.New("a default route is granted to nobody")
-	}
-	return nil
+	p, _ := netip.ParsePrefix(s) // what cannot be read is no valid range
+	return CheckRange(p)
 }
 
 func declaredTexts(spec manifest.Node, field string, check func(string) error) []string {
@@ -172,7 +167,7 @@ func (p *Declaration) hash() []byte {
 func (p *Declaration) cluster(own *keyspacev1.Cluster) *keyspacev1.Cluster {
 	return &keyspacev1.Cluster{
 		Name: p.Name, Id: p.ID, Endpoints: p.Endpoints, PodCidrs: p.PodCIDRs, NodeCidrs: p.NodeCIDRs,
-		Mesh: own.GetMesh(), Version: own.GetVersion(),
+		ServiceCidrs: p.ServiceCIDRs, Mesh: own.GetMesh(), Version: own.GetVersion(),
 	}
 }
 
@@ -187,7 +182,7 @@ func (s *Store) Declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 			wrong[p.Name] = err
 		}
 	}
-	peers, _, err := s.Peers(ctx)
+	peers, _, err := s.Known(ctx)
 	if err != nil {
 		return wrong, err
 	}
@@ -215,13 +210,13 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 	case at.Rev != 0 && string(at.Msg.GetDeclared()) == string(p.hash()):
 		return nil
 	}
-	all, _, err := s.Peers(ctx)
+	all, bad, err := s.Known(ctx)
 	if err != nil {
 		return err
 	}
 	others := slices.DeleteFunc(all, func(o *keyspacev1.Peer) bool { return o.GetName() == p.Name })
 	var errs []error
-	for _, f := range Preflight(Side{Own: own, CA: ca, Peers: others, Now: s.now()}, Candidate{Cluster: p.cluster(own), Bundle: p.CAs}) {
+	for _, f := range Preflight(Side{Own: own, CA: ca, Peers: others, Unreadable: bad, Now: s.now()}, Candidate{Cluster: p.cluster(own), Bundle: p.CAs}) {
 		if f.GetBlocking() {
 			errs = append(errs, fmt.Errorf("%s; %s", f.GetProblem(), f.GetFix()))
 		}
@@ -234,7 +229,7 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 		return err
 	}
 	rec.State, rec.PendingUntil, rec.Declared = keyspacev1.Peer_STATE_CONFIRMED, 0, p.hash()
-	rec.Grant.Namespaces = p.Namespaces
+	rec.Grant.Namespaces, rec.Grant.ServiceCidrsPinned = p.Namespaces, len(p.ServiceCIDRs) > 0 // files of before name none
 	if at.Rev != 0 {
 		rec.CreatedAt = at.Msg.GetCreatedAt()
 	} else {

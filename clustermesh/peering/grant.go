@@ -43,9 +43,14 @@ func GrantFor(c *keyspacev1.Cluster) (*keyspacev1.Grant, error) {
 		PodCidrs: slices.Clone(c.GetPodCidrs()), NodeCidrs: slices.Clone(c.GetNodeCidrs()),
 		IdentityMin: uint32(first), IdentityMax: uint32(last),
 		MaxNodes: DefaultMaxNodes, MaxIdentities: DefaultMaxIdentities, MaxIps: DefaultMaxIPs,
-		MaxServices: DefaultMaxServices, MaxBackends: DefaultMaxBackends, Explain: true,
+		MaxServices: DefaultMaxServices, MaxBackends: DefaultMaxBackends, Explain: true, Diff: proto.Bool(true),
+		ServiceCidrs: slices.Clone(c.GetServiceCidrs()), ServiceCidrsPinned: true,
 	}, nil
 }
+
+// MayDiff reports whether the peer may compare its copy of our records with them.
+// Grants of before say nothing of it, and then it may.
+func MayDiff(g *keyspacev1.Grant) bool { return g.Diff == nil || g.GetDiff() }
 
 // Guard judges what one peer publishes by its grant. It is immutable and safe
 // for concurrent use.
@@ -54,36 +59,57 @@ type Guard struct {
 	id          uint32
 	grant       *keyspacev1.Grant
 	pods, nodes []netip.Prefix
+	services    []netip.Prefix
+	inForce     *keyspacev1.Grant
 }
 
 // NewGuard makes the Guard of a peer. taken are ranges that no peer is ever
-// granted: our own and those of other peers. A granted range that is a default
-// route, malformed or overlaps one of them is left out of what is granted and
-// named in the error; the Guard is usable nevertheless.
+// granted: our own and those of other peers. A granted range that CheckRange
+// refuses, or that overlaps one of them, is left out of what is granted and named
+// in the error; the Guard is usable nevertheless. Service ranges may overlap:
+// nothing is reached by them.
 func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
 	g := &Guard{peer: p.GetName(), id: p.GetClusterId(), grant: p.GetGrant()}
 	var errs []error
-	keep := func(what string, in []string) (out []netip.Prefix) {
+	keep := func(what string, in []string, taken []netip.Prefix) (out []netip.Prefix) {
 		for _, s := range in {
 			pfx, err := netip.ParsePrefix(s)
-			switch {
-			case err != nil:
-				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %q: %w", g.peer, what, s, err))
-			case pfx.Bits() == 0:
-				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s is a default route", g.peer, what, s))
-			default:
-				if t, ok := overlapping(pfx, taken); ok {
-					errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s overlaps %s, which is not its own", g.peer, what, s, t))
-					continue
-				}
-				out = append(out, pfx.Masked())
+			if err == nil {
+				pfx = pfx.Masked()
+				err = CheckRange(pfx)
 			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s %w", g.peer, what, s, err))
+				continue
+			}
+			if t, ok := overlapping(pfx, taken); ok {
+				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s overlaps %s, which is not its own", g.peer, what, s, t))
+				continue
+			}
+			out = append(out, pfx)
 		}
 		return out
 	}
-	g.pods = keep("pod", p.GetGrant().GetPodCidrs())
-	g.nodes = keep("node", p.GetGrant().GetNodeCidrs())
+	g.pods = keep("pod", p.GetGrant().GetPodCidrs(), taken)
+	g.nodes = keep("node", p.GetGrant().GetNodeCidrs(), taken)
+	g.services = keep("service", p.GetGrant().GetServiceCidrs(), nil)
+	g.inForce = proto.CloneOf(g.grant)
+	if g.inForce != nil {
+		g.inForce.PodCidrs, g.inForce.NodeCidrs, g.inForce.ServiceCidrs = texts(g.pods), texts(g.nodes), texts(g.services)
+	}
 	return g, errors.Join(errs...)
+}
+
+// InForce is the grant with only those of its ranges that are granted indeed. It
+// is not to be changed.
+func (g *Guard) InForce() *keyspacev1.Grant { return g.inForce }
+
+func texts(in []netip.Prefix) []string {
+	out := make([]string, len(in))
+	for i, p := range in {
+		out[i] = p.String()
+	}
+	return out
 }
 
 // Hash tells the Guards of different grants apart.
@@ -153,7 +179,27 @@ func (g *Guard) checkCluster(r *keyspacev1.Cluster) (string, error) {
 	if r.GetName() != g.peer || r.GetId() != g.id {
 		return "foreign", fmt.Errorf("it says cluster %q, id %d; the peer is %q, id %d", r.GetName(), r.GetId(), g.peer, g.id)
 	}
-	return "address", errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes))
+	return "address", errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes), g.serviceRanges(r.GetServiceCidrs()))
+}
+
+// serviceRanges checks what a Cluster record says of them: to addresses there
+// that nobody has nothing is sent, so that another range cuts off whoever is
+// behind it.
+func (g *Guard) serviceRanges(in []string) error {
+	if g.grant.GetServiceCidrsPinned() {
+		return g.prefixes(in, g.services)
+	}
+	var errs []error
+	for _, s := range in {
+		p, err := netip.ParsePrefix(s)
+		if err == nil {
+			err = CheckRange(p)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("service range %s %w", s, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {

@@ -3,15 +3,19 @@
 package peering
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -30,6 +34,27 @@ type Result struct {
 	Peer     *keyspacev1.Cluster
 	Findings []*federationv1.Finding
 	Joined   bool
+	// Grant is what the peer may publish and ask here, Granted what this cluster
+	// may there. Only of a join.
+	Grant, Granted *keyspacev1.Grant
+	// Shakes are attempts to reach a peer's endpoints; of a peer only.
+	Shakes []Shake
+}
+
+// GrantsHash names both grants of a join, so that what was shown can be
+// confirmed.
+func (r *Result) GrantsHash() []byte {
+	sum := sha256.Sum256(slices.Concat([]byte(r.Peer.GetName()), []byte{0}, GrantHash(r.Grant), GrantHash(r.Granted)))
+	return sum[:16]
+}
+
+// How says what a join does. The zero value joins, whatever is granted.
+type How struct {
+	// PreflightOnly stores nothing anywhere and leaves the token unused.
+	PreflightOnly bool
+	// Confirmed is the GrantsHash that somebody agreed to; with other grants there
+	// is no join. Nil agrees to any.
+	Confirmed []byte
 }
 
 // joinConn is one connection to an inviter's join service.
@@ -41,12 +66,11 @@ type joinConn struct {
 }
 
 // Join is the joining side: preflight from both points of view, then prepare
-// and confirm. With preflightOnly nothing is stored anywhere and the token stays
-// unused. Blocking findings are no error: the Result has them and Joined is
+// and confirm. Blocking findings are no error: the Result has them and Joined is
 // false. After an error nothing is left here; what could not be undone at the
 // inviter (the message says so) goes away when the token expires. It blocks for
 // up to half a minute.
-func Join(ctx context.Context, d Deps, text string, preflightOnly bool) (Result, error) {
+func Join(ctx context.Context, d Deps, text string, how How) (Result, error) {
 	tok, err := invitation.Parse(text)
 	if err != nil {
 		return Result{}, err
@@ -71,10 +95,13 @@ func Join(ctx context.Context, d Deps, text string, preflightOnly bool) (Result,
 		return Result{}, fmt.Errorf("join %q: %w", tok.Inviter, refusal(err))
 	}
 	res, err := j.judge(ctx, resp)
-	if err != nil || preflightOnly || Blocks(res.Findings) {
+	if err != nil || how.PreflightOnly || Blocks(res.Findings) {
 		return res, err
 	}
-	if err := j.commit(ctx); err != nil {
+	if len(how.Confirmed) > 0 && !bytes.Equal(how.Confirmed, res.GrantsHash()) {
+		return res, fmt.Errorf("join %q: what the two clusters grant each other has changed since it was confirmed; nothing was changed on either side; look again", tok.Inviter)
+	}
+	if err := j.commit(ctx, resp); err != nil {
 		return res, fmt.Errorf("join %q: %w", tok.Inviter, refusal(err))
 	}
 	res.Joined = true
@@ -119,7 +146,10 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 	if err := verifyAgainst(j.conn.state.PeerCertificates, j.tok.Inviter, bundle, j.Now()); err != nil {
 		return res, fmt.Errorf("join %q: its trust bundle does not hold the CA that it uses: %w", j.tok.Inviter, err)
 	}
-	peers, _, err := j.Store.Peers(ctx)
+	if res.Grant, res.Granted, err = j.grants(r); err != nil {
+		return res, err
+	}
+	peers, bad, err := j.Store.Known(ctx)
 	if err != nil {
 		return res, err
 	}
@@ -130,13 +160,33 @@ func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Re
 		}
 	}
 	ours := Preflight(
-		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Now: now, TokenID: mine},
+		Side{Own: j.Own(), CA: j.Creds.CA(), Peers: peers, Unreadable: bad, Now: now, TokenID: mine},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
 	ours = append(ours, checkPathMTU(r.GetCluster().GetName(), j.conn.conn, j.Store.nodeMTU(ctx))...)
 	res.Findings = merge(res.Findings, ours)
 	// Ways differ by direction: what each side cannot reach is said of each.
-	res.Findings = append(res.Findings, checkReach(ctx, r.GetCluster().GetName(), r.GetCluster().GetEndpoints())...)
+	res.Findings = append(res.Findings, checkReach(ctx, r.GetCluster().GetName(), r.GetCluster().GetEndpoints(), j.Trust.JoinClientConfig(j.tok.Inviter, j.tok.CAHash))...)
 	return res, nil
+}
+
+// grants are what the inviter may do here and we may there. What it declares may
+// be unusable: then the preflight says so.
+func (j *joiner) grants(r *federationv1.PrepareResponse) (theirs, ours *keyspacev1.Grant, err error) {
+	theirs, _ = GrantFor(r.GetCluster())
+	if ours = r.GetGrant(); ours == nil { // an earlier version grants what was declared
+		ours, err = GrantFor(j.Own())
+	}
+	return theirs, ours, err
+}
+
+// sameCandidate reports whether a cluster still describes itself as it did when it
+// was judged.
+func sameCandidate(a, b *federationv1.PrepareResponse) bool {
+	x, y := proto.CloneOf(a.GetCluster()), proto.CloneOf(b.GetCluster())
+	for _, c := range []*keyspacev1.Cluster{x, y} {
+		c.UpdatedAt, c.Endpoints = 0, nil
+	}
+	return proto.Equal(x, y) && BundleHash(a.GetTrustBundle()) == BundleHash(b.GetTrustBundle()) && bytes.Equal(GrantHash(a.GetGrant()), GrantHash(b.GetGrant()))
 }
 
 // merge drops our view of what the inviter already found.
@@ -155,11 +205,16 @@ func merge(theirs, ours []*federationv1.Finding) []*federationv1.Finding {
 }
 
 // commit prepares at the inviter, stores the pending peer here, confirms there
-// and then here; on failure it undoes both.
-func (j *joiner) commit(ctx context.Context) error {
+// and then here; on failure it undoes both. The inviter has to be as it was when
+// it was judged.
+func (j *joiner) commit(ctx context.Context, as *federationv1.PrepareResponse) error {
 	resp, err := j.prepare(ctx, false)
-	if err == nil && !resp.GetAccepted() {
+	switch {
+	case err != nil:
+	case !resp.GetAccepted():
 		err = errors.New("the inviter's findings changed meanwhile; try again")
+	case !sameCandidate(as, resp):
+		err = errors.New("the inviter describes itself otherwise than a moment ago, when it was judged; try again")
 	}
 	if err != nil {
 		return j.undo(ctx, err)

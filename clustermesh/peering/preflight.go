@@ -35,11 +35,13 @@ type Candidate struct {
 
 // Side is who judges: our own description, CA and present peers.
 type Side struct {
-	Own     *keyspacev1.Cluster
-	CA      []*x509.Certificate
-	Peers   []*keyspacev1.Peer
-	Now     time.Time
-	TokenID string // a pending peer made by this token is the candidate itself
+	Own   *keyspacev1.Cluster
+	CA    []*x509.Certificate
+	Peers []*keyspacev1.Peer
+	// Unreadable are the Peers of which only what they have published is known.
+	Unreadable map[string]*UnreadableError
+	Now        time.Time
+	TokenID    string // a pending peer made by this token is the candidate itself
 }
 
 // findings collects the results of one preflight.
@@ -59,6 +61,7 @@ func (f *findings) add(blocking bool, check, problem, fix string) {
 func Preflight(s Side, c Candidate) []*federationv1.Finding {
 	f := &findings{peer: c.Cluster.GetName()}
 	checkNames(f, s, c)
+	checkUnreadable(f, s, c.Cluster.GetName())
 	checkMesh(f, s.Own, c.Cluster)
 	checkRanges(f, s, c.Cluster)
 	checkFamilies(f, s.Own, c.Cluster)
@@ -95,7 +98,8 @@ func Again(ctx context.Context, d Deps, p *keyspacev1.Peer, all []*keyspacev1.Pe
 	}
 	others := slices.DeleteFunc(slices.Clone(all), func(o *keyspacev1.Peer) bool { return o.GetName() == p.GetName() })
 	fs := Preflight(Side{Own: own, CA: d.Creds.CA(), Peers: others, Now: d.Now()}, Candidate{Cluster: c, Bundle: bundle, Skew: skew})
-	return Result{Peer: c, Findings: append(fs, checkReach(ctx, p.GetName(), p.GetEndpoints())...)}, nil
+	shakes := Handshakes(ctx, d.Trust, p.GetName(), p.GetEndpoints())
+	return Result{Peer: c, Findings: append(fs, checkShakes(p.GetName(), shakes)...), Shakes: shakes}, nil
 }
 
 // Blocks reports whether a finding stops the join.
@@ -133,6 +137,9 @@ func checkNames(f *findings, s Side, c Candidate) {
 	}
 	for _, p := range s.Peers {
 		if p.GetName() == name {
+			if _, bad := s.Unreadable[name]; bad {
+				continue // checkUnreadable says it
+			}
 			if s.TokenID == "" || p.GetTokenId() != s.TokenID {
 				f.add(true, "name-clash", "there is already a peer of this name", "leave it first: hawser mesh leave "+name)
 			}
@@ -187,6 +194,7 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 		of := fmt.Sprintf("peer %q", p.GetName())
 		taken = append(taken, ranges(of, "pod", p.GetGrant().GetPodCidrs())...)
 		taken = append(taken, ranges(of, "node", p.GetGrant().GetNodeCidrs())...)
+		taken = append(taken, ranges(of, "service", p.GetGrant().GetServiceCidrs())...)
 	}
 	for _, asked := range []struct {
 		what string
@@ -198,8 +206,8 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 				f.add(true, "cidr", fmt.Sprintf("its %s CIDR %q is not a prefix", asked.what, text), "correct the range in its configuration")
 				continue
 			}
-			if p.Bits() == 0 {
-				f.add(true, asked.what+"-cidr-default-route", fmt.Sprintf("its %s CIDR %s is a default route", asked.what, p), "declare the ranges that are really used")
+			if err := CheckRange(p); err != nil {
+				f.add(true, asked.what+"-cidr-never-granted", fmt.Sprintf("its %s CIDR %s %v", asked.what, p, err), "declare the ranges that are really used")
 				continue
 			}
 			for _, t := range taken {
@@ -212,7 +220,7 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 }
 
 func reportOverlap(f *findings, what string, p netip.Prefix, t ranged) {
-	blocking := what != "service"
+	blocking := what != "service" || t.what != "service"
 	fix := fmt.Sprintf("ask %s for another %s range", f.peer, what)
 	if !blocking {
 		fix = "services keep their own cluster's addresses, so this may stay; do not route service addresses between the clusters"

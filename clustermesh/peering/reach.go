@@ -4,6 +4,7 @@ package peering
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"sync"
@@ -22,31 +23,42 @@ const (
 	maxReach     = 8 // endpoints that are tried for one preflight
 )
 
-// checkReach tries the federation endpoints of the other side. One direction is
-// enough for a mesh, so that what does not answer is a warning.
-func checkReach(ctx context.Context, peer string, endpoints []string) []*federationv1.Finding {
+// checkReach tries the federation endpoints of the other side for somebody who is
+// of this one. One direction is enough for a mesh, so that what does not answer is
+// a warning.
+func checkReach(ctx context.Context, peer string, endpoints []string, cfg *tls.Config) []*federationv1.Finding {
 	f := &findings{peer: peer}
 	endpoints = endpoints[:min(len(endpoints), maxReach)]
+	for i, err := range dialAll(ctx, endpoints, cfg) {
+		if err != nil {
+			f.unreached(endpoints[i], err)
+		}
+	}
+	return f.list
+}
+
+const openPort = "open the port (4243/tcp by default) from this side too; until then only the other side can dial, and streams come back later after a fault"
+
+// dialAll shakes hands with all endpoints at once.
+func dialAll(ctx context.Context, endpoints []string, cfg *tls.Config) []error {
 	errs := make([]error, len(endpoints))
 	var wg sync.WaitGroup
 	for i, ep := range endpoints {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 			defer cancel()
-			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", ep)
+			c, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", ep)
 			if errs[i] = err; err == nil {
 				_ = c.Close()
 			}
 		})
 	}
 	wg.Wait()
-	for i, err := range errs {
-		if err != nil {
-			f.add(false, "reach", fmt.Sprintf("its federation endpoint %s does not answer from here: %v", endpoints[i], err),
-				"open the port (4243/tcp by default) from this side too; until then only the other side can dial, and streams come back later after a fault")
-		}
-	}
-	return f.list
+	return errs
+}
+
+func (f *findings) unreached(endpoint string, err error) {
+	f.add(false, "reach", fmt.Sprintf("its federation endpoint %s does not answer from here: %v", endpoint, err), openPort)
 }
 
 // checkPathMTU compares what the kernel knows of the way to the other side's API

@@ -18,11 +18,13 @@ import (
 
 // GrantChange is what is to be different in a grant.
 type GrantChange struct {
-	AddPods, RemovePods, AddNodes, RemoveNodes []string // prefixes
+	AddPods, RemovePods, AddNodes, RemoveNodes, AddServices, RemoveServices []string // prefixes
 	// Namespaces replaces the list when it is not nil; an empty one means all.
 	Namespaces []string
 	// Maxima replace those that are not nil.
 	MaxNodes, MaxIdentities, MaxIPs, MaxServices, MaxBackends *uint64
+	// What it may read replaces what is not nil.
+	Explain, Diff *bool
 }
 
 // Apply is the grant of a peer after the change, or all that is wrong with the
@@ -32,6 +34,15 @@ func (c GrantChange) Apply(peer string, old *keyspacev1.Grant, taken []netip.Pre
 	var errs []error
 	g.PodCidrs = change(&errs, "pod", g.GetPodCidrs(), c.AddPods, c.RemovePods, taken)
 	g.NodeCidrs = change(&errs, "node", g.GetNodeCidrs(), c.AddNodes, c.RemoveNodes, taken)
+	if len(c.AddServices)+len(c.RemoveServices) > 0 {
+		g.ServiceCidrs, g.ServiceCidrsPinned = change(&errs, "service", g.GetServiceCidrs(), c.AddServices, c.RemoveServices, nil), true
+	}
+	if c.Explain != nil {
+		g.Explain = *c.Explain
+	}
+	if c.Diff != nil {
+		g.Diff = proto.Bool(*c.Diff)
+	}
 	if c.Namespaces != nil {
 		g.Namespaces = slices.Clone(c.Namespaces)
 	}
@@ -63,15 +74,11 @@ func change(errs *[]error, what string, have, add, remove []string, taken []neti
 		out = slices.Delete(out, i, i+1)
 	}
 	for _, text := range add {
-		p, err := netip.ParsePrefix(text)
+		p, _ := netip.ParsePrefix(text) // what cannot be read is no valid range
 		t, overlaps := overlapping(p, taken)
-		switch {
+		switch err := CheckRange(p); {
 		case err != nil:
-			*errs = append(*errs, fmt.Errorf("%s CIDR %q: must be ADDRESS/BITS", what, text))
-		case p != p.Masked():
-			*errs = append(*errs, fmt.Errorf("%s CIDR %s: has host bits; did you mean %s?", what, text, p.Masked()))
-		case p.Bits() == 0:
-			*errs = append(*errs, fmt.Errorf("%s CIDR %s is a default route, which no peer is granted", what, text))
+			*errs = append(*errs, fmt.Errorf("%s CIDR %q %w", what, text, err))
 		case overlaps:
 			*errs = append(*errs, fmt.Errorf("%s CIDR %s overlaps %s, which is this cluster's own or another peer's", what, text, t))
 		case !slices.Contains(out, text):
@@ -92,7 +99,7 @@ func (s *Store) ChangeGrant(ctx context.Context, own *keyspacev1.Cluster, name s
 		if p.Rev == 0 || p.Msg.GetState() != keyspacev1.Peer_STATE_CONFIRMED {
 			return fmt.Errorf("grant of %s: %w that is confirmed; peers are listed by: hawser mesh list", name, ErrNoPeer)
 		}
-		all, _, err := s.Peers(ctx)
+		all, _, err := s.Known(ctx)
 		if err != nil {
 			return err
 		}

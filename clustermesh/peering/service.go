@@ -42,10 +42,13 @@ type Deps struct {
 type Service struct {
 	federationv1.UnimplementedJoinServer
 	Deps
+	strangers *strangers
 }
 
 // NewService makes a Service; it starts nothing.
-func NewService(d Deps) *Service { return &Service{Deps: d} }
+func NewService(d Deps) *Service {
+	return &Service{Deps: d, strangers: &strangers{trust: d.Trust, now: d.Now}}
+}
 
 // Invite stores and returns a single-use token. to limits it to the cluster of
 // that name; a ttl of 0 means DefaultTTL.
@@ -116,19 +119,22 @@ func (s *Service) prepare(ctx context.Context, conn tlsgrpc.ConnInfo, tok cas.Re
 	if err := verifyAgainst(conn.State.PeerCertificates, name, bundle, s.Now()); err != nil {
 		return nil, status.Errorf(codes.PermissionDenied, "the joiner's certificate does not fit the CA and name that it presents: %v", err)
 	}
-	peers, _, err := s.Store.Peers(ctx)
+	peers, bad, err := s.Store.Known(ctx)
 	if err != nil {
 		return nil, invitation.Unavailable(err)
 	}
 	now := s.Now()
 	fs := Preflight(
-		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Now: now, TokenID: tok.Msg.GetId()},
+		Side{Own: s.Own(), CA: s.Creds.CA(), Peers: peers, Unreadable: bad, Now: now, TokenID: tok.Msg.GetId()},
 		Candidate{Cluster: r.GetCluster(), Bundle: bundle, Skew: time.Duration(r.GetTime() - now.UnixNano())})
-	fs = append(fs, checkReach(ctx, name, r.GetCluster().GetEndpoints())...)
+	if !Blocks(fs) { // what it says its ranges are is not ours, at least
+		fs = append(fs, s.strangers.check(ctx, r.GetCluster(), bundle, conn.Conn.RemoteAddr(), s.Own().GetEndpoints())...)
+	}
 	fs = append(fs, checkPathMTU(name, conn.Conn, s.Store.nodeMTU(ctx))...)
 	resp := &federationv1.PrepareResponse{
 		Cluster: s.Own(), TrustBundle: rawBundle(s.Creds.CA()), Time: now.UnixNano(), Findings: fs, Accepted: !Blocks(fs),
 	}
+	resp.Grant, _ = GrantFor(r.GetCluster()) // of what cannot be granted a finding tells
 	if !resp.Accepted || r.GetPreflightOnly() {
 		return resp, nil
 	}

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -39,46 +37,6 @@ func (s *Store) peerKey(name string) string {
 // PeersPrefix is where the peers are, for a watch.
 func (s *Store) PeersPrefix() string {
 	return kvstore.KindPrefix(kvstore.Private, s.own, kvstore.KindPeerView)
-}
-
-// UnreadableError says that a peer's record is there and cannot be read.
-type UnreadableError struct {
-	Key string
-	Err error
-}
-
-func (e *UnreadableError) Error() string {
-	return fmt.Sprintf("the peer's record %s cannot be read (%v); %s", e.Key, e.Err, e.Fix())
-}
-
-func (e *UnreadableError) Unwrap() error { return e.Err }
-
-// Peer is the peer's name, by the key.
-func (e *UnreadableError) Peer() string {
-	k, err := kvstore.ParseKey(e.Key)
-	if err != nil || len(k.Names) == 0 {
-		return e.Key
-	}
-	return k.Names[0]
-}
-
-// Fix says what to do.
-func (e *UnreadableError) Fix() string {
-	return fmt.Sprintf("restore a backup, or remove the record (hawser kvstore del %s --write), leave on the other side, and join again",
-		strings.TrimPrefix(e.Key, kvstore.Root))
-}
-
-// Unreadable are the records that an error of Peers is about, by peer.
-func Unreadable(err error) map[string]*UnreadableError {
-	out := map[string]*UnreadableError{}
-	if one, ok := err.(*UnreadableError); ok { //nolint:errorlint // looks into joined errors itself
-		out[one.Peer()] = one
-	} else if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // as above
-		for _, e := range many.Unwrap() {
-			maps.Copy(out, Unreadable(e))
-		}
-	}
-	return out
 }
 
 // Peers lists all peers, whatever their state, and the revision of the listing.

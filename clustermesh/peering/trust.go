@@ -3,6 +3,7 @@
 package peering
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -67,6 +68,9 @@ func (t *Trust) SetPeer(name string, ders [][]byte) error {
 	if name == t.own {
 		return fmt.Errorf("trust peer %s: it has our own name", name)
 	}
+	if t.has(td, ders) {
+		return nil // judged before: to compare it with all others again costs, with many peers
+	}
 	certs, err := parseBundle(ders)
 	if err != nil {
 		return fmt.Errorf("trust peer %s: %w", name, err)
@@ -76,6 +80,12 @@ func (t *Trust) SetPeer(name string, ders [][]byte) error {
 	}
 	t.set.Add(x509bundle.FromX509Authorities(td, certs))
 	return nil
+}
+
+// has reports whether exactly these certificates are the cluster's bundle.
+func (t *Trust) has(td spiffeid.TrustDomain, ders [][]byte) bool {
+	b, ok := t.set.Get(td)
+	return ok && slices.EqualFunc(b.X509Authorities(), ders, func(c *x509.Certificate, der []byte) bool { return bytes.Equal(c.Raw, der) })
 }
 
 // foreign says that a CA is another cluster's, or nil.

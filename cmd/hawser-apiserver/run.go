@@ -59,6 +59,7 @@ func (s *settings) bind(cmd *cobra.Command) {
 	f.DurationVar(&cfg.StaleAfter, "stale-after", apiserver.DefaultStaleAfter, "age past which the data of an unreachable peer is the last resort; by peer: hawser mesh set")
 	f.DurationVar(&cfg.ExpireAfter, "expire-after", apiserver.DefaultExpireAfter, "how long the data of an unreachable peer is believed, and a freed identity number stays retired (0: for ever); by peer: hawser mesh set")
 	f.DurationVar(&cfg.IdentityGCInterval, "identity-gc-interval", collector.DefaultInterval, "time between passes of the identity collector; a number unused in two of them is retired")
+	f.DurationVar(&cfg.DepartedAfter, "departed-after", apiserver.DefaultDepartedAfter, "how long neither presence, gossip nor path probes have shown a node before its keys are removed, and how long a key may be without an owner")
 	f.BoolVar(&cfg.UnsafeNoFsync, "unsafe-no-fsync", false, "do not wait for the disk; a power loss loses data (labs and tests)")
 	s.bindEtcd(cmd)
 	s.opts.Bind(cmd, "HAWSER_APISERVER")

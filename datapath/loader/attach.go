@@ -147,10 +147,9 @@ func onDevice(pin string, ifindex int) bool {
 	return err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex
 }
 
-// replacePrograms makes every pinned link run the new programs, one atomic step
-// each, then the slots that these jump to, and pins the programs. The digest is written last: an interrupted
-// replacement is done again.
-func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) error {
+// switchPrograms makes every pinned link and every filter of ours run the new
+// programs, one atomic step each, and then the slots that these jump to.
+func (d *Datapath) switchPrograms(progs map[string]*ebpf.Program) error {
 	pins, err := linkPins(d.cfg.PinPath)
 	if err != nil {
 		return err
@@ -164,9 +163,28 @@ func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) e
 			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
 		}
 	}
-	if err := d.fillSlots(progs); err != nil {
+	filters, err := filterObjects()
+	if err != nil {
 		return err
 	}
+	for _, f := range filters {
+		prog, dev, _ := strings.Cut(f.Name, pinSeparator)
+		l, err := netlink.LinkByName(dev)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err == nil {
+			err = replaceFilter(progs[prog], prog, l)
+		}
+		if err != nil {
+			return fmt.Errorf("replace %s on %s: %w", prog, dev, err)
+		}
+	}
+	return d.fillSlots(progs)
+}
+
+// pinPrograms pins the programs in place of those before.
+func (d *Datapath) pinPrograms(progs map[string]*ebpf.Program) error {
 	for name, p := range progs {
 		path := d.pinPath(programsDir, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -176,7 +194,7 @@ func (d *Datapath) replacePrograms(progs map[string]*ebpf.Program, sum digest) e
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
 	}
-	return writeDigest(d.cfg.PinPath, sum)
+	return nil
 }
 
 // slotPrograms are the programs that others jump to, at their places in the map
@@ -185,7 +203,7 @@ func slotPrograms() []string { return []string{"from_pod6", "from_overlay6", "fr
 
 func (d *Datapath) fillSlots(progs map[string]*ebpf.Program) error {
 	for i, name := range slotPrograms() {
-		if err := d.maps.Slots.Put(uint32(i), progs[name]); err != nil {
+		if err := d.pins["slots"].Put(uint32(i), progs[name]); err != nil {
 			return fmt.Errorf("put %s into its slot: %w", name, err)
 		}
 	}

@@ -34,10 +34,11 @@ type Datapath struct {
 	unsettled unsettled
 }
 
-// Open adopts what is pinned under cfg.PinPath, or loads and pins it. When only
-// the programs or their constants differ from what is pinned, the maps are kept
-// and each attached program is replaced at once. It needs root, blocks for up to
-// some seconds while the verifier works, and deletes no entry of any map.
+// Open adopts what is pinned under cfg.PinPath, or loads and pins it. When the
+// programs or their constants differ from what is pinned, each attached program
+// is replaced at once. Maps are kept; of one whose layout or size differs all
+// elements are moved to a new one. It needs root, blocks for up to some seconds
+// while the verifier works, and deletes no entry of any map.
 func Open(cfg Config, log *slog.Logger) (*Datapath, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -67,45 +68,35 @@ func Open(cfg Config, log *slog.Logger) (*Datapath, error) {
 }
 
 func (d *Datapath) load(spec *ebpf.CollectionSpec, sum digest) error {
+	notes, err := openLayouts(d.cfg.PinPath)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = notes.close() }()
+	if err := d.finishMoves(notes); err != nil {
+		return err
+	}
 	pinned, err := openPinnedMaps(d.cfg.PinPath, spec)
 	if err != nil {
 		return err
 	}
-	d.pins = pinned
-	d.adopted = len(pinned) == len(pinnedMaps(spec))
-	if d.adopted && readDigest(d.cfg.PinPath) == sum {
+	d.pins, d.adopted = pinned, len(pinned) > 0
+	moves, err := plan(pinned, spec, notes)
+	if err != nil {
+		return fmt.Errorf("adopt the maps in %s: %w; start the build that made them, or give up all state and open connections: "+
+			"hawser cleanup --pin-path %s, then start the agent again", d.cfg.PinPath, err, d.cfg.PinPath)
+	}
+	if len(pinned) == len(pinnedMaps(spec)) && len(moves) == 0 && readDigest(d.cfg.PinPath) == sum {
 		progs, err := openPinnedPrograms(d.cfg.PinPath, spec)
 		if err == nil {
 			return d.take(pinned, progs)
 		}
 		d.log.Warn("pinned programs are unusable, loading them again", "error", err)
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
-	if err != nil {
-		return fmt.Errorf("load programs: %w", err)
+	if len(moves) > 0 {
+		d.log.Info("maps have another layout or size in this build; their elements are moved", "maps", moveNames(moves))
 	}
-	defer coll.Close()
-	for name := range pinnedMaps(spec) {
-		if _, ok := pinned[name]; ok {
-			continue
-		}
-		m := coll.DetachMap(name)
-		if err := m.Pin(d.pinPath(mapsDir, name)); err != nil {
-			return fmt.Errorf("pin map %s: %w", name, err)
-		}
-		pinned[name] = m
-	}
-	progs := map[string]*ebpf.Program{}
-	for name := range spec.Programs {
-		progs[name] = coll.DetachProgram(name)
-	}
-	if err := d.take(pinned, progs); err != nil {
-		return err
-	}
-	if err := d.initRuleSets(); err != nil {
-		return err
-	}
-	return d.replacePrograms(progs, sum)
+	return d.upgrade(spec, sum, moves, notes)
 }
 
 // take fills the typed sets.
@@ -120,7 +111,7 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
 		Scratch: m["scratch"], Scratch6: m["scratch6"], Slots: m["slots"],
 		Watched: m["watched"], Snat4: m["snat4"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
-		Services: m["services"], SockPeers: m["sock_peers"], SockLinks: m["sock_links"],
+		Services: m["services"], SockPeers: m["sock_peers"], SockLinks: m["sock_links"], Vteps: m["vteps"],
 	}
 	d.progs = &objects.HawserPrograms{
 		Clock: progs["clock"], FromHost: progs["from_host"], FromHost6: progs["from_host6"],

@@ -35,8 +35,8 @@ const (
 // digest names a build with its constants and sizes.
 type digest [sha256.Size]byte
 
-// ErrIncompatible is wrapped by Open's error when a pinned map has another
-// layout or size than this build wants.
+// ErrIncompatible is wrapped by Open's error when a pinned map has a layout that
+// cannot be turned into the one that this build wants.
 var ErrIncompatible = ebpf.ErrMapIncompatible
 
 func (d *Datapath) pinPath(dir, name string) string {
@@ -226,23 +226,19 @@ func pinnedMaps(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 
 func openPinnedMaps(pinPath string, spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	out := map[string]*ebpf.Map{}
-	for name, want := range pinnedMaps(spec) {
+	for name := range pinnedMaps(spec) {
 		path := filepath.Join(pinPath, mapsDir, name)
 		m, err := ebpf.LoadPinnedMap(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err == nil {
-			out[name] = m
-			err = want.Compatible(m)
-		}
 		if err != nil {
 			for _, m := range out {
 				_ = m.Close()
 			}
-			return nil, fmt.Errorf("adopt map %s: %w; it was made by another build or with other sizes: "+
-				"restore those, or give up all state and open connections: stop the agent, remove %s, start it again", path, err, pinPath)
+			return nil, fmt.Errorf("adopt map %s: %w", path, err)
 		}
+		out[name] = m
 	}
 	return out, nil
 }

@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/cilium/ebpf"
 )
@@ -48,4 +49,44 @@ func DumpBatches[K comparable, V any](m *ebpf.Map, visit func(K, V)) error {
 			return fmt.Errorf("dump map %s: %w", m, err)
 		}
 	}
+}
+
+// Raw calls visit for each element as bytes, in batches where the kernel has
+// them. Elements that move meanwhile may be missed or seen twice. visit may keep
+// neither slice.
+func Raw(m *ebpf.Map, visit func(key, value []byte) error) error {
+	var cursor ebpf.MapBatchCursor
+	keys, values := elements(m.KeySize()), elements(m.ValueSize())
+	for m.Type() == ebpf.Hash || m.Type() == ebpf.LRUHash || m.Type() == ebpf.Array {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			break
+		}
+		for i := range n {
+			if err := visit(bytesOf(keys, i), bytesOf(values, i)); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read map %s: %w", m, err)
+		}
+	}
+	var key, value []byte
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		if err := visit(key, value); err != nil {
+			return err
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", m, err)
+	}
+	return nil
+}
+
+func bytesOf(elements any, i int) []byte {
+	return reflect.ValueOf(elements).Index(i).Bytes()
 }

@@ -73,6 +73,13 @@ type Node struct {
 	MTU     uint32
 }
 
+// VTEP is struct vtep.
+type VTEP struct {
+	VNI uint32
+	MAC [6]byte
+	_   [2]byte
+}
+
 // Endpoint is struct endpoint.
 type Endpoint struct {
 	Addr     Addr

@@ -67,6 +67,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"ipcache", IPKey{}, IPEntry{}},
 		{"ipcache_prefix", IPPrefix{}, IPEntry{}},
 		{"nodes", uint32(0), Node{}},
+		{"vteps", uint32(0), VTEP{}},
 		{"node_addrs", Addr{}, uint32(0)},
 		{"identities", uint32(0), uint32(0)},
 		{"rule_sets", uint32(0), uint64(0)},

@@ -79,6 +79,15 @@ func EncodePolicyKey(set uint32, k datapath.PolicyKey) PolicyKey {
 	}
 }
 
+// policyDefault is POLICY_DEFAULT.
+const policyDefault = 255
+
+// DefaultKey is the key of the entry that counts what the default of a rule set
+// denies. Such a default has one, and the programs never judge by it.
+func DefaultKey(set uint32, d datapath.Direction) PolicyKey {
+	return PolicyKey{RuleSet: set, Protocol: policyDefault, Direction: uint8(d)}
+}
+
 // Row is the key as rows have it; the rule set is left out.
 func (k PolicyKey) Row() datapath.PolicyKey {
 	return datapath.PolicyKey{

@@ -336,6 +336,13 @@ type HawserTuple6 struct {
 	Cluster uint16
 }
 
+type HawserVtep struct {
+	_   structs.HostLayout
+	Vni uint32
+	Mac [6]uint8
+	Pad [2]uint8
+}
+
 type HawserWatch struct {
 	_        structs.HostLayout
 	Verdicts uint32
@@ -386,6 +393,7 @@ const (
 	HawserMapSnat4           = "snat4"
 	HawserMapSockLinks       = "sock_links"
 	HawserMapSockPeers       = "sock_peers"
+	HawserMapVteps           = "vteps"
 	HawserMapWatched         = "watched"
 	HawserMapWouldDeny       = "would_deny"
 	HawserProgClock          = "clock"
@@ -516,6 +524,7 @@ type HawserMapSpecs struct {
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
 	SockLinks     *ebpf.MapSpec `ebpf:"sock_links"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
+	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
 	WouldDeny     *ebpf.MapSpec `ebpf:"would_deny"`
 }
@@ -592,6 +601,7 @@ type HawserMaps struct {
 	Snat4         *ebpf.Map `ebpf:"snat4"`
 	SockLinks     *ebpf.Map `ebpf:"sock_links"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
+	Vteps         *ebpf.Map `ebpf:"vteps"`
 	Watched       *ebpf.Map `ebpf:"watched"`
 	WouldDeny     *ebpf.Map `ebpf:"would_deny"`
 }
@@ -630,6 +640,7 @@ func (m *HawserMaps) Close() error {
 		m.Snat4,
 		m.SockLinks,
 		m.SockPeers,
+		m.Vteps,
 		m.Watched,
 		m.WouldDeny,
 	)

@@ -130,7 +130,7 @@ func (t *tables) flush() error {
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("write maglev tables: %w", err)
+			return whenFull(t.m, "maglev", fmt.Errorf("write maglev tables: %w", err))
 		}
 	}
 	if len(del) > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/datapath/maps"
 )
@@ -51,10 +52,20 @@ func (r *mirror[K, V]) set(k K, v V) (changed bool, err error) {
 		return false, nil
 	}
 	if err := r.m.Put(k, v); err != nil {
-		return false, fmt.Errorf("write %s %v: %w", r.name, k, err)
+		return false, whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, err))
 	}
 	r.have[k] = v
 	return true, nil
+}
+
+// whenFull says what to do about a map without room; other errors stay as they
+// are. What is in the map is never given up for something new.
+func whenFull(m *ebpf.Map, name string, err error) error {
+	if !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	return fmt.Errorf("the map %s is full, with %d entries; what it has stays, what is new does not work: "+
+		"give the agent larger maps (--map-sizes default), or see what fills it (hawser map list): %w", name, m.MaxEntries(), err)
 }
 
 // del wants an element gone.

@@ -60,12 +60,14 @@ type nodes struct {
 	ids   *nodeIDs
 	byID  *slots[maps.Node]
 	addrs *mirror[maps.Addr, uint32]
+	vteps *mirror[uint32, maps.VTEP] // of those that are external
 }
 
 func newNodes(kernel *objects.HawserMaps, t *table.Table[netip.Addr, datapath.Node], ids *nodeIDs) (*nodes, error) {
 	byID, err1 := newSlots[maps.Node]("nodes", kernel.Nodes)
 	addrs, err2 := newMirror[maps.Addr, uint32]("node_addrs", kernel.NodeAddrs)
-	return &nodes{feed: newFeed(t), ids: ids, byID: byID, addrs: addrs}, errors.Join(err1, err2)
+	vteps, err3 := newMirror[uint32, maps.VTEP]("vteps", kernel.Vteps)
+	return &nodes{feed: newFeed(t), ids: ids, byID: byID, addrs: addrs, vteps: vteps}, errors.Join(err1, err2, err3)
 }
 
 func (n *nodes) sync() (uint64, error) {
@@ -75,6 +77,9 @@ func (n *nodes) sync() (uint64, error) {
 			return err
 		}
 		addr := maps.AddrFrom(row.Tunnel)
+		if err := n.external(id, row); err != nil {
+			return err
+		}
 		_, err1 := n.byID.set(id, maps.Node{Addr: addr, Cluster: row.ClusterID, MTU: row.MTU})
 		_, err2 := n.addrs.set(addr, id)
 		return errors.Join(err1, err2)
@@ -82,12 +87,24 @@ func (n *nodes) sync() (uint64, error) {
 		// The sender is disbelieved first; its number stays reserved.
 		_, err1 := n.addrs.del(maps.AddrFrom(old.Tunnel))
 		_, err2 := n.byID.del(n.ids.ids[old.Tunnel])
-		return errors.Join(err1, err2)
+		_, err3 := n.vteps.del(n.ids.ids[old.Tunnel])
+		return errors.Join(err1, err2, err3)
 	})
 }
 
+// external writes what the headers of an external endpoint are. Without it
+// nothing is sent to one, and nothing is believed from it.
+func (n *nodes) external(id uint32, row datapath.Node) error {
+	if row.ClusterID != datapath.ExternalCluster {
+		_, err := n.vteps.del(id)
+		return err
+	}
+	_, err := n.vteps.set(id, maps.VTEP{VNI: row.VNI, MAC: row.MAC})
+	return err
+}
+
 func (n *nodes) repair(prune bool) error {
-	return errors.Join(n.byID.repair(prune), n.addrs.repair(prune, func(maps.Addr) {}))
+	return errors.Join(n.byID.repair(prune), n.addrs.repair(prune, func(maps.Addr) {}), n.vteps.repair(prune, func(uint32) {}))
 }
 
 type identities struct {

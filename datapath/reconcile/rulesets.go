@@ -5,6 +5,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -113,9 +114,10 @@ func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 		}
 		edit.put(key, v)
 	}
+	counters := edit.defaults(was, row)
 	if was == nil {
 		for k := range s.bySet[row.ID] {
-			if _, ok := row.Entries[k.Row()]; !ok {
+			if _, ok := row.Entries[k.Row()]; !ok && !slices.Contains(counters, k) {
 				edit.gone = append(edit.gone, k)
 			}
 		}
@@ -175,6 +177,27 @@ func (e *edit) put(k maps.PolicyKey, v datapath.PolicyEntry) {
 	} else {
 		e.allows = append(e.allows, p)
 	}
+}
+
+// defaults adds the entries that count what a row's defaults deny, and returns
+// their keys.
+func (e *edit) defaults(was *datapath.RuleSet, row datapath.RuleSet) (keys []maps.PolicyKey) {
+	for dir, on := range map[datapath.Direction][2]bool{
+		datapath.Ingress: {was != nil && was.Ingress, row.Ingress},
+		datapath.Egress:  {was != nil && was.Egress, row.Egress},
+	} {
+		key := maps.DefaultKey(row.ID, dir)
+		switch {
+		case on[1] && !on[0]:
+			e.put(key, datapath.PolicyEntry{Deny: true})
+		case on[0] && !on[1]:
+			e.gone = append(e.gone, key)
+		}
+		if on[1] {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 func (s *ruleSets) writeEntries(id uint32, e edit) (bool, error) {

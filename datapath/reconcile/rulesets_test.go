@@ -3,7 +3,9 @@
 package reconcile
 
 import (
+	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -75,8 +77,37 @@ func TestTornEditLeavesNothing(t *testing.T) {
 	if err := s.write(&first, first); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.kernelHas(t); len(got) != 1 {
+	if got := s.kernelHas(t); len(got) != 2 { // and what counts for the default
 		t.Errorf("left behind: %+v", got)
+	}
+}
+
+// A full map is told with what to do; what it has stays, and there is room again
+// when something goes.
+func TestFullMapIsTold(t *testing.T) {
+	s := newTestRuleSets(t, 3)
+	lives := datapath.RuleSet{ID: 5, Entries: entries{port(1): {Origin: 1}, port(2): {Origin: 2}}}
+	if err := s.write(nil, lives); err != nil {
+		t.Fatal(err)
+	}
+	late := datapath.RuleSet{ID: 6, Entries: entries{port(3): {}, port(4): {}}}
+	err := s.write(nil, late)
+	for _, part := range []string{"the map policy is full, with 3 entries", "--map-sizes", "hawser map list"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("%v does not say %q", err, part)
+		}
+	}
+	got := s.kernelHas(t)
+	for p := range lives.Entries {
+		if _, ok := got[maps.EncodePolicyKey(5, p)]; !ok {
+			t.Errorf("the entry of port %d was given up", p.Port)
+		}
+	}
+	if word := s.words.have[6]; maps.RulesFrom(word).Valid {
+		t.Error("a rule set that is not all there is enforced")
+	}
+	if err := errors.Join(s.remove(5), s.write(nil, late)); err != nil || len(s.kernelHas(t)) != 2 {
+		t.Errorf("with room again: %v, %d entries", err, len(s.kernelHas(t)))
 	}
 }
 
@@ -103,6 +134,7 @@ func TestDifferencesOfARuleSet(t *testing.T) {
 	got := s.kernelHas(t)
 	want := map[maps.PolicyKey]maps.PolicyEntry{
 		key: {Origin: 1, Hits: 7}, maps.EncodePolicyKey(5, port(3)): {Origin: 4}, maps.EncodePolicyKey(5, port(4)): {Origin: 5},
+		maps.DefaultKey(5, datapath.Ingress): {Deny: 1},
 	}
 	for k, v := range want {
 		if got[k] != v {
@@ -114,5 +146,17 @@ func TestDifferencesOfARuleSet(t *testing.T) {
 	}
 	if err := s.repair(true); err != nil || s.epoch != epoch+1 || s.kernelHas(t)[key].Hits != 7 {
 		t.Errorf("comparing with the kernel: error %v, epoch %d, %+v", err, s.epoch, s.kernelHas(t)[key])
+	}
+	// The other default: one counter comes, the other goes, and comes back from a
+	// write that knows nothing of before.
+	out := now
+	out.Ingress, out.Egress = false, true
+	for was, row := range map[*datapath.RuleSet]datapath.RuleSet{&now: out, nil: out} {
+		err := s.write(was, row)
+		got := s.kernelHas(t)
+		_, in := got[maps.DefaultKey(5, datapath.Ingress)]
+		if _, egress := got[maps.DefaultKey(5, datapath.Egress)]; err != nil || in || !egress {
+			t.Errorf("the defaults' counters: ingress %v, egress %v, %v", in, egress, err)
+		}
 	}
 }

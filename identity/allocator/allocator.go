@@ -80,6 +80,8 @@ type Allocator struct {
 
 	mu      sync.Mutex
 	entries map[string]*entry // by hash of the labels
+	// unreadable are the keys of identities in use that Concerned was last told of.
+	unreadable map[string]bool
 }
 
 // entry is one label set in use, or about to be.

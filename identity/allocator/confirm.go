@@ -20,11 +20,12 @@ type Move struct {
 }
 
 // Confirm checks every number in use against the store and puts back what
-// vanished: the number, its labels and this node's reference. Where someone else
+// vanished or cannot be read any more: the number, its labels and this node's
+// reference. Where someone else
 // has taken the labels or the number meanwhile, the labels move to the newer
 // number; where there is none for them, the others are confirmed all the same
-// and the error is an ErrExhausted. Call it when an identity in use vanishes,
-// after a restart, and when the store has another history. It costs one round
+// and the error is an ErrExhausted. Call it when Concerned says so, when an
+// identity in use vanishes, after a restart, and when the store has another history. It costs one round
 // trip for each number that is as it should be, and stops at the first error of
 // the store; what moved until then is returned with it.
 func (a *Allocator) Confirm(ctx context.Context) ([]Move, error) {
@@ -69,19 +70,14 @@ func (a *Allocator) confirm(ctx context.Context, e *entry, n identity.Number) (i
 		if err != nil {
 			return 0, err
 		}
-		byLabels, id, ref := res.Gets[0], res.Gets[1], res.Gets[2]
-		if len(byLabels) > 0 {
-			if m, ok := a.named(byLabels[0]); !ok || m != n {
-				return a.takeAsking(ctx, e)
-			}
-		}
-		if len(id) > 0 && !a.carries(id[0], e) {
+		s := state{byLabels: half(res.Gets[0]), id: half(res.Gets[1]), ref: half(res.Gets[2])}
+		if a.newer(s, e, n) {
 			return a.takeAsking(ctx, e)
 		}
-		if len(byLabels) > 0 && len(id) > 0 && len(ref) > 0 {
+		if s.byLabels.legible() && s.id.legible() && len(s.ref) > 0 {
 			return n, nil
 		}
-		done, err := a.restore(ctx, e, n, byLabels, id)
+		done, err := a.restore(ctx, e, n, s)
 		if err != nil {
 			return 0, err
 		}
@@ -93,22 +89,65 @@ func (a *Allocator) confirm(ctx context.Context, e *entry, n identity.Number) (i
 	return 0, ErrContended
 }
 
-// restore puts back what is missing if both keys are as they were read.
-func (a *Allocator) restore(ctx context.Context, e *entry, n identity.Number, byLabels, id []kvstore.KV) (bool, error) {
+// half is one key of an identity as it was read, nil when there is none.
+type half []kvstore.KV
+
+// legible reports whether it is there and can be read.
+func (h half) legible() bool {
+	if len(h) == 0 {
+		return false
+	}
+	k, err := kvstore.ParseKey(h[0].Key)
+	if err == nil {
+		_, err = kvstore.Decode(k, h[0].Value)
+	}
+	return err == nil
+}
+
+func (h half) unchanged(key string) kvstore.Cmp {
+	if len(h) == 0 {
+		return kvstore.Absent(key)
+	}
+	return kvstore.AtRevision(key, h[0].ModRevision)
+}
+
+// state is what the store has of an identity in use.
+type state struct {
+	byLabels, id, ref half
+}
+
+// newer reports whether somebody else has the labels or the number. A record that
+// cannot be read says neither, but of the number only this node's reference, or
+// the labels' key, then tells that it was not given to others: a number that is
+// referred to is not collected.
+func (a *Allocator) newer(s state, e *entry, n identity.Number) bool {
+	if s.byLabels.legible() {
+		if m, ok := a.named(s.byLabels[0]); !ok || m != n {
+			return true
+		}
+	}
+	if s.id.legible() {
+		return !a.carries(s.id[0], e)
+	}
+	return len(s.id) > 0 && !s.byLabels.legible() && len(s.ref) == 0
+}
+
+// restore writes what is missing or cannot be read if all keys are as they were
+// read.
+func (a *Allocator) restore(ctx context.Context, e *entry, n identity.Number, s state) (bool, error) {
 	all, err := a.records(e, n)
 	if err != nil {
 		return false, err
 	}
 	var ops []kvstore.Op
 	var conds []kvstore.Cmp
-	for i, kvs := range [][]kvstore.KV{id, byLabels} {
-		if len(kvs) == 0 {
-			conds = append(conds, kvstore.Absent(all[i].Key))
+	for i, h := range []half{s.id, s.byLabels} {
+		if !h.legible() {
 			ops = append(ops, all[i])
-		} else {
-			conds = append(conds, kvstore.AtRevision(all[i].Key, kvs[0].ModRevision))
 		}
+		conds = append(conds, h.unchanged(all[i].Key))
 	}
+	conds = append(conds, s.ref.unchanged(all[2].Key))
 	res, err := a.cfg.Client.Txn(ctx, conds, append(ops, all[2]), nil)
 	return res.Succeeded, err
 }

@@ -19,6 +19,7 @@ func (c *Cache) SetCIDR(p netip.Prefix, id identity.Number) {
 	defer c.mu.Unlock()
 	c.cidrs.Insert(p, id)
 	c.claim(source{Kind: KindCIDR}, Entry{Prefix: p, IPEntry: datapath.IPEntry{Identity: id}, Source: KindCIDR})
+	c.renewExternal(p)
 }
 
 // DeleteCIDR withdraws SetCIDR.
@@ -27,6 +28,19 @@ func (c *Cache) DeleteCIDR(p netip.Prefix) {
 	defer c.mu.Unlock()
 	c.cidrs.Delete(p)
 	c.unclaim(source{Kind: KindCIDR}, p)
+	c.renewExternal(p)
+}
+
+// renewExternal resolves the external endpoints' prefixes within p anew: they may
+// have another identity.
+func (c *Cache) renewExternal(p netip.Prefix) {
+	var inside []netip.Prefix
+	for q := range c.external.Subnets(p) {
+		inside = append(inside, q)
+	}
+	for _, q := range inside {
+		c.resolve(q)
+	}
 }
 
 // SetBlock tells which identity an ipBlock gives to all addresses of a prefix
@@ -58,22 +72,54 @@ func (c *Cache) publishBlocks(addrs *table.Table[datapath.IPKey, datapath.IPEntr
 	clear(c.dirtyBlock)
 }
 
-// isInMesh reports whether somebody in the mesh claims a prefix that covers p.
-func (c *Cache) isInMesh(p netip.Prefix) bool {
-	_, ok := c.mesh.LookupPrefix(p)
-	return ok
+// winner is the entry of p, whose best claim is given; nil is none. What the mesh
+// has is not outside, so policies' prefixes do not show inside of it; but what is
+// behind an external endpoint is outside, reached through its tunnel.
+func (c *Cache) winner(p netip.Prefix, best *Entry) *Entry {
+	switch {
+	case best == nil:
+		return nil
+	case best.Source == KindExternal:
+		w := *best
+		w.Identity = identity.World
+		if id, ok := c.cidrs.LookupPrefix(p); ok {
+			w.Identity = id
+		}
+		return &w
+	case best.Source == KindCIDR:
+		around, ok := c.mesh.LookupPrefix(p)
+		if !ok {
+			return best
+		}
+		if around.Source != KindExternal {
+			return nil
+		}
+		w := *around
+		w.Prefix, w.Identity = p, best.Identity
+		return &w
+	}
+	return best
 }
 
 // noteMesh keeps the list of what the mesh claims, and hides or shows the
 // policies' prefixes inside it.
-func (c *Cache) noteMesh(p netip.Prefix, claimed bool) {
-	if _, was := c.mesh.Get(p); was == claimed {
+func (c *Cache) noteMesh(p netip.Prefix, best *Entry) {
+	if best != nil && best.Source == KindCIDR {
+		best = nil
+	}
+	was, _ := c.mesh.Get(p)
+	if was != nil && best != nil && was.Source != KindExternal && best.Source != KindExternal || was == best {
 		return
 	}
-	if claimed {
-		c.mesh.Insert(p, struct{}{})
+	if best != nil {
+		c.mesh.Insert(p, best)
 	} else {
 		c.mesh.Delete(p)
+	}
+	if best != nil && best.Source == KindExternal {
+		c.external.Insert(p, struct{}{})
+	} else {
+		c.external.Delete(p)
 	}
 	if p.IsSingleIP() {
 		return // nothing else is inside

@@ -20,6 +20,7 @@ const (
 	KindRange    // a cluster's pod or service range: what nobody has in it is nowhere
 	KindCIDR     // a prefix outside the mesh that policies use
 	KindReserved // no claim: the answer for what nobody claims
+	KindExternal // an Entry of KindVTEP that an operator declared
 )
 
 func (k Kind) String() string {
@@ -32,6 +33,8 @@ func (k Kind) String() string {
 		return "ip"
 	case KindVTEP:
 		return "vtep"
+	case KindExternal:
+		return "external"
 	case KindRange:
 		return "range"
 	case KindCIDR:

@@ -57,7 +57,8 @@ type Cache struct {
 	tunnels    claims[netip.Addr, datapath.Node]
 	byPrefix   *bart.Table[*Entry] // the winners, the same as in addrs
 	contested  map[netip.Prefix]struct{}
-	mesh       *bart.Table[struct{}]            // prefixes that somebody in the mesh claims
+	mesh       *bart.Table[*Entry]              // prefixes that somebody in the mesh claims
+	external   *bart.Table[struct{}]            // those of them that are external endpoints'
 	cidrs      *bart.Table[identity.Number]     // KindCIDR claims
 	blocks     map[netip.Prefix]identity.Number // of BlockSpace
 	dirtyBlock map[netip.Prefix]struct{}
@@ -84,7 +85,8 @@ func New(cfg Config) (*Cache, error) {
 		tunnels:    newClaims[netip.Addr, datapath.Node](nodesFirst),
 		byPrefix:   &bart.Table[*Entry]{},
 		contested:  map[netip.Prefix]struct{}{},
-		mesh:       &bart.Table[struct{}]{},
+		mesh:       &bart.Table[*Entry]{},
+		external:   &bart.Table[struct{}]{},
 		cidrs:      &bart.Table[identity.Number]{},
 		blocks:     map[netip.Prefix]identity.Number{},
 		dirtyBlock: map[netip.Prefix]struct{}{},
@@ -216,10 +218,14 @@ func (c *Cache) resolve(p netip.Prefix) {
 	} else {
 		delete(c.contested, p)
 	}
-	if len(all) == 0 || all[0].value.Source == KindCIDR && c.isInMesh(p) {
-		c.byPrefix.Delete(p)
-	} else {
-		c.byPrefix.Insert(p, all[0].value)
+	var best *Entry
+	if len(all) > 0 {
+		best = all[0].value
 	}
-	c.noteMesh(p, len(all) > 0 && all[0].value.Source != KindCIDR)
+	if w := c.winner(p, best); w != nil {
+		c.byPrefix.Insert(p, w)
+	} else {
+		c.byPrefix.Delete(p)
+	}
+	c.noteMesh(p, best)
 }

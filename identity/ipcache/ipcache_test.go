@@ -102,13 +102,13 @@ func TestRows(t *testing.T) {
 		"10.1.0.6/32 id 65537 via invalid IP flags 0",
 		"10.2.0.0/24 id 0 via 192.0.2.9 flags 4",
 		"10.2.0.5/32 id 131072 via 192.0.2.9 flags 0",
-		"10.7.0.0/16 id 0 via 192.0.2.77 flags 4",
+		"10.7.0.0/16 id 2 via 192.0.2.77 flags 4",
 		"192.0.2.1/32 id 1 via invalid IP flags 1",
 		"192.0.2.2/32 id 6 via 192.0.2.2 flags 2",
 		"192.0.2.9/32 id 6 via 192.0.2.9 flags 2",
 		"198.51.100.1/32 id 1 via invalid IP flags 1",
 		"node 192.0.2.2 east/east-2 id 1 mtu 1500",
-		"node 192.0.2.77 /vtep:10.7.0.0/16 id 0 mtu 0",
+		"node 192.0.2.77 east/vtep:10.7.0.0/16 id 4294967295 mtu 0",
 		"node 192.0.2.9 west/west-1 id 0 mtu 1500",
 	)
 	f.SetCluster("west", 2)
@@ -211,7 +211,7 @@ func TestTwoNodesOneTunnel(t *testing.T) {
 	)
 	f.vtep("east", "10.7.0.0/16", "192.0.2.2", "")
 	f.want(
-		"10.7.0.0/16 id 0 via 192.0.2.2 flags 4",
+		"10.7.0.0/16 id 2 via 192.0.2.2 flags 4",
 		"192.0.2.1/32 id 1 via invalid IP flags 1",
 		"192.0.2.2/32 id 6 via 192.0.2.2 flags 2",
 		"node 192.0.2.2 east/east-2 id 1 mtu 1500",

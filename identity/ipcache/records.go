@@ -3,14 +3,17 @@
 package ipcache
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/tunnel"
 )
 
 type nodeKey struct{ cluster, name string }
@@ -81,30 +84,49 @@ func (c *Cache) DeleteIP(cluster string, p netip.Prefix) {
 }
 
 // UpsertVTEP takes state/<cluster>/vteps/…: where a prefix is, not who has it.
-// One that names no node was declared by an operator: its tunnel address can be
-// sent to, but with cluster id 0 no identity is believed from it.
+// One that names no node was declared by an operator: what is behind it is of the
+// outside, reached through a tunnel.
 func (c *Cache) UpsertVTEP(cluster string, r *keyspacev1.VTEP) error {
 	p, err := parsePrefix(r.GetPrefix())
 	if err != nil {
 		return fmt.Errorf("vtep of cluster %s: %w", cluster, err)
 	}
-	tunnel, err := parseTunnel(r.GetTunnelAddress())
+	at, err := parseTunnel(r.GetTunnelAddress())
+	mac := tunnel.ExternalMAC()
+	if text := r.GetMac(); err == nil && text != "" {
+		mac, err = parseMAC(text)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.withdrawVTEP(cluster, p)
 	if err != nil {
 		return fmt.Errorf("vtep %s of cluster %s: %w", p, cluster, err)
 	}
-	c.claim(source{Kind: KindVTEP, Cluster: cluster}, Entry{
-		Prefix: p, IPEntry: datapath.IPEntry{Tunnel: tunnel, Flags: datapath.IPCIDR},
+	e := Entry{
+		Prefix: p, IPEntry: datapath.IPEntry{Tunnel: at, Flags: datapath.IPCIDR},
 		Cluster: cluster, Node: r.GetNode(), Source: KindVTEP,
-	})
-	if r.GetNode() == "" {
-		k := nodeKey{cluster, vtepName(p)}
-		c.nodes[k] = nodeClaims{tunnel: tunnel}
-		c.claimTunnel(source{KindVTEP, cluster, k.name}, datapath.Node{Tunnel: tunnel, Name: k.name})
 	}
+	if r.GetNode() != "" {
+		c.claim(source{Kind: KindVTEP, Cluster: cluster}, e)
+		return nil
+	}
+	k := nodeKey{cluster, vtepName(p)}
+	c.nodes[k] = nodeClaims{tunnel: at}
+	c.claimTunnel(source{KindVTEP, cluster, k.name}, datapath.Node{
+		Tunnel: at, ClusterID: datapath.ExternalCluster, Cluster: cluster, Name: k.name,
+		VNI: cmp.Or(r.GetVni(), tunnel.ExternalVNI), MAC: mac,
+	})
+	e.Source = KindExternal
+	c.claim(source{Kind: KindVTEP, Cluster: cluster}, e)
 	return nil
+}
+
+func parseMAC(text string) (mac [6]byte, err error) {
+	m, err := net.ParseMAC(text)
+	if err != nil || len(m) != len(mac) {
+		return mac, fmt.Errorf("%.64q is no hardware address of six bytes", text)
+	}
+	return [6]byte(m), nil
 }
 
 // DeleteVTEP withdraws UpsertVTEP.

@@ -200,7 +200,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindIdentity, "<number>"), "agent"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindIdentityLabels, "<sha256 of labels>"), "agent"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindIP, "<prefix>"), "agent"},
-		{kvstore.NewKey(kvstore.State, c, kvstore.KindVTEP, "<prefix>"), "agent"},
+		{kvstore.NewKey(kvstore.State, c, kvstore.KindVTEP, "<prefix>"), "agent; external ones: API server"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindService, "<namespace>", "<name>"), "API server; not shared with the mesh: below local/"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindServiceID, "<number>"), "API server"},
 		{kvstore.NewKey(kvstore.State, c, kvstore.KindSlice, "<namespace>", "<service>", "<slice>"), "agent; not shared with the mesh: below local/"},
@@ -221,6 +221,7 @@ func keys() string {
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindEnrolment, "<node>"), "API server"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindElection, "<name>"), "API server, leased; plain text"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindGossipKeys), "API server: the same keys with their age"},
+		{kvstore.NewKey(kvstore.Private, c, kvstore.KindCARotation), "API server: the replacement of the CA, where several have a copy of it"},
 		{kvstore.NewKey(kvstore.Private, c, kvstore.KindVIP, "<address>"), "API server"},
 	}
 	var b strings.Builder

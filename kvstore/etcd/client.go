@@ -15,10 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -26,18 +28,25 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
 const (
 	defaultTimeout = 5 * time.Second
 	maxTxnOps      = 128
+	maxRequest     = 2 << 20
 
 	backoffMin = 100 * time.Millisecond
 	backoffMax = 5 * time.Second
 
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 3 * time.Second
+
+	// Bytes that may be on their way: a page of a listing or the events of a
+	// watch to a client, a transaction to a server.
+	clientWindow = 4 << 20
+	serverWindow = 2 << 20
 )
 
 // ClientConfig is how to reach an etcd.
@@ -59,6 +68,7 @@ type ClientConfig struct {
 // and made again whenever it breaks, after 100 ms to 5 s with jitter.
 type Client struct {
 	etcd     *clientv3.Client
+	kv       pb.KVClient // of etcd
 	timeout  time.Duration
 	endpoint string
 	cause    *lastError
@@ -119,12 +129,12 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		DialKeepAliveTimeout: keepaliveTimeout,
 		BackoffWaitBetween:   backoffMin,
 		Logger:               zapLogger(cfg.Log),
-		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(cause.intercept), grpc.WithConnectParams(grpc.ConnectParams{
+		DialOptions: append(tlsgrpc.ClientWindows(clientWindow), grpc.WithChainUnaryInterceptor(cause.intercept), callDefaults(), grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
 				BaseDelay: backoffMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: backoffMax,
 			},
 			MinConnectTimeout: cfg.Timeout,
-		})},
+		})),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect etcd %s: %w", strings.Join(eps, ","), err)
@@ -132,7 +142,12 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, time.Duration) {}
 	}
-	return &Client{etcd: c, timeout: cfg.Timeout, endpoint: strings.Join(eps, ","), cause: cause, observe: cfg.Observe}, nil
+	return &Client{etcd: c, kv: clientv3.RetryKVClient(c), timeout: cfg.Timeout, endpoint: strings.Join(eps, ","), cause: cause, observe: cfg.Observe}, nil
+}
+
+// callDefaults are the options that etcd's client gives each of its calls.
+func callDefaults() grpc.DialOption {
+	return grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallSendMsgSize(maxRequest), grpc.MaxCallRecvMsgSize(math.MaxInt32))
 }
 
 // Endpoint implements kvstore.Client.
@@ -206,9 +221,9 @@ func (c *Client) Txn(ctx context.Context, cmps []kvstore.Cmp, thens, elses []kvs
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	r, err := c.etcd.Txn(ctx).If(toCmps(cmps)...).Then(toOps(thens)...).Else(toOps(elses)...).Commit()
+	r, err := c.kv.Txn(ctx, toTxn(cmps, thens, elses))
 	if err != nil {
-		err = c.wrap("transaction on", key, err)
+		err = c.wrap("transaction on", key, clientv3.ContextError(ctx, err))
 		c.ended("transaction", begun, &err)
 		return kvstore.TxnResult{}, err
 	}

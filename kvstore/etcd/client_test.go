@@ -33,3 +33,58 @@ func TestClient(t *testing.T) {
 		t.Fatalf("agent writes private/: %v", err)
 	}
 }
+
+// TestTransactionParts: each compare holds and fails as documented, of one key
+// and of all below one, and each operation does what it says.
+func TestTransactionParts(t *testing.T) {
+	e := etcdtest.Start(t)
+	c := e.APIServer(t)
+	dir := kvstore.KindPrefix(kvstore.Local, e.Cluster, kvstore.KindRef)
+	key, other, empty := dir+"1/n", dir+"2/n", dir+"3/"
+	created := put(t, c, key, "a")
+	written := put(t, c, key, "b")
+	put(t, c, other, "b")
+	for _, cmp := range []struct {
+		kvstore.Cmp
+		holds bool
+	}{
+		{kvstore.Absent(empty), true},
+		{kvstore.Absent(key), false},
+		{kvstore.Cmp{Key: empty, Prefix: true}, true},
+		{kvstore.Cmp{Key: dir, Prefix: true}, false},
+		{kvstore.Cmp{Key: key, Target: kvstore.CmpExists}, true},
+		{kvstore.Cmp{Key: empty, Target: kvstore.CmpExists}, false},
+		{kvstore.AtRevision(key, written), true},
+		{kvstore.AtRevision(key, created), false},
+		{kvstore.Cmp{Key: key, Target: kvstore.CmpCreateRev, Rev: created}, true},
+		{kvstore.Cmp{Key: key, Target: kvstore.CmpCreateRev, Rev: written}, false},
+		{kvstore.Cmp{Key: key, Target: kvstore.CmpValue, Value: []byte("b")}, true},
+		{kvstore.Cmp{Key: key, Target: kvstore.CmpValue, Value: []byte("a")}, false},
+		{kvstore.Cmp{Key: dir, Prefix: true, Target: kvstore.CmpValue, Value: []byte("b")}, true},
+		{kvstore.Cmp{Key: dir, Prefix: true, Target: kvstore.CmpCreateRev, Rev: created}, false},
+	} {
+		res, err := c.Txn(t.Context(), []kvstore.Cmp{cmp.Cmp}, nil, []kvstore.Op{kvstore.Read(key)})
+		if err != nil || res.Succeeded != cmp.holds || len(res.Gets) != map[bool]int{true: 0, false: 1}[cmp.holds] {
+			t.Errorf("%+v: %+v, %v", cmp, res, err)
+		}
+	}
+	res, err := c.Txn(t.Context(), nil, []kvstore.Op{kvstore.Read(key), {Kind: kvstore.OpGet, Key: dir, Prefix: true}}, nil)
+	if err != nil || len(res.Gets) != 2 || len(res.Gets[0]) != 1 || len(res.Gets[1]) != 2 {
+		t.Errorf("reading one key and all: %+v, %v", res, err)
+	}
+	if _, err := c.Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(key)}, nil); err != nil {
+		t.Error(err)
+	}
+	if p, err := c.List(t.Context(), dir, "", 10, 0); err != nil || len(p.KVs) != 1 || p.KVs[0].Key != other {
+		t.Errorf("after one deletion: %+v, %v", p, err)
+	}
+	if _, err := c.Txn(t.Context(), nil, []kvstore.Op{{Kind: kvstore.OpDelete, Key: dir, Prefix: true}}, nil); err != nil {
+		t.Error(err)
+	}
+	if p, err := c.List(t.Context(), dir, "", 10, 0); err != nil || len(p.KVs) != 0 {
+		t.Errorf("after the deletion of all: %+v, %v", p, err)
+	}
+	if _, err := c.Txn(t.Context(), nil, []kvstore.Op{{Kind: kvstore.OpPut, Key: key, Lease: 12345}}, nil); err == nil {
+		t.Error("a lease that is not there was taken for none")
+	}
+}

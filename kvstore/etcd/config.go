@@ -3,6 +3,7 @@
 package etcd
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -269,6 +271,10 @@ func embedConfig(cfg ServerConfig, opts ...grpc.ServerOption) (*embed.Config, er
 	c.Dir = cfg.DataDir
 	listen := url.URL{Scheme: "https", Host: cfg.Listen.String()}
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{listen}, []url.URL{listen}
+	// etcd serves gRPC itself only on a port that has no HTTP; otherwise Go's
+	// HTTP server does it, at two thirds of the speed. The HTTP, which nobody
+	// asks, is put where it is in no one's way.
+	c.ListenClientHttpUrls = []url.URL{{Scheme: "unixs", Host: "@hawser-etcd-" + rand.Text()}}
 	peer, err := url.Parse(cfg.peerURL())
 	if err != nil {
 		return nil, fmt.Errorf("peer address of etcd member %s: %w", cfg.Name, err)
@@ -301,7 +307,7 @@ func embedConfig(cfg ServerConfig, opts ...grpc.ServerOption) (*embed.Config, er
 	c.AutoCompactionMode = embed.CompactorModePeriodic
 	c.AutoCompactionRetention = cfg.History.String()
 	c.UnsafeNoFsync = cfg.UnsafeNoFsync
-	c.GRPCAdditionalServerOptions = opts
+	c.GRPCAdditionalServerOptions = append(tlsgrpc.ServerWindows(serverWindow), opts...)
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapLogger(cfg.Log))
 	return c, nil
 }

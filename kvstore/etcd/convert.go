@@ -3,6 +3,7 @@
 package etcd
 
 import (
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -24,49 +25,58 @@ func fromEvent(e *clientv3.Event) kvstore.Event {
 	return ev
 }
 
-func toCmps(in []kvstore.Cmp) []clientv3.Cmp {
-	out := make([]clientv3.Cmp, len(in))
-	for i, c := range in {
-		out[i] = toCmp(c)
-		if c.Prefix {
-			out[i] = out[i].WithPrefix()
-		}
+// toTxn makes the request that etcd's client would, without the copies that its
+// own builders make of each part.
+func toTxn(cmps []kvstore.Cmp, thens, elses []kvstore.Op) *pb.TxnRequest {
+	r := &pb.TxnRequest{Compare: make([]*pb.Compare, len(cmps)), Success: toOps(thens), Failure: toOps(elses)}
+	for i, c := range cmps {
+		r.Compare[i] = toCmp(c)
 	}
-	return out
+	return r
 }
 
 // toCmp relies on etcd comparing an empty range, or an absent key, as one key
 // whose revisions are 0.
-func toCmp(c kvstore.Cmp) clientv3.Cmp {
+func toCmp(c kvstore.Cmp) *pb.Compare {
+	out := &pb.Compare{Key: []byte(c.Key), RangeEnd: rangeEnd(c.Key, c.Prefix)}
 	switch c.Target {
-	case kvstore.CmpExists:
-		return clientv3.Compare(clientv3.CreateRevision(c.Key), ">", 0)
 	case kvstore.CmpModRev:
-		return clientv3.Compare(clientv3.ModRevision(c.Key), "=", c.Rev)
-	case kvstore.CmpCreateRev:
-		return clientv3.Compare(clientv3.CreateRevision(c.Key), "=", c.Rev)
+		out.Target, out.TargetUnion = pb.Compare_MOD, &pb.Compare_ModRevision{ModRevision: c.Rev}
 	case kvstore.CmpValue:
-		return clientv3.Compare(clientv3.Value(c.Key), "=", string(c.Value))
+		out.Target, out.TargetUnion = pb.Compare_VALUE, &pb.Compare_Value{Value: c.Value}
+	case kvstore.CmpNotAfter:
+		out.Result = pb.Compare_LESS
+		out.Target, out.TargetUnion = pb.Compare_MOD, &pb.Compare_ModRevision{ModRevision: c.Rev + 1}
+	case kvstore.CmpCreateRev:
+		out.Target, out.TargetUnion = pb.Compare_CREATE, &pb.Compare_CreateRevision{CreateRevision: c.Rev}
+	case kvstore.CmpExists:
+		out.Result = pb.Compare_GREATER
+		fallthrough
 	default:
-		return clientv3.Compare(clientv3.CreateRevision(c.Key), "=", 0)
+		out.Target, out.TargetUnion = pb.Compare_CREATE, &pb.Compare_CreateRevision{}
 	}
+	return out
 }
 
-func toOps(in []kvstore.Op) []clientv3.Op {
-	out := make([]clientv3.Op, len(in))
+func toOps(in []kvstore.Op) []*pb.RequestOp {
+	out := make([]*pb.RequestOp, len(in))
 	for i, o := range in {
-		var opts []clientv3.OpOption
-		if o.Prefix {
-			opts = append(opts, clientv3.WithPrefix())
-		}
+		key, end := []byte(o.Key), rangeEnd(o.Key, o.Prefix)
 		switch o.Kind {
 		case kvstore.OpDelete:
-			out[i] = clientv3.OpDelete(o.Key, opts...)
+			out[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: &pb.DeleteRangeRequest{Key: key, RangeEnd: end}}}
 		case kvstore.OpGet:
-			out[i] = clientv3.OpGet(o.Key, opts...)
+			out[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: key, RangeEnd: end}}}
 		default:
-			out[i] = clientv3.OpPut(o.Key, string(o.Value), clientv3.WithLease(clientv3.LeaseID(o.Lease)))
+			out[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: &pb.PutRequest{Key: key, Value: o.Value, Lease: int64(o.Lease)}}}
 		}
 	}
 	return out
+}
+
+func rangeEnd(key string, prefix bool) []byte {
+	if !prefix {
+		return nil
+	}
+	return []byte(clientv3.GetPrefixRangeEnd(key))
 }

@@ -179,9 +179,11 @@ func (s *Server) Leads() bool { return s.leads() }
 // Endpoint is host:port by which this host reaches the server; a wildcard
 // listen address becomes loopback.
 func (s *Server) Endpoint() string {
-	addr, err := netip.ParseAddrPort(s.etcd.Clients[0].Addr().String())
-	if err != nil {
-		return s.cfg.Listen.String()
+	port := s.cfg.Listen.Port()
+	for _, l := range s.etcd.Clients { // the other one is a unix socket
+		if a, ok := l.Addr().(*net.TCPAddr); ok {
+			port = a.AddrPort().Port()
+		}
 	}
 	ip := s.cfg.Listen.Addr()
 	switch {
@@ -190,7 +192,7 @@ func (s *Server) Endpoint() string {
 	case ip == netip.IPv6Unspecified():
 		ip = netip.IPv6Loopback()
 	}
-	return netip.AddrPortFrom(ip, addr.Port()).String()
+	return netip.AddrPortFrom(ip, port).String()
 }
 
 // Endpoints are all members, this one first.

@@ -4,14 +4,19 @@ package etcd_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
@@ -101,4 +106,71 @@ func TestErrorsNameOperationKeyAndCause(t *testing.T) {
 		}
 	}
 	t.Log(err)
+}
+
+// TestPortHasNoHTTP: the port speaks gRPC and nothing beside it, for HTTP there
+// would cost a third of its speed; what etcd tells by HTTP is on a local socket, for
+// holders of a certificate.
+func TestPortHasNoHTTP(t *testing.T) {
+	e := etcdtest.StartKind(t, etcdtest.Embedded)
+	put(t, e.APIServer(t), kvstore.Prefix(kvstore.State, e.Cluster)+"nodes/n1", "v")
+	files, err := e.Files(pki.Request{Role: pki.RoleAgent, Name: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	with, err := files.ClientTLS(&pki.ID{Cluster: e.Cluster, Role: pki.RoleAPIServer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	without := with.Clone()
+	without.Certificates, without.GetClientCertificate = nil, nil
+	version := func(network, address string, cfg *tls.Config) (string, error) {
+		tr := &http.Transport{TLSClientConfig: cfg.Clone(), DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}}
+		ctx, cancel := contextFor(t, 5*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://etcd/version", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := tr.RoundTrip(req)
+		if err != nil {
+			return "", err
+		}
+		defer r.Body.Close()
+		b, err := io.ReadAll(r.Body)
+		return string(b), err
+	}
+	if v, err := version("tcp", e.Endpoints()[0], with); err == nil {
+		t.Errorf("the port answers HTTP: %q", v)
+	}
+	answered := 0
+	for _, socket := range httpSockets(t) {
+		if v, err := version("unix", socket, without); err == nil {
+			t.Errorf("%s answers without a certificate: %q", socket, v)
+		}
+		if v, err := version("unix", socket, with); err == nil && strings.Contains(v, "etcdserver") {
+			answered++
+		}
+	}
+	if answered != 1 {
+		t.Errorf("%d sockets answer this cluster's node, not 1", answered)
+	}
+}
+
+// httpSockets are those of all embedded etcds of this network namespace.
+func httpSockets(t *testing.T) (out []string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) == 8 && f[3] == "00010000" && strings.HasPrefix(f[7], "@hawser-etcd-") { // listening
+			out = append(out, f[7])
+		}
+	}
+	return out
 }

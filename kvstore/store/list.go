@@ -103,7 +103,7 @@ func (r *Reader) sweep(rev int64, seen map[string]bool, freeze bool) int {
 	for _, key := range gone {
 		delivered := r.keys[key].delivered
 		delete(r.keys, key)
-		delete(r.unreadable, key)
+		r.unreadable.remove(key)
 		k, err := kvstore.ParseKey(key)
 		switch {
 		case err != nil || !delivered:

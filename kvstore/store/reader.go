@@ -15,13 +15,13 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hawser-mesh/hawser/internal/backoff"
+	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -30,6 +30,8 @@ const (
 	backoffMin   = 100 * time.Millisecond
 	backoffMax   = 5 * time.Second
 	thawInterval = 250 * time.Millisecond
+	// skipsTold is how many skipped records are logged in a minute.
+	skipsTold = 20
 )
 
 // Change is one key that was written or deleted.
@@ -52,7 +54,7 @@ type Batch struct {
 	Revision int64
 	// Listed marks the last batch of a listing.
 	Listed bool
-	// Unreadable are all keys whose present value cannot be read, in no order;
+	// Unreadable are all keys whose present value cannot be read, in no order; read only;
 	// what they last said may have been delivered long ago, or never.
 	Unreadable []kvstore.Key
 }
@@ -101,7 +103,8 @@ type Reader struct {
 	keys  map[string]entry
 	// ghosts are delivered keys that are not in the store's present history.
 	ghosts     map[string]kvstore.Key
-	unreadable map[string]kvstore.Key // below apply
+	unreadable unreadable  // below apply
+	told       seldom.Gate // of what is skipped
 
 	mu       sync.Mutex
 	status   Status
@@ -125,8 +128,9 @@ func NewReader(cfg ReaderConfig) (*Reader, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Reader{
-		cfg: cfg, keys: map[string]entry{}, ghosts: map[string]kvstore.Key{}, unreadable: map[string]kvstore.Key{},
+		cfg: cfg, keys: map[string]entry{}, ghosts: map[string]kvstore.Key{},
 		status: Status{Since: time.Now(), Bad: map[string]int{}}, advanced: make(chan struct{}),
+		told: seldom.Gate{Window: time.Minute, Most: skipsTold},
 	}, nil
 }
 
@@ -255,7 +259,7 @@ func (r *Reader) watched(b kvstore.WatchBatch) {
 
 // deliver hands a batch over. The caller holds apply.
 func (r *Reader) deliver(b Batch) {
-	b.Unreadable = slices.Collect(maps.Values(r.unreadable))
+	b.Unreadable = r.unreadable.all()
 	r.cfg.Apply(b)
 }
 
@@ -267,7 +271,7 @@ func (r *Reader) change(kv kvstore.KV, deleted bool) (Change, bool) {
 		had = true
 		delete(r.ghosts, kv.Key)
 	}
-	delete(r.unreadable, kv.Key)
+	r.unreadable.remove(kv.Key)
 	k, err := kvstore.ParseKey(kv.Key)
 	if err != nil {
 		r.keys[kv.Key] = entry{rev: kv.ModRevision}
@@ -287,7 +291,7 @@ func (r *Reader) change(kv kvstore.KV, deleted bool) (Change, bool) {
 		if c.Record, err = r.cfg.Limits.Decode(k, kv.Value); err != nil {
 			r.keys[kv.Key] = entry{rev: kv.ModRevision, delivered: had}
 			if r.bad(err) {
-				r.unreadable[kv.Key] = k
+				r.unreadable.add(kv.Key, k)
 			}
 			return Change{}, false
 		}
@@ -309,7 +313,9 @@ func (r *Reader) bad(err error) bool {
 	if r.cfg.OnBad != nil {
 		r.cfg.OnBad(b)
 	}
-	r.cfg.Log.Warn("record skipped", "key", b.Key, "reason", b.Reason, "detail", b.Detail)
+	if untold, ok := r.told.Pass(); ok {
+		r.cfg.Log.Warn("record skipped", "key", b.Key, "reason", b.Reason, "detail", b.Detail, "untold_before", untold)
+	}
 	return true
 }
 

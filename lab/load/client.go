@@ -129,7 +129,10 @@ func (c *client) connections(ctx context.Context) {
 		select {
 		case slots <- struct{}{}:
 		default:
-			c.fail("connection", fmt.Errorf("%d are still without an answer: %w", maxInFlight, errLate))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.report.NotMade++
+			c.report.LastFailed = max(c.report.LastFailed, time.Now().UnixMilli())
 			return
 		}
 		wg.Go(func() {

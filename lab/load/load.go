@@ -43,6 +43,7 @@ type Report struct {
 	Reset       int     `json:"reset"`
 	Timeouts    int     `json:"timeouts"` // no answer, or one later than MaxLatency
 	Other       int     `json:"other_errors"`
+	NotMade     int     `json:"not_made"` // as many as are allowed had no answer yet
 	LatencyP50  float64 `json:"latency_p50_ms"`
 	LatencyP99  float64 `json:"latency_p99_ms"`
 	LatencyMax  float64 `json:"latency_max_ms"`
@@ -78,6 +79,7 @@ func (r Report) Verdict(cfg Config) error {
 		}
 	}
 	bad(r.Refused, "connections refused")
+	bad(r.NotMade, fmt.Sprintf("connections not made, because %d had no answer yet", maxInFlight))
 	bad(r.Reset, "connections reset")
 	bad(r.Timeouts, "connections timed out or late")
 	bad(r.Other, "connections failed otherwise")

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/lab/load"
 )
 
@@ -55,12 +56,7 @@ func TestNothingLostOnLoopback(t *testing.T) {
 }
 
 func TestNobodyThere(t *testing.T) {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := lis.Addr().String()
-	lis.Close()
+	addr := ports.Free(t).String()
 	r, err := run(t, load.Config{Target: addr, Connections: 50, Stream: true}, 200*time.Millisecond)
 	if r.Refused == 0 || r.StreamError == "" || err == nil {
 		t.Errorf("refusals were not noticed: %v", err)

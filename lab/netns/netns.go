@@ -168,6 +168,48 @@ func SetPort(fabric, name string, on bool) error {
 	})
 }
 
+// Disconnect removes a Port, both ends of it; none there is no error.
+func Disconnect(fabric, name string) error {
+	return nsthread.InNetns(fabric, func() error {
+		link, err := netlink.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil
+		}
+		if err == nil {
+			err = netlink.LinkDel(link)
+		}
+		if err != nil {
+			return fmt.Errorf("remove port %s of the fabric: %w", name, err)
+		}
+		return nil
+	})
+}
+
+// SetMTU makes the fabric's end of a Port carry no larger packets; its bridge goes
+// on carrying those of others, up to size. Larger ones are lost, and nobody is
+// told: a bridge does not route.
+func SetMTU(fabric, bridge, name string, mtu, size int) error {
+	return nsthread.InNetns(fabric, func() error {
+		port, err := netlink.LinkByName(name)
+		if err == nil {
+			err = netlink.LinkSetMTU(port, mtu)
+		}
+		if err != nil {
+			return fmt.Errorf("MTU of port %s of the fabric: %w", name, err)
+		}
+		// A bridge follows its smallest port until it is told its own, which is not
+		// noticed when it is what it has: hence after the port.
+		br, err := netlink.LinkByName(bridge)
+		if err == nil {
+			err = netlink.LinkSetMTU(br, size)
+		}
+		if err != nil {
+			return fmt.Errorf("MTU of bridge %s of the fabric: %w", bridge, err)
+		}
+		return nil
+	})
+}
+
 // Delete removes the namespace at path; none there is no error.
 func Delete(path string) error { return nsthread.DeleteNetns(path) }
 

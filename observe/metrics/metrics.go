@@ -18,11 +18,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/expfmt"
 )
 
 // Kind is what a metric's value does.
@@ -115,13 +117,33 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// registry has a program's metrics beside those of the process and of Go.
+func registry(c prometheus.Collector) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// Text is what Handler's /metrics says, in the text format of Prometheus.
+func Text(c prometheus.Collector) (string, error) {
+	families, err := registry(c).Gather()
+	if err != nil && len(families) == 0 {
+		return "", fmt.Errorf("gather metrics: %w", err)
+	}
+	var b strings.Builder
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			return "", fmt.Errorf("write metric %s: %w", f.GetName(), err)
+		}
+	}
+	return b.String(), nil
+}
+
 // Handler serves /metrics, with those of the process and of Go, and /healthz:
 // 200, or 503 with what healthy says.
 func Handler(c prometheus.Collector, healthy func(context.Context) error) http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry(c), promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4,
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {

@@ -331,4 +331,23 @@ func TestEntriesCountWhatTheyDecide(t *testing.T) {
 	h.rules(podA, set)
 	h.passed(send(80, "A"))
 	expect(1, 3, 3)
+
+	// What no entry matches is counted for the default.
+	defaults := func() uint64 {
+		var e maps.PolicyEntry
+		if err := h.d.Maps().Policy.Lookup(maps.DefaultKey(5, datapath.Egress), &e); err != nil {
+			t.Fatal(err)
+		}
+		return e.Hits
+	}
+	if n := defaults(); n != 0 {
+		t.Errorf("the default decided %d, want 0", n)
+	}
+	for range 4 {
+		h.dropped(h.fromPod(podA, h.sent(podA, segment(podA.ip, podB.ip, 1004, 80, "S"))), maps.DropPolicyDenied)
+	}
+	expect(1, 3, 3)
+	if n := defaults(); n != 4 {
+		t.Errorf("the default decided %d, want 4", n)
+	}
 }

@@ -83,6 +83,8 @@ func ask(how string, to netip.AddrPort) (string, error) {
 		return reconnect(to, 50)
 	case "reconnect":
 		return reconnect(to, math.MaxInt)
+	case "fuzz":
+		return fuzzSockets(uint64(to.Addr().As4()[3]), int(to.Port()))
 	}
 	kind := unix.SOCK_DGRAM
 	if how == "tcp" {

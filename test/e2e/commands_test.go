@@ -28,45 +28,49 @@ import (
 // eventually. PLACE is CLUSTER/POD, CLUSTER/ctl, a node, fabric or an address.
 func commands() map[string]command {
 	return map[string]command{
-		"lab":        cmdLab,       // the lab that the script runs in
-		"lose-state": cmdLoseState, // of a node's agent
-		"server":     cmdServer,    // a pod that answers `reach` and `load`
-		"hawser":     cmdHawser,    // the CLI
-		"json":       cmdJSON,      // a value in what the CLI prints
-		"set":        cmdSet,       // what a command prints, as a variable
-		"address":    cmdAddress,   // of a place
-		"identity":   cmdIdentity,  // of a pod
-		"reach":      cmdReach,     // a place answers another
-		"denied":     cmdDenied,    // it does not, and the drop is seen
-		"refused":    cmdRefused,   // a place says at once that nothing listens
-		"monitored":  cmdMonitored, // a drop is told by `hawser monitor`
-		"spread":     cmdSpread,    // who answers for a service
-		"serve":      cmdServe,     // answers at a place that is no pod
-		"seen-as":    cmdSeenAs,    // the address that a question comes from
-		"who":        cmdWho,       // answers for a service, once
-		"asking":     cmdAsking,    // requests in the background, none may fail
-		"requests":   cmdRequests,  // 500 a second, some of which may fail
-		"busy":       cmdBusy,      // both cores, for a while
-		"dialing":    cmdDialing,   // a pod's own connection, balanced at its socket
-		"stream":     cmdStream,    // an open TCP connection
-		"load":       cmdLoad,      // load that notices every loss
-		"forge":      cmdForge,     // packets made by hand
-		"wire":       cmdWire,      // what crosses the fabric
-		"route":      cmdRoute,     // of the fabric to a pod, past the tunnels
-		"pins":       cmdPins,      // ids of a node's pinned maps, programs and links
-		"pause":      cmdPause,     // how long a fault lasts; nothing waits for a state by it
-		"keys":       cmdKeys,      // of a cluster's etcd
-		"published":  cmdPublished, // a key is in a cluster's etcd
-		"exhaust":    cmdExhaust,   // a cluster's identity numbers
-		"expired":    cmdExpired,   // a join token is
-		"publish":    cmdPublish,   // a key into a cluster's etcd
-		"token":      cmdToken,     // a join token, changed
-		"peers":      cmdPeers,     // addresses that a node has TCP connections with
-		"mtu":        cmdMTU,       // of a pod's route
-		"dns":        cmdDNS,       // what a pod's name server answers
-		"upstream":   cmdUpstream,  // a resolver outside the mesh
-		"host":       cmdHost,      // files, routes and sysctls of this machine
-		"metric":     cmdMetric,    // a sample that a program serves
+		"lab":         cmdLab,        // the lab that the script runs in
+		"lose-state":  cmdLoseState,  // of a node's agent
+		"agent-build": cmdAgentBuild, // what agents are started
+		"crash":       cmdCrash,      // of an agent at any point
+		"server":      cmdServer,     // a pod that answers `reach` and `load`
+		"hawser":      cmdHawser,     // the CLI
+		"json":        cmdJSON,       // a value in what the CLI prints
+		"set":         cmdSet,        // what a command prints, as a variable
+		"address":     cmdAddress,    // of a place
+		"identity":    cmdIdentity,   // of a pod
+		"reach":       cmdReach,      // a place answers another
+		"denied":      cmdDenied,     // it does not, and the drop is seen
+		"refused":     cmdRefused,    // a place says at once that nothing listens
+		"monitored":   cmdMonitored,  // a drop is told by `hawser monitor`
+		"spread":      cmdSpread,     // who answers for a service
+		"serve":       cmdServe,      // answers at a place that is no pod
+		"seen-as":     cmdSeenAs,     // the address that a question comes from
+		"who":         cmdWho,        // answers for a service, once
+		"asking":      cmdAsking,     // requests in the background, none may fail
+		"requests":    cmdRequests,   // 500 a second, some of which may fail
+		"busy":        cmdBusy,       // both cores, for a while
+		"dialing":     cmdDialing,    // a pod's own connection, balanced at its socket
+		"stream":      cmdStream,     // an open TCP connection
+		"load":        cmdLoad,       // load that notices every loss
+		"forge":       cmdForge,      // packets made by hand
+		"wire":        cmdWire,       // what crosses the fabric
+		"route":       cmdRoute,      // of the fabric to a pod, past the tunnels
+		"pins":        cmdPins,       // ids of a node's pinned maps, programs and links
+		"pause":       cmdPause,      // how long a fault lasts; nothing waits for a state by it
+		"keys":        cmdKeys,       // of a cluster's etcd
+		"published":   cmdPublished,  // a key is in a cluster's etcd
+		"exhaust":     cmdExhaust,    // a cluster's identity numbers
+		"expired":     cmdExpired,    // a join token is
+		"publish":     cmdPublish,    // a key into a cluster's etcd
+		"token":       cmdToken,      // a join token, changed
+		"peers":       cmdPeers,      // addresses that a node has TCP connections with
+		"mtu":         cmdMTU,        // of a pod's route
+		"dns":         cmdDNS,        // what a pod's name server answers
+		"upstream":    cmdUpstream,   // a resolver outside the mesh
+		"host":        cmdHost,       // files, routes and sysctls of this machine
+		"metric":      cmdMetric,     // a sample that a program serves
+		"external":    cmdExternal,   // a host that speaks VXLAN and runs no agent
+		"total":       cmdTotal,      // the sum of such samples
 	}
 }
 

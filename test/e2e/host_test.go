@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -114,8 +115,13 @@ func cmdPins(s *script, args []string) (string, error) {
 // settled waits until the programs of all pods of a node are attached by links,
 // which new pods' are a second later.
 func settled(netns, links string) error {
+	return settledWhile(context.Background(), netns, links)
+}
+
+// settledWhile is settled that gives up when the context ends.
+func settledWhile(ctx context.Context, netns, links string) error {
 	const poll, most = 100 * time.Millisecond, 10 * time.Second
-	for end := time.Now().Add(most); ; time.Sleep(poll) {
+	for end := time.Now().Add(most); ctx.Err() == nil; time.Sleep(poll) {
 		missing, err := filtered(netns, links)
 		if err != nil || len(missing) == 0 {
 			return err
@@ -124,6 +130,7 @@ func settled(netns, links string) error {
 			return fmt.Errorf("after %s still without a link: %s", most, strings.Join(missing, ", "))
 		}
 	}
+	return ctx.Err()
 }
 
 // filtered are the pods' devices without a pinned link.

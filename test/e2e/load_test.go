@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/hawser-mesh/hawser/lab"
@@ -27,6 +28,7 @@ type loadRun struct {
 	cmd         *exec.Cmd
 	from, to    string
 	stop        string            // file that ends it
+	rate        int               // connections a second
 	before      map[string]uint64 // losses
 	out, stderr bytes.Buffer
 }
@@ -36,29 +38,39 @@ func (l *loadRun) kill() {
 	_ = l.cmd.Wait()
 }
 
-// cmdLoad is `load start NAME FROM TO`: 200 connections a second, one long
-// stream and 1,000 numbered datagrams a second each way, from pod to pod; and
-// `load stop`: all end, and nothing was lost, refused, reset or late.
+// leastConnections is how many new connections a second a load makes.
+const leastConnections = 200
+
+// cmdLoad is `load start NAME FROM TO [CONNECTIONS]`: 200 connections a second,
+// or as many as said, one long stream and 1,000 numbered datagrams a second each
+// way, from pod to pod; and `load stop`: all end, and nothing was lost, refused,
+// reset or late.
 func cmdLoad(s *script, args []string) (string, error) {
 	switch {
 	case len(args) == 4 && args[0] == "start":
-		return "", s.startLoad(args[1], args[2], args[3])
+		return "", s.startLoad(args[1], args[2], args[3], leastConnections)
+	case len(args) == 5 && args[0] == "start":
+		rate, err := strconv.Atoi(args[4])
+		if err != nil {
+			return "", err
+		}
+		return "", s.startLoad(args[1], args[2], args[3], rate)
 	case len(args) == 1 && args[0] == "stop":
 		return s.stopLoads()
 	}
-	return "", usage("load start NAME FROM TO | load stop")
+	return "", usage("load start NAME FROM TO [CONNECTIONS] | load stop")
 }
 
-func (s *script) startLoad(name, from, to string) error {
+func (s *script) startLoad(name, from, to string, rate int) error {
 	target, err := s.place(to)
 	if err != nil {
 		return err
 	}
 	dir := s.ts.MkAbs(".")
-	run := &loadRun{from: from, to: to, stop: filepath.Join(dir, name+".stop")}
+	run := &loadRun{from: from, to: to, rate: rate, stop: filepath.Join(dir, name+".stop")}
 	ready := filepath.Join(dir, name+".ready")
 	run.cmd = exec.CommandContext(context.Background(), s.bin.Hawser, "lab", "workload", "load-client",
-		"--max-latency", patience.String(), "--max-stall", patience.String(), "--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
+		"--connections", strconv.Itoa(rate), "--max-latency", patience.String(), "--max-stall", patience.String(), "--stop-file", run.stop, "--ready-file", ready, netip.AddrPortFrom(target.addr, loadPort).String())
 	run.cmd.Stdout, run.cmd.Stderr = &run.out, &run.stderr
 	l, err := lab.Open(s.world.lab.Name())
 	if err != nil {
@@ -107,7 +119,7 @@ func (s *script) stopLoads() (string, error) {
 		}
 		s.count("connections", uint64(r.Connections))
 		s.count("udp", r.UDPSent)
-		s.count("lost", r.UDPLost+uint64(r.Refused+r.Reset+r.Timeouts+r.Other))
+		s.count("lost", r.UDPLost+uint64(r.Refused+r.Reset+r.Timeouts+r.Other+r.NotMade))
 		s.count("stream KiB", (r.StreamBytesSent+r.StreamBytesReceived)>>10)
 		out += fmt.Sprintf("%s: %.1f s, %d connections (p99 %.1f ms, max %.1f ms), %d datagrams (%d lost, longest gap %.0f ms), stream %d KiB (longest stall %.0f ms)\n",
 			name, r.Seconds, r.Connections, r.LatencyP99, r.LatencyMax, r.UDPSent, r.UDPLost, r.UDPMaxGap,
@@ -122,7 +134,7 @@ func (s *script) stopLoads() (string, error) {
 		}
 		// A rate that was never reached proves nothing.
 		const least = 0.95
-		if float64(r.Connections) < least*200*(r.Seconds-1.5) || float64(r.UDPSent) < least*1000*(r.Seconds-1.5) {
+		if float64(r.Connections) < least*float64(run.rate)*(r.Seconds-1.5) || float64(r.UDPSent) < least*1000*(r.Seconds-1.5) {
 			bad += fmt.Sprintf("load %s was too little: %d connections and %d datagrams in %.1f s\n", name, r.Connections, r.UDPSent, r.Seconds)
 		}
 	}

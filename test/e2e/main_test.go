@@ -19,6 +19,7 @@ import (
 // suite is what all scripts share.
 type suite struct {
 	bin  lab.Binaries
+	own  string // the agent of this build; bin.Agent is a link to it or to another
 	dir  string // of the programs and of the labs' CLI contexts
 	labs map[string]*world
 	// nextPort makes each probe's source port another.
@@ -82,6 +83,9 @@ func newSuite(t *testing.T) *suite {
 		}
 	}
 	s.bin = lab.BinariesIn(dir)
+	if err := s.upgradeable(); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 

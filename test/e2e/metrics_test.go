@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"regexp"
@@ -30,23 +31,69 @@ func cmdMetric(s *script, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var text string
-	if err := nsthread.InNetns(p.netns, func() (err error) {
-		text, err = scrape(net.JoinHostPort("127.0.0.1", args[1]))
-		return err
-	}); err != nil {
+	text, err := scrapeAt(p, args[1])
+	if err != nil {
 		return "", no("scrape %s: %v", args[0], err)
 	}
-	for line := range strings.Lines(text) {
-		i := strings.LastIndexByte(line, ' ')
-		if i < 0 || !want.MatchString(line[:i]) {
-			continue
-		}
-		if v, err := strconv.ParseFloat(strings.TrimSpace(line[i:]), 64); err == nil && v > 0 {
+	for line, v := range samples(text, want) {
+		if v > 0 {
 			return line, nil
 		}
 	}
 	return text, no("%s has no sample %s above 0", args[0], args[2])
+}
+
+// cmdTotal is `total PLACE PORT SAMPLE [== VALUE]`: the sum of the samples that
+// programs at the place serve under names that match; without a VALUE it is
+// printed.
+func cmdTotal(s *script, args []string) (string, error) {
+	if len(args) != 3 && (len(args) != 5 || args[3] != "==") {
+		return "", usage("total PLACE PORT SAMPLE [== VALUE]")
+	}
+	p, err := s.place(args[0])
+	if err != nil {
+		return "", err
+	}
+	want, err := regexp.Compile(`^(?:` + args[2] + `)$`)
+	if err != nil {
+		return "", err
+	}
+	text, err := scrapeAt(p, args[1])
+	if err != nil {
+		return "", no("scrape %s: %v", args[0], err)
+	}
+	var sum float64
+	for _, v := range samples(text, want) {
+		sum += v
+	}
+	if got := strconv.FormatFloat(sum, 'f', -1, 64); len(args) == 3 || got == args[4] {
+		return got + "\n", nil
+	}
+	return text, no("%s of %s are %v, not %s", args[2], args[0], sum, args[4])
+}
+
+// samples are the lines of a scrape whose names and labels match, with their
+// values.
+func samples(text string, want *regexp.Regexp) iter.Seq2[string, float64] {
+	return func(yield func(string, float64) bool) {
+		for line := range strings.Lines(text) {
+			i := strings.LastIndexByte(line, ' ')
+			if i < 0 || !want.MatchString(line[:i]) {
+				continue
+			}
+			if v, err := strconv.ParseFloat(strings.TrimSpace(line[i:]), 64); err == nil && !yield(line, v) {
+				return
+			}
+		}
+	}
+}
+
+func scrapeAt(p place, port string) (text string, err error) {
+	err = nsthread.InNetns(p.netns, func() error {
+		text, err = scrape(net.JoinHostPort("127.0.0.1", port))
+		return err
+	})
+	return text, err
 }
 
 // scrape reads /metrics over a connection that it makes on the caller's thread.

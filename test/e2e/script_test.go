@@ -30,6 +30,8 @@ type script struct {
 	// upstream stops the played resolver, when there is one.
 	upstream func()
 
+	externals map[string]place
+
 	requests *requests
 	dialing  *dialing
 	// events of the lab, and how many there were when the script began

@@ -22,7 +22,12 @@ func cmdServe(s *script, args []string) (string, error) {
 	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags([]string{
 		"lab", "exec", args[0], "--", s.bin.Hawser, "lab", "workload", "echo", "--node-name", args[0], "--listen", ":" + port,
 	})...)
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if p, ok := s.externals[args[0]]; ok {
+		cmd = exec.CommandContext(ctx, s.bin.Hawser, "lab", "workload", "echo", "--node-name", args[0], "--listen", ":"+port)
+		start = func() error { return nsthread.InNetns(p.netns, cmd.Start) }
+	}
+	if err := start(); err != nil {
 		cancel()
 		return "", err
 	}

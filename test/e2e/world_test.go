@@ -61,6 +61,10 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		return spec, lab.Options{Demo: true}, nil
 	case "alone": // one cluster of one node
 		return lab.NewSpec(name, 1, 1), lab.Options{}, nil
+	case "crowd": // one cluster of five nodes, which forgets them soon
+		s := lab.NewSpec(name, 1, 5)
+		s.APIServer = map[string]string{"departed-after": "6s"}
+		return s, lab.Options{}, nil
 	case "given": // one cluster of two nodes, which gives them their pod CIDRs
 		s := lab.NewSpec(name, 1, 2)
 		s.Agent = map[string]string{"pod-cidr": ""}
@@ -82,6 +86,10 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := withEtcd(lab.NewSpec(name, 2, 2))
 		s.IPv6 = true
 		return s, lab.Options{Demo: true}, nil
+	case "declared": // two clusters of one node that read a file of peers
+		s := lab.NewSpec(name, 2, 1)
+		s.APIServer = map[string]string{"peers-file": "{data-dir}/peers.yaml"}
+		return s, lab.Options{}, nil
 	case "brief": // two clusters of one node that forget identities soon
 		s := lab.NewSpec(name, 2, 1)
 		s.ClusterBits = 10 // numbers are few
@@ -89,7 +97,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, given, young, nine, ten, ipv6 or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, declared or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -106,7 +114,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|given|young|nine|ten|ipv6|brief|down")
+		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|declared|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
@@ -124,6 +132,7 @@ func cmdLab(s *script, args []string) (string, error) {
 	}
 	s.world, s.events, s.eventsBefore = w, w.events, w.events.mark()
 	s.ts.Setenv("LAB", w.lab.Name())
+	s.ts.Setenv("RUN", filepath.Join(lab.RunDir, w.lab.Name()))
 	s.ts.Defer(func() { s.leave() })
 	return "", nil
 }
@@ -299,6 +308,9 @@ func (s *script) place(name string) (place, error) {
 	}
 	if a, err := netip.ParseAddr(name); err == nil {
 		return place{addr: a}, nil
+	}
+	if p, ok := s.externals[name]; ok {
+		return p, nil
 	}
 	name, has6 := strings.CutSuffix(name, six)
 	// Pods come and go by the CLI: the record on disk has them.

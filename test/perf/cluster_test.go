@@ -5,7 +5,6 @@ package perf
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
@@ -34,7 +34,8 @@ const (
 )
 
 // cluster is a real one: a hawser-apiserver process and, unless it is embedded,
-// an etcd process, with default settings. Both sync what they write. An API
+// an etcd process, with default settings (the etcd's port without HTTP, as the
+// operator's guide has it). Both sync what they write. An API
 // server in another namespace reaches its etcd, which is in the test's, through
 // the test.
 type cluster struct {
@@ -48,6 +49,7 @@ type cluster struct {
 	data   *group         // of etcd
 	kv     *etcd.Client   // with the API server's rights
 	listen string         // of etcd
+	port   uint16         // of federation
 
 	cmd  *exec.Cmd
 	out  bytes.Buffer
@@ -58,13 +60,22 @@ type cluster struct {
 // namespace; cluster id and ranges are the world's.
 func startCluster(t *testing.T, id uint32, store storage, host netip.Addr, netns string) *cluster {
 	t.Helper()
-	c := &cluster{world: bigWorld("", id), host: host, netns: netns, store: store, server: newGroup(t, "apiserver"), data: newGroup(t, "etcd")}
+	return startClusterAt(t, id, store, netip.AddrPortFrom(host, federationPort), netns)
+}
+
+const federationPort = 4243
+
+// startClusterAt is startCluster with another port than usual, for one beside
+// another on the same address.
+func startClusterAt(t *testing.T, id uint32, store storage, at netip.AddrPort, netns string) *cluster {
+	t.Helper()
+	c := &cluster{world: bigWorld("", id), host: at.Addr(), port: at.Port(), netns: netns, store: store, server: newGroup(t, "apiserver"), data: newGroup(t, "etcd")}
 	c.dir = scratchDir(t, store)
 	if store == embedded {
 		c.Name = etcdtest.RandomCluster()
 		c.listen = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	} else {
-		c.etcd = etcdtest.StartProcess(t, etcdtest.Process{DataDir: filepath.Join(c.dir, "etcd"), Fsync: true, Command: c.data.command})
+		c.etcd = etcdtest.StartProcess(t, etcdtest.Process{DataDir: filepath.Join(c.dir, "etcd"), Fsync: true, GRPCOnly: true, Command: c.data.command})
 		c.Name, c.listen = c.etcd.Cluster, c.etcd.Endpoints()[0]
 		if netns != "" {
 			forwardFrom(t, netns, c.listen)
@@ -96,12 +107,7 @@ func scratchDir(t *testing.T, store storage) string {
 
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return int(ports.Free(t).Port())
 }
 
 // inside makes the command of the API server, in the cluster's namespace.
@@ -120,7 +126,7 @@ func program(name string) string {
 	return path
 }
 
-func (c *cluster) federation() string { return netip.AddrPortFrom(c.host, 4243).String() }
+func (c *cluster) federation() string { return netip.AddrPortFrom(c.host, c.port).String() }
 func (c *cluster) socket() string     { return filepath.Join(c.dir, "api.sock") }
 
 // start runs the API server and returns when it answers.

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
@@ -103,51 +105,103 @@ func TestPerfFederationOutage(t *testing.T) {
 	if !inside(t) {
 		return
 	}
-	r := newReport(t, "federation-outage", fmt.Sprintf("two API server processes with an etcd process each, a router between them that loses all packets for %s while %d addresses of a large cluster are written, %d of them twice",
+	r := newReport(t, "federation-outage", fmt.Sprintf("two pairs of API server processes (etcd on tmpfs and on disk), with an etcd process each, a router between them that loses all packets for %s while %d addresses of a large cluster are written in each pair, %d of them twice",
 		outage, outageAddresses, outageWrites-outageAddresses))
-	c := startCluster(t, nearID, onTmpfs, hostOf(near()), "")
-	o := startCluster(t, farID, onTmpfs, hostOf(far()), insidePath("far"))
-	fill(t, o.kv, o.world, 2)
-	c.peerWith(t, o)
-	etcdtest.Eventually(t, within, "the mirror is level", func() bool { return c.peerStatus(t, o.Name).GetKeys() > uint64(o.keys()) })
-	before := c.peerStatus(t, o.Name)
-
+	var pairs []*pair
+	for n, store := range []storage{onTmpfs, onDisk} {
+		pairs = append(pairs, startPair(t, store, uint16(federationPort+100*n)))
+	}
 	cut(t, true)
 	began := time.Now()
-	rev := c.revision(t)
-	var last int64
 	for n := range outageWrites {
-		last = time.Now().UnixNano()
-		k, m := o.ip(n%outageAddresses, n+1, last)
-		value, err := kvstore.Encode(k, m)
-		if err == nil {
-			_, err = o.kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), value)}, nil)
-		}
-		if err != nil {
-			t.Fatal(err)
+		for _, p := range pairs {
+			p.write(t, n)
 		}
 		time.Sleep(time.Until(began.Add(time.Duration(n) * 100 * time.Millisecond)))
 	}
 	time.Sleep(time.Until(began.Add(outage)))
-	if st := c.peerStatus(t, o.Name); st.GetState() == "connected" || st.GetChangesReceived() != before.GetChangesReceived() {
-		t.Fatalf("the network is cut, but the peer is %s", st.GetState())
+	for _, p := range pairs {
+		if st := p.c.peerStatus(t, p.o.Name); st.GetState() == "connected" || st.GetChangesReceived() != p.before.GetChangesReceived() {
+			t.Fatalf("the network is cut, but the peer is %s", st.GetState())
+		}
 	}
 	cut(t, false)
 	healed := time.Now()
-	k, _ := o.ip((outageWrites-1)%outageAddresses, 0, 0)
 	etcdtest.Eventually(t, within, "the last write is in the local etcd", func() bool {
-		kv, _, err := c.kv.Get(t.Context(), k.String())
-		var ip keyspacev1.IPEntry
-		return err == nil && kv != nil && proto.Unmarshal(kv.Value, &ip) == nil && ip.GetUpdatedAt() == last
+		missing := 0
+		for _, p := range pairs {
+			if p.took == 0 && p.level(t) {
+				p.took = time.Since(healed)
+			}
+			if p.took == 0 {
+				missing++
+			}
+		}
+		return missing == 0
 	})
-	took := time.Since(healed).Seconds()
-	etcdtest.Eventually(t, within, "all writes are in the local etcd", func() bool { return writtenSince(t, c, o.world, rev) >= outageAddresses })
-	after := c.peerStatus(t, o.Name)
-	r.append("reconnect after an outage of 330 s, until level", "s", "< 6", took)
-	r.append("changes that crossed then", "changes", fmt.Sprintf("≤ %d", outageWrites), float64(after.GetChangesReceived()-before.GetChangesReceived()))
-	r.append("keys of the mirror that were written then", "keys", fmt.Sprintf("%d", outageAddresses), float64(writtenSince(t, c, o.world, rev)))
-	r.append("snapshots then", "snapshots", "0", float64(after.GetSnapshotsReceived()-before.GetSnapshotsReceived()))
+	for _, p := range pairs {
+		p.tell(t, r)
+	}
 	r.finish(t)
+}
+
+// pair is two real clusters that are peers, with the router between them.
+type pair struct {
+	store  storage
+	c, o   *cluster
+	before *hawserv1.PeerStatus
+	rev    int64 // of c's etcd, before the outage
+	last   int64 // when the last address of o was written, Unix ns
+	took   time.Duration
+}
+
+func startPair(t *testing.T, store storage, port uint16) *pair {
+	t.Helper()
+	p := &pair{
+		store: store, c: startClusterAt(t, nearID, store, netip.AddrPortFrom(hostOf(near()), port), ""),
+		o: startClusterAt(t, farID, store, netip.AddrPortFrom(hostOf(far()), port), insidePath("far")),
+	}
+	fill(t, p.o.kv, p.o.world, 2)
+	p.c.peerWith(t, p.o)
+	etcdtest.Eventually(t, within, "the mirror is level", func() bool { return p.c.peerStatus(t, p.o.Name).GetKeys() > uint64(p.o.keys()) })
+	p.before, p.rev = p.c.peerStatus(t, p.o.Name), p.c.revision(t)
+	return p
+}
+
+func (p *pair) write(t *testing.T, n int) {
+	t.Helper()
+	p.last = time.Now().UnixNano()
+	k, m := p.o.ip(n%outageAddresses, n+1, p.last)
+	value, err := kvstore.Encode(k, m)
+	if err == nil {
+		_, err = p.o.kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), value)}, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// level reports whether the last write has arrived.
+func (p *pair) level(t *testing.T) bool {
+	t.Helper()
+	k, _ := p.o.ip((outageWrites-1)%outageAddresses, 0, 0)
+	kv, _, err := p.c.kv.Get(t.Context(), k.String())
+	var ip keyspacev1.IPEntry
+	return err == nil && kv != nil && proto.Unmarshal(kv.Value, &ip) == nil && ip.GetUpdatedAt() == p.last
+}
+
+func (p *pair) tell(t *testing.T, r *report) {
+	t.Helper()
+	written := func() int { return writtenSince(t, p.c, p.o.world, p.rev) }
+	etcdtest.Eventually(t, within, "all writes are in the local etcd", func() bool { return written() >= outageAddresses })
+	after := p.c.peerStatus(t, p.o.Name)
+	add := func(name, unit, goal string, v float64) {
+		r.append(name+", "+string(p.store), unit, goalOf(p.store, goal), v)
+	}
+	add("reconnect after an outage of 330 s, until level", "s", "< 6", p.took.Seconds())
+	add("changes that crossed then", "changes", fmt.Sprintf("≤ %d", outageWrites), float64(after.GetChangesReceived()-p.before.GetChangesReceived()))
+	add("keys of the mirror that were written then", "keys", fmt.Sprintf("%d", outageAddresses), float64(written()))
+	add("snapshots then", "snapshots", "0", float64(after.GetSnapshotsReceived()-p.before.GetSnapshotsReceived()))
 }
 
 // forwardFrom makes a port of a namespace's loopback lead to the same one of

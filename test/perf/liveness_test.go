@@ -35,11 +35,14 @@ func TestPerfLiveness(t *testing.T) {
 		powerOff(t, &w, found)
 		w.quiet(t)
 		cutTunnel(t, &w, found)
+		w.quiet(t)
+		clusterOff(t, &w, found)
 	}
 	for _, row := range []struct{ name, goal string }{
 		{"node powered off → passed over by a node of another cluster", "≤ 2 s"},
 		{"node powered off → passed over by a node of its cluster", "≤ 2 s"},
 		{"node powered off → dead in its cluster's keyspace", ""},
+		{"whole cluster powered off → each of its nodes passed over by those of another", "≤ 3 s"},
 		{"tunnel between clusters cut → passed over", "≤ 2 s"},
 		{"tunnel healed → chosen again", ""},
 	} {
@@ -124,6 +127,32 @@ func powerOff(t *testing.T, w *watchers, found map[string][]float64) {
 	wg.Go(func() { note("node powered off → dead in its cluster's keyspace", w.health(t, start, "dead")) })
 	wg.Wait()
 	if err := w.l.PowerOn(t.Context(), "west-2"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clusterOff takes the power from west's nodes and its API server.
+func clusterOff(t *testing.T, w *watchers, found map[string][]float64) {
+	t.Helper()
+	start := time.Now()
+	if err := w.l.PowerOff(t.Context(), "west"); err != nil {
+		t.Fatal(err)
+	}
+	const name = "whole cluster powered off → each of its nodes passed over by those of another"
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, from := range []string{"east-1", "east-2"} {
+		for _, of := range []string{"west-1", "west-2"} {
+			wg.Go(func() {
+				v := w.await(t, start, from, of, false)
+				mu.Lock()
+				defer mu.Unlock()
+				found[name] = append(found[name], v)
+			})
+		}
+	}
+	wg.Wait()
+	if err := w.l.PowerOn(t.Context(), "west"); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -21,14 +21,16 @@ import (
 
 // options are the flags of a run.
 type options struct {
-	perf, record bool
-	rounds       int
+	perf, record, more, table bool
+	rounds                    int
 }
 
 func newOptions() *options {
 	o := &options{}
 	flag.BoolVar(&o.perf, "perf", false, "measure; without it the tests skip")
 	flag.BoolVar(&o.record, "record", false, "also replace results/KIND.json, the result that the repository keeps")
+	flag.BoolVar(&o.table, "write-table", false, "write the table of docs/guide/performance.md anew, from the recorded results")
+	flag.BoolVar(&o.more, "more", false, "add operations to those of results/KIND.json, for measurements that are gathered in several runs")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each comparison")
 	return o
 }
@@ -86,6 +88,9 @@ func newReport(t *testing.T, kind, about string) *report {
 		t.Skip("needs root: makes network namespaces and loads eBPF programs")
 	}
 	r := &report{Kind: kind, About: about, Machine: thisMachine()}
+	if flags.record && strings.HasSuffix(r.Machine.Version, dirty) {
+		t.Fatalf("-record: the source is not what was committed as %s: commit it first, so that the result names what was measured", r.Machine.Version)
+	}
 	t.Logf("%s, %d CPUs, kernel %s, load %s", r.Machine.CPU, r.Machine.CPUs, r.Machine.Kernel, r.Machine.Load)
 	return r
 }
@@ -106,13 +111,21 @@ func thisMachine() machine {
 	return m
 }
 
+// dirty is the end of a version whose source is not what was committed.
+const dirty = "-dirty"
+
 // revision is the source that is measured; "unknown" outside of its repository.
+// What a run before this one recorded, and the page that shows it, is no change.
 func revision() string {
-	out, err := exec.Command("git", "describe", "--tags", "--always", "--dirty").Output()
+	out, err := exec.Command("git", "describe", "--tags", "--always").Output()
 	if err != nil {
 		return "unknown"
 	}
-	return strings.TrimSpace(string(out))
+	v := strings.TrimSpace(string(out))
+	if exec.Command("git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)test/perf/results", ":(top,exclude)docs/guide/performance.md").Run() != nil {
+		v += dirty
+	}
+	return v
 }
 
 func load() string {
@@ -154,10 +167,28 @@ func (r *report) addRounds(name, unit, goal string, p50, p99 []float64) {
 
 // addOps is add for a value per operation; the 99th percentile is shown, too.
 func (r *report) addOps(name, unit, goal string, raw []float64) {
+	if flags.more {
+		raw = append(r.kept(name), raw...)
+	}
 	r.add(name, unit, goal, raw)
 	if len(raw) > 0 {
 		r.Series[len(r.Series)-1].P99 = quantile(raw, 0.99)
 	}
+}
+
+// kept are the values of a series in the result that the repository keeps.
+func (r *report) kept(name string) []float64 {
+	var old report
+	raw, err := os.ReadFile(filepath.Join("results", r.Kind+".json"))
+	if err != nil || json.Unmarshal(raw, &old) != nil {
+		return nil
+	}
+	for _, s := range old.Series {
+		if s.Name == name {
+			return s.Raw
+		}
+	}
+	return nil
 }
 
 func (r *report) note(format string, args ...any) {

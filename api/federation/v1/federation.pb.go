@@ -1548,12 +1548,15 @@ func (x *PrepareRequest) GetPreflightOnly() bool {
 }
 
 type PrepareResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       *v1.Cluster            `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	TrustBundle   [][]byte               `protobuf:"bytes,2,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"`
-	Time          int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"`
-	Findings      []*Finding             `protobuf:"bytes,4,rep,name=findings,proto3" json:"findings,omitempty"`
-	Accepted      bool                   `protobuf:"varint,5,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Cluster     *v1.Cluster            `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	TrustBundle [][]byte               `protobuf:"bytes,2,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"`
+	Time        int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"`
+	Findings    []*Finding             `protobuf:"bytes,4,rep,name=findings,proto3" json:"findings,omitempty"`
+	Accepted    bool                   `protobuf:"varint,5,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// What the inviter grants the joiner, when it is a peer; an earlier version
+	// does not say.
+	Grant         *v1.Grant `protobuf:"bytes,6,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1621,6 +1624,13 @@ func (x *PrepareResponse) GetAccepted() bool {
 		return x.Accepted
 	}
 	return false
+}
+
+func (x *PrepareResponse) GetGrant() *v1.Grant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
 }
 
 type ConfirmRequest struct {
@@ -1908,13 +1918,14 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\ftrust_bundle\x18\x03 \x03(\fR\vtrustBundle\x125\n" +
 	"\acluster\x18\x04 \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\acluster\x12\x12\n" +
 	"\x04time\x18\x05 \x01(\x03R\x04time\x12%\n" +
-	"\x0epreflight_only\x18\x06 \x01(\bR\rpreflightOnly\"\xd6\x01\n" +
+	"\x0epreflight_only\x18\x06 \x01(\bR\rpreflightOnly\"\x87\x02\n" +
 	"\x0fPrepareResponse\x125\n" +
 	"\acluster\x18\x01 \x01(\v2\x1b.hawser.keyspace.v1.ClusterR\acluster\x12!\n" +
 	"\ftrust_bundle\x18\x02 \x03(\fR\vtrustBundle\x12\x12\n" +
 	"\x04time\x18\x03 \x01(\x03R\x04time\x129\n" +
 	"\bfindings\x18\x04 \x03(\v2\x1d.hawser.federation.v1.FindingR\bfindings\x12\x1a\n" +
-	"\baccepted\x18\x05 \x01(\bR\baccepted\"W\n" +
+	"\baccepted\x18\x05 \x01(\bR\baccepted\x12/\n" +
+	"\x05grant\x18\x06 \x01(\v2\x19.hawser.keyspace.v1.GrantR\x05grant\"W\n" +
 	"\x0eConfirmRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x14\n" +
 	"\x05proof\x18\x02 \x01(\fR\x05proof\x12\x14\n" +
@@ -1976,6 +1987,7 @@ var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Finding)(nil),          // 24: hawser.federation.v1.Finding
 	(*v1.Cluster)(nil),       // 25: hawser.keyspace.v1.Cluster
 	(*v1.Position)(nil),      // 26: hawser.keyspace.v1.Position
+	(*v1.Grant)(nil),         // 27: hawser.keyspace.v1.Grant
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	5,  // 0: hawser.federation.v1.Frame.hello:type_name -> hawser.federation.v1.Hello
@@ -2002,19 +2014,20 @@ var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	25, // 21: hawser.federation.v1.PrepareRequest.cluster:type_name -> hawser.keyspace.v1.Cluster
 	25, // 22: hawser.federation.v1.PrepareResponse.cluster:type_name -> hawser.keyspace.v1.Cluster
 	24, // 23: hawser.federation.v1.PrepareResponse.findings:type_name -> hawser.federation.v1.Finding
-	2,  // 24: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
-	17, // 25: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
-	20, // 26: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
-	22, // 27: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
-	2,  // 28: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
-	18, // 29: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
-	21, // 30: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
-	23, // 31: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
-	28, // [28:32] is the sub-list for method output_type
-	24, // [24:28] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	27, // 24: hawser.federation.v1.PrepareResponse.grant:type_name -> hawser.keyspace.v1.Grant
+	2,  // 25: hawser.federation.v1.Federation.Stream:input_type -> hawser.federation.v1.Frame
+	17, // 26: hawser.federation.v1.Federation.Diff:input_type -> hawser.federation.v1.DiffRequest
+	20, // 27: hawser.federation.v1.Join.Prepare:input_type -> hawser.federation.v1.PrepareRequest
+	22, // 28: hawser.federation.v1.Join.Confirm:input_type -> hawser.federation.v1.ConfirmRequest
+	2,  // 29: hawser.federation.v1.Federation.Stream:output_type -> hawser.federation.v1.Frame
+	18, // 30: hawser.federation.v1.Federation.Diff:output_type -> hawser.federation.v1.DiffPage
+	21, // 31: hawser.federation.v1.Join.Prepare:output_type -> hawser.federation.v1.PrepareResponse
+	23, // 32: hawser.federation.v1.Join.Confirm:output_type -> hawser.federation.v1.ConfirmResponse
+	29, // [29:33] is the sub-list for method output_type
+	25, // [25:29] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }

@@ -63,37 +63,41 @@ func (*ClusterStatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type ClusterStatusReport struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	Cluster             string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	ClusterId           uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Version             string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt           int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
-	Incarnation         string                 `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Revision            int64                  `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
-	Keys                uint64                 `protobuf:"varint,7,opt,name=keys,proto3" json:"keys,omitempty"`
-	DatabaseBytes       uint64                 `protobuf:"varint,8,opt,name=database_bytes,json=databaseBytes,proto3" json:"database_bytes,omitempty"`
-	Nodes               uint32                 `protobuf:"varint,9,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	Peers               uint32                 `protobuf:"varint,10,opt,name=peers,proto3" json:"peers,omitempty"`
-	PeersConnected      uint32                 `protobuf:"varint,11,opt,name=peers_connected,json=peersConnected,proto3" json:"peers_connected,omitempty"`
-	FederationEndpoints []string               `protobuf:"bytes,12,rep,name=federation_endpoints,json=federationEndpoints,proto3" json:"federation_endpoints,omitempty"`
-	EtcdEndpoint        string                 `protobuf:"bytes,13,opt,name=etcd_endpoint,json=etcdEndpoint,proto3" json:"etcd_endpoint,omitempty"`
-	CaExpiresAt         int64                  `protobuf:"varint,14,opt,name=ca_expires_at,json=caExpiresAt,proto3" json:"ca_expires_at,omitempty"`
-	PodCidrs            []string               `protobuf:"bytes,15,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
-	ServiceCidrs        []string               `protobuf:"bytes,16,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
-	IdentityMin         uint32                 `protobuf:"varint,17,opt,name=identity_min,json=identityMin,proto3" json:"identity_min,omitempty"`
-	IdentityMax         uint32                 `protobuf:"varint,18,opt,name=identity_max,json=identityMax,proto3" json:"identity_max,omitempty"`
-	Problems            []*Problem             `protobuf:"bytes,19,rep,name=problems,proto3" json:"problems,omitempty"`
-	DatabaseInUseBytes  uint64                 `protobuf:"varint,30,opt,name=database_in_use_bytes,json=databaseInUseBytes,proto3" json:"database_in_use_bytes,omitempty"`
-	QuotaBytes          uint64                 `protobuf:"varint,31,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: not known
-	EtcdMode            string                 `protobuf:"bytes,32,opt,name=etcd_mode,json=etcdMode,proto3" json:"etcd_mode,omitempty"`        // embedded, external, shared
-	EtcdMembers         []*EtcdMember          `protobuf:"bytes,33,rep,name=etcd_members,json=etcdMembers,proto3" json:"etcd_members,omitempty"`
-	SnapshotAt          int64                  `protobuf:"varint,34,opt,name=snapshot_at,json=snapshotAt,proto3" json:"snapshot_at,omitempty"` // newest of this API server, Unix ns; 0: none
-	SnapshotPath        string                 `protobuf:"bytes,35,opt,name=snapshot_path,json=snapshotPath,proto3" json:"snapshot_path,omitempty"`
-	NodeCidrs           []string               `protobuf:"bytes,36,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
-	EtcdNoSpace         bool                   `protobuf:"varint,37,opt,name=etcd_no_space,json=etcdNoSpace,proto3" json:"etcd_no_space,omitempty"`        // etcd refuses writes: its database or its disk is full
-	IdentitiesFree      uint32                 `protobuf:"varint,38,opt,name=identities_free,json=identitiesFree,proto3" json:"identities_free,omitempty"` // of identity_min to identity_max
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Cluster              string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterId            uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Version              string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt            int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // Unix ns
+	Incarnation          string                 `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Revision             int64                  `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	Keys                 uint64                 `protobuf:"varint,7,opt,name=keys,proto3" json:"keys,omitempty"`
+	DatabaseBytes        uint64                 `protobuf:"varint,8,opt,name=database_bytes,json=databaseBytes,proto3" json:"database_bytes,omitempty"`
+	Nodes                uint32                 `protobuf:"varint,9,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Peers                uint32                 `protobuf:"varint,10,opt,name=peers,proto3" json:"peers,omitempty"`
+	PeersConnected       uint32                 `protobuf:"varint,11,opt,name=peers_connected,json=peersConnected,proto3" json:"peers_connected,omitempty"`
+	FederationEndpoints  []string               `protobuf:"bytes,12,rep,name=federation_endpoints,json=federationEndpoints,proto3" json:"federation_endpoints,omitempty"`
+	EtcdEndpoint         string                 `protobuf:"bytes,13,opt,name=etcd_endpoint,json=etcdEndpoint,proto3" json:"etcd_endpoint,omitempty"`
+	CaExpiresAt          int64                  `protobuf:"varint,14,opt,name=ca_expires_at,json=caExpiresAt,proto3" json:"ca_expires_at,omitempty"`
+	PodCidrs             []string               `protobuf:"bytes,15,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	ServiceCidrs         []string               `protobuf:"bytes,16,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	IdentityMin          uint32                 `protobuf:"varint,17,opt,name=identity_min,json=identityMin,proto3" json:"identity_min,omitempty"`
+	IdentityMax          uint32                 `protobuf:"varint,18,opt,name=identity_max,json=identityMax,proto3" json:"identity_max,omitempty"`
+	Problems             []*Problem             `protobuf:"bytes,19,rep,name=problems,proto3" json:"problems,omitempty"`
+	DatabaseInUseBytes   uint64                 `protobuf:"varint,30,opt,name=database_in_use_bytes,json=databaseInUseBytes,proto3" json:"database_in_use_bytes,omitempty"`
+	QuotaBytes           uint64                 `protobuf:"varint,31,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: not known
+	EtcdMode             string                 `protobuf:"bytes,32,opt,name=etcd_mode,json=etcdMode,proto3" json:"etcd_mode,omitempty"`        // embedded, external, shared
+	EtcdMembers          []*EtcdMember          `protobuf:"bytes,33,rep,name=etcd_members,json=etcdMembers,proto3" json:"etcd_members,omitempty"`
+	SnapshotAt           int64                  `protobuf:"varint,34,opt,name=snapshot_at,json=snapshotAt,proto3" json:"snapshot_at,omitempty"` // newest of this API server, Unix ns; 0: none
+	SnapshotPath         string                 `protobuf:"bytes,35,opt,name=snapshot_path,json=snapshotPath,proto3" json:"snapshot_path,omitempty"`
+	NodeCidrs            []string               `protobuf:"bytes,36,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	EtcdNoSpace          bool                   `protobuf:"varint,37,opt,name=etcd_no_space,json=etcdNoSpace,proto3" json:"etcd_no_space,omitempty"`                            // etcd refuses writes: its database or its disk is full
+	IdentitiesFree       uint32                 `protobuf:"varint,38,opt,name=identities_free,json=identitiesFree,proto3" json:"identities_free,omitempty"`                     // of identity_min to identity_max
+	Now                  int64                  `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                                                 // its clock, Unix ns
+	Certificate          string                 `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                                                  // SPIFFE id
+	CertificateExpiresAt int64                  `protobuf:"varint,62,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // Unix ns
+	PodRanges            []*PodRange            `protobuf:"bytes,63,rep,name=pod_ranges,json=podRanges,proto3" json:"pod_ranges,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ClusterStatusReport) Reset() {
@@ -322,6 +326,103 @@ func (x *ClusterStatusReport) GetIdentitiesFree() uint32 {
 	return 0
 }
 
+func (x *ClusterStatusReport) GetNow() int64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
+func (x *ClusterStatusReport) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *ClusterStatusReport) GetCertificateExpiresAt() int64 {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return 0
+}
+
+func (x *ClusterStatusReport) GetPodRanges() []*PodRange {
+	if x != nil {
+		return x.PodRanges
+	}
+	return nil
+}
+
+// PodRange is how much of a pool of pod addresses nodes have.
+type PodRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pool          string                 `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Nodes         uint32                 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"`                       // that have a range of it
+	NodeBits      uint32                 `protobuf:"varint,3,opt,name=node_bits,json=nodeBits,proto3" json:"node_bits,omitempty"` // of the ranges that are handed out
+	Free          uint64                 `protobuf:"varint,4,opt,name=free,proto3" json:"free,omitempty"`                         // ranges that are left
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PodRange) Reset() {
+	*x = PodRange{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodRange) ProtoMessage() {}
+
+func (x *PodRange) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodRange.ProtoReflect.Descriptor instead.
+func (*PodRange) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PodRange) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *PodRange) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *PodRange) GetNodeBits() uint32 {
+	if x != nil {
+		return x.NodeBits
+	}
+	return 0
+}
+
+func (x *PodRange) GetFree() uint64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
 type EtcdMember struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -336,7 +437,7 @@ type EtcdMember struct {
 
 func (x *EtcdMember) Reset() {
 	*x = EtcdMember{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +449,7 @@ func (x *EtcdMember) String() string {
 func (*EtcdMember) ProtoMessage() {}
 
 func (x *EtcdMember) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +462,7 @@ func (x *EtcdMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdMember.ProtoReflect.Descriptor instead.
 func (*EtcdMember) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{2}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EtcdMember) GetName() string {
@@ -414,7 +515,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +527,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +540,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 type BackupChunk struct {
@@ -451,7 +552,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +564,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +577,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -489,13 +590,14 @@ func (x *BackupChunk) GetData() []byte {
 type RestoreChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // of the file, for messages; in the first chunk
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RestoreChunk) Reset() {
 	*x = RestoreChunk{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +609,7 @@ func (x *RestoreChunk) String() string {
 func (*RestoreChunk) ProtoMessage() {}
 
 func (x *RestoreChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +622,7 @@ func (x *RestoreChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreChunk.ProtoReflect.Descriptor instead.
 func (*RestoreChunk) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RestoreChunk) GetData() []byte {
@@ -528,6 +630,13 @@ func (x *RestoreChunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *RestoreChunk) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 type RestoreResponse struct {
@@ -542,7 +651,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +663,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +676,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RestoreResponse) GetIncarnation() string {
@@ -608,7 +717,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +729,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +742,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InviteRequest) GetTo() string {
@@ -660,7 +769,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +781,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +794,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -707,8 +816,11 @@ type JoinRequest struct {
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	PreflightOnly bool                   `protobuf:"varint,2,opt,name=preflight_only,json=preflightOnly,proto3" json:"preflight_only,omitempty"`
 	// As in SetPeerRequest.
-	StaleAfter    *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
-	ExpireAfter   *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	StaleAfter  *int64 `protobuf:"varint,3,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
+	ExpireAfter *int64 `protobuf:"varint,4,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
+	// The grants that were shown and confirmed, as JoinResponse.grants_hash; the
+	// join ends without effect if they are others by now. Empty: whatever they are.
+	Confirmed     []byte `protobuf:"bytes,5,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
 	Peer          string `protobuf:"bytes,15,opt,name=peer,proto3" json:"peer,omitempty"` // instead of a token: look at a peer again, and change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -716,7 +828,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +840,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +853,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -772,6 +884,13 @@ func (x *JoinRequest) GetExpireAfter() int64 {
 	return 0
 }
 
+func (x *JoinRequest) GetConfirmed() []byte {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
 func (x *JoinRequest) GetPeer() string {
 	if x != nil {
 		return x.Peer
@@ -780,18 +899,23 @@ func (x *JoinRequest) GetPeer() string {
 }
 
 type JoinResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	PeerId        uint32                 `protobuf:"varint,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
-	Findings      []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
-	Joined        bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Peer       string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	PeerId     uint32                 `protobuf:"varint,2,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	Findings   []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
+	Joined     bool                   `protobuf:"varint,4,opt,name=joined,proto3" json:"joined,omitempty"`
+	Grant      *PeerGrant             `protobuf:"bytes,5,opt,name=grant,proto3" json:"grant,omitempty"`                             // what the peer may publish and ask here
+	Granted    *PeerGrant             `protobuf:"bytes,6,opt,name=granted,proto3" json:"granted,omitempty"`                         // what this cluster may publish and ask there
+	GrantsHash []byte                 `protobuf:"bytes,7,opt,name=grants_hash,json=grantsHash,proto3" json:"grants_hash,omitempty"` // of both
+	// With a peer: how it answers at each of its endpoints.
+	Handshakes    []*Handshake `protobuf:"bytes,8,rep,name=handshakes,proto3" json:"handshakes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +927,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +940,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinResponse) GetPeer() string {
@@ -847,6 +971,112 @@ func (x *JoinResponse) GetJoined() bool {
 	return false
 }
 
+func (x *JoinResponse) GetGrant() *PeerGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGranted() *PeerGrant {
+	if x != nil {
+		return x.Granted
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetGrantsHash() []byte {
+	if x != nil {
+		return x.GrantsHash
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetHandshakes() []*Handshake {
+	if x != nil {
+		return x.Handshakes
+	}
+	return nil
+}
+
+// Handshake is an attempt to reach an endpoint of a peer's API server now.
+type Handshake struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint string                 `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Problem  string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"` // empty: it was believed
+	// What it showed; empty when it showed nothing.
+	Certificate   string `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`               // SPIFFE id
+	Issuer        string `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"`                         // common name of the CA
+	ExpiresAt     int64  `protobuf:"varint,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // Unix ns
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Handshake) Reset() {
+	*x = Handshake{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Handshake) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Handshake) ProtoMessage() {}
+
+func (x *Handshake) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Handshake.ProtoReflect.Descriptor instead.
+func (*Handshake) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Handshake) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *Handshake) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Handshake) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *Handshake) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Handshake) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
 type Finding struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Check         string                 `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`
@@ -860,7 +1090,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1102,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1115,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Finding) GetCheck() string {
@@ -937,7 +1167,7 @@ type SetPeerRequest struct {
 
 func (x *SetPeerRequest) Reset() {
 	*x = SetPeerRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1179,7 @@ func (x *SetPeerRequest) String() string {
 func (*SetPeerRequest) ProtoMessage() {}
 
 func (x *SetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1192,7 @@ func (x *SetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPeerRequest.ProtoReflect.Descriptor instead.
 func (*SetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetPeerRequest) GetPeer() string {
@@ -994,7 +1224,7 @@ type SetPeerResponse struct {
 
 func (x *SetPeerResponse) Reset() {
 	*x = SetPeerResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1236,7 @@ func (x *SetPeerResponse) String() string {
 func (*SetPeerResponse) ProtoMessage() {}
 
 func (x *SetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1249,7 @@ func (x *SetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPeerResponse.ProtoReflect.Descriptor instead.
 func (*SetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 type LeaveRequest struct {
@@ -1031,7 +1261,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1273,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1286,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaveRequest) GetPeer() string {
@@ -1075,7 +1305,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1317,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1330,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeaveResponse) GetKeysRemoved() uint64 {
@@ -1118,7 +1348,7 @@ type ListGrantsRequest struct {
 
 func (x *ListGrantsRequest) Reset() {
 	*x = ListGrantsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1360,7 @@ func (x *ListGrantsRequest) String() string {
 func (*ListGrantsRequest) ProtoMessage() {}
 
 func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1373,7 @@ func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGrantsRequest.ProtoReflect.Descriptor instead.
 func (*ListGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 type ListGrantsResponse struct {
@@ -1155,7 +1385,7 @@ type ListGrantsResponse struct {
 
 func (x *ListGrantsResponse) Reset() {
 	*x = ListGrantsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1397,7 @@ func (x *ListGrantsResponse) String() string {
 func (*ListGrantsResponse) ProtoMessage() {}
 
 func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1410,7 @@ func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGrantsResponse.ProtoReflect.Descriptor instead.
 func (*ListGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListGrantsResponse) GetGrants() []*PeerGrant {
@@ -1206,13 +1436,19 @@ type PeerGrant struct {
 	MaxBackends   uint64                 `protobuf:"varint,11,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,12,rep,name=namespaces,proto3" json:"namespaces,omitempty"`                                                                      // empty: all
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // records by reason, since the stream began
+	ServiceCidrs  []string               `protobuf:"bytes,14,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	// What it may ask: what policies decide of its packets; our records, to compare
+	// its copy with.
+	Explain       bool   `protobuf:"varint,15,opt,name=explain,proto3" json:"explain,omitempty"`
+	Diff          bool   `protobuf:"varint,16,opt,name=diff,proto3" json:"diff,omitempty"`
+	Problem       string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"` // why nothing else is known; empty: nothing is wrong
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerGrant) Reset() {
 	*x = PeerGrant{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1460,7 @@ func (x *PeerGrant) String() string {
 func (*PeerGrant) ProtoMessage() {}
 
 func (x *PeerGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1473,7 @@ func (x *PeerGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerGrant.ProtoReflect.Descriptor instead.
 func (*PeerGrant) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PeerGrant) GetPeer() string {
@@ -1331,27 +1567,59 @@ func (x *PeerGrant) GetRefused() map[string]uint64 {
 	return nil
 }
 
+func (x *PeerGrant) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *PeerGrant) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
+}
+
+func (x *PeerGrant) GetDiff() bool {
+	if x != nil {
+		return x.Diff
+	}
+	return false
+}
+
+func (x *PeerGrant) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type ChangeGrantRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Peer            string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
-	AddPodCidrs     []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
-	RemovePodCidrs  []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
-	AddNodeCidrs    []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
-	RemoveNodeCidrs []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
-	Namespaces      []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
-	AllNamespaces   bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
-	MaxNodes        *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
-	MaxIdentities   *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
-	MaxIps          *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
-	MaxServices     *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
-	MaxBackends     *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Peer               string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	AddPodCidrs        []string               `protobuf:"bytes,2,rep,name=add_pod_cidrs,json=addPodCidrs,proto3" json:"add_pod_cidrs,omitempty"`
+	RemovePodCidrs     []string               `protobuf:"bytes,3,rep,name=remove_pod_cidrs,json=removePodCidrs,proto3" json:"remove_pod_cidrs,omitempty"`
+	AddNodeCidrs       []string               `protobuf:"bytes,4,rep,name=add_node_cidrs,json=addNodeCidrs,proto3" json:"add_node_cidrs,omitempty"`
+	RemoveNodeCidrs    []string               `protobuf:"bytes,5,rep,name=remove_node_cidrs,json=removeNodeCidrs,proto3" json:"remove_node_cidrs,omitempty"`
+	Namespaces         []string               `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // replaces the list
+	AllNamespaces      bool                   `protobuf:"varint,7,opt,name=all_namespaces,json=allNamespaces,proto3" json:"all_namespaces,omitempty"`
+	MaxNodes           *uint64                `protobuf:"varint,8,opt,name=max_nodes,json=maxNodes,proto3,oneof" json:"max_nodes,omitempty"`
+	MaxIdentities      *uint64                `protobuf:"varint,9,opt,name=max_identities,json=maxIdentities,proto3,oneof" json:"max_identities,omitempty"`
+	MaxIps             *uint64                `protobuf:"varint,10,opt,name=max_ips,json=maxIps,proto3,oneof" json:"max_ips,omitempty"`
+	MaxServices        *uint64                `protobuf:"varint,11,opt,name=max_services,json=maxServices,proto3,oneof" json:"max_services,omitempty"`
+	MaxBackends        *uint64                `protobuf:"varint,12,opt,name=max_backends,json=maxBackends,proto3,oneof" json:"max_backends,omitempty"`
+	AddServiceCidrs    []string               `protobuf:"bytes,13,rep,name=add_service_cidrs,json=addServiceCidrs,proto3" json:"add_service_cidrs,omitempty"`
+	RemoveServiceCidrs []string               `protobuf:"bytes,14,rep,name=remove_service_cidrs,json=removeServiceCidrs,proto3" json:"remove_service_cidrs,omitempty"`
+	Explain            *bool                  `protobuf:"varint,15,opt,name=explain,proto3,oneof" json:"explain,omitempty"`
+	Diff               *bool                  `protobuf:"varint,16,opt,name=diff,proto3,oneof" json:"diff,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ChangeGrantRequest) Reset() {
 	*x = ChangeGrantRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1631,7 @@ func (x *ChangeGrantRequest) String() string {
 func (*ChangeGrantRequest) ProtoMessage() {}
 
 func (x *ChangeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1644,7 @@ func (x *ChangeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGrantRequest.ProtoReflect.Descriptor instead.
 func (*ChangeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ChangeGrantRequest) GetPeer() string {
@@ -1463,6 +1731,34 @@ func (x *ChangeGrantRequest) GetMaxBackends() uint64 {
 	return 0
 }
 
+func (x *ChangeGrantRequest) GetAddServiceCidrs() []string {
+	if x != nil {
+		return x.AddServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetRemoveServiceCidrs() []string {
+	if x != nil {
+		return x.RemoveServiceCidrs
+	}
+	return nil
+}
+
+func (x *ChangeGrantRequest) GetExplain() bool {
+	if x != nil && x.Explain != nil {
+		return *x.Explain
+	}
+	return false
+}
+
+func (x *ChangeGrantRequest) GetDiff() bool {
+	if x != nil && x.Diff != nil {
+		return *x.Diff
+	}
+	return false
+}
+
 type ChangeGrantResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grant         *PeerGrant             `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
@@ -1473,7 +1769,7 @@ type ChangeGrantResponse struct {
 
 func (x *ChangeGrantResponse) Reset() {
 	*x = ChangeGrantResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1781,7 @@ func (x *ChangeGrantResponse) String() string {
 func (*ChangeGrantResponse) ProtoMessage() {}
 
 func (x *ChangeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1794,7 @@ func (x *ChangeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGrantResponse.ProtoReflect.Descriptor instead.
 func (*ChangeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ChangeGrantResponse) GetGrant() *PeerGrant {
@@ -1523,7 +1819,7 @@ type CAStatusRequest struct {
 
 func (x *CAStatusRequest) Reset() {
 	*x = CAStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1831,7 @@ func (x *CAStatusRequest) String() string {
 func (*CAStatusRequest) ProtoMessage() {}
 
 func (x *CAStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1844,7 @@ func (x *CAStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CAStatusRequest.ProtoReflect.Descriptor instead.
 func (*CAStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 type CAStatusReport struct {
@@ -1565,7 +1861,7 @@ type CAStatusReport struct {
 
 func (x *CAStatusReport) Reset() {
 	*x = CAStatusReport{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1873,7 @@ func (x *CAStatusReport) String() string {
 func (*CAStatusReport) ProtoMessage() {}
 
 func (x *CAStatusReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1886,7 @@ func (x *CAStatusReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CAStatusReport.ProtoReflect.Descriptor instead.
 func (*CAStatusReport) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CAStatusReport) GetPhase() string {
@@ -1633,7 +1929,7 @@ type CertificateInfo struct {
 
 func (x *CertificateInfo) Reset() {
 	*x = CertificateInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1941,7 @@ func (x *CertificateInfo) String() string {
 func (*CertificateInfo) ProtoMessage() {}
 
 func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1954,7 @@ func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateInfo.ProtoReflect.Descriptor instead.
 func (*CertificateInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CertificateInfo) GetPem() string {
@@ -1698,7 +1994,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +2006,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +2019,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RotateCARequest) GetTo() string {
@@ -1741,7 +2037,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2049,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2062,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 type MeshStatusResponse struct {
@@ -1779,7 +2075,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +2087,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +2100,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -1874,7 +2170,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2182,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2195,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2201,7 +2497,7 @@ type MeshDiffRequest struct {
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2509,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2522,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -2268,7 +2564,7 @@ type MeshDiffResponse struct {
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2576,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2589,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -2327,7 +2623,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2635,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2648,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -2379,7 +2675,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2687,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2700,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *InviteNodeRequest) GetNode() string {
@@ -2431,7 +2727,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2739,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2752,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -2483,7 +2779,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2791,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2804,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -2538,7 +2834,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2550,7 +2846,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2563,7 +2859,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ForgetNodeResponse) GetKeysRemoved() uint64 {
@@ -2606,7 +2902,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2914,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2927,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -2667,7 +2963,7 @@ type DrainNodeResponse struct {
 
 func (x *DrainNodeResponse) Reset() {
 	*x = DrainNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2975,7 @@ func (x *DrainNodeResponse) String() string {
 func (*DrainNodeResponse) ProtoMessage() {}
 
 func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2988,7 @@ func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
 func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainNodeResponse) GetDrain() string {
@@ -2731,7 +3027,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +3039,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +3052,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 type ListNodesResponse struct {
@@ -2768,7 +3064,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +3076,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3089,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2830,7 +3126,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3138,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3151,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -2978,7 +3274,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3286,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3299,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 type ListIdentitiesResponse struct {
@@ -3015,7 +3311,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3323,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3336,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -3067,7 +3363,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3079,7 +3375,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3092,7 +3388,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -3152,7 +3448,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3460,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3473,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 type ListVTEPsResponse struct {
@@ -3189,7 +3485,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3497,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3214,7 +3510,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -3228,15 +3524,20 @@ type VTEPInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty: external
 	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	External      bool                   `protobuf:"varint,5,opt,name=external,proto3" json:"external,omitempty"` // declared by an operator
+	// Of external ones: the inner hardware address that they are sent, and the VNI of
+	// all their packets.
+	Mac           string `protobuf:"bytes,6,opt,name=mac,proto3" json:"mac,omitempty"`
+	Vni           uint32 `protobuf:"varint,7,opt,name=vni,proto3" json:"vni,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3549,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3261,7 +3562,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -3292,6 +3593,259 @@ func (x *VTEPInfo) GetCluster() string {
 	return ""
 }
 
+func (x *VTEPInfo) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *VTEPInfo) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *VTEPInfo) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+type AddVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // or an address
+	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`  // empty: 02:00:00:00:00:00
+	Vni           uint32                 `protobuf:"varint,4,opt,name=vni,proto3" json:"vni,omitempty"` // 0: 2
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPRequest) Reset() {
+	*x = AddVTEPRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPRequest) ProtoMessage() {}
+
+func (x *AddVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPRequest.ProtoReflect.Descriptor instead.
+func (*AddVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *AddVTEPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetTunnelAddress() string {
+	if x != nil {
+		return x.TunnelAddress
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *AddVTEPRequest) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *AddVTEPRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type AddVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vtep          *VTEPInfo              `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // created, configured, unchanged; "(dry run)" after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddVTEPResponse) Reset() {
+	*x = AddVTEPResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddVTEPResponse) ProtoMessage() {}
+
+func (x *AddVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddVTEPResponse.ProtoReflect.Descriptor instead.
+func (*AddVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *AddVTEPResponse) GetVtep() *VTEPInfo {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *AddVTEPResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+type DeleteVTEPRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVTEPRequest) Reset() {
+	*x = DeleteVTEPRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVTEPRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVTEPRequest) ProtoMessage() {}
+
+func (x *DeleteVTEPRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVTEPRequest.ProtoReflect.Descriptor instead.
+func (*DeleteVTEPRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *DeleteVTEPRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *DeleteVTEPRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DeleteVTEPResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vtep          *VTEPInfo              `protobuf:"bytes,1,opt,name=vtep,proto3" json:"vtep,omitempty"`     // as it was
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // deleted; "(dry run)" after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVTEPResponse) Reset() {
+	*x = DeleteVTEPResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVTEPResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVTEPResponse) ProtoMessage() {}
+
+func (x *DeleteVTEPResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVTEPResponse.ProtoReflect.Descriptor instead.
+func (*DeleteVTEPResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *DeleteVTEPResponse) GetVtep() *VTEPInfo {
+	if x != nil {
+		return x.Vtep
+	}
+	return nil
+}
+
+func (x *DeleteVTEPResponse) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
 type ApplyPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // YAML documents or JSON
@@ -3302,7 +3856,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3868,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3881,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -3355,7 +3909,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3921,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3380,7 +3934,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -3409,7 +3963,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3975,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3988,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -3476,7 +4030,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3488,7 +4042,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3501,7 +4055,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -3534,7 +4088,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +4100,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +4113,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -3577,7 +4131,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +4143,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +4156,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 type ListPoliciesResponse struct {
@@ -3614,7 +4168,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3626,7 +4180,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3639,7 +4193,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -3665,7 +4219,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3677,7 +4231,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3690,7 +4244,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -3763,7 +4317,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +4329,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3788,7 +4342,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExplainPolicyRequest) GetCluster() string {
@@ -3844,7 +4398,7 @@ type ExplainPolicyEnd struct {
 
 func (x *ExplainPolicyEnd) Reset() {
 	*x = ExplainPolicyEnd{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4410,7 @@ func (x *ExplainPolicyEnd) String() string {
 func (*ExplainPolicyEnd) ProtoMessage() {}
 
 func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +4423,7 @@ func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExplainPolicyEnd) GetLabels() []string {
@@ -3906,7 +4460,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +4472,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +4485,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExplainPolicyResponse) GetAnswered() bool {
@@ -3979,7 +4533,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3991,7 +4545,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4004,7 +4558,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -4030,7 +4584,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4596,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4609,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -4076,7 +4630,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4088,7 +4642,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4101,7 +4655,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -4134,7 +4688,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4146,7 +4700,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4159,7 +4713,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -4177,7 +4731,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4189,7 +4743,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4202,7 +4756,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{67}
 }
 
 type ListServicesResponse struct {
@@ -4214,7 +4768,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4226,7 +4780,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4239,7 +4793,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -4268,7 +4822,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4834,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4847,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -4385,7 +4939,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4397,7 +4951,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4410,7 +4964,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -4441,12 +4995,92 @@ func (x *ServicePortInfo) GetTarget() string {
 	return ""
 }
 
+type ReadClusterMetricsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadClusterMetricsRequest) Reset() {
+	*x = ReadClusterMetricsRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadClusterMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadClusterMetricsRequest) ProtoMessage() {}
+
+func (x *ReadClusterMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadClusterMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ReadClusterMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{71}
+}
+
+type ClusterMetricsText struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // in the text format of Prometheus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterMetricsText) Reset() {
+	*x = ClusterMetricsText{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterMetricsText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterMetricsText) ProtoMessage() {}
+
+func (x *ClusterMetricsText) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterMetricsText.ProtoReflect.Descriptor instead.
+func (*ClusterMetricsText) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ClusterMetricsText) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_api_hawser_v1_mesh_proto protoreflect.FileDescriptor
 
 const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/mesh.proto\x12\thawser.v1\x1a\x18api/hawser/v1/node.proto\"\x16\n" +
-	"\x14ClusterStatusRequest\"\xe6\a\n" +
+	"\x14ClusterStatusRequest\"\x84\t\n" +
 	"\x13ClusterStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -4481,7 +5115,17 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"node_cidrs\x18$ \x03(\tR\tnodeCidrs\x12\"\n" +
 	"\retcd_no_space\x18% \x01(\bR\vetcdNoSpace\x12'\n" +
-	"\x0fidentities_free\x18& \x01(\rR\x0eidentitiesFree\"\xc8\x01\n" +
+	"\x0fidentities_free\x18& \x01(\rR\x0eidentitiesFree\x12\x10\n" +
+	"\x03now\x18< \x01(\x03R\x03now\x12 \n" +
+	"\vcertificate\x18= \x01(\tR\vcertificate\x124\n" +
+	"\x16certificate_expires_at\x18> \x01(\x03R\x14certificateExpiresAt\x122\n" +
+	"\n" +
+	"pod_ranges\x18? \x03(\v2\x13.hawser.v1.PodRangeR\tpodRanges\"e\n" +
+	"\bPodRange\x12\x12\n" +
+	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
+	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x1b\n" +
+	"\tnode_bits\x18\x03 \x01(\rR\bnodeBits\x12\x12\n" +
+	"\x04free\x18\x04 \x01(\x04R\x04free\"\xc8\x01\n" +
 	"\n" +
 	"EtcdMember\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -4492,9 +5136,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"6\n" +
 	"\fRestoreChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x84\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x84\x01\n" +
 	"\x0fRestoreResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
@@ -4508,21 +5153,36 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x0eInviteResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xcd\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xeb\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
 	"\x0epreflight_only\x18\x02 \x01(\bR\rpreflightOnly\x12$\n" +
 	"\vstale_after\x18\x03 \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
-	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x12\n" +
+	"\fexpire_after\x18\x04 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x01(\fR\tconfirmed\x12\x12\n" +
 	"\x04peer\x18\x0f \x01(\tR\x04peerB\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\x83\x01\n" +
+	"\r_expire_after\"\xb6\x02\n" +
 	"\fJoinResponse\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x17\n" +
 	"\apeer_id\x18\x02 \x01(\rR\x06peerId\x12.\n" +
 	"\bfindings\x18\x03 \x03(\v2\x12.hawser.v1.FindingR\bfindings\x12\x16\n" +
-	"\x06joined\x18\x04 \x01(\bR\x06joined\"\x7f\n" +
+	"\x06joined\x18\x04 \x01(\bR\x06joined\x12*\n" +
+	"\x05grant\x18\x05 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12.\n" +
+	"\agranted\x18\x06 \x01(\v2\x14.hawser.v1.PeerGrantR\agranted\x12\x1f\n" +
+	"\vgrants_hash\x18\a \x01(\fR\n" +
+	"grantsHash\x124\n" +
+	"\n" +
+	"handshakes\x18\b \x03(\v2\x14.hawser.v1.HandshakeR\n" +
+	"handshakes\"\x9a\x01\n" +
+	"\tHandshake\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12 \n" +
+	"\vcertificate\x18\x03 \x01(\tR\vcertificate\x12\x16\n" +
+	"\x06issuer\x18\x04 \x01(\tR\x06issuer\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\x03R\texpiresAt\"\x7f\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x1a\n" +
 	"\bblocking\x18\x02 \x01(\bR\bblocking\x12\x16\n" +
@@ -4543,7 +5203,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\fkeys_removed\x18\x01 \x01(\x04R\vkeysRemoved\"\x13\n" +
 	"\x11ListGrantsRequest\"B\n" +
 	"\x12ListGrantsResponse\x12,\n" +
-	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xfc\x03\n" +
+	"\x06grants\x18\x01 \x03(\v2\x14.hawser.v1.PeerGrantR\x06grants\"\xe9\x04\n" +
 	"\tPeerGrant\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -4562,10 +5222,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\f \x03(\tR\n" +
 	"namespaces\x12;\n" +
-	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x1a:\n" +
+	"\arefused\x18\r \x03(\v2!.hawser.v1.PeerGrant.RefusedEntryR\arefused\x12#\n" +
+	"\rservice_cidrs\x18\x0e \x03(\tR\fserviceCidrs\x12\x18\n" +
+	"\aexplain\x18\x0f \x01(\bR\aexplain\x12\x12\n" +
+	"\x04diff\x18\x10 \x01(\bR\x04diff\x12\x18\n" +
+	"\aproblem\x18\x11 \x01(\tR\aproblem\x1a:\n" +
 	"\fRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x04\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc5\x05\n" +
 	"\x12ChangeGrantRequest\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\"\n" +
 	"\radd_pod_cidrs\x18\x02 \x03(\tR\vaddPodCidrs\x12(\n" +
@@ -4581,14 +5245,21 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\amax_ips\x18\n" +
 	" \x01(\x04H\x02R\x06maxIps\x88\x01\x01\x12&\n" +
 	"\fmax_services\x18\v \x01(\x04H\x03R\vmaxServices\x88\x01\x01\x12&\n" +
-	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01B\f\n" +
+	"\fmax_backends\x18\f \x01(\x04H\x04R\vmaxBackends\x88\x01\x01\x12*\n" +
+	"\x11add_service_cidrs\x18\r \x03(\tR\x0faddServiceCidrs\x120\n" +
+	"\x14remove_service_cidrs\x18\x0e \x03(\tR\x12removeServiceCidrs\x12\x1d\n" +
+	"\aexplain\x18\x0f \x01(\bH\x05R\aexplain\x88\x01\x01\x12\x17\n" +
+	"\x04diff\x18\x10 \x01(\bH\x06R\x04diff\x88\x01\x01B\f\n" +
 	"\n" +
 	"_max_nodesB\x11\n" +
 	"\x0f_max_identitiesB\n" +
 	"\n" +
 	"\b_max_ipsB\x0f\n" +
 	"\r_max_servicesB\x0f\n" +
-	"\r_max_backends\"[\n" +
+	"\r_max_backendsB\n" +
+	"\n" +
+	"\b_explainB\a\n" +
+	"\x05_diff\"[\n" +
 	"\x13ChangeGrantResponse\x12*\n" +
 	"\x05grant\x18\x01 \x01(\v2\x14.hawser.v1.PeerGrantR\x05grant\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\"\x11\n" +
@@ -4745,12 +5416,30 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\twaits_for\x18\a \x01(\tR\bwaitsFor\"\x12\n" +
 	"\x10ListVTEPsRequest\">\n" +
 	"\x11ListVTEPsResponse\x12)\n" +
-	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"w\n" +
+	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"\xb7\x01\n" +
 	"\bVTEPInfo\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\tR\acluster\"E\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\x12\x1a\n" +
+	"\bexternal\x18\x05 \x01(\bR\bexternal\x12\x10\n" +
+	"\x03mac\x18\x06 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\a \x01(\rR\x03vni\"\x8c\x01\n" +
+	"\x0eAddVTEPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
+	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\x04 \x01(\rR\x03vni\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"R\n" +
+	"\x0fAddVTEPResponse\x12'\n" +
+	"\x04vtep\x18\x01 \x01(\v2\x13.hawser.v1.VTEPInfoR\x04vtep\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"D\n" +
+	"\x11DeleteVTEPRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"U\n" +
+	"\x12DeleteVTEPResponse\x12'\n" +
+	"\x04vtep\x18\x01 \x01(\v2\x13.hawser.v1.VTEPInfoR\x04vtep\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"E\n" +
 	"\x12ApplyPolicyRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"e\n" +
@@ -4836,7 +5525,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target2\xf8\x0e\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\"\x1b\n" +
+	"\x19ReadClusterMetricsRequest\"(\n" +
+	"\x12ClusterMetricsText\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xd9\x10\n" +
 	"\x04Mesh\x12P\n" +
 	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
@@ -4857,10 +5549,14 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"InviteNode\x12\x1c.hawser.v1.InviteNodeRequest\x1a\x1d.hawser.v1.InviteNodeResponse\x12I\n" +
 	"\n" +
 	"ForgetNode\x12\x1c.hawser.v1.ForgetNodeRequest\x1a\x1d.hawser.v1.ForgetNodeResponse\x12F\n" +
-	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12F\n" +
+	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12R\n" +
+	"\vReadMetrics\x12$.hawser.v1.ReadClusterMetricsRequest\x1a\x1d.hawser.v1.ClusterMetricsText\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
 	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
-	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12L\n" +
+	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12@\n" +
+	"\aAddVTEP\x12\x19.hawser.v1.AddVTEPRequest\x1a\x1a.hawser.v1.AddVTEPResponse\x12I\n" +
+	"\n" +
+	"DeleteVTEP\x12\x1c.hawser.v1.DeleteVTEPRequest\x1a\x1d.hawser.v1.DeleteVTEPResponse\x12L\n" +
 	"\vApplyPolicy\x12\x1d.hawser.v1.ApplyPolicyRequest\x1a\x1e.hawser.v1.ApplyPolicyResponse\x12O\n" +
 	"\fDeletePolicy\x12\x1e.hawser.v1.DeletePolicyRequest\x1a\x1f.hawser.v1.DeletePolicyResponse\x12O\n" +
 	"\fListPolicies\x12\x1e.hawser.v1.ListPoliciesRequest\x1a\x1f.hawser.v1.ListPoliciesResponse\x12R\n" +
@@ -4881,166 +5577,186 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
-	(*ClusterStatusRequest)(nil),   // 0: hawser.v1.ClusterStatusRequest
-	(*ClusterStatusReport)(nil),    // 1: hawser.v1.ClusterStatusReport
-	(*EtcdMember)(nil),             // 2: hawser.v1.EtcdMember
-	(*BackupRequest)(nil),          // 3: hawser.v1.BackupRequest
-	(*BackupChunk)(nil),            // 4: hawser.v1.BackupChunk
-	(*RestoreChunk)(nil),           // 5: hawser.v1.RestoreChunk
-	(*RestoreResponse)(nil),        // 6: hawser.v1.RestoreResponse
-	(*InviteRequest)(nil),          // 7: hawser.v1.InviteRequest
-	(*InviteResponse)(nil),         // 8: hawser.v1.InviteResponse
-	(*JoinRequest)(nil),            // 9: hawser.v1.JoinRequest
-	(*JoinResponse)(nil),           // 10: hawser.v1.JoinResponse
-	(*Finding)(nil),                // 11: hawser.v1.Finding
-	(*SetPeerRequest)(nil),         // 12: hawser.v1.SetPeerRequest
-	(*SetPeerResponse)(nil),        // 13: hawser.v1.SetPeerResponse
-	(*LeaveRequest)(nil),           // 14: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),          // 15: hawser.v1.LeaveResponse
-	(*ListGrantsRequest)(nil),      // 16: hawser.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),     // 17: hawser.v1.ListGrantsResponse
-	(*PeerGrant)(nil),              // 18: hawser.v1.PeerGrant
-	(*ChangeGrantRequest)(nil),     // 19: hawser.v1.ChangeGrantRequest
-	(*ChangeGrantResponse)(nil),    // 20: hawser.v1.ChangeGrantResponse
-	(*CAStatusRequest)(nil),        // 21: hawser.v1.CAStatusRequest
-	(*CAStatusReport)(nil),         // 22: hawser.v1.CAStatusReport
-	(*CertificateInfo)(nil),        // 23: hawser.v1.CertificateInfo
-	(*RotateCARequest)(nil),        // 24: hawser.v1.RotateCARequest
-	(*MeshStatusRequest)(nil),      // 25: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),     // 26: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),             // 27: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),        // 28: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),       // 29: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                // 30: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),      // 31: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),     // 32: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),      // 33: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),     // 34: hawser.v1.ForgetNodeResponse
-	(*DrainNodeRequest)(nil),       // 35: hawser.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),      // 36: hawser.v1.DrainNodeResponse
-	(*ListNodesRequest)(nil),       // 37: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 38: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),               // 39: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),  // 40: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil), // 41: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),           // 42: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),       // 43: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),      // 44: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),               // 45: hawser.v1.VTEPInfo
-	(*ApplyPolicyRequest)(nil),     // 46: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),    // 47: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),          // 48: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),    // 49: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),   // 50: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),    // 51: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),   // 52: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),             // 53: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),   // 54: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),       // 55: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),  // 56: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),    // 57: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),   // 58: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),   // 59: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),  // 60: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),    // 61: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 62: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),            // 63: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),        // 64: hawser.v1.ServicePortInfo
-	nil,                            // 65: hawser.v1.PeerGrant.RefusedEntry
-	nil,                            // 66: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                            // 67: hawser.v1.PeerStatus.RefusedEntry
-	nil,                            // 68: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                            // 69: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                // 70: hawser.v1.Problem
-	(*FrontendBackend)(nil),        // 71: hawser.v1.FrontendBackend
+	(*ClusterStatusRequest)(nil),      // 0: hawser.v1.ClusterStatusRequest
+	(*ClusterStatusReport)(nil),       // 1: hawser.v1.ClusterStatusReport
+	(*PodRange)(nil),                  // 2: hawser.v1.PodRange
+	(*EtcdMember)(nil),                // 3: hawser.v1.EtcdMember
+	(*BackupRequest)(nil),             // 4: hawser.v1.BackupRequest
+	(*BackupChunk)(nil),               // 5: hawser.v1.BackupChunk
+	(*RestoreChunk)(nil),              // 6: hawser.v1.RestoreChunk
+	(*RestoreResponse)(nil),           // 7: hawser.v1.RestoreResponse
+	(*InviteRequest)(nil),             // 8: hawser.v1.InviteRequest
+	(*InviteResponse)(nil),            // 9: hawser.v1.InviteResponse
+	(*JoinRequest)(nil),               // 10: hawser.v1.JoinRequest
+	(*JoinResponse)(nil),              // 11: hawser.v1.JoinResponse
+	(*Handshake)(nil),                 // 12: hawser.v1.Handshake
+	(*Finding)(nil),                   // 13: hawser.v1.Finding
+	(*SetPeerRequest)(nil),            // 14: hawser.v1.SetPeerRequest
+	(*SetPeerResponse)(nil),           // 15: hawser.v1.SetPeerResponse
+	(*LeaveRequest)(nil),              // 16: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),             // 17: hawser.v1.LeaveResponse
+	(*ListGrantsRequest)(nil),         // 18: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),        // 19: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),                 // 20: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),        // 21: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),       // 22: hawser.v1.ChangeGrantResponse
+	(*CAStatusRequest)(nil),           // 23: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),            // 24: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),           // 25: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),           // 26: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),         // 27: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),        // 28: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),                // 29: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),           // 30: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),          // 31: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                   // 32: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),         // 33: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),        // 34: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),         // 35: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 36: hawser.v1.ForgetNodeResponse
+	(*DrainNodeRequest)(nil),          // 37: hawser.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),         // 38: hawser.v1.DrainNodeResponse
+	(*ListNodesRequest)(nil),          // 39: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 40: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 41: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),     // 42: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),    // 43: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),              // 44: hawser.v1.IdentityInfo
+	(*ListVTEPsRequest)(nil),          // 45: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),         // 46: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),                  // 47: hawser.v1.VTEPInfo
+	(*AddVTEPRequest)(nil),            // 48: hawser.v1.AddVTEPRequest
+	(*AddVTEPResponse)(nil),           // 49: hawser.v1.AddVTEPResponse
+	(*DeleteVTEPRequest)(nil),         // 50: hawser.v1.DeleteVTEPRequest
+	(*DeleteVTEPResponse)(nil),        // 51: hawser.v1.DeleteVTEPResponse
+	(*ApplyPolicyRequest)(nil),        // 52: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 53: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),             // 54: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),       // 55: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),      // 56: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 57: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 58: hawser.v1.ListPoliciesResponse
+	(*PolicyInfo)(nil),                // 59: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),      // 60: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),          // 61: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),     // 62: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),       // 63: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),      // 64: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),      // 65: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 66: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),       // 67: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 68: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),               // 69: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),           // 70: hawser.v1.ServicePortInfo
+	(*ReadClusterMetricsRequest)(nil), // 71: hawser.v1.ReadClusterMetricsRequest
+	(*ClusterMetricsText)(nil),        // 72: hawser.v1.ClusterMetricsText
+	nil,                               // 73: hawser.v1.PeerGrant.RefusedEntry
+	nil,                               // 74: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                               // 75: hawser.v1.PeerStatus.RefusedEntry
+	nil,                               // 76: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                               // 77: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                   // 78: hawser.v1.Problem
+	(*FrontendBackend)(nil),           // 79: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	70, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
-	2,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
-	11, // 2: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	18, // 3: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	65, // 4: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
-	18, // 5: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
-	23, // 6: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
-	27, // 7: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	66, // 8: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	67, // 9: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	11, // 10: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
-	30, // 11: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	39, // 12: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	42, // 13: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	45, // 14: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	48, // 15: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	48, // 16: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	53, // 17: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	55, // 18: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	55, // 19: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	48, // 20: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	48, // 21: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	63, // 22: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	64, // 23: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	71, // 24: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	68, // 25: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	69, // 26: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 27: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	7,  // 28: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	9,  // 29: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	14, // 30: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	16, // 31: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	19, // 32: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	21, // 33: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	24, // 34: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	12, // 35: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	25, // 36: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	28, // 37: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	3,  // 38: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	5,  // 39: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	31, // 40: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	33, // 41: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	35, // 42: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	37, // 43: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	40, // 44: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	43, // 45: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	46, // 46: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	49, // 47: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	51, // 48: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	54, // 49: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	57, // 50: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	59, // 51: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	61, // 52: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 53: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	8,  // 54: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	10, // 55: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	15, // 56: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	17, // 57: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	20, // 58: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	22, // 59: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	22, // 60: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	13, // 61: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	26, // 62: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	29, // 63: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	4,  // 64: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	6,  // 65: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	32, // 66: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	34, // 67: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	36, // 68: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	38, // 69: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	41, // 70: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	44, // 71: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	47, // 72: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	50, // 73: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	52, // 74: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	56, // 75: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	58, // 76: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	60, // 77: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	62, // 78: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	53, // [53:79] is the sub-list for method output_type
-	27, // [27:53] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	78, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	3,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
+	2,  // 2: hawser.v1.ClusterStatusReport.pod_ranges:type_name -> hawser.v1.PodRange
+	13, // 3: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
+	20, // 4: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
+	20, // 5: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
+	12, // 6: hawser.v1.JoinResponse.handshakes:type_name -> hawser.v1.Handshake
+	20, // 7: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	73, // 8: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	20, // 9: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	25, // 10: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	29, // 11: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	74, // 12: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	75, // 13: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	13, // 14: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	32, // 15: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	41, // 16: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	44, // 17: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	47, // 18: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	47, // 19: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	47, // 20: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	54, // 21: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	54, // 22: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	59, // 23: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	61, // 24: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	61, // 25: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	54, // 26: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	54, // 27: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	69, // 28: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	70, // 29: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	79, // 30: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	76, // 31: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	77, // 32: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 33: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	8,  // 34: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	10, // 35: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	16, // 36: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	18, // 37: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	21, // 38: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	23, // 39: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	26, // 40: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	14, // 41: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	27, // 42: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	30, // 43: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	4,  // 44: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	6,  // 45: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	33, // 46: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	35, // 47: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	37, // 48: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	71, // 49: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
+	39, // 50: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	42, // 51: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	45, // 52: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	48, // 53: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
+	50, // 54: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
+	52, // 55: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	55, // 56: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	57, // 57: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	60, // 58: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	63, // 59: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	65, // 60: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	67, // 61: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 62: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	9,  // 63: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	11, // 64: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	17, // 65: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	19, // 66: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	22, // 67: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	24, // 68: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	24, // 69: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	15, // 70: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	28, // 71: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	31, // 72: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	5,  // 73: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	7,  // 74: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	34, // 75: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	36, // 76: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	38, // 77: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	72, // 78: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
+	40, // 79: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	43, // 80: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	46, // 81: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	49, // 82: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
+	51, // 83: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
+	53, // 84: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	56, // 85: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	58, // 86: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	62, // 87: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	64, // 88: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	66, // 89: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	68, // 90: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	62, // [62:91] is the sub-list for method output_type
+	33, // [33:62] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -5049,16 +5765,16 @@ func file_api_hawser_v1_mesh_proto_init() {
 		return
 	}
 	file_api_hawser_v1_node_proto_init()
-	file_api_hawser_v1_mesh_proto_msgTypes[9].OneofWrappers = []any{}
-	file_api_hawser_v1_mesh_proto_msgTypes[12].OneofWrappers = []any{}
-	file_api_hawser_v1_mesh_proto_msgTypes[19].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[10].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[14].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   70,
+			NumMessages:   78,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

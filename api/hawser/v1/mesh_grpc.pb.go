@@ -40,9 +40,12 @@ const (
 	Mesh_InviteNode_FullMethodName     = "/hawser.v1.Mesh/InviteNode"
 	Mesh_ForgetNode_FullMethodName     = "/hawser.v1.Mesh/ForgetNode"
 	Mesh_DrainNode_FullMethodName      = "/hawser.v1.Mesh/DrainNode"
+	Mesh_ReadMetrics_FullMethodName    = "/hawser.v1.Mesh/ReadMetrics"
 	Mesh_ListNodes_FullMethodName      = "/hawser.v1.Mesh/ListNodes"
 	Mesh_ListIdentities_FullMethodName = "/hawser.v1.Mesh/ListIdentities"
 	Mesh_ListVTEPs_FullMethodName      = "/hawser.v1.Mesh/ListVTEPs"
+	Mesh_AddVTEP_FullMethodName        = "/hawser.v1.Mesh/AddVTEP"
+	Mesh_DeleteVTEP_FullMethodName     = "/hawser.v1.Mesh/DeleteVTEP"
 	Mesh_ApplyPolicy_FullMethodName    = "/hawser.v1.Mesh/ApplyPolicy"
 	Mesh_DeletePolicy_FullMethodName   = "/hawser.v1.Mesh/DeletePolicy"
 	Mesh_ListPolicies_FullMethodName   = "/hawser.v1.Mesh/ListPolicies"
@@ -86,9 +89,15 @@ type MeshClient interface {
 	// DrainNode takes a node's backends out of, or back into, the choice for new
 	// connections. Those that they have live on.
 	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error)
+	// ReadMetrics is what /metrics says now.
+	ReadMetrics(ctx context.Context, in *ReadClusterMetricsRequest, opts ...grpc.CallOption) (*ClusterMetricsText, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
 	ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error)
+	// AddVTEP declares an external tunnel endpoint: what is behind it has a prefix
+	// of this cluster's pod CIDRs. DeleteVTEP takes such a declaration back.
+	AddVTEP(ctx context.Context, in *AddVTEPRequest, opts ...grpc.CallOption) (*AddVTEPResponse, error)
+	DeleteVTEP(ctx context.Context, in *DeleteVTEPRequest, opts ...grpc.CallOption) (*DeleteVTEPResponse, error)
 	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error)
 	DeletePolicy(ctx context.Context, in *DeletePolicyRequest, opts ...grpc.CallOption) (*DeletePolicyResponse, error)
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
@@ -280,6 +289,16 @@ func (c *meshClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts .
 	return out, nil
 }
 
+func (c *meshClient) ReadMetrics(ctx context.Context, in *ReadClusterMetricsRequest, opts ...grpc.CallOption) (*ClusterMetricsText, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClusterMetricsText)
+	err := c.cc.Invoke(ctx, Mesh_ReadMetrics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNodesResponse)
@@ -304,6 +323,26 @@ func (c *meshClient) ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts .
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListVTEPsResponse)
 	err := c.cc.Invoke(ctx, Mesh_ListVTEPs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) AddVTEP(ctx context.Context, in *AddVTEPRequest, opts ...grpc.CallOption) (*AddVTEPResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddVTEPResponse)
+	err := c.cc.Invoke(ctx, Mesh_AddVTEP_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) DeleteVTEP(ctx context.Context, in *DeleteVTEPRequest, opts ...grpc.CallOption) (*DeleteVTEPResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteVTEPResponse)
+	err := c.cc.Invoke(ctx, Mesh_DeleteVTEP_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -414,9 +453,15 @@ type MeshServer interface {
 	// DrainNode takes a node's backends out of, or back into, the choice for new
 	// connections. Those that they have live on.
 	DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error)
+	// ReadMetrics is what /metrics says now.
+	ReadMetrics(context.Context, *ReadClusterMetricsRequest) (*ClusterMetricsText, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
 	ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error)
+	// AddVTEP declares an external tunnel endpoint: what is behind it has a prefix
+	// of this cluster's pod CIDRs. DeleteVTEP takes such a declaration back.
+	AddVTEP(context.Context, *AddVTEPRequest) (*AddVTEPResponse, error)
+	DeleteVTEP(context.Context, *DeleteVTEPRequest) (*DeleteVTEPResponse, error)
 	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error)
 	DeletePolicy(context.Context, *DeletePolicyRequest) (*DeletePolicyResponse, error)
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
@@ -484,6 +529,9 @@ func (UnimplementedMeshServer) ForgetNode(context.Context, *ForgetNodeRequest) (
 func (UnimplementedMeshServer) DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
 }
+func (UnimplementedMeshServer) ReadMetrics(context.Context, *ReadClusterMetricsRequest) (*ClusterMetricsText, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadMetrics not implemented")
+}
 func (UnimplementedMeshServer) ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNodes not implemented")
 }
@@ -492,6 +540,12 @@ func (UnimplementedMeshServer) ListIdentities(context.Context, *ListIdentitiesRe
 }
 func (UnimplementedMeshServer) ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVTEPs not implemented")
+}
+func (UnimplementedMeshServer) AddVTEP(context.Context, *AddVTEPRequest) (*AddVTEPResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddVTEP not implemented")
+}
+func (UnimplementedMeshServer) DeleteVTEP(context.Context, *DeleteVTEPRequest) (*DeleteVTEPResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteVTEP not implemented")
 }
 func (UnimplementedMeshServer) ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyPolicy not implemented")
@@ -805,6 +859,24 @@ func _Mesh_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_ReadMetrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadClusterMetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ReadMetrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ReadMetrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ReadMetrics(ctx, req.(*ReadClusterMetricsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ListNodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListNodesRequest)
 	if err := dec(in); err != nil {
@@ -855,6 +927,42 @@ func _Mesh_ListVTEPs_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).ListVTEPs(ctx, req.(*ListVTEPsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_AddVTEP_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddVTEPRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).AddVTEP(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_AddVTEP_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).AddVTEP(ctx, req.(*AddVTEPRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_DeleteVTEP_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteVTEPRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).DeleteVTEP(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_DeleteVTEP_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).DeleteVTEP(ctx, req.(*DeleteVTEPRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1049,6 +1157,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Mesh_DrainNode_Handler,
 		},
 		{
+			MethodName: "ReadMetrics",
+			Handler:    _Mesh_ReadMetrics_Handler,
+		},
+		{
 			MethodName: "ListNodes",
 			Handler:    _Mesh_ListNodes_Handler,
 		},
@@ -1059,6 +1171,14 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListVTEPs",
 			Handler:    _Mesh_ListVTEPs_Handler,
+		},
+		{
+			MethodName: "AddVTEP",
+			Handler:    _Mesh_AddVTEP_Handler,
+		},
+		{
+			MethodName: "DeleteVTEP",
+			Handler:    _Mesh_DeleteVTEP_Handler,
 		},
 		{
 			MethodName: "ApplyPolicy",

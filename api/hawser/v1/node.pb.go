@@ -85,10 +85,13 @@ type NodeStatusReport struct {
 	// namespace/name -> revision of the policy objects that this node has resolved.
 	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The kernel has them all.
-	PoliciesSettled bool   `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
-	PolicyScope     string `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
-	PolicyMode      string `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
-	PolicyAudit     bool   `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
+	PoliciesSettled bool           `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	PolicyScope     string         `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
+	PolicyMode      string         `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
+	PolicyAudit     bool           `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
+	Now             int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
+	Certificate     string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
+	Pools           []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -291,6 +294,88 @@ func (x *NodeStatusReport) GetPolicyAudit() bool {
 	return false
 }
 
+func (x *NodeStatusReport) GetNow() int64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
+func (x *NodeStatusReport) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *NodeStatusReport) GetPools() []*AddressPool {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+// AddressPool is the addresses that a node has for its pods.
+type AddressPool struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Used          uint64                 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	Free          uint64                 `protobuf:"varint,3,opt,name=free,proto3" json:"free,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressPool) Reset() {
+	*x = AddressPool{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressPool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressPool) ProtoMessage() {}
+
+func (x *AddressPool) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressPool.ProtoReflect.Descriptor instead.
+func (*AddressPool) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AddressPool) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AddressPool) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *AddressPool) GetFree() uint64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
 type KeyspaceStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Connected     bool                   `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`
@@ -305,7 +390,7 @@ type KeyspaceStatus struct {
 
 func (x *KeyspaceStatus) Reset() {
 	*x = KeyspaceStatus{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +402,7 @@ func (x *KeyspaceStatus) String() string {
 func (*KeyspaceStatus) ProtoMessage() {}
 
 func (x *KeyspaceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +415,7 @@ func (x *KeyspaceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyspaceStatus.ProtoReflect.Descriptor instead.
 func (*KeyspaceStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *KeyspaceStatus) GetConnected() bool {
@@ -389,7 +474,7 @@ type TableStatus struct {
 
 func (x *TableStatus) Reset() {
 	*x = TableStatus{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +486,7 @@ func (x *TableStatus) String() string {
 func (*TableStatus) ProtoMessage() {}
 
 func (x *TableStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +499,7 @@ func (x *TableStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableStatus.ProtoReflect.Descriptor instead.
 func (*TableStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TableStatus) GetName() string {
@@ -463,7 +548,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +560,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +573,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Problem) GetObject() string {
@@ -530,7 +615,7 @@ type AddEndpointRequest struct {
 
 func (x *AddEndpointRequest) Reset() {
 	*x = AddEndpointRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +627,7 @@ func (x *AddEndpointRequest) String() string {
 func (*AddEndpointRequest) ProtoMessage() {}
 
 func (x *AddEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +640,7 @@ func (x *AddEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEndpointRequest.ProtoReflect.Descriptor instead.
 func (*AddEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AddEndpointRequest) GetContainerId() string {
@@ -623,7 +708,7 @@ type AddEndpointResponse struct {
 
 func (x *AddEndpointResponse) Reset() {
 	*x = AddEndpointResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +720,7 @@ func (x *AddEndpointResponse) String() string {
 func (*AddEndpointResponse) ProtoMessage() {}
 
 func (x *AddEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +733,7 @@ func (x *AddEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddEndpointResponse.ProtoReflect.Descriptor instead.
 func (*AddEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddEndpointResponse) GetEndpoint() *Endpoint {
@@ -668,7 +753,7 @@ type DeleteEndpointRequest struct {
 
 func (x *DeleteEndpointRequest) Reset() {
 	*x = DeleteEndpointRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +765,7 @@ func (x *DeleteEndpointRequest) String() string {
 func (*DeleteEndpointRequest) ProtoMessage() {}
 
 func (x *DeleteEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +778,7 @@ func (x *DeleteEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteEndpointRequest) GetContainerId() string {
@@ -718,7 +803,7 @@ type DeleteEndpointResponse struct {
 
 func (x *DeleteEndpointResponse) Reset() {
 	*x = DeleteEndpointResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +815,7 @@ func (x *DeleteEndpointResponse) String() string {
 func (*DeleteEndpointResponse) ProtoMessage() {}
 
 func (x *DeleteEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +828,7 @@ func (x *DeleteEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 type SetEndpointRequest struct {
@@ -756,7 +841,7 @@ type SetEndpointRequest struct {
 
 func (x *SetEndpointRequest) Reset() {
 	*x = SetEndpointRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +853,7 @@ func (x *SetEndpointRequest) String() string {
 func (*SetEndpointRequest) ProtoMessage() {}
 
 func (x *SetEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +866,7 @@ func (x *SetEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetEndpointRequest.ProtoReflect.Descriptor instead.
 func (*SetEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetEndpointRequest) GetId() uint32 {
@@ -807,7 +892,7 @@ type SetEndpointResponse struct {
 
 func (x *SetEndpointResponse) Reset() {
 	*x = SetEndpointResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +904,7 @@ func (x *SetEndpointResponse) String() string {
 func (*SetEndpointResponse) ProtoMessage() {}
 
 func (x *SetEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +917,7 @@ func (x *SetEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetEndpointResponse.ProtoReflect.Descriptor instead.
 func (*SetEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetEndpointResponse) GetEndpoint() *Endpoint {
@@ -850,7 +935,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +947,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +960,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 type ListEndpointsResponse struct {
@@ -887,7 +972,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +984,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +997,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListEndpointsResponse) GetEndpoints() []*Endpoint {
@@ -956,7 +1041,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1053,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1066,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Endpoint) GetId() uint32 {
@@ -1160,7 +1245,7 @@ type ListIPCacheRequest struct {
 
 func (x *ListIPCacheRequest) Reset() {
 	*x = ListIPCacheRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1257,7 @@ func (x *ListIPCacheRequest) String() string {
 func (*ListIPCacheRequest) ProtoMessage() {}
 
 func (x *ListIPCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1270,7 @@ func (x *ListIPCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIPCacheRequest.ProtoReflect.Descriptor instead.
 func (*ListIPCacheRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 type ListIPCacheResponse struct {
@@ -1197,7 +1282,7 @@ type ListIPCacheResponse struct {
 
 func (x *ListIPCacheResponse) Reset() {
 	*x = ListIPCacheResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1294,7 @@ func (x *ListIPCacheResponse) String() string {
 func (*ListIPCacheResponse) ProtoMessage() {}
 
 func (x *ListIPCacheResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1307,7 @@ func (x *ListIPCacheResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIPCacheResponse.ProtoReflect.Descriptor instead.
 func (*ListIPCacheResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListIPCacheResponse) GetEntries() []*IPCacheEntry {
@@ -1248,7 +1333,7 @@ type IPCacheEntry struct {
 
 func (x *IPCacheEntry) Reset() {
 	*x = IPCacheEntry{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1345,7 @@ func (x *IPCacheEntry) String() string {
 func (*IPCacheEntry) ProtoMessage() {}
 
 func (x *IPCacheEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1358,7 @@ func (x *IPCacheEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPCacheEntry.ProtoReflect.Descriptor instead.
 func (*IPCacheEntry) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IPCacheEntry) GetPrefix() string {
@@ -1340,7 +1425,7 @@ type ListMapsRequest struct {
 
 func (x *ListMapsRequest) Reset() {
 	*x = ListMapsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1437,7 @@ func (x *ListMapsRequest) String() string {
 func (*ListMapsRequest) ProtoMessage() {}
 
 func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1450,7 @@ func (x *ListMapsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsRequest.ProtoReflect.Descriptor instead.
 func (*ListMapsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 type ListMapsResponse struct {
@@ -1377,7 +1462,7 @@ type ListMapsResponse struct {
 
 func (x *ListMapsResponse) Reset() {
 	*x = ListMapsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1474,7 @@ func (x *ListMapsResponse) String() string {
 func (*ListMapsResponse) ProtoMessage() {}
 
 func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1487,7 @@ func (x *ListMapsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMapsResponse.ProtoReflect.Descriptor instead.
 func (*ListMapsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListMapsResponse) GetMaps() []*Map {
@@ -1429,7 +1514,7 @@ type Map struct {
 
 func (x *Map) Reset() {
 	*x = Map{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1526,7 @@ func (x *Map) String() string {
 func (*Map) ProtoMessage() {}
 
 func (x *Map) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1539,7 @@ func (x *Map) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Map.ProtoReflect.Descriptor instead.
 func (*Map) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Map) GetName() string {
@@ -1528,7 +1613,7 @@ type ListDropsRequest struct {
 
 func (x *ListDropsRequest) Reset() {
 	*x = ListDropsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1625,7 @@ func (x *ListDropsRequest) String() string {
 func (*ListDropsRequest) ProtoMessage() {}
 
 func (x *ListDropsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1638,7 @@ func (x *ListDropsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDropsRequest.ProtoReflect.Descriptor instead.
 func (*ListDropsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 type ListDropsResponse struct {
@@ -1565,7 +1650,7 @@ type ListDropsResponse struct {
 
 func (x *ListDropsResponse) Reset() {
 	*x = ListDropsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1662,7 @@ func (x *ListDropsResponse) String() string {
 func (*ListDropsResponse) ProtoMessage() {}
 
 func (x *ListDropsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1675,7 @@ func (x *ListDropsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDropsResponse.ProtoReflect.Descriptor instead.
 func (*ListDropsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListDropsResponse) GetDrops() []*DropCounter {
@@ -1615,7 +1700,7 @@ type DropCounter struct {
 
 func (x *DropCounter) Reset() {
 	*x = DropCounter{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1712,7 @@ func (x *DropCounter) String() string {
 func (*DropCounter) ProtoMessage() {}
 
 func (x *DropCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1725,7 @@ func (x *DropCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCounter.ProtoReflect.Descriptor instead.
 func (*DropCounter) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DropCounter) GetReason() string {
@@ -1686,7 +1771,7 @@ type ListFrontendsRequest struct {
 
 func (x *ListFrontendsRequest) Reset() {
 	*x = ListFrontendsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1783,7 @@ func (x *ListFrontendsRequest) String() string {
 func (*ListFrontendsRequest) ProtoMessage() {}
 
 func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1796,7 @@ func (x *ListFrontendsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsRequest.ProtoReflect.Descriptor instead.
 func (*ListFrontendsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 type ListFrontendsResponse struct {
@@ -1723,7 +1808,7 @@ type ListFrontendsResponse struct {
 
 func (x *ListFrontendsResponse) Reset() {
 	*x = ListFrontendsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1820,7 @@ func (x *ListFrontendsResponse) String() string {
 func (*ListFrontendsResponse) ProtoMessage() {}
 
 func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1833,7 @@ func (x *ListFrontendsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFrontendsResponse.ProtoReflect.Descriptor instead.
 func (*ListFrontendsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListFrontendsResponse) GetFrontends() []*Frontend {
@@ -1774,7 +1859,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1871,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1884,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Frontend) GetServiceId() uint32 {
@@ -1872,7 +1957,7 @@ type FrontendBackend struct {
 
 func (x *FrontendBackend) Reset() {
 	*x = FrontendBackend{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +1969,7 @@ func (x *FrontendBackend) String() string {
 func (*FrontendBackend) ProtoMessage() {}
 
 func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +1982,7 @@ func (x *FrontendBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendBackend.ProtoReflect.Descriptor instead.
 func (*FrontendBackend) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FrontendBackend) GetIp() string {
@@ -1950,7 +2035,7 @@ type ListPathsRequest struct {
 
 func (x *ListPathsRequest) Reset() {
 	*x = ListPathsRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2047,7 @@ func (x *ListPathsRequest) String() string {
 func (*ListPathsRequest) ProtoMessage() {}
 
 func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2060,7 @@ func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
 func (*ListPathsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{28}
 }
 
 type ListPathsResponse struct {
@@ -1987,7 +2072,7 @@ type ListPathsResponse struct {
 
 func (x *ListPathsResponse) Reset() {
 	*x = ListPathsResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2084,7 @@ func (x *ListPathsResponse) String() string {
 func (*ListPathsResponse) ProtoMessage() {}
 
 func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2097,7 @@ func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
 func (*ListPathsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListPathsResponse) GetPaths() []*NodePath {
@@ -2024,27 +2109,31 @@ func (x *ListPathsResponse) GetPaths() []*NodePath {
 
 // NodePath is another node as this node sees it.
 type NodePath struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
-	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`                                 // up, down, returning or unknown; empty: not probed
-	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`                              // Unix ns
-	RttSeconds    float64                `protobuf:"fixed64,6,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"` // of the newest answer, 0: none
-	Sent          uint64                 `protobuf:"varint,7,opt,name=sent,proto3" json:"sent,omitempty"`
-	Answered      uint64                 `protobuf:"varint,8,opt,name=answered,proto3" json:"answered,omitempty"`
-	Process       string                 `protobuf:"bytes,9,opt,name=process,proto3" json:"process,omitempty"`                           // up, down or unknown
-	Health        string                 `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`                            // as its own cluster judges
-	Chosen        bool                   `protobuf:"varint,11,opt,name=chosen,proto3" json:"chosen,omitempty"`                           // backends on it take new connections of this node
-	Why           string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`                                  // it is not chosen
-	PassedOver    uint64                 `protobuf:"varint,13,opt,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"` // how often that began, since the agent started
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Cluster    string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node       string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Address    string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Path       string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`                                 // up, down, returning or unknown; empty: not probed
+	Since      int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`                              // Unix ns
+	RttSeconds float64                `protobuf:"fixed64,6,opt,name=rtt_seconds,json=rttSeconds,proto3" json:"rtt_seconds,omitempty"` // of the newest answer, 0: none
+	Sent       uint64                 `protobuf:"varint,7,opt,name=sent,proto3" json:"sent,omitempty"`
+	Answered   uint64                 `protobuf:"varint,8,opt,name=answered,proto3" json:"answered,omitempty"`
+	Process    string                 `protobuf:"bytes,9,opt,name=process,proto3" json:"process,omitempty"`                           // up, down or unknown
+	Health     string                 `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`                            // as its own cluster judges
+	Chosen     bool                   `protobuf:"varint,11,opt,name=chosen,proto3" json:"chosen,omitempty"`                           // backends on it take new connections of this node
+	Why        string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`                                  // it is not chosen
+	PassedOver uint64                 `protobuf:"varint,13,opt,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"` // how often that began, since the agent started
+	// Bytes of the largest packet, tunnel headers included, that went there and
+	// back whole; 0: not known.
+	Mtu           uint32 `protobuf:"varint,14,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	FullMtu       uint32 `protobuf:"varint,15,opt,name=full_mtu,json=fullMtu,proto3" json:"full_mtu,omitempty"` // what the node's underlay device would carry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodePath) Reset() {
 	*x = NodePath{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2145,7 @@ func (x *NodePath) String() string {
 func (*NodePath) ProtoMessage() {}
 
 func (x *NodePath) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2158,7 @@ func (x *NodePath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePath.ProtoReflect.Descriptor instead.
 func (*NodePath) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodePath) GetCluster() string {
@@ -2163,6 +2252,20 @@ func (x *NodePath) GetPassedOver() uint64 {
 	return 0
 }
 
+func (x *NodePath) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *NodePath) GetFullMtu() uint32 {
+	if x != nil {
+		return x.FullMtu
+	}
+	return 0
+}
+
 type ListRulesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	EndpointId    uint32                 `protobuf:"varint,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"` // 0 means all
@@ -2172,7 +2275,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2287,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2300,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRulesRequest) GetEndpointId() uint32 {
@@ -2216,7 +2319,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2331,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2344,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListRulesResponse) GetEntries() []*RuleEntry {
@@ -2267,14 +2370,15 @@ type RuleEntry struct {
 	// more at each change of policy, every packet that it denied; of all endpoints
 	// of the node with the same labels together.
 	Hits          uint64 `protobuf:"varint,20,opt,name=hits,proto3" json:"hits,omitempty"`
-	Audited       bool   `protobuf:"varint,21,opt,name=audited,proto3" json:"audited,omitempty"` // a deny that passes, and is reported
+	Audited       bool   `protobuf:"varint,21,opt,name=audited,proto3" json:"audited,omitempty"`                            // a deny that passes, and is reported
+	DefaultDeny   bool   `protobuf:"varint,22,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"` // what no other entry of the direction matches
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RuleEntry) Reset() {
 	*x = RuleEntry{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2390,7 @@ func (x *RuleEntry) String() string {
 func (*RuleEntry) ProtoMessage() {}
 
 func (x *RuleEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2403,7 @@ func (x *RuleEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleEntry.ProtoReflect.Descriptor instead.
 func (*RuleEntry) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RuleEntry) GetRuleSet() uint32 {
@@ -2379,6 +2483,13 @@ func (x *RuleEntry) GetAudited() bool {
 	return false
 }
 
+func (x *RuleEntry) GetDefaultDeny() bool {
+	if x != nil {
+		return x.DefaultDeny
+	}
+	return false
+}
+
 type MonitorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Types         []string               `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"` // drop, verdict, trace; empty means all
@@ -2388,7 +2499,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2511,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2524,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -2446,7 +2557,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2569,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2582,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Event) GetTime() int64 {
@@ -2594,7 +2705,7 @@ type EventPeer struct {
 
 func (x *EventPeer) Reset() {
 	*x = EventPeer{}
-	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2717,7 @@ func (x *EventPeer) String() string {
 func (*EventPeer) ProtoMessage() {}
 
 func (x *EventPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_node_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2730,7 @@ func (x *EventPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventPeer.ProtoReflect.Descriptor instead.
 func (*EventPeer) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EventPeer) GetIp() string {
@@ -2671,12 +2782,391 @@ func (x *EventPeer) GetNode() string {
 	return ""
 }
 
+type ReadKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadKernelRequest) Reset() {
+	*x = ReadKernelRequest{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadKernelRequest) ProtoMessage() {}
+
+func (x *ReadKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadKernelRequest.ProtoReflect.Descriptor instead.
+func (*ReadKernelRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{37}
+}
+
+// KernelReport is what the kernel has in the agent's network namespace.
+type KernelReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Links         []*KernelLink          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	Routes        []*KernelRoute         `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	Problems      []string               `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"` // what could not be read, or not all of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelReport) Reset() {
+	*x = KernelReport{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelReport) ProtoMessage() {}
+
+func (x *KernelReport) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelReport.ProtoReflect.Descriptor instead.
+func (*KernelReport) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *KernelReport) GetLinks() []*KernelLink {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+func (x *KernelReport) GetRoutes() []*KernelRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *KernelReport) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type KernelLink struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type      string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Index     uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Mtu       uint32                 `protobuf:"varint,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Mac       string                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`
+	State     string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Flags     string                 `protobuf:"bytes,7,opt,name=flags,proto3" json:"flags,omitempty"`
+	Addresses []string               `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Programs at the device, as "tcx ingress: from_pod (id 12)" and the filters of
+	// tc as "tc ingress: bpf from_pod priority 1".
+	Programs      []string `protobuf:"bytes,9,rep,name=programs,proto3" json:"programs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelLink) Reset() {
+	*x = KernelLink{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelLink) ProtoMessage() {}
+
+func (x *KernelLink) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelLink.ProtoReflect.Descriptor instead.
+func (*KernelLink) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *KernelLink) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KernelLink) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *KernelLink) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *KernelLink) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *KernelLink) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *KernelLink) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *KernelLink) GetFlags() string {
+	if x != nil {
+		return x.Flags
+	}
+	return ""
+}
+
+func (x *KernelLink) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *KernelLink) GetPrograms() []string {
+	if x != nil {
+		return x.Programs
+	}
+	return nil
+}
+
+type KernelRoute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
+	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Device        string                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	Table         uint32                 `protobuf:"varint,5,opt,name=table,proto3" json:"table,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Type          string                 `protobuf:"bytes,7,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelRoute) Reset() {
+	*x = KernelRoute{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelRoute) ProtoMessage() {}
+
+func (x *KernelRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelRoute.ProtoReflect.Descriptor instead.
+func (*KernelRoute) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *KernelRoute) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *KernelRoute) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *KernelRoute) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *KernelRoute) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+type ReadMetricsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadMetricsRequest) Reset() {
+	*x = ReadMetricsRequest{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadMetricsRequest) ProtoMessage() {}
+
+func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
+func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{41}
+}
+
+type MetricsText struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // in the text format of Prometheus
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricsText) Reset() {
+	*x = MetricsText{}
+	mi := &file_api_hawser_v1_node_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsText) ProtoMessage() {}
+
+func (x *MetricsText) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_node_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsText.ProtoReflect.Descriptor instead.
+func (*MetricsText) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_node_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *MetricsText) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd5\a\n" +
+	"\rStatusRequest\"\xb7\b\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2706,10 +3196,17 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\fpolicy_scope\x18( \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18) \x01(\tR\n" +
 	"policyMode\x12!\n" +
-	"\fpolicy_audit\x18* \x01(\bR\vpolicyAudit\x1a;\n" +
+	"\fpolicy_audit\x18* \x01(\bR\vpolicyAudit\x12\x10\n" +
+	"\x03now\x18< \x01(\x03R\x03now\x12 \n" +
+	"\vcertificate\x18= \x01(\tR\vcertificate\x12,\n" +
+	"\x05pools\x18> \x03(\v2\x16.hawser.v1.AddressPoolR\x05pools\x1a;\n" +
 	"\rPoliciesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbd\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"M\n" +
+	"\vAddressPool\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x12\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\"\xbd\x01\n" +
 	"\x0eKeyspaceStatus\x12\x1c\n" +
 	"\tconnected\x18\x01 \x01(\bR\tconnected\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
@@ -2842,7 +3339,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x05state\x18\x06 \x01(\tR\x05state\"\x12\n" +
 	"\x10ListPathsRequest\">\n" +
 	"\x11ListPathsResponse\x12)\n" +
-	"\x05paths\x18\x01 \x03(\v2\x13.hawser.v1.NodePathR\x05paths\"\xca\x02\n" +
+	"\x05paths\x18\x01 \x03(\v2\x13.hawser.v1.NodePathR\x05paths\"\xf7\x02\n" +
 	"\bNodePath\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2859,12 +3356,14 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06chosen\x18\v \x01(\bR\x06chosen\x12\x10\n" +
 	"\x03why\x18\f \x01(\tR\x03why\x12\x1f\n" +
 	"\vpassed_over\x18\r \x01(\x04R\n" +
-	"passedOver\"3\n" +
+	"passedOver\x12\x10\n" +
+	"\x03mtu\x18\x0e \x01(\rR\x03mtu\x12\x19\n" +
+	"\bfull_mtu\x18\x0f \x01(\rR\afullMtu\"3\n" +
 	"\x10ListRulesRequest\x12\x1f\n" +
 	"\vendpoint_id\x18\x01 \x01(\rR\n" +
 	"endpointId\"C\n" +
 	"\x11ListRulesResponse\x12.\n" +
-	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xa3\x02\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.hawser.v1.RuleEntryR\aentries\"\xc6\x02\n" +
 	"\tRuleEntry\x12\x19\n" +
 	"\brule_set\x18\x01 \x01(\rR\aruleSet\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1a\n" +
@@ -2876,7 +3375,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\averdict\x18\a \x01(\tR\averdict\x12\x16\n" +
 	"\x06origin\x18\b \x01(\tR\x06origin\x12\x12\n" +
 	"\x04hits\x18\x14 \x01(\x04R\x04hits\x12\x18\n" +
-	"\aaudited\x18\x15 \x01(\bR\aaudited\"&\n" +
+	"\aaudited\x18\x15 \x01(\bR\aaudited\x12!\n" +
+	"\fdefault_deny\x18\x16 \x01(\bR\vdefaultDeny\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\"\xb1\x03\n" +
 	"\x05Event\x12\x12\n" +
@@ -2905,7 +3405,34 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\tR\x06labels\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x18\n" +
 	"\acluster\x18\x06 \x01(\tR\acluster\x12\x12\n" +
-	"\x04node\x18\a \x01(\tR\x04node2\x87\a\n" +
+	"\x04node\x18\a \x01(\tR\x04node\"\x13\n" +
+	"\x11ReadKernelRequest\"\x87\x01\n" +
+	"\fKernelReport\x12+\n" +
+	"\x05links\x18\x01 \x03(\v2\x15.hawser.v1.KernelLinkR\x05links\x12.\n" +
+	"\x06routes\x18\x02 \x03(\v2\x16.hawser.v1.KernelRouteR\x06routes\x12\x1a\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblems\"\xd4\x01\n" +
+	"\n" +
+	"KernelLink\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\rR\x05index\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\x12\x10\n" +
+	"\x03mac\x18\x05 \x01(\tR\x03mac\x12\x14\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x14\n" +
+	"\x05flags\x18\a \x01(\tR\x05flags\x12\x1c\n" +
+	"\taddresses\x18\b \x03(\tR\taddresses\x12\x1a\n" +
+	"\bprograms\x18\t \x03(\tR\bprograms\"\xbf\x01\n" +
+	"\vKernelRoute\x12 \n" +
+	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\tR\x06device\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
+	"\x05table\x18\x05 \x01(\rR\x05table\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04type\x18\a \x01(\tR\x04type\"\x14\n" +
+	"\x12ReadMetricsRequest\"!\n" +
+	"\vMetricsText\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\x92\b\n" +
 	"\x04Node\x12?\n" +
 	"\x06Status\x12\x18.hawser.v1.StatusRequest\x1a\x1b.hawser.v1.NodeStatusReport\x12L\n" +
 	"\vAddEndpoint\x12\x1d.hawser.v1.AddEndpointRequest\x1a\x1e.hawser.v1.AddEndpointResponse\x12U\n" +
@@ -2917,7 +3444,10 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\tListDrops\x12\x1b.hawser.v1.ListDropsRequest\x1a\x1c.hawser.v1.ListDropsResponse\x12R\n" +
 	"\rListFrontends\x12\x1f.hawser.v1.ListFrontendsRequest\x1a .hawser.v1.ListFrontendsResponse\x12F\n" +
 	"\tListRules\x12\x1b.hawser.v1.ListRulesRequest\x1a\x1c.hawser.v1.ListRulesResponse\x12F\n" +
-	"\tListPaths\x12\x1b.hawser.v1.ListPathsRequest\x1a\x1c.hawser.v1.ListPathsResponse\x128\n" +
+	"\tListPaths\x12\x1b.hawser.v1.ListPathsRequest\x1a\x1c.hawser.v1.ListPathsResponse\x12C\n" +
+	"\n" +
+	"ReadKernel\x12\x1c.hawser.v1.ReadKernelRequest\x1a\x17.hawser.v1.KernelReport\x12D\n" +
+	"\vReadMetrics\x12\x1d.hawser.v1.ReadMetricsRequest\x1a\x16.hawser.v1.MetricsText\x128\n" +
 	"\aMonitor\x12\x19.hawser.v1.MonitorRequest\x1a\x10.hawser.v1.Event0\x01B6Z4github.com/hawser-mesh/hawser/api/hawser/v1;hawserv1b\x06proto3"
 
 var (
@@ -2932,92 +3462,106 @@ func file_api_hawser_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_node_proto_rawDescData
 }
 
-var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_api_hawser_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_api_hawser_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),          // 0: hawser.v1.StatusRequest
 	(*NodeStatusReport)(nil),       // 1: hawser.v1.NodeStatusReport
-	(*KeyspaceStatus)(nil),         // 2: hawser.v1.KeyspaceStatus
-	(*TableStatus)(nil),            // 3: hawser.v1.TableStatus
-	(*Problem)(nil),                // 4: hawser.v1.Problem
-	(*AddEndpointRequest)(nil),     // 5: hawser.v1.AddEndpointRequest
-	(*AddEndpointResponse)(nil),    // 6: hawser.v1.AddEndpointResponse
-	(*DeleteEndpointRequest)(nil),  // 7: hawser.v1.DeleteEndpointRequest
-	(*DeleteEndpointResponse)(nil), // 8: hawser.v1.DeleteEndpointResponse
-	(*SetEndpointRequest)(nil),     // 9: hawser.v1.SetEndpointRequest
-	(*SetEndpointResponse)(nil),    // 10: hawser.v1.SetEndpointResponse
-	(*ListEndpointsRequest)(nil),   // 11: hawser.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),  // 12: hawser.v1.ListEndpointsResponse
-	(*Endpoint)(nil),               // 13: hawser.v1.Endpoint
-	(*ListIPCacheRequest)(nil),     // 14: hawser.v1.ListIPCacheRequest
-	(*ListIPCacheResponse)(nil),    // 15: hawser.v1.ListIPCacheResponse
-	(*IPCacheEntry)(nil),           // 16: hawser.v1.IPCacheEntry
-	(*ListMapsRequest)(nil),        // 17: hawser.v1.ListMapsRequest
-	(*ListMapsResponse)(nil),       // 18: hawser.v1.ListMapsResponse
-	(*Map)(nil),                    // 19: hawser.v1.Map
-	(*ListDropsRequest)(nil),       // 20: hawser.v1.ListDropsRequest
-	(*ListDropsResponse)(nil),      // 21: hawser.v1.ListDropsResponse
-	(*DropCounter)(nil),            // 22: hawser.v1.DropCounter
-	(*ListFrontendsRequest)(nil),   // 23: hawser.v1.ListFrontendsRequest
-	(*ListFrontendsResponse)(nil),  // 24: hawser.v1.ListFrontendsResponse
-	(*Frontend)(nil),               // 25: hawser.v1.Frontend
-	(*FrontendBackend)(nil),        // 26: hawser.v1.FrontendBackend
-	(*ListPathsRequest)(nil),       // 27: hawser.v1.ListPathsRequest
-	(*ListPathsResponse)(nil),      // 28: hawser.v1.ListPathsResponse
-	(*NodePath)(nil),               // 29: hawser.v1.NodePath
-	(*ListRulesRequest)(nil),       // 30: hawser.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),      // 31: hawser.v1.ListRulesResponse
-	(*RuleEntry)(nil),              // 32: hawser.v1.RuleEntry
-	(*MonitorRequest)(nil),         // 33: hawser.v1.MonitorRequest
-	(*Event)(nil),                  // 34: hawser.v1.Event
-	(*EventPeer)(nil),              // 35: hawser.v1.EventPeer
-	nil,                            // 36: hawser.v1.NodeStatusReport.PoliciesEntry
+	(*AddressPool)(nil),            // 2: hawser.v1.AddressPool
+	(*KeyspaceStatus)(nil),         // 3: hawser.v1.KeyspaceStatus
+	(*TableStatus)(nil),            // 4: hawser.v1.TableStatus
+	(*Problem)(nil),                // 5: hawser.v1.Problem
+	(*AddEndpointRequest)(nil),     // 6: hawser.v1.AddEndpointRequest
+	(*AddEndpointResponse)(nil),    // 7: hawser.v1.AddEndpointResponse
+	(*DeleteEndpointRequest)(nil),  // 8: hawser.v1.DeleteEndpointRequest
+	(*DeleteEndpointResponse)(nil), // 9: hawser.v1.DeleteEndpointResponse
+	(*SetEndpointRequest)(nil),     // 10: hawser.v1.SetEndpointRequest
+	(*SetEndpointResponse)(nil),    // 11: hawser.v1.SetEndpointResponse
+	(*ListEndpointsRequest)(nil),   // 12: hawser.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),  // 13: hawser.v1.ListEndpointsResponse
+	(*Endpoint)(nil),               // 14: hawser.v1.Endpoint
+	(*ListIPCacheRequest)(nil),     // 15: hawser.v1.ListIPCacheRequest
+	(*ListIPCacheResponse)(nil),    // 16: hawser.v1.ListIPCacheResponse
+	(*IPCacheEntry)(nil),           // 17: hawser.v1.IPCacheEntry
+	(*ListMapsRequest)(nil),        // 18: hawser.v1.ListMapsRequest
+	(*ListMapsResponse)(nil),       // 19: hawser.v1.ListMapsResponse
+	(*Map)(nil),                    // 20: hawser.v1.Map
+	(*ListDropsRequest)(nil),       // 21: hawser.v1.ListDropsRequest
+	(*ListDropsResponse)(nil),      // 22: hawser.v1.ListDropsResponse
+	(*DropCounter)(nil),            // 23: hawser.v1.DropCounter
+	(*ListFrontendsRequest)(nil),   // 24: hawser.v1.ListFrontendsRequest
+	(*ListFrontendsResponse)(nil),  // 25: hawser.v1.ListFrontendsResponse
+	(*Frontend)(nil),               // 26: hawser.v1.Frontend
+	(*FrontendBackend)(nil),        // 27: hawser.v1.FrontendBackend
+	(*ListPathsRequest)(nil),       // 28: hawser.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),      // 29: hawser.v1.ListPathsResponse
+	(*NodePath)(nil),               // 30: hawser.v1.NodePath
+	(*ListRulesRequest)(nil),       // 31: hawser.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),      // 32: hawser.v1.ListRulesResponse
+	(*RuleEntry)(nil),              // 33: hawser.v1.RuleEntry
+	(*MonitorRequest)(nil),         // 34: hawser.v1.MonitorRequest
+	(*Event)(nil),                  // 35: hawser.v1.Event
+	(*EventPeer)(nil),              // 36: hawser.v1.EventPeer
+	(*ReadKernelRequest)(nil),      // 37: hawser.v1.ReadKernelRequest
+	(*KernelReport)(nil),           // 38: hawser.v1.KernelReport
+	(*KernelLink)(nil),             // 39: hawser.v1.KernelLink
+	(*KernelRoute)(nil),            // 40: hawser.v1.KernelRoute
+	(*ReadMetricsRequest)(nil),     // 41: hawser.v1.ReadMetricsRequest
+	(*MetricsText)(nil),            // 42: hawser.v1.MetricsText
+	nil,                            // 43: hawser.v1.NodeStatusReport.PoliciesEntry
 }
 var file_api_hawser_v1_node_proto_depIdxs = []int32{
-	2,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
-	3,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
-	4,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
-	36, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
-	13, // 4: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
-	13, // 5: hawser.v1.SetEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
-	13, // 6: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
-	16, // 7: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
-	19, // 8: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
-	22, // 9: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
-	25, // 10: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
-	26, // 11: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
-	29, // 12: hawser.v1.ListPathsResponse.paths:type_name -> hawser.v1.NodePath
-	32, // 13: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
-	35, // 14: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
-	35, // 15: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
-	0,  // 16: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
-	5,  // 17: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
-	7,  // 18: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
-	9,  // 19: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
-	11, // 20: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
-	14, // 21: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
-	17, // 22: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
-	20, // 23: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
-	23, // 24: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
-	30, // 25: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
-	27, // 26: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
-	33, // 27: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
-	1,  // 28: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
-	6,  // 29: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
-	8,  // 30: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
-	10, // 31: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
-	12, // 32: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
-	15, // 33: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
-	18, // 34: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
-	21, // 35: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
-	24, // 36: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
-	31, // 37: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
-	28, // 38: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
-	34, // 39: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
-	28, // [28:40] is the sub-list for method output_type
-	16, // [16:28] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 0: hawser.v1.NodeStatusReport.keyspace:type_name -> hawser.v1.KeyspaceStatus
+	4,  // 1: hawser.v1.NodeStatusReport.tables:type_name -> hawser.v1.TableStatus
+	5,  // 2: hawser.v1.NodeStatusReport.problems:type_name -> hawser.v1.Problem
+	43, // 3: hawser.v1.NodeStatusReport.policies:type_name -> hawser.v1.NodeStatusReport.PoliciesEntry
+	2,  // 4: hawser.v1.NodeStatusReport.pools:type_name -> hawser.v1.AddressPool
+	14, // 5: hawser.v1.AddEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
+	14, // 6: hawser.v1.SetEndpointResponse.endpoint:type_name -> hawser.v1.Endpoint
+	14, // 7: hawser.v1.ListEndpointsResponse.endpoints:type_name -> hawser.v1.Endpoint
+	17, // 8: hawser.v1.ListIPCacheResponse.entries:type_name -> hawser.v1.IPCacheEntry
+	20, // 9: hawser.v1.ListMapsResponse.maps:type_name -> hawser.v1.Map
+	23, // 10: hawser.v1.ListDropsResponse.drops:type_name -> hawser.v1.DropCounter
+	26, // 11: hawser.v1.ListFrontendsResponse.frontends:type_name -> hawser.v1.Frontend
+	27, // 12: hawser.v1.Frontend.backends:type_name -> hawser.v1.FrontendBackend
+	30, // 13: hawser.v1.ListPathsResponse.paths:type_name -> hawser.v1.NodePath
+	33, // 14: hawser.v1.ListRulesResponse.entries:type_name -> hawser.v1.RuleEntry
+	36, // 15: hawser.v1.Event.source:type_name -> hawser.v1.EventPeer
+	36, // 16: hawser.v1.Event.destination:type_name -> hawser.v1.EventPeer
+	39, // 17: hawser.v1.KernelReport.links:type_name -> hawser.v1.KernelLink
+	40, // 18: hawser.v1.KernelReport.routes:type_name -> hawser.v1.KernelRoute
+	0,  // 19: hawser.v1.Node.Status:input_type -> hawser.v1.StatusRequest
+	6,  // 20: hawser.v1.Node.AddEndpoint:input_type -> hawser.v1.AddEndpointRequest
+	8,  // 21: hawser.v1.Node.DeleteEndpoint:input_type -> hawser.v1.DeleteEndpointRequest
+	10, // 22: hawser.v1.Node.SetEndpoint:input_type -> hawser.v1.SetEndpointRequest
+	12, // 23: hawser.v1.Node.ListEndpoints:input_type -> hawser.v1.ListEndpointsRequest
+	15, // 24: hawser.v1.Node.ListIPCache:input_type -> hawser.v1.ListIPCacheRequest
+	18, // 25: hawser.v1.Node.ListMaps:input_type -> hawser.v1.ListMapsRequest
+	21, // 26: hawser.v1.Node.ListDrops:input_type -> hawser.v1.ListDropsRequest
+	24, // 27: hawser.v1.Node.ListFrontends:input_type -> hawser.v1.ListFrontendsRequest
+	31, // 28: hawser.v1.Node.ListRules:input_type -> hawser.v1.ListRulesRequest
+	28, // 29: hawser.v1.Node.ListPaths:input_type -> hawser.v1.ListPathsRequest
+	37, // 30: hawser.v1.Node.ReadKernel:input_type -> hawser.v1.ReadKernelRequest
+	41, // 31: hawser.v1.Node.ReadMetrics:input_type -> hawser.v1.ReadMetricsRequest
+	34, // 32: hawser.v1.Node.Monitor:input_type -> hawser.v1.MonitorRequest
+	1,  // 33: hawser.v1.Node.Status:output_type -> hawser.v1.NodeStatusReport
+	7,  // 34: hawser.v1.Node.AddEndpoint:output_type -> hawser.v1.AddEndpointResponse
+	9,  // 35: hawser.v1.Node.DeleteEndpoint:output_type -> hawser.v1.DeleteEndpointResponse
+	11, // 36: hawser.v1.Node.SetEndpoint:output_type -> hawser.v1.SetEndpointResponse
+	13, // 37: hawser.v1.Node.ListEndpoints:output_type -> hawser.v1.ListEndpointsResponse
+	16, // 38: hawser.v1.Node.ListIPCache:output_type -> hawser.v1.ListIPCacheResponse
+	19, // 39: hawser.v1.Node.ListMaps:output_type -> hawser.v1.ListMapsResponse
+	22, // 40: hawser.v1.Node.ListDrops:output_type -> hawser.v1.ListDropsResponse
+	25, // 41: hawser.v1.Node.ListFrontends:output_type -> hawser.v1.ListFrontendsResponse
+	32, // 42: hawser.v1.Node.ListRules:output_type -> hawser.v1.ListRulesResponse
+	29, // 43: hawser.v1.Node.ListPaths:output_type -> hawser.v1.ListPathsResponse
+	38, // 44: hawser.v1.Node.ReadKernel:output_type -> hawser.v1.KernelReport
+	42, // 45: hawser.v1.Node.ReadMetrics:output_type -> hawser.v1.MetricsText
+	35, // 46: hawser.v1.Node.Monitor:output_type -> hawser.v1.Event
+	33, // [33:47] is the sub-list for method output_type
+	19, // [19:33] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_node_proto_init() }
@@ -3031,7 +3575,7 @@ func file_api_hawser_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_node_proto_rawDesc), len(file_api_hawser_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

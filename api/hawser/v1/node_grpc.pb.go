@@ -34,6 +34,8 @@ const (
 	Node_ListFrontends_FullMethodName  = "/hawser.v1.Node/ListFrontends"
 	Node_ListRules_FullMethodName      = "/hawser.v1.Node/ListRules"
 	Node_ListPaths_FullMethodName      = "/hawser.v1.Node/ListPaths"
+	Node_ReadKernel_FullMethodName     = "/hawser.v1.Node/ReadKernel"
+	Node_ReadMetrics_FullMethodName    = "/hawser.v1.Node/ReadMetrics"
 	Node_Monitor_FullMethodName        = "/hawser.v1.Node/Monitor"
 )
 
@@ -60,6 +62,10 @@ type NodeClient interface {
 	// ListPaths shows what this node finds of other nodes, and which of them it
 	// chooses backends on.
 	ListPaths(ctx context.Context, in *ListPathsRequest, opts ...grpc.CallOption) (*ListPathsResponse, error)
+	// ReadKernel shows the devices, their programs and the routes of this node.
+	ReadKernel(ctx context.Context, in *ReadKernelRequest, opts ...grpc.CallOption) (*KernelReport, error)
+	// ReadMetrics is what /metrics says now.
+	ReadMetrics(ctx context.Context, in *ReadMetricsRequest, opts ...grpc.CallOption) (*MetricsText, error)
 	// Monitor streams events until the caller ends it.
 	Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error)
 }
@@ -182,6 +188,26 @@ func (c *nodeClient) ListPaths(ctx context.Context, in *ListPathsRequest, opts .
 	return out, nil
 }
 
+func (c *nodeClient) ReadKernel(ctx context.Context, in *ReadKernelRequest, opts ...grpc.CallOption) (*KernelReport, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(KernelReport)
+	err := c.cc.Invoke(ctx, Node_ReadKernel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) ReadMetrics(ctx context.Context, in *ReadMetricsRequest, opts ...grpc.CallOption) (*MetricsText, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MetricsText)
+	err := c.cc.Invoke(ctx, Node_ReadMetrics_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Monitor(ctx context.Context, in *MonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Event], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Monitor_FullMethodName, cOpts...)
@@ -224,6 +250,10 @@ type NodeServer interface {
 	// ListPaths shows what this node finds of other nodes, and which of them it
 	// chooses backends on.
 	ListPaths(context.Context, *ListPathsRequest) (*ListPathsResponse, error)
+	// ReadKernel shows the devices, their programs and the routes of this node.
+	ReadKernel(context.Context, *ReadKernelRequest) (*KernelReport, error)
+	// ReadMetrics is what /metrics says now.
+	ReadMetrics(context.Context, *ReadMetricsRequest) (*MetricsText, error)
 	// Monitor streams events until the caller ends it.
 	Monitor(*MonitorRequest, grpc.ServerStreamingServer[Event]) error
 	mustEmbedUnimplementedNodeServer()
@@ -268,6 +298,12 @@ func (UnimplementedNodeServer) ListRules(context.Context, *ListRulesRequest) (*L
 }
 func (UnimplementedNodeServer) ListPaths(context.Context, *ListPathsRequest) (*ListPathsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListPaths not implemented")
+}
+func (UnimplementedNodeServer) ReadKernel(context.Context, *ReadKernelRequest) (*KernelReport, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadKernel not implemented")
+}
+func (UnimplementedNodeServer) ReadMetrics(context.Context, *ReadMetricsRequest) (*MetricsText, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadMetrics not implemented")
 }
 func (UnimplementedNodeServer) Monitor(*MonitorRequest, grpc.ServerStreamingServer[Event]) error {
 	return status.Error(codes.Unimplemented, "method Monitor not implemented")
@@ -491,6 +527,42 @@ func _Node_ListPaths_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_ReadKernel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadKernelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).ReadKernel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_ReadKernel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).ReadKernel(ctx, req.(*ReadKernelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_ReadMetrics_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadMetricsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).ReadMetrics(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_ReadMetrics_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).ReadMetrics(ctx, req.(*ReadMetricsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Monitor_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(MonitorRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -552,6 +624,14 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListPaths",
 			Handler:    _Node_ListPaths_Handler,
+		},
+		{
+			MethodName: "ReadKernel",
+			Handler:    _Node_ReadKernel_Handler,
+		},
+		{
+			MethodName: "ReadMetrics",
+			Handler:    _Node_ReadMetrics_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

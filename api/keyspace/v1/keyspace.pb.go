@@ -235,7 +235,7 @@ func (x NodeHealth_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeHealth_State.Descriptor instead.
 func (NodeHealth_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type Synced_State int32
@@ -281,7 +281,7 @@ func (x Synced_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Synced_State.Descriptor instead.
 func (Synced_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28, 0}
 }
 
 type Peer_State int32
@@ -333,7 +333,7 @@ func (x Peer_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Peer_State.Descriptor instead.
 func (Peer_State) EnumDescriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28, 0}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{29, 0}
 }
 
 // Cluster is state/<c>/cluster: what a cluster tells the mesh about itself.
@@ -1007,7 +1007,11 @@ type VTEP struct {
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	TunnelAddress string                 `protobuf:"bytes,2,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty for one that an operator declared
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Of an external endpoint: the hardware address that packets to it carry inside,
+	// and the VNI of packets from and to it. Empty and 0: the defaults.
+	Mac           string `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Vni           uint32 `protobuf:"varint,5,opt,name=vni,proto3" json:"vni,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1061,6 +1065,20 @@ func (x *VTEP) GetNode() string {
 		return x.Node
 	}
 	return ""
+}
+
+func (x *VTEP) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *VTEP) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
 }
 
 func (x *VTEP) GetUpdatedAt() int64 {
@@ -1710,10 +1728,13 @@ type NodeStatus struct {
 	// What the node's probes say of the paths to others, on change.
 	Paths []*PathReport `protobuf:"bytes,16,rep,name=paths,proto3" json:"paths,omitempty"`
 	// How the node was told to enforce policy; empty: not known.
-	PolicyScope   string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
-	PolicyMode    string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
-	PolicyAudit   bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
-	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	PolicyScope string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
+	PolicyMode  string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
+	PolicyAudit bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	// ModRevision of the NodeHealth record that says of this node that its process
+	// is down, and that it has read: it runs, though gossip does not hear it. 0: none.
+	Refutes       int64 `protobuf:"varint,60,opt,name=refutes,proto3" json:"refutes,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1825,6 +1846,13 @@ func (x *NodeStatus) GetPolicyAudit() bool {
 	return false
 }
 
+func (x *NodeStatus) GetRefutes() int64 {
+	if x != nil {
+		return x.Refutes
+	}
+	return 0
+}
+
 func (x *NodeStatus) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
@@ -1886,20 +1914,118 @@ func (x *TrustBundle) GetUpdatedAt() int64 {
 	return 0
 }
 
+// CARotation is private/<c>/ca: how far the replicas of the API server have come
+// with the replacement of the cluster's CA, of which each has a copy.
+type CARotation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`                          // announced, switched, none
+	Next          []byte                 `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`                            // certificate of the CA that comes, DER
+	SealedKey     []byte                 `protobuf:"bytes,3,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"` // its key, for who has the key of the one that goes
+	Former        []byte                 `protobuf:"bytes,4,opt,name=former,proto3" json:"former,omitempty"`                        // certificate of the CA that goes, DER
+	Confirmed     []string               `protobuf:"bytes,5,rep,name=confirmed,proto3" json:"confirmed,omitempty"`                  // replicas that run as the phase says
+	Turn          string                 `protobuf:"bytes,6,opt,name=turn,proto3" json:"turn,omitempty"`                            // the replica that starts anew; one at a time
+	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CARotation) Reset() {
+	*x = CARotation{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CARotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CARotation) ProtoMessage() {}
+
+func (x *CARotation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CARotation.ProtoReflect.Descriptor instead.
+func (*CARotation) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CARotation) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *CARotation) GetNext() []byte {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *CARotation) GetSealedKey() []byte {
+	if x != nil {
+		return x.SealedKey
+	}
+	return nil
+}
+
+func (x *CARotation) GetFormer() []byte {
+	if x != nil {
+		return x.Former
+	}
+	return nil
+}
+
+func (x *CARotation) GetConfirmed() []string {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
+func (x *CARotation) GetTurn() string {
+	if x != nil {
+		return x.Turn
+	}
+	return ""
+}
+
+func (x *CARotation) GetUpdatedAt() int64 {
+	if x != nil {
+		return x.UpdatedAt
+	}
+	return 0
+}
+
 // PathReport is what a node's probes found of the path to another node.
 type PathReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	Up            bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node    string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Up      bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	Since   int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // Unix ns
+	// Bytes of the largest packet, tunnel headers included, that went there and
+	// back whole; 0: not known.
+	Mtu           uint32 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	FullMtu       uint32 `protobuf:"varint,6,opt,name=full_mtu,json=fullMtu,proto3" json:"full_mtu,omitempty"` // what the node's underlay device would carry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PathReport) Reset() {
 	*x = PathReport{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2037,7 @@ func (x *PathReport) String() string {
 func (*PathReport) ProtoMessage() {}
 
 func (x *PathReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[18]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2050,7 @@ func (x *PathReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathReport.ProtoReflect.Descriptor instead.
 func (*PathReport) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{18}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PathReport) GetCluster() string {
@@ -1955,6 +2081,20 @@ func (x *PathReport) GetSince() int64 {
 	return 0
 }
 
+func (x *PathReport) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *PathReport) GetFullMtu() uint32 {
+	if x != nil {
+		return x.FullMtu
+	}
+	return 0
+}
+
 // NodeHealth is state/<c>/health/<node>: the verdict of the node's own cluster.
 type NodeHealth struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1964,7 +2104,7 @@ type NodeHealth struct {
 	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`        // Unix ns
 	Process       string                 `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`     // up, down or unknown: what gossip says of its agent
 	Path          string                 `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`           // up, down or unknown: what the probes of its neighbours say
-	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes count in path, sorted
+	Witnesses     []string               `protobuf:"bytes,7,rep,name=witnesses,proto3" json:"witnesses,omitempty"` // neighbours whose probes counted when this was written, sorted
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1972,7 +2112,7 @@ type NodeHealth struct {
 
 func (x *NodeHealth) Reset() {
 	*x = NodeHealth{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2124,7 @@ func (x *NodeHealth) String() string {
 func (*NodeHealth) ProtoMessage() {}
 
 func (x *NodeHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[19]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2137,7 @@ func (x *NodeHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHealth.ProtoReflect.Descriptor instead.
 func (*NodeHealth) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{19}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeHealth) GetNode() string {
@@ -2068,7 +2208,7 @@ type Gossip struct {
 
 func (x *Gossip) Reset() {
 	*x = Gossip{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2220,7 @@ func (x *Gossip) String() string {
 func (*Gossip) ProtoMessage() {}
 
 func (x *Gossip) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[20]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2233,7 @@ func (x *Gossip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gossip.ProtoReflect.Descriptor instead.
 func (*Gossip) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{20}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Gossip) GetKeys() [][]byte {
@@ -2112,16 +2252,19 @@ func (x *Gossip) GetUpdatedAt() int64 {
 
 // GossipKeys is private/<c>/gossip-keys: the same keys with their age.
 type GossipKeys struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*GossipKey           `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"` // the one to send with first
+	// Keys made before this time are known to somebody who is no member any more
+	// and are replaced soon; Unix ns.
+	ReplaceBefore int64 `protobuf:"varint,2,opt,name=replace_before,json=replaceBefore,proto3" json:"replace_before,omitempty"`
+	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GossipKeys) Reset() {
 	*x = GossipKeys{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2276,7 @@ func (x *GossipKeys) String() string {
 func (*GossipKeys) ProtoMessage() {}
 
 func (x *GossipKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[21]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2289,7 @@ func (x *GossipKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKeys.ProtoReflect.Descriptor instead.
 func (*GossipKeys) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{21}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GossipKeys) GetKeys() []*GossipKey {
@@ -2154,6 +2297,13 @@ func (x *GossipKeys) GetKeys() []*GossipKey {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *GossipKeys) GetReplaceBefore() int64 {
+	if x != nil {
+		return x.ReplaceBefore
+	}
+	return 0
 }
 
 func (x *GossipKeys) GetUpdatedAt() int64 {
@@ -2174,7 +2324,7 @@ type GossipKey struct {
 
 func (x *GossipKey) Reset() {
 	*x = GossipKey{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2336,7 @@ func (x *GossipKey) String() string {
 func (*GossipKey) ProtoMessage() {}
 
 func (x *GossipKey) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[22]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2349,7 @@ func (x *GossipKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipKey.ProtoReflect.Descriptor instead.
 func (*GossipKey) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{22}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GossipKey) GetSecret() []byte {
@@ -2239,7 +2389,7 @@ type NodeConfig struct {
 
 func (x *NodeConfig) Reset() {
 	*x = NodeConfig{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2401,7 @@ func (x *NodeConfig) String() string {
 func (*NodeConfig) ProtoMessage() {}
 
 func (x *NodeConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[23]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2414,7 @@ func (x *NodeConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeConfig.ProtoReflect.Descriptor instead.
 func (*NodeConfig) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{23}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeConfig) GetNode() string {
@@ -2314,7 +2464,7 @@ type Presence struct {
 
 func (x *Presence) Reset() {
 	*x = Presence{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2476,7 @@ func (x *Presence) String() string {
 func (*Presence) ProtoMessage() {}
 
 func (x *Presence) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[24]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2489,7 @@ func (x *Presence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Presence.ProtoReflect.Descriptor instead.
 func (*Presence) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{24}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Presence) GetNode() string {
@@ -2391,14 +2541,17 @@ type PeerView struct {
 	FreshAt     int64  `protobuf:"varint,17,opt,name=fresh_at,json=freshAt,proto3" json:"fresh_at,omitempty"` // when its data was last known to be complete, Unix ns
 	// The peer's clock minus that of the API server that wrote this, ns; up to a
 	// minute old unless it jumps. Times in the peer's records are by its clock.
-	ClockOffset   int64 `protobuf:"varint,18,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
+	ClockOffset int64 `protobuf:"varint,18,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
+	// All that the peer may publish here; agents judge its records by it. Absent
+	// in what an earlier version wrote: the ranges above are what is granted.
+	Grant         *Grant `protobuf:"bytes,19,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerView) Reset() {
 	*x = PeerView{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2563,7 @@ func (x *PeerView) String() string {
 func (*PeerView) ProtoMessage() {}
 
 func (x *PeerView) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[25]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2576,7 @@ func (x *PeerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerView.ProtoReflect.Descriptor instead.
 func (*PeerView) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{25}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PeerView) GetPeer() string {
@@ -2552,6 +2705,13 @@ func (x *PeerView) GetClockOffset() int64 {
 	return 0
 }
 
+func (x *PeerView) GetGrant() *Grant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
 // Position names a point in a cluster's history. Another incarnation, or a
 // revision ahead of the store, means: list again.
 type Position struct {
@@ -2567,7 +2727,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2739,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[26]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2752,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{26}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Position) GetIncarnation() string {
@@ -2629,7 +2789,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2801,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[27]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2814,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{27}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Synced) GetIncarnation() string {
@@ -2710,7 +2870,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2882,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[28]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +2895,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{28}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Peer) GetName() string {
@@ -2829,7 +2989,7 @@ func (x *Peer) GetUpdatedAt() int64 {
 	return 0
 }
 
-// Grant is what a peer may publish here; pinned at join.
+// Grant is what a peer may publish here, and read from here; pinned at join.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PodCidrs      []string               `protobuf:"bytes,1,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
@@ -2843,14 +3003,22 @@ type Grant struct {
 	MaxBackends   uint64                 `protobuf:"varint,9,opt,name=max_backends,json=maxBackends,proto3" json:"max_backends,omitempty"`
 	Namespaces    []string               `protobuf:"bytes,10,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // empty means all
 	// It may ask what our policies say of its workloads' packets.
-	Explain       bool `protobuf:"varint,16,opt,name=explain,proto3" json:"explain,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Explain bool `protobuf:"varint,16,opt,name=explain,proto3" json:"explain,omitempty"`
+	// It may compare its copy of our records with them. Absent, as in grants of
+	// before: yes.
+	Diff *bool `protobuf:"varint,17,opt,name=diff,proto3,oneof" json:"diff,omitempty"`
+	// Service ranges, which may be those of others too: no address in them is ever
+	// reached by the peer's word.
+	ServiceCidrs []string `protobuf:"bytes,18,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	// False in grants made before service ranges were pinned.
+	ServiceCidrsPinned bool `protobuf:"varint,19,opt,name=service_cidrs_pinned,json=serviceCidrsPinned,proto3" json:"service_cidrs_pinned,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3030,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[29]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3043,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{29}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -2955,6 +3123,27 @@ func (x *Grant) GetExplain() bool {
 	return false
 }
 
+func (x *Grant) GetDiff() bool {
+	if x != nil && x.Diff != nil {
+		return *x.Diff
+	}
+	return false
+}
+
+func (x *Grant) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *Grant) GetServiceCidrsPinned() bool {
+	if x != nil {
+		return x.ServiceCidrsPinned
+	}
+	return false
+}
+
 // Token is private/<c>/tokens/<id>.
 type Token struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2975,7 +3164,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3176,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3189,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Token) GetId() string {
@@ -3086,7 +3275,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3287,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3300,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -3160,7 +3349,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3172,7 +3361,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3185,7 +3374,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -3313,11 +3502,13 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x128\n" +
-	"\bprotocol\x18\x03 \x01(\x0e2\x1c.hawser.keyspace.v1.ProtocolR\bprotocol\"x\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x1c.hawser.keyspace.v1.ProtocolR\bprotocol\"\x9c\x01\n" +
 	"\x04VTEP\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12%\n" +
 	"\x0etunnel_address\x18\x02 \x01(\tR\rtunnelAddress\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03vni\x18\x05 \x01(\rR\x03vni\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x80\x06\n" +
 	"\aService\x12\x1c\n" +
@@ -3391,7 +3582,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xc4\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xde\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -3405,7 +3596,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18\r \x01(\tR\n" +
 	"policyMode\x12!\n" +
-	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x1d\n" +
+	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x18\n" +
+	"\arefutes\x18< \x01(\x03R\arefutes\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
 	"\tSeenEntry\x12\x10\n" +
@@ -3417,13 +3609,26 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\vTrustBundle\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"`\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xbe\x01\n" +
+	"\n" +
+	"CARotation\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\fR\x04next\x12\x1d\n" +
+	"\n" +
+	"sealed_key\x18\x03 \x01(\fR\tsealedKey\x12\x16\n" +
+	"\x06former\x18\x04 \x01(\fR\x06former\x12\x1c\n" +
+	"\tconfirmed\x18\x05 \x03(\tR\tconfirmed\x12\x12\n" +
+	"\x04turn\x18\x06 \x01(\tR\x04turn\x12\x1d\n" +
+	"\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x8d\x01\n" +
 	"\n" +
 	"PathReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
-	"\x05since\x18\x04 \x01(\x03R\x05since\"\xdd\x02\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x19\n" +
+	"\bfull_mtu\x18\x06 \x01(\rR\afullMtu\"\xdd\x02\n" +
 	"\n" +
 	"NodeHealth\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -3445,10 +3650,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06Gossip\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\fR\x04keys\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"^\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x85\x01\n" +
 	"\n" +
 	"GossipKeys\x121\n" +
-	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12\x1d\n" +
+	"\x04keys\x18\x01 \x03(\v2\x1d.hawser.keyspace.v1.GossipKeyR\x04keys\x12%\n" +
+	"\x0ereplace_before\x18\x02 \x01(\x03R\rreplaceBefore\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"g\n" +
 	"\tGossipKey\x12\x16\n" +
@@ -3468,7 +3674,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xfe\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x05\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -3493,7 +3699,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x12&\n" +
 	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
 	"\bfresh_at\x18\x11 \x01(\x03R\afreshAt\x12!\n" +
-	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffsetB\x0f\n" +
+	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffset\x12/\n" +
+	"\x05grant\x18\x13 \x01(\v2\x19.hawser.keyspace.v1.GrantR\x05grantB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
 	"\r_expire_after\"^\n" +
 	"\bPosition\x12 \n" +
@@ -3534,7 +3741,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
 	"\rSTATE_LEAVING\x10\x03B\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\xe6\x02\n" +
+	"\r_expire_after\"\xdf\x03\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
@@ -3550,7 +3757,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"namespaces\x18\n" +
 	" \x03(\tR\n" +
 	"namespaces\x12\x18\n" +
-	"\aexplain\x18\x10 \x01(\bR\aexplain\"\x88\x02\n" +
+	"\aexplain\x18\x10 \x01(\bR\aexplain\x12\x17\n" +
+	"\x04diff\x18\x11 \x01(\bH\x00R\x04diff\x88\x01\x01\x12#\n" +
+	"\rservice_cidrs\x18\x12 \x03(\tR\fserviceCidrs\x120\n" +
+	"\x14service_cidrs_pinned\x18\x13 \x01(\bR\x12serviceCidrsPinnedB\a\n" +
+	"\x05_diff\"\x88\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x0e\n" +
@@ -3600,7 +3811,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -3626,59 +3837,61 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(*PolicyObject)(nil),   // 21: hawser.keyspace.v1.PolicyObject
 	(*NodeStatus)(nil),     // 22: hawser.keyspace.v1.NodeStatus
 	(*TrustBundle)(nil),    // 23: hawser.keyspace.v1.TrustBundle
-	(*PathReport)(nil),     // 24: hawser.keyspace.v1.PathReport
-	(*NodeHealth)(nil),     // 25: hawser.keyspace.v1.NodeHealth
-	(*Gossip)(nil),         // 26: hawser.keyspace.v1.Gossip
-	(*GossipKeys)(nil),     // 27: hawser.keyspace.v1.GossipKeys
-	(*GossipKey)(nil),      // 28: hawser.keyspace.v1.GossipKey
-	(*NodeConfig)(nil),     // 29: hawser.keyspace.v1.NodeConfig
-	(*Presence)(nil),       // 30: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 31: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 32: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 33: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 34: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 35: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 36: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 37: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 38: hawser.keyspace.v1.Enrolment
-	nil,                    // 39: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 40: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 41: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 42: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 43: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 44: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(*CARotation)(nil),     // 24: hawser.keyspace.v1.CARotation
+	(*PathReport)(nil),     // 25: hawser.keyspace.v1.PathReport
+	(*NodeHealth)(nil),     // 26: hawser.keyspace.v1.NodeHealth
+	(*Gossip)(nil),         // 27: hawser.keyspace.v1.Gossip
+	(*GossipKeys)(nil),     // 28: hawser.keyspace.v1.GossipKeys
+	(*GossipKey)(nil),      // 29: hawser.keyspace.v1.GossipKey
+	(*NodeConfig)(nil),     // 30: hawser.keyspace.v1.NodeConfig
+	(*Presence)(nil),       // 31: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),       // 32: hawser.keyspace.v1.PeerView
+	(*Position)(nil),       // 33: hawser.keyspace.v1.Position
+	(*Synced)(nil),         // 34: hawser.keyspace.v1.Synced
+	(*Peer)(nil),           // 35: hawser.keyspace.v1.Peer
+	(*Grant)(nil),          // 36: hawser.keyspace.v1.Grant
+	(*Token)(nil),          // 37: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),       // 38: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),      // 39: hawser.keyspace.v1.Enrolment
+	nil,                    // 40: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                    // 41: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                    // 42: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                    // 43: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                    // 44: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                    // 45: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	7,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	9,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	39, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	40, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	13, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	16, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	40, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	41, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	42, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	41, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	42, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	43, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	19, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	20, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	43, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	44, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
-	24, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
+	44, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	45, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	25, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
 	3,  // 18: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
-	28, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
-	32, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	32, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
-	4,  // 22: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	35, // 23: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
-	5,  // 24: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	29, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
+	33, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
+	33, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	36, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
+	4,  // 23: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
+	36, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	5,  // 25: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -3686,15 +3899,16 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	if File_api_keyspace_v1_keyspace_proto != nil {
 		return
 	}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[25].OneofWrappers = []any{}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[28].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[26].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[29].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[30].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
 
@@ -35,6 +36,8 @@ type Process struct {
 	DataDir string
 	// Fsync waits for the disk, as etcd does where nobody tells it not to.
 	Fsync bool
+	// GRPCOnly keeps HTTP off the port, as the operator's guide says.
+	GRPCOnly bool
 	// Command makes the command, not started; nil means exec.Command.
 	Command func(name string, args ...string) *exec.Cmd
 }
@@ -60,11 +63,14 @@ func StartProcess(tb testing.TB, p Process) *Etcd {
 		program(tb),
 		"--name", "member", "--data-dir", e.Config.DataDir,
 		"--listen-client-urls", url, "--advertise-client-urls", url,
-		"--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", freePort(tb)),
+		"--listen-peer-urls", fmt.Sprintf("http://%s", ports.Free(tb)),
 		"--initial-advertise-peer-urls", "http://127.0.0.1:2380", "--initial-cluster", "member=http://127.0.0.1:2380",
 		"--cert-file", e.Config.TLS.Cert, "--key-file", e.Config.TLS.Key, "--trusted-ca-file", e.Config.TLS.CA, "--client-cert-auth",
 		"--log-level", "error",
 	}}
+	if p.GRPCOnly {
+		e.process.argv = append(e.process.argv, "--listen-client-http-urls", fmt.Sprintf("http://%s", ports.Free(tb)))
+	}
 	if !p.Fsync {
 		e.process.argv = append(e.process.argv, "--unsafe-no-fsync")
 	}

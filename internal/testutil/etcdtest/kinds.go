@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
@@ -69,7 +69,7 @@ func base(tb testing.TB, k Kind) *Etcd {
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	e.Config = etcd.ServerConfig{
 		Cluster: e.Cluster, DataDir: filepath.Join(e.dir, "etcd"), UnsafeNoFsync: true, Log: slog.New(slog.DiscardHandler),
-		Listen: netip.AddrPortFrom(loopback, freePort(tb)),
+		Listen: ports.Free(tb),
 		TLS:    e.files(tb, pki.Request{Role: pki.RoleAPIServer, IPs: []netip.Addr{loopback}}),
 		Root:   e.files(tb, pki.Request{Role: pki.RoleRoot}),
 	}
@@ -95,7 +95,7 @@ func startMembers(tb testing.TB) *Etcd {
 	for i := range 3 {
 		members = append(members, etcd.Member{
 			Name:   fmt.Sprintf("r%d", i),
-			Client: netip.AddrPortFrom(loopback, freePort(tb)), Peer: netip.AddrPortFrom(loopback, freePort(tb)),
+			Client: ports.Free(tb), Peer: ports.Free(tb),
 		})
 	}
 	for _, m := range members {
@@ -111,17 +111,6 @@ func startMembers(tb testing.TB) *Etcd {
 	e.Restart(tb)
 	tb.Cleanup(e.Stop)
 	return e
-}
-
-// freePort is a port that nothing listened on a moment ago.
-func freePort(tb testing.TB) uint16 {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback, at once
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 
 // Endpoints are the addresses of all members.

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cleanup removes what an agent leaves on its node: programs, maps and
+// their pins, devices, routes, its socket, and what it keeps on disk if told.
+//
+// Start with Find, which lists it, and Run, which removes it and looks again.
+// Both work in the current network namespace. Out of scope is what the node has
+// in the keyspace: `hawser node forget` removes that.
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hawser-mesh/hawser/datapath/loader"
+	"github.com/hawser-mesh/hawser/datapath/netdev"
+	"github.com/hawser-mesh/hawser/internal/backoff"
+)
+
+// Config says which agent's.
+type Config struct {
+	PinPath string
+	Socket  string
+	// StateDir and TLSDir are where the agent's files are that are to be
+	// removed too; empty leaves them.
+	StateDir string
+	TLSDir   string
+	// Force removes also while an agent runs.
+	Force bool
+}
+
+// Results of an item.
+const (
+	Found   = "found"
+	Removed = "removed"
+	Left    = "left"
+)
+
+// Item is something that an agent left.
+type Item struct {
+	Kind   string `json:"kind"` // link, filter, program, map, pins, route, device, socket, state, credentials
+	Name   string `json:"name"`
+	ID     uint32 `json:"id,omitempty"` // the kernel's
+	Result string `json:"result"`
+	// Why it is left.
+	Why string `json:"why,omitempty"`
+
+	remove func() error
+	gone   func() bool // nil: the next Find tells
+}
+
+// RunningError says that an agent runs.
+type RunningError struct{ Who []string }
+
+func (e *RunningError) Error() string {
+	return "an agent runs on this node: " + strings.Join(e.Who, ", ")
+}
+
+// Find lists what there is, in the order in which it is removed.
+func Find(cfg Config) ([]Item, error) {
+	objects, err := loader.Inventory(cfg.PinPath)
+	if err != nil {
+		return nil, err
+	}
+	var items []Item
+	for _, o := range objects {
+		items = append(items, Item{Kind: o.Kind, Name: o.Name, ID: o.ID, remove: o.Remove, gone: o.Gone})
+	}
+	devices, err := deviceItems()
+	if err != nil {
+		return nil, err
+	}
+	items = append(items, devices...)
+	files, err := fileItems(cfg)
+	if err != nil {
+		return nil, err
+	}
+	items = append(items, files...)
+	for i := range items {
+		items[i].Result = Found
+	}
+	return items, nil
+}
+
+func deviceItems() ([]Item, error) {
+	routes, err := netdev.Routes()
+	if err != nil {
+		return nil, err
+	}
+	var items []Item
+	for _, r := range routes {
+		items = append(items, Item{Kind: "route", Name: r.String(), remove: func() error { return netdev.DeleteRoute(r) }})
+	}
+	pods, err := netdev.PodDevices()
+	if err != nil {
+		return nil, err
+	}
+	for _, dev := range pods {
+		items = append(items, Item{Kind: "device", Name: dev, remove: func() error { return netdev.DeletePod(dev) }})
+	}
+	host, err := netdev.HostDeviceExists()
+	if err != nil {
+		return nil, err
+	}
+	if host {
+		items = append(items, Item{Kind: "device", Name: netdev.HostDevice, remove: netdev.DeleteHostDevice})
+	}
+	return items, nil
+}
+
+// fileItems are the agent's own files: an API server may keep its data beside
+// them.
+func fileItems(cfg Config) ([]Item, error) {
+	var items []Item
+	add := func(kind, path string) error {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("look for %s: %w", kind, err)
+		}
+		items = append(items, Item{Kind: kind, Name: path, remove: func() error {
+			err := os.RemoveAll(path)
+			_ = os.Remove(filepath.Dir(path)) // stays while others' files are in it
+			return err
+		}})
+		return nil
+	}
+	var errs []error
+	if cfg.Socket != "" {
+		errs = append(errs, add("socket", cfg.Socket))
+	}
+	for _, name := range []string{"endpoints", "podcidr.json", "podcidr.json.new"} {
+		if cfg.StateDir != "" {
+			errs = append(errs, add("state", filepath.Join(cfg.StateDir, name)))
+		}
+	}
+	for _, name := range []string{"enrolment.json", "tls.key.new", "tls.key", "tls.crt", "ca.crt"} {
+		if cfg.TLSDir != "" {
+			errs = append(errs, add("credentials", filepath.Join(cfg.TLSDir, name)))
+		}
+	}
+	return items, errors.Join(errs...)
+}
+
+// settleFor is how long the kernel may take to free what nobody holds.
+const settleFor = 5 * time.Second
+
+// Run removes all that Find lists, looks again, and returns what it found with
+// what became of it. The error joins what is left and could not be removed. A
+// RunningError is returned, and nothing removed, while an agent runs, unless
+// cfg.Force. It blocks for up to some seconds.
+func Run(ctx context.Context, cfg Config) ([]Item, error) {
+	if who := Running(ctx, cfg); len(who) > 0 && !cfg.Force {
+		return nil, &RunningError{who}
+	}
+	items, err := Find(cfg)
+	if err != nil {
+		return nil, err
+	}
+	why := map[string]error{}
+	for _, it := range items {
+		if err := it.remove(); err != nil {
+			why[it.key()] = err
+		}
+	}
+	removeEmpty(filepath.Dir(cfg.PinPath))
+	left, err := remains(ctx, cfg, items)
+	if err != nil {
+		return items, err
+	}
+	return judge(items, left, why)
+}
+
+// remains lists what is there still: found again, or held in the kernel.
+func remains(ctx context.Context, cfg Config, items []Item) ([]Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleFor)
+	defer cancel()
+	const shortest, longest = 5 * time.Millisecond, 200 * time.Millisecond
+	wait := backoff.New(shortest, longest)
+	for {
+		left, err := Find(cfg)
+		if err != nil {
+			return nil, err
+		}
+		for _, it := range items {
+			if it.gone != nil && !it.gone() {
+				left = append(left, it)
+			}
+		}
+		if len(left) == 0 || wait.Wait(ctx) != nil {
+			return left, nil
+		}
+	}
+}
+
+// judge says of each item what became of it. Items that came meanwhile are left.
+func judge(items, left []Item, why map[string]error) ([]Item, error) {
+	still := map[string]Item{}
+	for _, l := range left {
+		still[l.key()] = l
+	}
+	held := map[object][]string{}
+	if len(left) > 0 {
+		held = holders()
+	}
+	var errs []error
+	report := func(it *Item) {
+		it.Result = Left
+		if err := why[it.key()]; err != nil {
+			it.Why = err.Error()
+		} else if who := held[object{it.Kind, it.ID}]; len(who) > 0 {
+			it.Why = "held by " + strings.Join(who, ", ")
+		}
+		text := fmt.Sprintf("%s %s", it.Kind, it.Name)
+		if it.Why != "" {
+			text += ": " + it.Why
+		}
+		errs = append(errs, errors.New(text))
+	}
+	for i := range items {
+		items[i].Result = Removed
+		if _, is := still[items[i].key()]; is {
+			report(&items[i])
+			delete(still, items[i].key())
+		}
+	}
+	for _, l := range left {
+		if _, is := still[l.key()]; is {
+			report(&l)
+			items = append(items, l)
+			delete(still, l.key())
+		}
+	}
+	return items, errors.Join(errs...)
+}
+
+func (it Item) key() string { return fmt.Sprintf("%s %s %d", it.Kind, it.Name, it.ID) }
+
+// removeEmpty removes the directory above the pins when no other agent's are
+// there, and it is ours by name.
+func removeEmpty(dir string) {
+	if filepath.Base(dir) == pinParent {
+		_ = os.Remove(dir) // stays while something is in it
+	}
+}
+
+// pinParent is the directory of all agents' pins in a bpffs.
+const pinParent = "hawser"
+
+// Running tells who seems to be an agent that runs: what answers on the socket,
+// and processes that hold its maps.
+func Running(ctx context.Context, cfg Config) []string {
+	var who []string
+	d := net.Dialer{Timeout: time.Second}
+	if c, err := d.DialContext(ctx, "unix", cfg.Socket); err == nil {
+		_ = c.Close()
+		who = append(who, "it answers on "+cfg.Socket)
+	}
+	items, err := Find(cfg)
+	if err != nil {
+		return who
+	}
+	held := holders()
+	for _, it := range items {
+		for _, h := range held[object{it.Kind, it.ID}] {
+			if it.Kind == loader.KindMap && !slices.Contains(who, h) {
+				who = append(who, h)
+			}
+		}
+	}
+	return who
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cleanup is `hawser cleanup`: it removes what an agent leaves on the
+// host where it is called, and proves it. What is removed is agent/cleanup's to
+// know.
+package cleanup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hawser-mesh/hawser/agent/cleanup"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+)
+
+// pinRoot has a directory of pins for each agent, by its node's name.
+const pinRoot = "/sys/fs/bpf/hawser"
+
+type options struct {
+	cleanup.Config
+	state, credentials, dryRun bool
+}
+
+// New returns the command.
+func New(s *session.Session) *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove all that an agent leaves on this host, and prove it",
+		Long: "Remove all that an agent leaves on this host: programs, maps and their pins, pods'\n" +
+			"devices, the host device with its routes, hooks on the cgroup, the socket. Its pods lose\n" +
+			"their network. Afterwards it looks again, in the kernel too; the exit code is 1 if\n" +
+			"anything is left, and each is told with who holds it.\n\n" +
+			"It refuses while an agent runs. What the node has in the keyspace stays, as does its\n" +
+			"right to be a node, until: hawser node forget NODE",
+		Example: "  hawser cleanup --dry-run\n  hawser cleanup --state --credentials     # nothing stays on this host",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return run(cmd, s, o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.PinPath, "pin-path", "", "the agent's --pin-path (default: that of --node, or the only one below "+pinRoot+")")
+	f.StringVar(&o.Socket, "socket", "/run/hawser/agent.sock", "the agent's --socket")
+	f.StringVar(&o.StateDir, "state-dir", "/var/lib/hawser", "the agent's --state-dir")
+	f.StringVar(&o.TLSDir, "tls-dir", "/etc/hawser/tls", "the agent's --tls-dir")
+	f.BoolVar(&o.state, "state", false, "remove the agent's files in --state-dir too")
+	f.BoolVar(&o.credentials, "credentials", false, "remove the node's certificate and enrolment too; it needs a new token then")
+	f.BoolVar(&o.dryRun, "dry-run", false, "only list what would be removed")
+	f.BoolVar(&o.Force, "force", false, "also while an agent runs")
+	return cmd
+}
+
+func run(cmd *cobra.Command, s *session.Session, o options) error {
+	if os.Geteuid() != 0 {
+		return &session.Error{Code: session.CouldNotAsk, Err: errors.New("what an agent leaves is in the kernel: run it as root")}
+	}
+	if err := o.complete(s.Node); err != nil {
+		return err
+	}
+	if o.dryRun {
+		items, err := cleanup.Find(o.Config)
+		if err != nil {
+			return err
+		}
+		if who := cleanup.Running(cmd.Context(), o.Config); len(who) > 0 && !o.Force {
+			s.Warn("without --force it would be refused: %v", &cleanup.RunningError{Who: who})
+		}
+		return list(cmd, s, items)
+	}
+	items, err := cleanup.Run(cmd.Context(), o.Config)
+	var running *cleanup.RunningError
+	if errors.As(err, &running) {
+		return session.Answer("%v\nstop it first (its pods lose their network), or give --force; nothing was removed", running)
+	}
+	if lerr := list(cmd, s, items); lerr != nil {
+		return lerr
+	}
+	if err != nil {
+		return session.Answer("not all could be removed\n%v", err)
+	}
+	return nil
+}
+
+// complete fills in which agent's, and leaves out what is not to be removed.
+func (o *options) complete(node string) error {
+	paths := map[string]*string{"--pin-path": &o.PinPath, "--socket": &o.Socket, "--state-dir": &o.StateDir, "--tls-dir": &o.TLSDir}
+	var errs []error
+	for flag, path := range paths {
+		if !filepath.IsAbs(*path) && (flag != "--pin-path" || *path != "") {
+			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, *path))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return session.Usage("%v", err)
+	}
+	if !o.state {
+		o.StateDir = ""
+	}
+	if !o.credentials {
+		o.TLSDir = ""
+	}
+	if o.PinPath != "" {
+		return nil
+	}
+	if node != "" {
+		o.PinPath = filepath.Join(pinRoot, node)
+		return nil
+	}
+	have, _ := filepath.Glob(filepath.Join(pinRoot, "*")) // the pattern is well formed
+	if len(have) > 1 {
+		return session.Usage("this host has pins of several agents: give --pin-path, one of %s", strings.Join(have, ", "))
+	}
+	o.PinPath = filepath.Join(pinRoot, "none")
+	if len(have) == 1 {
+		o.PinPath = have[0]
+	}
+	return nil
+}
+
+func list(cmd *cobra.Command, s *session.Session, items []cleanup.Item) error {
+	type row = cleanup.Item
+	return printer.Rows(cmd.OutOrStdout(), s.Output, items, printer.Columns[row]{
+		{Header: "KIND", Cell: func(i row) string { return i.Kind }},
+		{Header: "NAME", Cell: func(i row) string { return i.Name }},
+		{Header: "ID", Cell: func(i row) string { return id(i.ID) }},
+		{Header: "RESULT", Cell: func(i row) string { return strings.TrimSuffix(i.Result+": "+i.Why, ": ") }},
+	}, "There is nothing of an agent on this host.")
+}
+
+func id(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"log/slog"
+
+	"github.com/cilium/ebpf"
+)
+
+// Steps at which an upgrade is given up by OpenOther.
+const (
+	AllSteps = iota
+	Prepared // the new maps are there and filled, nothing uses them
+	Switched // the new programs run
+)
+
+// OpenOther is Open as another build of this program does it: one with another
+// spec. It may end on the way, as a build that is killed does.
+func OpenOther(cfg Config, log *slog.Logger, alter func(*ebpf.CollectionSpec), until int) (*Datapath, error) {
+	cfg = cfg.withDefaults()
+	spec, _, err := buildSpec(cfg)
+	if err != nil {
+		return nil, err
+	}
+	alter(spec)
+	sum, err := specDigest(spec, constants{}, map[string]uint32{"other": 1})
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{cfg: cfg, log: log, tcx: cfg.Attach != AttachClsact, sockets: hasSockets(spec)}
+	if until == AllSteps {
+		err = d.load(spec, sum)
+	} else {
+		err = d.partly(spec, until)
+	}
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// partly does the steps of load and upgrade up to one.
+func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
+	notes, err := openLayouts(d.cfg.PinPath)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = notes.close() }()
+	if err := d.finishMoves(notes); err != nil {
+		return err
+	}
+	if d.pins, err = openPinnedMaps(d.cfg.PinPath, spec); err != nil {
+		return err
+	}
+	moves, err := plan(d.pins, spec, notes)
+	if err != nil {
+		return err
+	}
+	progs, err := d.prepare(spec, moves, notes)
+	if err != nil {
+		return err
+	}
+	if until == Switched {
+		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.switchPrograms(progs))
+	}
+	return errors.Join(err, d.take(d.pins, progs))
+}
