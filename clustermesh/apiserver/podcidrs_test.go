@@ -235,7 +235,9 @@ func TestAnnouncedRangesStayInside(t *testing.T) {
 		t.Errorf("problems %v", problems)
 	}
 	left, err := s.podRanges(t.Context())
-	if err != nil || len(left) != 1 || left[0].GetNodes() != 2 || left[0].GetFree() != 256-1-16 || left[0].GetNodeBits() != 24 {
+	if err != nil || len(left) != 2 || left[1].GetNodes() != 2 || left[1].GetFree() != 256-1-16 || left[1].GetNodeBits() != 24 {
 		t.Errorf("%v %v", left, err)
+	} else if left[0].GetNodes() != 1 || left[0].GetFree() != 65536-1 || left[0].GetNodeBits() != 64 {
+		t.Errorf("IPv6: %v", left[0])
 	}
 }
