@@ -95,7 +95,7 @@ func TestPreflightOfFamilies(t *testing.T) {
 			t.Errorf("%s: %v", cidr, fs)
 		}
 	}
-	if fs := look(both, dual(2, "::/0")); len(fs) != 1 || fs[0].GetCheck() != "pod-cidr-default-route" || !fs[0].GetBlocking() {
+	if fs := look(both, dual(2, "::/0")); len(fs) != 1 || fs[0].GetCheck() != "pod-cidr-never-granted" || !fs[0].GetBlocking() {
 		t.Errorf("a default route: %v", fs)
 	}
 }
