@@ -33,7 +33,6 @@ import (
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
-	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/kvstore/store"
@@ -141,14 +140,17 @@ func (a *Agent) openKernel() error {
 		return fmt.Errorf("--node-address %s: device %s has %v", a.cfg.NodeAddress, underlay.Name, underlay.Addrs)
 	}
 	a.mtu = underlay.MTU
+	if err := a.cfg.checkMTU(underlay); err != nil {
+		return err
+	}
 	if a.space, err = identity.NewSpace(a.cfg.ClusterBits); err != nil {
 		return err
 	}
-	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu}); err != nil {
+	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu, Addr6: a.cfg.nodeAddress6()}); err != nil {
 		return err
 	}
 	cfg := loader.Config{
-		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, TunnelPort: a.cfg.TunnelPort,
+		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, NodeAddr6: a.cfg.nodeAddress6(), TunnelPort: a.cfg.TunnelPort,
 		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if !a.cfg.KeepPodAddresses {
@@ -183,7 +185,7 @@ func (a *Agent) openKeyspace() error {
 	if err := a.makeStores(); err != nil {
 		return err
 	}
-	pool, err := ipam.New(a.cfg.PodCIDR, nil)
+	pool, err := newPools(&a.cfg)
 	if err != nil {
 		return fmt.Errorf("--pod-cidr: %w", err)
 	}
@@ -248,7 +250,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	a.view = newView(liveness.NodeID{Cluster: a.cfg.Cluster, Node: a.cfg.Node}, a.space, a.log, a.tables, engine, ips, lb, newNames(a.cfg.Cluster, lb, a.ready, a.complete))
 	a.view.propagation.observe = a.timers.stage
-	a.view.routeOwn(a.cfg.PodCIDR)
+	a.view.routeOwn(a.cfg.podCIDRs()...)
 	a.tables.RuleSets.Set(datapath.InitRuleSet, policy.InitRuleSet())
 	a.marks = newMarkers(a.cfg.Cluster, func() bool { return a.unreadable.policies() || a.view.mute() }, func() { close(a.ready) }, func() { close(a.complete) })
 	return nil
@@ -328,7 +330,9 @@ func (a *Agent) run(ctx context.Context) error {
 	}
 	for _, r := range a.endpoints.snapshot() {
 		if r.State == stateRestoring && len(r.Labels) > 0 {
-			a.view.ips.SetEndpoint(r.Addr, r.Identity, r.workload())
+			for _, addr := range r.addrs() {
+				a.view.ips.SetEndpoint(addr, r.Identity, r.workload())
+			}
 		}
 	}
 	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {

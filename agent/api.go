@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -60,10 +61,16 @@ func (s *service) ListEndpoints(context.Context, *hawserv1.ListEndpointsRequest)
 func (m *endpoints) describe(r *record) *hawserv1.Endpoint {
 	e := &hawserv1.Endpoint{
 		Id: uint32(r.ID), Node: m.cfg.Node, Cluster: m.cfg.Cluster, Namespace: r.Namespace, Name: r.Name,
-		Addresses: []string{r.Addr.String()}, Identity: uint32(r.Identity), Labels: r.Labels, State: r.State,
+		Identity: uint32(r.Identity), Labels: r.Labels, State: r.State,
 		ContainerId: r.ContainerID, Ifname: r.IfName, HostDevice: r.HostDevice, Ifindex: r.IfIndex,
 		Mac: datapath.MAC(r.PodMAC).String(), RuleSet: r.RuleSet, CreatedAt: r.CreatedAt,
 		Gateway: netdev.Gateway4().String(), Mtu: uint32(m.podMTU()), Netns: r.Netns,
+	}
+	for _, a := range r.addrs() {
+		e.Addresses = append(e.Addresses, a.String())
+	}
+	if r.Addr6.IsValid() {
+		e.Gateway6 = netdev.Gateway6().String()
 	}
 	e.PolicyAudit, e.NodePolicyAudit = r.Audit, m.cfg.PolicyAudit
 	if rs, ok := m.tables.RuleSets.Get(r.RuleSet); ok {
@@ -141,8 +148,9 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 		ServiceId: f.Service.GetId(), Namespace: f.Service.GetNamespace(), Name: f.Service.GetName(), Vip: vip,
 		Port: p.GetPort(), Protocol: observe.ProtocolName(uint8(p.GetProtocol())), Global: f.Service.GetGlobal(),
 	}
+	addr, _ := netip.ParseAddr(vip)
 	for _, b := range f.Backends {
-		if b.PortName != p.GetName() || b.Protocol != p.GetProtocol() {
+		if b.PortName != p.GetName() || b.Protocol != p.GetProtocol() || b.Addr.Is4() != addr.Is4() {
 			continue
 		}
 		row.Backends = append(row.Backends, &hawserv1.FrontendBackend{
@@ -188,7 +196,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Cluster: a.cfg.Cluster, Node: a.cfg.Node, Version: version.String(), StartedAt: a.started.UnixNano(),
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
 		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
-		PodCidrs: []string{a.cfg.PodCIDR.String()}, PodMtu: uint32(a.endpoints.podMTU()),
+		PodCidrs: a.cfg.podCIDRTexts(), PodMtu: uint32(a.endpoints.podMTU()),
 		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled, Now: time.Now().UnixNano(),
 		Pools: a.pools(),
 	}
@@ -223,6 +231,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		})
 	}
 	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.grants.problems()...)
+	r.Problems = append(r.Problems, a.publisher.problems()...)
 	r.Problems = append(append(r.Problems, a.unreadable.problems()...), a.routeless.problems()...)
 	for _, p := range a.ids.problems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{

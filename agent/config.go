@@ -46,9 +46,14 @@ type Config struct {
 	Join string
 
 	UnderlayDevice string
-	NodeAddress    netip.Addr   // also the tunnel address
-	PodCIDR        netip.Prefix // invalid: the cluster gives the node one
-	TunnelPort     uint16       // 0: as enrolled, or the default
+	NodeAddress    netip.Addr // also the tunnel address
+	// PodCIDR and PodCIDR6 are the ranges of the node's pods. Without PodCIDR the
+	// cluster gives the node a range of each family that it has; without PodCIDR6
+	// alone, pods have no IPv6 addresses.
+	PodCIDR, PodCIDR6 netip.Prefix
+	TunnelPort        uint16 // 0: as enrolled, or the default
+	// given are PodCIDR and PodCIDR6 when the cluster gave them, and for whom.
+	given given
 
 	StateDir string // endpoints that survive a restart
 	Socket   string // unix socket of the node API
@@ -129,13 +134,7 @@ func (c *Config) Validate() error {
 	if !c.NodeAddress.Is4() {
 		errs = append(errs, fmt.Errorf("--node-address %q: must be an IPv4 address of the underlay device", c.NodeAddress))
 	}
-	switch {
-	case !c.PodCIDR.IsValid():
-	case !c.PodCIDR.Addr().Is4():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: must be an IPv4 prefix", c.PodCIDR))
-	case c.PodCIDR != c.PodCIDR.Masked():
-		errs = append(errs, fmt.Errorf("--pod-cidr %s: has host bits; did you mean %s?", c.PodCIDR, c.PodCIDR.Masked()))
-	}
+	errs = append(errs, c.validatePodCIDRs()...)
 	if _, err := identity.NewSpace(c.ClusterBits); err != nil {
 		errs = append(errs, fmt.Errorf("--cluster-bits: %w", err))
 	}

@@ -22,7 +22,6 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/allocator"
 	"github.com/hawser-mesh/hawser/identity/labels"
-	"github.com/hawser-mesh/hawser/ipam"
 	"github.com/hawser-mesh/hawser/policy"
 )
 
@@ -63,7 +62,7 @@ type endpoints struct {
 	cfg    *Config
 	log    *slog.Logger
 	store  *recordStore
-	pool   *ipam.Pool
+	pool   *pools
 	tables *datapath.Tables
 	engine *policy.Engine
 	ids    identities
@@ -116,7 +115,7 @@ func (m *endpoints) Add(ctx context.Context, q *hawserv1.AddEndpointRequest) (*h
 		}
 		return nil, err
 	}
-	m.log.Info("endpoint is ready", "endpoint", r.ID, "workload", r.workload(), "address", r.Addr, "identity", r.Identity)
+	m.log.Info("endpoint is ready", "endpoint", r.ID, "workload", r.workload(), "address", r.addrs(), "identity", r.Identity)
 	return m.describe(r), nil
 }
 
@@ -148,32 +147,31 @@ func (m *endpoints) labelsOf(q *hawserv1.AddEndpointRequest) (labels.Set, error)
 	), errors.Join(errs...)
 }
 
-// begin reserves an id and an address and writes the record.
+// begin reserves an id and an address of each family and writes the record.
 func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*record, error) {
 	key := q.GetContainerId() + "/" + q.GetIfname()
-	addr, err := m.pool.Allocate(key)
+	ports, err := parseNamedPorts(q.GetNamedPorts())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	addr, addr6, err := m.pool.allocate(key)
 	if err != nil {
 		return nil, status.Errorf(codes.ResourceExhausted, "address for %s/%s: %v; delete pods of this node, or give it a larger --pod-cidr",
 			q.GetNamespace(), q.GetName(), err)
 	}
-	ports, err := parseNamedPorts(q.GetNamedPorts())
-	if err != nil {
-		m.pool.Release(addr)
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
 	r := &record{
 		Ports:       ports,
 		ContainerID: q.GetContainerId(), IfName: q.GetIfname(), Netns: q.GetNetns(),
-		Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr,
+		Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr, Addr6: addr6,
 		State: stateCreating, HostDevice: netdev.HostDeviceName(q.GetContainerId(), q.GetIfname()),
 		CreatedAt: time.Now().UnixNano(),
 	}
 	if r.ID, err = m.freeID(); err != nil {
-		m.pool.Release(addr)
+		m.pool.release(r)
 		return nil, err
 	}
 	if err := m.keep(r); err != nil {
-		m.pool.Release(addr)
+		m.pool.release(r)
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return r, nil
@@ -205,7 +203,7 @@ func (m *endpoints) build(ctx context.Context, r *record) error {
 	}
 	dev, err := netdev.EnsurePod(netdev.PodConfig{
 		ContainerID: r.ContainerID, Netns: r.Netns, IfName: r.IfName,
-		Addrs: []netip.Addr{r.Addr}, MTU: m.mtu, RouteMTU: m.podMTU(),
+		Addrs: r.addrs(), MTU: m.mtu, RouteMTU: m.podMTU(),
 	})
 	if err != nil {
 		return status.Error(codes.Internal, err.Error())
@@ -270,7 +268,7 @@ func (m *endpoints) register(ctx context.Context, r *record) error {
 func (m *endpoints) setRow(r *record) {
 	m.tables.Endpoints.Set(r.ID, datapath.Endpoint{
 		ID: r.ID, Device: r.HostDevice, IfIndex: r.IfIndex, HostMAC: r.HostMAC, PodMAC: r.PodMAC,
-		Addrs: []netip.Addr{r.Addr}, Identity: r.Identity, RuleSet: r.RuleSet,
+		Addrs: r.addrs(), Identity: r.Identity, RuleSet: r.RuleSet,
 	})
 }
 
@@ -305,8 +303,7 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 		return err
 	}
 	var errs []error
-	owner, _ := m.pool.Owner(r.Addr)
-	owned := owner == r.key() // else the address is another endpoint's by now
+	owned := m.pool.owns(r) // else the address is another endpoint's by now
 	if owned {
 		errs = append(errs, m.mesh.Withdraw(ctx, r))
 	}
@@ -323,7 +320,7 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	delete(m.byKey, r.key())
 	m.mu.Unlock()
 	if owned {
-		m.pool.Release(r.Addr)
+		m.pool.release(r)
 	}
 	return m.store.remove(r.ID)
 }

@@ -216,9 +216,9 @@ func (n *names) Known() (own, all bool) { return isClosed(n.ready), isClosed(n.f
 // mayAsk says whose questions the node answers: its own, and those of the pods
 // of its cluster. A pod may have other nodes as further servers, for the time in
 // which its own node's agent is replaced.
-func (n *names) mayAsk(node netip.Addr, pods netip.Prefix) func(netip.Addr) bool {
+func (n *names) mayAsk(node netip.Addr, pods []netip.Prefix) func(netip.Addr) bool {
 	return func(a netip.Addr) bool {
-		if a == node || a.IsLoopback() || pods.Contains(a) {
+		if a == node || a.IsLoopback() || slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Contains(a) }) {
 			return true
 		}
 		n.mu.RLock()
@@ -253,7 +253,7 @@ func (a *Agent) openNames() error {
 	var err error
 	a.dns, err = dns.New(dns.Config{
 		Listen: at, Upstreams: upstreams, Names: a.view.names, Log: a.log,
-		Allowed: a.view.names.mayAsk(a.cfg.NodeAddress, a.cfg.PodCIDR),
+		Allowed: a.view.names.mayAsk(a.cfg.NodeAddress, a.cfg.podCIDRs()),
 	})
 	return err
 }

@@ -117,9 +117,9 @@ func TestWhoMayAskForNames(t *testing.T) {
 	n := newNames("east", nil, nil, nil)
 	n.setRanges("east", []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")})
 	n.setRanges("west", []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")})
-	may := n.mayAsk(netip.MustParseAddr("172.30.1.11"), netip.MustParsePrefix("10.9.1.0/24"))
+	may := n.mayAsk(netip.MustParseAddr("172.30.1.11"), []netip.Prefix{netip.MustParsePrefix("10.9.1.0/24"), netip.MustParsePrefix("fd00:9:1::/64")})
 	for a, want := range map[string]bool{
-		"172.30.1.11": true, "127.0.0.1": true, "10.9.1.7": true, "10.1.2.3": true, // the node, its pods, its cluster's
+		"172.30.1.11": true, "127.0.0.1": true, "10.9.1.7": true, "fd00:9:1::7": true, "10.1.2.3": true, // the node, its pods, its cluster's
 		"10.2.1.1": false, "172.30.1.12": false, "192.0.2.1": false,
 	} {
 		if may(netip.MustParseAddr(a)) != want {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
@@ -28,20 +29,21 @@ const (
 	podCIDRAskMax = 2 * time.Second
 )
 
-// given is the range that the cluster gave this node, as it is kept on disk: a
-// restarted agent needs nobody to go on. A node that enrolled anew asks anew: it
-// may have been forgotten, and its range be another's.
+// given is the range of each family that the cluster gave this node, as it is
+// kept on disk: a restarted agent needs nobody to go on. A node that enrolled anew
+// asks anew: it may have been forgotten, and its ranges be another's.
 type given struct {
 	Cluster   string       `json:"cluster"`
 	Node      string       `json:"node"`
 	Enrolment string       `json:"enrolment,omitempty"` // id of the token
 	CIDR      netip.Prefix `json:"cidr"`
+	CIDR6     netip.Prefix `json:"cidr6,omitzero"`
 }
 
 func (c *Config) givenFile() string { return filepath.Join(c.StateDir, "podcidr.json") }
 
-// ownPodCIDR completes the configuration with the range that the cluster gave
-// this node, if it was told none. It waits for one until the context ends.
+// ownPodCIDR completes the configuration with the ranges that the cluster gave
+// this node, if it was told none. It waits for them until the context ends.
 func (c *Config) ownPodCIDR(ctx context.Context, enrolment *enrol.State) error {
 	if c.PodCIDR.IsValid() {
 		return nil
@@ -50,39 +52,46 @@ func (c *Config) ownPodCIDR(ctx context.Context, enrolment *enrol.State) error {
 	if enrolment != nil {
 		want.Enrolment = enrolment.TokenID
 	}
-	if cidr, err := c.rememberedPodCIDR(want); err != nil {
-		c.Log.Warn("the range that this node was given is not readable; it asks again", "error", err)
-	} else if cidr.IsValid() {
-		c.PodCIDR = cidr
-		return nil
-	}
-	cidr, err := c.askPodCIDR(ctx)
+	kept, err := c.rememberedPodCIDR(want)
 	if err != nil {
-		return fmt.Errorf("pod CIDR of node %s: %w", c.Node, err)
+		c.Log.Warn("the range that this node was given is not readable; it asks again", "error", err)
 	}
-	want.CIDR, c.PodCIDR = cidr, cidr
-	return c.rememberPodCIDR(want)
+	if !kept.CIDR.IsValid() {
+		if want.CIDR, want.CIDR6, err = c.askPodCIDR(ctx); err != nil {
+			return fmt.Errorf("pod CIDR of node %s: %w", c.Node, err)
+		}
+		if err := c.rememberPodCIDR(want); err != nil {
+			return err
+		}
+		kept = want
+	}
+	c.given, c.PodCIDR, c.PodCIDR6 = kept, kept.CIDR, kept.CIDR6
+	return nil
 }
 
-// rememberedPodCIDR is what an earlier start kept, invalid when there is nothing
-// of this enrolment.
-func (c *Config) rememberedPodCIDR(want given) (netip.Prefix, error) {
+// rememberedPodCIDR is what an earlier start kept, without ranges when there is
+// nothing of this enrolment.
+func (c *Config) rememberedPodCIDR(want given) (given, error) {
 	raw, err := os.ReadFile(c.givenFile())
 	if errors.Is(err, fs.ErrNotExist) {
-		return netip.Prefix{}, nil
+		return want, nil
 	}
 	if err != nil {
-		return netip.Prefix{}, err
+		return want, err
 	}
 	var g given
 	if err := json.Unmarshal(raw, &g); err != nil {
-		return netip.Prefix{}, fmt.Errorf("%s: %w", c.givenFile(), err)
+		return want, fmt.Errorf("%s: %w", c.givenFile(), err)
 	}
-	want.CIDR = g.CIDR
-	if g != want || !usable(g.CIDR) {
-		return netip.Prefix{}, nil
+	is := g
+	is.CIDR, is.CIDR6 = netip.Prefix{}, netip.Prefix{}
+	if is != want || !usable(g.CIDR) || !g.CIDR.Addr().Is4() {
+		return want, nil
 	}
-	return g.CIDR, nil
+	if !usable(g.CIDR6) || g.CIDR6.Addr().Is4() {
+		g.CIDR6 = netip.Prefix{}
+	}
+	return g, nil
 }
 
 func (c *Config) rememberPodCIDR(g given) error {
@@ -100,76 +109,114 @@ func (c *Config) rememberPodCIDR(g given) error {
 	return nil
 }
 
-// usable tells the ranges that this version's datapath carries.
-func usable(p netip.Prefix) bool { return p.IsValid() && p.Addr().Is4() && p == p.Masked() }
+func usable(p netip.Prefix) bool { return p.IsValid() && p == p.Masked() }
 
 // askPodCIDR shows the cluster that the node is there, and waits to be told a
-// range.
-func (c *Config) askPodCIDR(ctx context.Context) (netip.Prefix, error) {
+// range of each family that the cluster has.
+func (c *Config) askPodCIDR(ctx context.Context) (four, six netip.Prefix, err error) {
 	tls, err := c.etcdTLS()
 	if err != nil {
-		return netip.Prefix{}, err
+		return four, six, err
 	}
 	kv, err := etcd.NewClient(etcd.ClientConfig{Endpoints: c.EtcdEndpoints, TLS: tls, Log: c.Log})
 	if err != nil {
-		return netip.Prefix{}, err
+		return four, six, err
 	}
 	defer func() { _ = kv.Close() }()
 	boot, err := bootID()
 	if err != nil {
-		return netip.Prefix{}, err
+		return four, six, err
 	}
 	presence, err := store.NewPresence(store.PresenceConfig{Client: kv, Cluster: c.Cluster, Node: c.Node, BootID: boot, Log: c.Log})
 	if err != nil {
-		return netip.Prefix{}, err
+		return four, six, err
 	}
-	var cidr netip.Prefix
 	asking, done := context.WithCancel(ctx)
 	g, asking := errgroup.WithContext(asking)
 	g.Go(func() error { return presence.Run(asking) })
 	g.Go(func() (err error) {
 		defer done()
-		cidr, err = c.awaitPodCIDR(asking, kv)
+		four, six, err = c.awaitPodCIDR(asking, kv)
 		return err
 	})
 	err = g.Wait()
-	if cidr.IsValid() {
-		return cidr, nil
+	if four.IsValid() {
+		return four, six, nil
 	}
-	return cidr, errors.Join(ctx.Err(), err)
+	return four, six, errors.Join(ctx.Err(), err)
 }
 
-// awaitPodCIDR reads the node's decisions until they hold a range.
-func (c *Config) awaitPodCIDR(ctx context.Context, kv kvstore.Client) (netip.Prefix, error) {
+// awaitPodCIDR reads the node's decisions until they hold what the cluster has.
+func (c *Config) awaitPodCIDR(ctx context.Context, kv kvstore.Client) (four, six netip.Prefix, err error) {
 	key := kvstore.NewKey(kvstore.Local, c.Cluster, kvstore.KindNodeConfig, c.Node)
 	wait := backoff.New(podCIDRAskMin, podCIDRAskMax)
 	for told := false; ; told = true {
-		stored, _, err := kv.Get(ctx, key.String())
-		if err == nil && stored != nil {
-			if cidr, err := podCIDROf(key, stored.Value); err != nil || cidr.IsValid() {
-				return cidr, err
-			}
+		four, six, err := c.decided(ctx, kv, key)
+		if errors.As(err, new(*kvstore.BadRecord)) {
+			return four, six, err
+		}
+		if err == nil && four.IsValid() {
+			return four, six, nil
 		}
 		if !told {
 			c.Log.Info("waits to be given a pod CIDR by the cluster's API server", "key", key, "error", err)
 		}
 		if err := wait.Wait(ctx); err != nil {
-			return netip.Prefix{}, err
+			return netip.Prefix{}, netip.Prefix{}, err
 		}
 	}
 }
 
-// podCIDROf is the first range of a node's record that can be used, invalid when
-// there is none yet.
-func podCIDROf(key kvstore.Key, value []byte) (netip.Prefix, error) {
-	m, err := kvstore.Decode(key, value)
-	if err != nil {
-		return netip.Prefix{}, err
+// decided are the ranges that the node has been given; none while one of a family
+// that the cluster has is missing.
+func (c *Config) decided(ctx context.Context, kv getter, key kvstore.Key) (four, six netip.Prefix, err error) {
+	cluster, err := recordAt[*keyspacev1.Cluster](ctx, kv, kvstore.NewKey(kvstore.State, c.Cluster, kvstore.KindCluster))
+	if err != nil || cluster == nil {
+		return four, six, err
 	}
-	for _, text := range m.(*keyspacev1.NodeConfig).GetPodCidrs() {
-		if p, err := netip.ParsePrefix(text); err == nil && usable(p) {
-			return p, nil
+	config, err := recordAt[*keyspacev1.NodeConfig](ctx, kv, key)
+	if err != nil {
+		return four, six, err
+	}
+	four, six = ranges(config.GetPodCidrs())
+	switch _, has := ranges(cluster.GetPodCidrs()); {
+	case !has.IsValid():
+		return four, netip.Prefix{}, nil
+	case !six.IsValid():
+		return netip.Prefix{}, netip.Prefix{}, nil
+	}
+	return four, six, nil
+}
+
+// getter reads one key; nil when it is not there.
+type getter interface {
+	Get(ctx context.Context, key string) (*kvstore.KV, int64, error)
+}
+
+// recordAt reads one record, nil when there is none.
+func recordAt[M proto.Message](ctx context.Context, kv getter, key kvstore.Key) (m M, err error) {
+	stored, _, err := kv.Get(ctx, key.String())
+	if err != nil || stored == nil {
+		return m, err
+	}
+	rec, err := kvstore.Decode(key, stored.Value)
+	if err != nil {
+		return m, err
+	}
+	return rec.(M), nil // Decode has checked the type
+}
+
+// ranges are the first usable one of each family, invalid where there is none.
+func ranges(texts []string) (four, six netip.Prefix) {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil || !usable(p):
+		case p.Addr().Is4() && !four.IsValid():
+			four = p
+		case p.Addr().Is6() && !six.IsValid():
+			six = p
 		}
 	}
-	return netip.Prefix{}, nil
+	return four, six
 }

@@ -9,9 +9,11 @@ import (
 )
 
 // pools are the addresses that this node has for its pods.
-func (a *Agent) pools() []*hawserv1.AddressPool {
-	p := a.endpoints.pool
-	return []*hawserv1.AddressPool{{Prefix: p.Prefix().String(), Used: uint64(p.Used()), Free: p.Free()}}
+func (a *Agent) pools() (out []*hawserv1.AddressPool) {
+	for _, p := range a.endpoints.pool.all() {
+		out = append(out, &hawserv1.AddressPool{Prefix: p.Prefix().String(), Used: uint64(p.Used()), Free: p.Free()})
+	}
+	return out
 }
 
 // fullPools are the pools that have nothing left, as problems.

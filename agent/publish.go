@@ -46,8 +46,10 @@ type publisher struct {
 	enforced            func() map[string]int64 // NodeStatus.enforced
 	trust               func() (bundle, signer []byte)
 	paths               func() []*keyspacev1.PathReport
-	refutes             func() int64  // NodeStatus.refutes
-	tell                chan struct{} // the status is to be told now
+	// later is an IPv6 range that the node was given after its start.
+	later   netip.Prefix
+	refutes func() int64  // NodeStatus.refutes
+	tell    chan struct{} // the status is to be told now
 }
 
 // ownPrefixes are the directories in which the agent's keys are.
@@ -90,21 +92,26 @@ func (p *publisher) announceNode() error {
 	node := &keyspacev1.Node{
 		Name: p.cfg.Node, Cluster: p.cfg.Cluster,
 		Addresses:     []*keyspacev1.NodeAddress{{Type: keyspacev1.NodeAddress_TYPE_INTERNAL, Ip: p.cfg.NodeAddress.String()}},
-		PodCidrs:      []string{p.cfg.PodCIDR.String()},
 		TunnelAddress: p.cfg.NodeAddress.String(),
 		Mtu:           uint32(p.mtu), BootId: boot, Zone: p.cfg.Zone, Region: p.cfg.Region, Version: version.String(),
 		Capabilities: []string{liveness.Capability},
 	}
-	vtep := &keyspacev1.VTEP{
-		Prefix: p.cfg.PodCIDR.String(), TunnelAddress: p.cfg.NodeAddress.String(), Node: p.cfg.Node,
+	if a := p.cfg.nodeAddress6(); a.IsValid() {
+		node.Addresses = append(node.Addresses, &keyspacev1.NodeAddress{Type: keyspacev1.NodeAddress_TYPE_INTERNAL, Ip: a.String()})
 	}
-	return errors.Join(
+	var errs []error
+	for _, cidr := range p.cfg.podCIDRs() {
+		node.PodCidrs = append(node.PodCidrs, cidr.String())
+		vtep := &keyspacev1.VTEP{Prefix: cidr.String(), TunnelAddress: p.cfg.NodeAddress.String(), Node: p.cfg.Node}
+		errs = append(errs,
+			p.writer.Set(kvstore.NewKey(kvstore.State, p.cfg.Cluster, kvstore.KindVTEP, kvstore.PrefixName(cidr)), vtep),
+			p.ips.UpsertVTEP(p.cfg.Cluster, vtep))
+	}
+	// What the node knows of itself does not wait for the keyspace.
+	errs = append(errs,
 		p.writer.Set(kvstore.NewKey(kvstore.State, p.cfg.Cluster, kvstore.KindNode, p.cfg.Node), node),
-		p.writer.Set(kvstore.NewKey(kvstore.State, p.cfg.Cluster, kvstore.KindVTEP, kvstore.PrefixName(p.cfg.PodCIDR)), vtep),
-		// What the node knows of itself does not wait for the keyspace.
-		p.ips.UpsertNode(p.cfg.Cluster, node),
-		p.ips.UpsertVTEP(p.cfg.Cluster, vtep),
-	)
+		p.ips.UpsertNode(p.cfg.Cluster, node))
+	return errors.Join(errs...)
 }
 
 func bootID() (string, error) {
@@ -125,27 +132,34 @@ func (p *publisher) Announce(ctx context.Context, e *record) error {
 	if err != nil {
 		return err
 	}
-	p.ips.SetEndpoint(e.Addr, e.Identity, e.workload())
-	p.view.flush()
-	prefix := netip.PrefixFrom(e.Addr, e.Addr.BitLen())
-	if err := p.writer.Set(p.ipKey(e.Addr), &keyspacev1.IPEntry{
-		Prefix: prefix.String(), Identity: uint32(e.Identity), Node: p.cfg.Node,
-		TunnelAddress: p.cfg.NodeAddress.String(), Namespace: e.Namespace, Workload: e.Name,
-		NamedPorts: e.namedPorts(),
-	}); err != nil {
-		return err
+	for _, a := range e.addrs() {
+		p.ips.SetEndpoint(a, e.Identity, e.workload())
 	}
-	p.setEndpoint(e.Addr, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: e.Addr, Labels: ls, NamedPorts: e.servicePorts()})
+	p.view.flush()
+	for _, a := range e.addrs() {
+		if err := p.writer.Set(p.ipKey(a), &keyspacev1.IPEntry{
+			Prefix: netip.PrefixFrom(a, a.BitLen()).String(), Identity: uint32(e.Identity), Node: p.cfg.Node,
+			TunnelAddress: p.cfg.NodeAddress.String(), Namespace: e.Namespace, Workload: e.Name,
+			NamedPorts: e.namedPorts(),
+		}); err != nil {
+			return err
+		}
+		p.setEndpoint(a, &loadbalancer.LocalEndpoint{Namespace: e.Namespace, Name: e.Name, Addr: a, Labels: ls, NamedPorts: e.servicePorts()})
+	}
 	return p.writer.Flush(ctx)
 }
 
 // Withdraw implements announcer. It does not wait for the store: what is gone
 // here must not be kept by a store that is away.
 func (p *publisher) Withdraw(_ context.Context, e *record) error {
-	p.setEndpoint(e.Addr, nil)
-	p.ips.DeleteEndpoint(e.Addr)
+	var errs []error
+	for _, a := range e.addrs() {
+		p.setEndpoint(a, nil)
+		p.ips.DeleteEndpoint(a)
+		errs = append(errs, p.writer.Remove(p.ipKey(a)))
+	}
 	p.view.flush()
-	return p.writer.Remove(p.ipKey(e.Addr))
+	return errors.Join(errs...)
 }
 
 func (p *publisher) setEndpoint(a netip.Addr, e *loadbalancer.LocalEndpoint) {

@@ -37,6 +37,7 @@ type record struct {
 	Ports       []policy.NamedPort `json:"ports,omitempty"`
 	Labels      []string           `json:"labels"` // all, of which a filter picks those of the identity
 	Addr        netip.Addr         `json:"addr"`
+	Addr6       netip.Addr         `json:"addr6,omitzero"` // invalid: it has none
 	// IdentityLabels are those that Identity and RuleSet are of.
 	IdentityLabels []string        `json:"identityLabels,omitempty"`
 	Audit          bool            `json:"audit,omitempty"` // what policy would drop is reported and passes
@@ -72,6 +73,14 @@ func (r *record) remembered() (labels.Set, error) {
 // subject is what its rule set is for, given the labels that make its identity.
 func (r *record) subject(ls labels.Set) policy.Subject {
 	return policy.Subject{Labels: ls, Ports: r.Ports, Audit: r.Audit}
+}
+
+// addrs are the endpoint's addresses, IPv4 first.
+func (r *record) addrs() []netip.Addr {
+	if !r.Addr6.IsValid() {
+		return []netip.Addr{r.Addr}
+	}
+	return []netip.Addr{r.Addr, r.Addr6}
 }
 
 // workload is namespace/name.

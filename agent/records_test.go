@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
 )
@@ -20,7 +21,7 @@ func TestRecordsSurvive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := record{ID: 7, ContainerID: "c", IfName: "eth0", Addr: netip.MustParseAddr("10.1.1.2"), State: stateReady,
+	want := record{ID: 7, ContainerID: "c", IfName: "eth0", Addr: netip.MustParseAddr("10.1.1.2"), Addr6: netip.MustParseAddr("fd00:1::2"), State: stateReady,
 		Labels: []string{"k8s:app=echo"}, PodMAC: [6]byte{2, 1}}
 	if err := s.save(&want); err != nil {
 		t.Fatal(err)
@@ -34,7 +35,7 @@ func TestRecordsSurvive(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := s.load()
-	if err != nil || len(got) != 1 || got[0].Addr != want.Addr || got[0].PodMAC != want.PodMAC || got[0].Labels[0] != want.Labels[0] {
+	if err != nil || len(got) != 1 || got[0].Addr != want.Addr || got[0].Addr6 != want.Addr6 || got[0].PodMAC != want.PodMAC || got[0].Labels[0] != want.Labels[0] {
 		t.Fatalf("loaded %+v, %v", got, err)
 	}
 	if err := s.remove(7); err != nil {
@@ -72,6 +73,56 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error lacks %q:\n%v", want, err)
 		}
+	}
+}
+
+// A record of before there was IPv6 is read, and one without it is written as then.
+func TestRecordWithoutIPv6(t *testing.T) {
+	s, err := openRecords(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(&record{ID: 1, ContainerID: "c", Addr: netip.MustParseAddr("10.1.1.2")}); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(s.path(1))
+	if err != nil || strings.Contains(string(raw), "addr6") {
+		t.Errorf("%s, %v", raw, err)
+	}
+	if got, err := s.load(); err != nil || len(got) != 1 || got[0].Addr6.IsValid() || len(got[0].addrs()) != 1 {
+		t.Errorf("loaded %+v, %v", got, err)
+	}
+}
+
+func TestConfigOfTwoFamilies(t *testing.T) {
+	for cidr, want := range map[string]string{
+		"fd00:1::/64": "", "fd00:1::5/64": "did you mean fd00:1::/64?", "fe80::/64": "must be a range of the cluster's",
+		"::ffff:10.0.0.0/120": "must be a range of the cluster's",
+	} {
+		c := Config{PodCIDR: netip.MustParsePrefix("10.1.1.0/24"), PodCIDR6: netip.MustParsePrefix(cidr)}
+		if err := c.Validate(); strings.Contains(err.Error(), "--pod-cidr") != (want != "") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: want %q in\n%v", cidr, want, err)
+		}
+	}
+	c := Config{PodCIDR6: netip.MustParsePrefix("fd00:1::/64")}
+	if err := c.Validate(); !strings.Contains(err.Error(), "an IPv4 range is needed too") {
+		t.Errorf("IPv6 alone: %v", err)
+	}
+}
+
+func TestIPv6NeedsItsMTU(t *testing.T) {
+	c := Config{PodCIDR: netip.MustParsePrefix("10.1.1.0/24")}
+	small := netdev.Device{Name: "eth0", MTU: 1329}
+	if err := c.checkMTU(small); err != nil {
+		t.Errorf("IPv4 alone: %v", err)
+	}
+	c.PodCIDR6 = netip.MustParsePrefix("fd00:1::/64")
+	if err := c.checkMTU(small); err == nil || !strings.Contains(err.Error(), "leaves 1279 in the tunnel") {
+		t.Errorf("too small: %v", err)
+	}
+	small.MTU++
+	if err := c.checkMTU(small); err != nil {
+		t.Errorf("just enough: %v", err)
 	}
 }
 

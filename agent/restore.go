@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -36,7 +37,7 @@ func (m *endpoints) restore(pinned map[maps.IPKey]maps.Endpoint) {
 		m.adopt(r)
 	}
 	for _, row := range pinned {
-		r, ok := lostRecord(row)
+		r, ok := lostRecord(row, pinned)
 		if !ok || known[r.HostDevice] {
 			continue
 		}
@@ -52,7 +53,11 @@ func (m *endpoints) restore(pinned map[maps.IPKey]maps.Endpoint) {
 func (m *endpoints) adopt(r *record) {
 	finished := r.State != stateCreating && r.State != stateDeleting
 	r.State = stateDeleting
-	if err := m.pool.Claim(r.Addr, r.key()); err != nil {
+	if r.Addr6.IsValid() && m.pool.v6 == nil {
+		m.log.Warn("endpoint loses its IPv6 address: this node has no IPv6 range any more", "endpoint", r.ID, "workload", r.workload(), "address", r.Addr6)
+		r.Addr6 = netip.Addr{}
+	}
+	if err := m.pool.claim(r); err != nil {
 		m.log.Error("restore endpoint", "endpoint", r.ID, "workload", r.workload(), "error", err)
 		return
 	}
@@ -61,19 +66,29 @@ func (m *endpoints) adopt(r *record) {
 		return
 	}
 	r.State = stateRestoring
-	m.log.Info("adopt endpoint", "endpoint", r.ID, "workload", r.workload(), "address", r.Addr)
+	m.log.Info("adopt endpoint", "endpoint", r.ID, "workload", r.workload(), "address", r.addrs())
 }
 
-// lostRecord makes a record of what the kernel has of an endpoint; ok is false
-// when its device is gone too.
-func lostRecord(row maps.Endpoint) (r *record, ok bool) {
+// lostRecord makes a record of what the kernel has of an endpoint, by its rows in
+// pinned; ok is false when its device is gone too.
+func lostRecord(row maps.Endpoint, pinned map[maps.IPKey]maps.Endpoint) (r *record, ok bool) {
 	dev, err := net.InterfaceByIndex(int(row.IfIndex))
 	if err != nil || row.ID == 0 {
 		return nil, false
 	}
+	var addr, addr6 netip.Addr
+	for k, v := range pinned {
+		switch a := k.Addr.Netip(); {
+		case v.IfIndex != row.IfIndex:
+		case a.Is4():
+			addr = a
+		default:
+			addr6 = a
+		}
+	}
 	return &record{
 		ID: row.ID, ContainerID: lostPrefix + dev.Name, IfName: "eth0", Namespace: "lost", Name: dev.Name,
-		Addr: row.Addr.Netip(), State: stateRestoring, Identity: identity.Number(row.Identity), RuleSet: row.RuleSet,
+		Addr: addr, Addr6: addr6, State: stateRestoring, Identity: identity.Number(row.Identity), RuleSet: row.RuleSet,
 		HostDevice: dev.Name, IfIndex: row.IfIndex, HostMAC: row.HostMAC, PodMAC: row.PodMAC, CreatedAt: time.Now().UnixNano(),
 	}, true
 }

@@ -165,10 +165,11 @@ func (a *Agent) keepRoute(p netip.Prefix, own []netip.Addr) error {
 	if err := a.spares(p, own); err != nil {
 		return errors.Join(err, netdev.DeleteRoute(p))
 	}
-	if p.Addr().Is4() != a.cfg.NodeAddress.Is4() {
+	src := a.cfg.sourceOf(p)
+	if !src.IsValid() {
 		return nil // no address of that family to send from
 	}
-	return netdev.EnsureRoute(p, a.cfg.NodeAddress, a.endpoints.podMTU())
+	return netdev.EnsureRoute(p, src, a.endpoints.podMTU())
 }
 
 func pruneRoutes(want *table.Table[netip.Prefix, struct{}]) error {

@@ -56,10 +56,10 @@ type view struct {
 	rollout    *rollout
 	backing    *backing
 	vteps      map[netip.Prefix]map[string]struct{} // prefix → clusters that claim it
-	// serviceRoutes are those of podRoutes that are for services, ownRoute is the
-	// one for this node's pods.
+	// serviceRoutes are those of podRoutes that are for services, ownRoutes those
+	// for the pods of this node.
 	serviceRoutes []netip.Prefix
-	ownRoute      netip.Prefix
+	ownRoutes     []netip.Prefix
 	policies      map[string]string // key → problem of an object that cannot be enforced
 	seen          map[string]int64  // kind → newest revision
 	moved         bool              // nodes or backends have changed
@@ -232,16 +232,18 @@ func (v *view) routeServices(cidrs []string) {
 
 // routeOwn has the host reach this node's pods, whatever others say of the
 // prefix.
-func (v *view) routeOwn(p netip.Prefix) {
+func (v *view) routeOwn(prefixes ...netip.Prefix) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.ownRoute = p
-	v.podRoutes.Set(p, struct{}{})
+	v.ownRoutes = prefixes
+	for _, p := range prefixes {
+		v.podRoutes.Set(p, struct{}{})
+	}
 }
 
 // unroute takes a prefix's route away unless something else needs it.
 func (v *view) unroute(p netip.Prefix) {
-	if p != v.ownRoute && len(v.vteps[p]) == 0 && !slices.Contains(v.serviceRoutes, p) {
+	if !slices.Contains(v.ownRoutes, p) && len(v.vteps[p]) == 0 && !slices.Contains(v.serviceRoutes, p) {
 		v.podRoutes.Delete(p)
 	}
 }

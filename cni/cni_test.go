@@ -46,7 +46,7 @@ type agent struct {
 func (a *agent) AddEndpoint(_ context.Context, r *hawserv1.AddEndpointRequest) (*hawserv1.AddEndpointResponse, error) {
 	a.added = r
 	return &hawserv1.AddEndpointResponse{Endpoint: &hawserv1.Endpoint{
-		Addresses: []string{"10.1.1.7", "fd00:1::7"}, Gateway: "169.254.1.1", Mtu: 1450,
+		Addresses: []string{"10.1.1.7", "fd00:1::7"}, Gateway: "169.254.1.1", Gateway6: "fe80::1", Mtu: 1450,
 		HostDevice: "hwp0011", Mac: "02:00:00:00:00:07", State: "ready",
 	}}, a.fail
 }
@@ -129,6 +129,12 @@ func TestAdd(t *testing.T) {
 	}
 	if len(got.IPs) != 2 || got.IPs[0].Address.String() != "10.1.1.7/32" || got.IPs[0].Gateway.String() != "169.254.1.1" || *got.IPs[0].Interface != 1 {
 		t.Errorf("addresses %v", got.IPs)
+	}
+	if got.IPs[1].Address.String() != "fd00:1::7/128" || got.IPs[1].Gateway.String() != "fe80::1" || *got.IPs[1].Interface != 1 {
+		t.Errorf("IPv6 address %v", got.IPs[1])
+	}
+	if r := got.Routes[1]; r.Dst.String() != "::/0" || r.GW.String() != "fe80::1" || r.MTU != 1450 {
+		t.Errorf("IPv6 route %v", r)
 	}
 	if len(got.Routes) != 2 || got.Routes[0].Dst.String() != "0.0.0.0/0" || got.Routes[0].MTU != 1450 {
 		t.Errorf("routes %v", got.Routes)

@@ -183,8 +183,10 @@ func toResult(e *hawserv1.Endpoint, args *skel.CmdArgs) (*current.Result, error)
 			Address:   net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())},
 		}
 		route := &types.Route{Dst: net.IPNet{IP: make(net.IP, addr.BitLen()/8), Mask: net.CIDRMask(0, addr.BitLen())}, MTU: int(e.GetMtu())}
-		if gw, err := netip.ParseAddr(e.GetGateway()); err == nil && gw.Is4() == addr.Is4() {
-			ip.Gateway, route.GW = gw.AsSlice(), gw.AsSlice()
+		for _, gateway := range []string{e.GetGateway(), e.GetGateway6()} {
+			if gw, err := netip.ParseAddr(gateway); err == nil && gw.Is4() == addr.Is4() {
+				ip.Gateway, route.GW = gw.AsSlice(), gw.AsSlice()
+			}
 		}
 		r.IPs = append(r.IPs, ip)
 		r.Routes = append(r.Routes, route)

@@ -163,7 +163,7 @@ func checkAddr(k Key, what, s string) error {
 		return bad(k, ReasonAddress, "%s %q is not an address", what, s)
 	case a.String() != s || a.Zone() != "" || a.Is4In6():
 		return bad(k, ReasonAddress, "%s %q is not written canonically", what, s)
-	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback():
+	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is6() && a.IsLinkLocalUnicast():
 		return bad(k, ReasonAddress, "%s %s is not a unicast address of one host", what, s)
 	}
 	return nil

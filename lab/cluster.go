@@ -115,7 +115,7 @@ func (b *builder) apiServer(c Cluster) Process {
 		b.state.Binaries.APIServer, "run", "--cluster", c.Name, "--cluster-id", strconv.Itoa(int(c.ID)),
 		"--data-dir", c.DataDir, "--listen-federation", mesh, "--advertise-federation", mesh, "--socket", c.Socket,
 		"--listen-api", netip.AddrPortFrom(c.Control, apiPort).String(),
-		"--pod-cidr", c.PodCIDR.String(), "--node-cidr", c.NodeCIDR.String(), "--service-cidr", c.ServiceCIDR.String(),
+		"--pod-cidr", both(c.PodCIDR, c.PodCIDR6), "--node-cidr", c.NodeCIDR.String(), "--service-cidr", both(c.ServiceCIDR, c.ServiceCIDR6),
 		"--cluster-bits", b.clusterBits(), "--unsafe-no-fsync", "--log-format", "text",
 	}
 	if c.Etcd.IsValid() {
@@ -137,7 +137,7 @@ func (b *builder) apiServer(c Cluster) Process {
 func (b *builder) agent(c Cluster, n Node) Process {
 	argv := []string{
 		b.state.Binaries.Agent, "--join", "@" + b.tokenFile(n), "--tls-dir", b.tlsDir(n), "--underlay-device", "eth0", "--node-address", n.Address.String(),
-		"--pod-cidr", n.PodCIDR.String(), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
+		"--pod-cidr", both(n.PodCIDR, n.PodCIDR6), "--state-dir", b.dir(n.Name, "state"), "--socket", n.Socket,
 		"--pin-path", n.PinPath, "--cgroup-root", b.nodeCgroup(n), "--map-sizes", "small", "--cluster-bits", b.clusterBits(), "--log-format", "text",
 	}
 	if c.Etcd.IsValid() {

@@ -7,6 +7,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"time"
@@ -81,7 +83,15 @@ func (b *builder) demo(ctx context.Context) error {
 	}
 	for _, c := range cs {
 		name := c.Name + "/client → http://" + ServiceName(demoNamespace, "echo")
-		if err := b.step(name, func() (string, error) { return b.showSpread(ctx, c) }); err != nil {
+		if err := b.step(name, func() (string, error) {
+			return b.showSpread(ctx, c, "http://"+ServiceName(demoNamespace, "echo")+"/")
+		}); err != nil {
+			return err
+		}
+		if !b.state.Spec.IPv6 {
+			continue
+		}
+		if err := b.step(c.Name+"/client → echo over IPv6", func() (string, error) { return b.showIPv6(ctx, c) }); err != nil {
 			return err
 		}
 	}
@@ -140,11 +150,10 @@ type Answers struct {
 }
 
 // showSpread waits until all clusters answer and every request is answered.
-func (b *builder) showSpread(ctx context.Context, c Cluster) (string, error) {
+func (b *builder) showSpread(ctx context.Context, c Cluster, url string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, demoTimeout, fmt.Errorf("not within %s", demoTimeout))
 	defer cancel()
 	var got Answers
-	url := "http://" + ServiceName(demoNamespace, "echo") + "/"
 	err := poll(ctx, "echo to be answered by every cluster", func() (bool, error) {
 		var err error
 		got, err = b.get(ctx, c.Name+"/client", url, demoRequests)
@@ -154,6 +163,29 @@ func (b *builder) showSpread(ctx context.Context, c Cluster) (string, error) {
 		return "", fmt.Errorf("%w; last seen: %s", err, got)
 	}
 	return got.String(), nil
+}
+
+// showIPv6 is showSpread by the service's IPv6 address.
+func (b *builder) showIPv6(ctx context.Context, c Cluster) (string, error) {
+	var vip netip.Addr
+	err := withMesh(ctx, c.Socket, func(ctx context.Context, m hawserv1.MeshClient) error {
+		r, err := m.ListServices(ctx, &hawserv1.ListServicesRequest{})
+		for _, s := range r.GetServices() {
+			for _, text := range s.GetVips() {
+				if a, err := netip.ParseAddr(text); err == nil && a.Is6() && s.GetNamespace() == demoNamespace && s.GetName() == "echo" {
+					vip = a
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("list services of %s: %w", c.Name, err)
+	}
+	if !vip.IsValid() {
+		return "", fmt.Errorf("service %s/echo of %s has no IPv6 address", demoNamespace, c.Name)
+	}
+	return b.showSpread(ctx, c, fmt.Sprintf("http://[%s]/", vip))
 }
 
 func (a Answers) String() string {
@@ -195,7 +227,10 @@ func (b *builder) showPolicy(ctx context.Context, c, other Cluster) (string, err
 		return "", b.noSuchPod(c.Name, "echo-1")
 	}
 	_, node, _ := findNode(b.state.Clusters, backend.Node)
-	url := fmt.Sprintf("http://%s:%d/", backend.Addresses[0], echoPort)
+	var urls []string
+	for _, a := range backend.Addresses {
+		urls = append(urls, "http://"+net.JoinHostPort(a, fmt.Sprint(echoPort))+"/")
+	}
 	before, err := policyDrops(ctx, node)
 	if err != nil {
 		return "", err
@@ -208,7 +243,7 @@ func (b *builder) showPolicy(ctx context.Context, c, other Cluster) (string, err
 	if err != nil {
 		return "", fmt.Errorf("apply policy in %s: %w", c.Name, err)
 	}
-	if err := b.waitAnswered(ctx, other.Name+"/client", url, false); err != nil {
+	if err := b.waitAnswered(ctx, other.Name+"/client", urls, false); err != nil {
 		return "", err
 	}
 	after, err := policyDrops(ctx, node)
@@ -216,9 +251,9 @@ func (b *builder) showPolicy(ctx context.Context, c, other Cluster) (string, err
 		return "", err
 	}
 	if after <= before {
-		return "", fmt.Errorf("%s/client got no answer from %s, but %s counted no drop by policy", other.Name, url, node.Name)
+		return "", fmt.Errorf("%s/client got no answer from %v, but %s counted no drop by policy", other.Name, urls, node.Name)
 	}
-	if err := b.waitAnswered(ctx, c.Name+"/client", url, true); err != nil {
+	if err := b.waitAnswered(ctx, c.Name+"/client", urls, true); err != nil {
 		return "", fmt.Errorf("the policy allows it: %w", err)
 	}
 	err = withMesh(ctx, c.Socket, func(ctx context.Context, m hawserv1.MeshClient) error {
@@ -228,18 +263,21 @@ func (b *builder) showPolicy(ctx context.Context, c, other Cluster) (string, err
 	if err != nil {
 		return "", fmt.Errorf("delete policy in %s: %w", c.Name, err)
 	}
-	return "dropped: policy denied (as it should)", b.waitAnswered(ctx, other.Name+"/client", url, true)
+	return "dropped: policy denied (as it should)", b.waitAnswered(ctx, other.Name+"/client", urls, true)
 }
 
-func (b *builder) waitAnswered(ctx context.Context, target, url string, want bool) error {
-	var got Answers
-	err := poll(ctx, fmt.Sprintf("%s → %s answered: %v", target, url, want), func() (bool, error) {
-		var err error
-		got, err = b.get(ctx, target, url, 1)
-		return (got.OK == 1) == want, err
-	})
-	if err != nil {
-		return fmt.Errorf("%w; last seen: %s", err, got)
+// waitAnswered waits until all urls are answered, or none.
+func (b *builder) waitAnswered(ctx context.Context, target string, urls []string, want bool) error {
+	for _, url := range urls {
+		var got Answers
+		err := poll(ctx, fmt.Sprintf("%s → %s answered: %v", target, url, want), func() (bool, error) {
+			var err error
+			got, err = b.get(ctx, target, url, 1)
+			return (got.OK == 1) == want, err
+		})
+		if err != nil {
+			return fmt.Errorf("%w; last seen: %s", err, got)
+		}
 	}
 	return nil
 }

@@ -55,9 +55,11 @@ type Node struct {
 	Name    string       `json:"name"`
 	Address netip.Addr   `json:"address"`
 	PodCIDR netip.Prefix `json:"podCIDR"`
-	Netns   string       `json:"netns"`
-	Socket  string       `json:"socket"`
-	PinPath string       `json:"pinPath"`
+	// PodCIDR6 is invalid in a lab without IPv6.
+	PodCIDR6 netip.Prefix `json:"podCIDR6,omitzero"`
+	Netns    string       `json:"netns"`
+	Socket   string       `json:"socket"`
+	PinPath  string       `json:"pinPath"`
 }
 
 // Cluster is one cluster of the plan.
@@ -106,7 +108,7 @@ func plan(s Spec) []Cluster {
 			c.Members = append(c.Members, Node{
 				Cluster: cs.Name, Name: name,
 				Address: nth(cs.NodeCIDR, firstNodeIP+i),
-				PodCIDR: netip.PrefixFrom(nth(cs.PodCIDR, i<<8), 24),
+				PodCIDR: netip.PrefixFrom(nth(cs.PodCIDR, i<<8), 24), PodCIDR6: cs.nodePods6(i),
 				Netns:   n.netns(name),
 				Socket:  n.dir(name, "agent.sock"),
 				PinPath: n.dir("bpf", name),

@@ -27,6 +27,8 @@ type Spec struct {
 	// SharedEtcd has all clusters keep their keys in one etcd, each with its own
 	// credentials, instead of one each with mirrors of the others.
 	SharedEtcd bool `json:"sharedEtcd,omitempty"`
+	// IPv6 gives pods and services addresses of both families.
+	IPv6 bool `json:"ipv6,omitempty"`
 	// ClusterBits is how many bits of an identity name the cluster; 0 means 8.
 	ClusterBits uint32 `json:"clusterBits,omitempty"`
 	// APIServer and Agent are further settings of these programs, as flag and
@@ -38,7 +40,8 @@ type Spec struct {
 
 // ClusterSpec is one cluster. What is left empty is filled in from the id:
 // 10.<id>.0.0/16 for pods, with a /24 per node, 172.31.<id>.0/24 for services and
-// 172.30.<id>.0/24 for nodes; of ids above 255 the low 8 bits.
+// 172.30.<id>.0/24 for nodes; of ids above 255 the low 8 bits. With IPv6, pods have
+// fd00:10:<id>::/48 too, a /64 per node, and services fd00:172:<id>::/112.
 type ClusterSpec struct {
 	Name        string       `json:"name,omitempty"`
 	ID          uint32       `json:"id,omitempty"`
@@ -46,7 +49,10 @@ type ClusterSpec struct {
 	PodCIDR     netip.Prefix `json:"podCIDR,omitzero"`
 	ServiceCIDR netip.Prefix `json:"serviceCIDR,omitzero"`
 	NodeCIDR    netip.Prefix `json:"nodeCIDR,omitzero"`
-	Pods        []PodSpec    `json:"pods,omitempty"`
+	// PodCIDR6 and ServiceCIDR6 are for labs with IPv6.
+	PodCIDR6     netip.Prefix `json:"podCIDR6,omitzero"`
+	ServiceCIDR6 netip.Prefix `json:"serviceCIDR6,omitzero"`
+	Pods         []PodSpec    `json:"pods,omitempty"`
 }
 
 // PodSpec is one pod.
@@ -102,7 +108,7 @@ func (s Spec) Complete() (Spec, error) {
 	}
 	out.Clusters = nil
 	for i, c := range s.Clusters {
-		out.Clusters = append(out.Clusters, c.withDefaults(i))
+		out.Clusters = append(out.Clusters, c.withDefaults(i, s.IPv6))
 	}
 	return out, out.validate()
 }
@@ -116,7 +122,7 @@ func clusterName(i int) string {
 	return fmt.Sprintf("c%d", i+1)
 }
 
-func (c ClusterSpec) withDefaults(i int) ClusterSpec {
+func (c ClusterSpec) withDefaults(i int, ipv6 bool) ClusterSpec {
 	if c.Name == "" {
 		c.Name = clusterName(i)
 	}
@@ -135,6 +141,9 @@ func (c ClusterSpec) withDefaults(i int) ClusterSpec {
 	}
 	if !c.NodeCIDR.IsValid() {
 		c.NodeCIDR = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 30, id, 0}), 24)
+	}
+	if ipv6 {
+		c = c.withIPv6()
 	}
 	pods := make([]PodSpec, len(c.Pods))
 	for i, p := range c.Pods {
@@ -196,7 +205,10 @@ func (s Spec) validate() error {
 		}
 		names[c.Name], ids[c.ID] = true, true
 		errs = append(errs, c.validate()...)
-		for what, p := range map[string]netip.Prefix{"podCIDR": c.PodCIDR, "serviceCIDR": c.ServiceCIDR, "nodeCIDR": c.NodeCIDR} {
+		errs = append(errs, c.checkIPv6(s.IPv6)...)
+		for what, p := range map[string]netip.Prefix{
+			"podCIDR": c.PodCIDR, "serviceCIDR": c.ServiceCIDR, "nodeCIDR": c.NodeCIDR, "podCIDR6": c.PodCIDR6, "serviceCIDR6": c.ServiceCIDR6,
+		} {
 			for _, o := range ranges {
 				if o.prefix.Overlaps(p) {
 					errs = append(errs, fmt.Errorf("cluster %s: %s %s overlaps %s of %s", c.Name, what, p, o.what, o.cluster))

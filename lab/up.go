@@ -95,6 +95,9 @@ func Up(ctx context.Context, spec Spec, opts Options) (*Lab, error) {
 func (b *builder) build(ctx context.Context) error {
 	spec := b.state.Spec
 	detail := fmt.Sprintf("%s × %s", count(len(spec.Clusters), "cluster"), count(spec.Clusters[0].Nodes, "node"))
+	if spec.IPv6 {
+		detail += ", IPv4 and IPv6"
+	}
 	if err := b.step("fabric", func() (string, error) { return detail, b.ground() }); err != nil {
 		return err
 	}
@@ -256,6 +259,11 @@ func (b *builder) network() error {
 		for _, n := range c.Members {
 			if err := b.attach(c, n.Name, n.Netns, n.Address); err != nil {
 				return err
+			}
+			if n.PodCIDR6.IsValid() {
+				if err := netns.LoopbackIPv6(n.Netns); err != nil {
+					return err
+				}
 			}
 		}
 	}

@@ -214,10 +214,11 @@ func (d *Desired) frontends(e *entry) map[datapath.FrontendKey]datapath.Frontend
 		if err != nil {
 			continue
 		}
+		same := ofFamily(all, addr)
 		for _, p := range s.GetPorts() {
 			key := datapath.FrontendKey{Addr: addr, Port: uint16(p.GetPort()), Protocol: uint8(p.GetProtocol())}
-			taken := taking(all, p)
-			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taken, Affinity: s.GetSessionAffinitySeconds(), Keeping: keeping(all, p, taken)}
+			taken := taking(same, p)
+			rows[key] = datapath.Frontend{Service: s.GetId(), Backends: taken, Affinity: s.GetSessionAffinitySeconds(), Keeping: keeping(same, p, taken)}
 		}
 	}
 	return rows

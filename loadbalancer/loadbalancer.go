@@ -19,8 +19,11 @@ import (
 type Object struct {
 	// Service has neither number nor VIPs yet.
 	Service *keyspacev1.Service
-	// ClusterIPs are the addresses that the manifest asks for; usually none.
+	// ClusterIPs are the addresses that the manifest asks for, at most one of each
+	// family; usually none.
 	ClusterIPs []netip.Addr
+	// DualStack refuses a cluster that has not both families.
+	DualStack bool
 	// Source is the document: ParseServices of it gives this object again.
 	Source string
 }

@@ -130,18 +130,11 @@ func (o *Object) parseSpec(spec manifest.Node) {
 	only(spec, "type", "ClusterIP")
 	o.parseAffinity(spec)
 	only(spec, "internalTrafficPolicy", "Cluster")
-	only(spec, "ipFamilyPolicy", "SingleStack")
-	if f, ok := spec.Field("ipFamilies"); ok {
-		for _, item := range f.List() {
-			if text, ok := item.Text(); ok && text != "IPv4" {
-				item.Problem("%s is not supported yet: want IPv4", text)
-			}
-		}
-	}
 	if f, ok := spec.Field("selector"); ok {
 		o.Service.Selector = textMap(f)
 	}
 	o.parseClusterIPs(spec)
+	o.parseFamilies(spec)
 	ports, ok := spec.Field("ports")
 	if !ok {
 		if !spec.Has("ports") {
@@ -222,8 +215,8 @@ func (o *Object) parseClusterIPs(spec manifest.Node) {
 			continue
 		}
 		a, err := netip.ParseAddr(text)
-		if err != nil || !a.Is4() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
-			n.Problem("%q is not an IPv4 address that a service can have", text)
+		if err != nil || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast() {
+			n.Problem("%q is not an address that a service can have", text)
 			continue
 		}
 		if !slices.Contains(o.ClusterIPs, a) {
@@ -233,8 +226,8 @@ func (o *Object) parseClusterIPs(spec manifest.Node) {
 	if o.Service.Headless && len(o.ClusterIPs) > 0 {
 		spec.At("spec.clusterIPs").Problem("a service has an address or None, not both")
 	}
-	if len(o.ClusterIPs) > 1 {
-		spec.At("spec.clusterIPs").Problem("more than one address is not supported yet")
+	if len(o.ClusterIPs) > 2 || len(o.ClusterIPs) == 2 && FamilyOf(o.ClusterIPs[0]) == FamilyOf(o.ClusterIPs[1]) {
+		spec.At("spec.clusterIPs").Problem("a service has at most one address of each family")
 	}
 }
 

@@ -391,3 +391,19 @@ func TestBestBackends(t *testing.T) {
 		}
 	}
 }
+
+// Of each family the best backends are answered, as connections choose.
+func TestBestOfEachFamily(t *testing.T) {
+	d := newDirectory()
+	d.backends["demo/db"] = []Backend{
+		{Cluster: "east", Workload: "db-0", Addr: ip("10.1.1.5"), Own: true}, {Cluster: "east", Workload: "db-1", Addr: ip("10.1.1.6"), Own: true, Rank: 1},
+		{Cluster: "east", Workload: "db-1", Addr: ip("fd00::6"), Own: true, Rank: 1}, {Cluster: "east", Workload: "db-2", Addr: ip("fd00::7"), Own: true, Rank: 2},
+	}
+	_, at := start(t, d, nil)
+	for qtype, want := range map[uint16]string{wire.TypeA: "10.1.1.5", wire.TypeAAAA: "fd00::6"} {
+		r := ask(t, "udp", at, "db.demo.mesh.", qtype)
+		if len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), "\t"+want) {
+			t.Errorf("%s: %v, want %s", wire.TypeToString[qtype], r.Answer, want)
+		}
+	}
+}

@@ -3,7 +3,6 @@
 package dns
 
 import (
-	"cmp"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -112,13 +111,15 @@ func (s *Server) qualified(which, namespace, name string) found {
 	return found{addrs: addresses(best(some)), exists: isCluster || len(some) > 0}
 }
 
-// best are the backends of the lowest rank, as for connections.
+// best are the backends of the lowest rank of their family, as for connections.
 func best(all []Backend) []Backend {
-	if len(all) == 0 {
-		return nil
+	lowest := map[bool]int{}
+	for _, b := range all {
+		if rank, ok := lowest[b.Addr.Is4()]; !ok || b.Rank < rank {
+			lowest[b.Addr.Is4()] = b.Rank
+		}
 	}
-	rank := slices.MinFunc(all, func(a, b Backend) int { return cmp.Compare(a.Rank, b.Rank) }).Rank
-	return slices.DeleteFunc(slices.Clone(all), func(b Backend) bool { return b.Rank != rank })
+	return slices.DeleteFunc(slices.Clone(all), func(b Backend) bool { return b.Rank != lowest[b.Addr.Is4()] })
 }
 
 // addresses are those of backends, each once, in random order: resolvers take

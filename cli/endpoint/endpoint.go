@@ -129,13 +129,20 @@ func find(rows []row, what string) (row, error) {
 	return nil, session.Usage("%q is more than one endpoint (%s): add --node, or use the address", what, strings.Join(where, ", "))
 }
 
+func gateways(e row) string {
+	if e.GetGateway6() == "" {
+		return e.GetGateway()
+	}
+	return e.GetGateway() + ", " + e.GetGateway6()
+}
+
 func show(w io.Writer, e row) error {
 	return printer.Fields(w,
 		"Endpoint", fmt.Sprintf("%d on %s (cluster %s)", e.GetId(), e.GetNode(), e.GetCluster()),
 		"Workload", workload(e),
 		"State", e.GetState(),
 		"Addresses", strings.Join(e.GetAddresses(), ", "),
-		"Gateway", e.GetGateway(),
+		"Gateway", gateways(e),
 		"MTU", fmt.Sprint(e.GetMtu()),
 		"Identity", fmt.Sprint(e.GetIdentity()),
 		"Labels", strings.Join(e.GetLabels(), "\n\t"),

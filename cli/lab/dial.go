@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -63,11 +64,13 @@ func peerName(c net.Conn) (string, error) {
 	if err := errors.Join(cerr, err); err != nil {
 		return "", fmt.Errorf("peer name: %w", err)
 	}
-	in4, ok := sa.(*unix.SockaddrInet4)
-	if !ok {
-		return "", errors.New("peer name: no IPv4 address")
+	switch in := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port)).String(), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr), uint16(in.Port)).String(), nil
 	}
-	return fmt.Sprintf("%d.%d.%d.%d:%d", in4.Addr[0], in4.Addr[1], in4.Addr[2], in4.Addr[3], in4.Port), nil
+	return "", errors.New("peer name: neither IPv4 nor IPv6")
 }
 
 // ending names how a connection ended.

@@ -25,12 +25,13 @@ const killAfter = "HAWSER_LAB_KILL_BEFORE"
 func newUp(o *options) *cobra.Command {
 	var clusters, nodes int
 	var file, binDir string
-	var demo, networkOnly, switchContext, shared bool
+	var demo, networkOnly, switchContext, shared, ipv6 bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start a lab: clusters that are already meshed",
 		Example: "  hawser lab up --demo\n" +
 			"  hawser lab up --clusters 3 --nodes 1\n" +
+			"  hawser lab up --ipv6 --demo\n" +
 			"  hawser lab up --file lab.yaml",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -54,6 +55,7 @@ func newUp(o *options) *cobra.Command {
 				}
 			}
 			spec.SharedEtcd = spec.SharedEtcd || shared
+			spec.IPv6 = spec.IPv6 || ipv6
 			spec, err := spec.Complete()
 			if err != nil {
 				return &session.Error{Code: session.WrongUse, Err: err}
@@ -71,6 +73,7 @@ func newUp(o *options) *cobra.Command {
 	f.IntVar(&nodes, "nodes", 2, "number of nodes in each")
 	f.StringVarP(&file, "file", "f", "", "YAML file that describes the lab, instead of numbers")
 	f.BoolVar(&shared, "shared-etcd", false, "all clusters keep their keys in one etcd, instead of federating")
+	f.BoolVar(&ipv6, "ipv6", false, "give pods and services IPv6 addresses beside the IPv4 ones")
 	f.BoolVar(&demo, "demo", false, "deploy a service in all clusters and show it working")
 	f.StringVar(&binDir, "bin-dir", "", "directory of the programs (default: where this one is)")
 	f.BoolVar(&switchContext, "switch-context", true, "make the lab the CLI's current context")

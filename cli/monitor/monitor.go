@@ -158,6 +158,9 @@ func Line(e *hawserv1.Event) string {
 // peer is one side: what it is, its labels, its port.
 func peer(p *hawserv1.EventPeer) string {
 	name := p.GetIp()
+	if strings.Contains(name, ":") && p.GetPort() != 0 {
+		name = "[" + name + "]"
+	}
 	if p.GetWorkload() != "" {
 		_, short, _ := strings.Cut(p.GetWorkload(), "/")
 		name = p.GetCluster() + "/" + short

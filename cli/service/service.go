@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -150,7 +151,7 @@ func show(w io.Writer, r *hawserv1.ServiceInfo) error {
 	type row = *hawserv1.FrontendBackend
 	fmt.Fprintln(w)
 	return printer.List(w, printer.Table, r.GetBackends(), printer.Columns[row]{
-		{Header: "BACKEND", Cell: func(b row) string { return fmt.Sprintf("%s:%d", b.GetIp(), b.GetPort()) }},
+		{Header: "BACKEND", Cell: func(b row) string { return net.JoinHostPort(b.GetIp(), fmt.Sprint(b.GetPort())) }},
 		{Header: "CLUSTER", Cell: row.GetCluster},
 		{Header: "NODE", Cell: row.GetNode},
 		{Header: "WORKLOAD", Cell: row.GetWorkload},

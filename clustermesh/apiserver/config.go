@@ -61,13 +61,15 @@ type Config struct {
 	// cannot dial this cluster, it dials them.
 	AdvertiseFederation []string
 
+	// PodCIDRs and ServiceCIDRs hold IPv4 ranges, and IPv6 ones too when pods and
+	// services are to have addresses of both families.
 	PodCIDRs []netip.Prefix
-	// PodCIDRSize is the length of the prefixes that nodes are given out of
-	// PodCIDRs; 0 means DefaultPodCIDRSize.
-	PodCIDRSize  int
-	NodeCIDRs    []netip.Prefix
-	ServiceCIDRs []netip.Prefix
-	TunnelPort   uint16
+	// PodCIDRSize and PodCIDRSize6 are the lengths of the prefixes that nodes are
+	// given out of PodCIDRs, by family; 0 means the default.
+	PodCIDRSize, PodCIDRSize6 int
+	NodeCIDRs                 []netip.Prefix
+	ServiceCIDRs              []netip.Prefix
+	TunnelPort                uint16
 
 	// Replica names this API server among those of the cluster; it is the same
 	// after a restart.
@@ -95,6 +97,7 @@ type Config struct {
 // Defaults.
 const (
 	DefaultPodCIDRSize    = 24
+	DefaultPodCIDRSize6   = 64
 	DefaultTunnelPort     = tunnel.DefaultVXLANPort
 	DefaultEtcdPort       = 2379
 	DefaultFederationPort = 4243
@@ -159,9 +162,7 @@ func (c *Config) Validate() error {
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
-	if n := c.podCIDRSize(); n < 8 || n > 30 {
-		errs = append(errs, fmt.Errorf("--pod-cidr-size %d: must be 8 to 30", n))
-	}
+	errs = append(errs, c.validateFamilies()...)
 	errs = append(errs, overlaps(c)...)
 	if c.Replica == "" || strings.Contains(c.Replica, "/") {
 		errs = append(errs, fmt.Errorf("--replica %q: must be a name without '/'", c.Replica))
@@ -185,51 +186,6 @@ func (c *Config) Validate() error {
 }
 
 func (c *Config) departedAfter() time.Duration { return cmp.Or(c.DepartedAfter, DefaultDepartedAfter) }
-
-func (c *Config) podCIDRSize() int { return cmp.Or(c.PodCIDRSize, DefaultPodCIDRSize) }
-
-func validatePrefixes(flag string, ps []netip.Prefix, required bool) []error {
-	var errs []error
-	if required && len(ps) == 0 {
-		errs = append(errs, fmt.Errorf("%s: at least one is needed", flag))
-	}
-	for _, p := range ps {
-		switch {
-		case !p.IsValid():
-			errs = append(errs, fmt.Errorf("%s: not a prefix", flag))
-		case p != p.Masked():
-			errs = append(errs, fmt.Errorf("%s %s: has host bits; did you mean %s?", flag, p, p.Masked()))
-		case p.Bits() == 0:
-			errs = append(errs, fmt.Errorf("%s %s: a default route is not a range of this cluster", flag, p))
-		}
-	}
-	return errs
-}
-
-// overlaps checks the cluster's own ranges against each other.
-func overlaps(c *Config) []error {
-	type named struct {
-		flag string
-		p    netip.Prefix
-	}
-	var all []named
-	for flag, ps := range map[string][]netip.Prefix{"--pod-cidr": c.PodCIDRs, "--node-cidr": c.NodeCIDRs, "--service-cidr": c.ServiceCIDRs} {
-		for _, p := range ps {
-			if p.IsValid() {
-				all = append(all, named{flag, p})
-			}
-		}
-	}
-	var errs []error
-	for i, a := range all {
-		for _, b := range all[i+1:] {
-			if a.p.Overlaps(b.p) {
-				errs = append(errs, fmt.Errorf("%s %s overlaps %s %s", a.flag, a.p, b.flag, b.p))
-			}
-		}
-	}
-	return errs
-}
 
 func (c *Config) validateAges() []error {
 	var errs []error

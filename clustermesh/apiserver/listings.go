@@ -40,10 +40,7 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 	if err != nil {
 		return nil, apiError(err)
 	}
-	workloads := map[[2]string]uint64{}
-	for _, ip := range ips {
-		workloads[[2]string{ip.key.Cluster, ip.msg.GetNode()}]++
-	}
+	workloads := countWorkloads(ips)
 	health, err := s.health(ctx)
 	if err != nil {
 		return nil, apiError(err)
@@ -75,6 +72,21 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 		return nil, apiError(err)
 	}
 	return resp, nil
+}
+
+// countWorkloads counts the workloads of each node, by cluster and name: one may
+// have an address of each family.
+func countWorkloads(ips []stored[*keyspacev1.IPEntry]) map[[2]string]uint64 {
+	out, seen := map[[2]string]uint64{}, map[[4]string]bool{}
+	for _, ip := range ips {
+		on := [2]string{ip.key.Cluster, ip.msg.GetNode()}
+		who := [4]string{on[0], on[1], ip.msg.GetNamespace(), ip.msg.GetWorkload()}
+		if ip.msg.GetWorkload() == "" || !seen[who] {
+			out[on]++
+		}
+		seen[who] = true
+	}
+	return out
 }
 
 // health is the verdict on every node of every cluster, by cluster and name.

@@ -54,6 +54,16 @@ func (o owners) of(node string) (out []string) {
 	return out
 }
 
+// has reports whether a node has a range of a family.
+func (o owners) has(node, family string) bool {
+	for p, owner := range o {
+		if owner == node && familyOf(p) == family {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *Server) podCIDRKey(p netip.Prefix) kvstore.Key {
 	return kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindPodCIDR, p.String())
 }
@@ -106,10 +116,11 @@ func (r *registrar) step(ctx context.Context) error {
 		}
 	}
 	for _, name := range r.s.watchman.presentNodes() {
-		if len(own.of(name)) == 0 && !slices.ContainsFunc(nodes, func(n stored[*keyspacev1.Node]) bool { return n.msg.GetName() == name }) {
-			err := r.allocate(ctx, own, name)
+		announced := slices.ContainsFunc(nodes, func(n stored[*keyspacev1.Node]) bool { return n.msg.GetName() == name })
+		for _, family := range r.missing(own, name, announced) {
+			err := r.allocate(ctx, own, name, family)
 			if errors.Is(err, ipam.ErrNoRange) {
-				problems = append(problems, full(name, err))
+				problems = append(problems, full(name, family, err))
 				continue
 			}
 			errs = append(errs, err)
@@ -118,6 +129,19 @@ func (r *registrar) step(ctx context.Context) error {
 	errs = append(errs, r.tell(ctx, own))
 	r.s.ranges.set(problems)
 	return errors.Join(errs...)
+}
+
+// missing are the families of which a node is to be given a range: those that the
+// cluster has and the node has none of. A node that announces itself was told its
+// IPv4 range by its operator.
+func (r *registrar) missing(own owners, node string, announced bool) (out []string) {
+	if !announced && !own.has(node, ipv4) {
+		out = append(out, ipv4)
+	}
+	if len(ofFamily(r.s.cfg.PodCIDRs, ipv6)) > 0 && !own.has(node, ipv6) {
+		out = append(out, ipv6)
+	}
+	return out
 }
 
 func overlapping(node string, p, other netip.Prefix, owner string) *hawserv1.Problem {
@@ -133,29 +157,30 @@ func overlapping(node string, p, other netip.Prefix, owner string) *hawserv1.Pro
 	}
 }
 
-func full(node string, err error) *hawserv1.Problem {
+func full(node, family string, err error) *hawserv1.Problem {
+	what, size := "a pod CIDR", "--pod-cidr-size"
+	if family == ipv6 {
+		what, size = "an IPv6 pod CIDR", "--pod-cidr-size-ipv6"
+	}
 	return &hawserv1.Problem{
-		Object: "node " + node, Problem: "it waits for a pod CIDR: " + err.Error(),
-		Fix: "give the API server another --pod-cidr, forget nodes that are gone (hawser node forget), or make ranges smaller: --pod-cidr-size",
+		Object: "node " + node, Problem: "it waits for " + what + ": " + err.Error(),
+		Fix: "give the API server another --pod-cidr, forget nodes that are gone (hawser node forget), or make ranges smaller: " + size,
 	}
 }
 
 // allocate finds a range for a node and gives it, if the node is still there.
-func (r *registrar) allocate(ctx context.Context, own owners, node string) error {
+func (r *registrar) allocate(ctx context.Context, own owners, node, family string) error {
 	presence, found, err := get[*keyspacev1.Presence](ctx, r.s, kvstore.NewKey(kvstore.Local, r.s.cfg.Cluster, kvstore.KindPresence, node))
 	if err != nil || !found {
 		return err
 	}
-	var pools, taken []netip.Prefix
-	for _, p := range r.s.cfg.PodCIDRs {
-		if p.Addr().Is4() {
-			pools = append(pools, p)
+	var taken []netip.Prefix
+	for p := range own {
+		if familyOf(p) == family {
+			taken = append(taken, p)
 		}
 	}
-	for p := range own {
-		taken = append(taken, p)
-	}
-	p, err := ipam.NextRange(pools, r.s.cfg.podCIDRSize(), taken)
+	p, err := ipam.NextRange(ofFamily(r.s.cfg.PodCIDRs, family), r.s.cfg.podCIDRSize(family), taken)
 	if err != nil {
 		return err
 	}

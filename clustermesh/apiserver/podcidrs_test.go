@@ -58,7 +58,7 @@ func registrarOf(t *testing.T, size int, pools ...string) (s *Server, step func(
 // Each node that comes without a range gets one that is nobody's, which it keeps
 // until it is forgotten; what an operator told a node counts as taken.
 func TestPodCIDRs(t *testing.T) {
-	s, step := registrarOf(t, 24, "fd00::/48", "10.1.0.0/22")
+	s, step := registrarOf(t, 24, "10.1.0.0/22")
 	if err := s.openEnrolment(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +98,41 @@ func TestPodCIDRs(t *testing.T) {
 	check()
 	if p := s.ranges.problems(); len(p) != 0 {
 		t.Errorf("problems %v", p)
+	}
+}
+
+// With an IPv6 range, each node has a range of it too, also one that came before
+// there was one; a family that is full keeps nobody from the other.
+func TestPodCIDRsOfBothFamilies(t *testing.T) {
+	s, step := registrarOf(t, 24, "10.1.0.0/16")
+	s.come(t, "n1")
+	step()
+	s.writeNode(t, "n1", "10.1.0.0/24")
+	if got := s.rangesOf(t, "n1"); got != "10.1.0.0/24" {
+		t.Fatalf("without an IPv6 range n1 has %q", got)
+	}
+	s.cfg.PodCIDRs = append(s.cfg.PodCIDRs, netip.MustParsePrefix("fd00:1::/63"))
+	s.come(t, "n2")
+	step()
+	s.come(t, "n3")
+	step()
+	for n, want := range map[string]string{
+		"n1": "10.1.0.0/24,fd00:1::/64", "n2": "10.1.1.0/24,fd00:1:0:1::/64", "n3": "10.1.2.0/24",
+	} {
+		if got := s.rangesOf(t, n); got != want {
+			t.Errorf("%s has %q, want %q", n, got, want)
+		}
+	}
+	p := s.ranges.problems()
+	if len(p) != 1 || p[0].GetObject() != "node n3" || !strings.Contains(p[0].GetProblem(), "IPv6 pod CIDR") || !strings.Contains(p[0].GetFix(), "--pod-cidr-size-ipv6") {
+		t.Errorf("problems %v", p)
+	}
+	// What another announces is not given.
+	s.cfg.PodCIDRs[1] = netip.MustParsePrefix("fd00:1::/62")
+	s.writeNode(t, "n9", "fd00:1:0:2::/64")
+	step()
+	if got := s.rangesOf(t, "n3"); got != "10.1.2.0/24,fd00:1:0:3::/64" {
+		t.Errorf("n3 has %q", got)
 	}
 }
 
@@ -200,7 +235,9 @@ func TestAnnouncedRangesStayInside(t *testing.T) {
 		t.Errorf("problems %v", problems)
 	}
 	left, err := s.podRanges(t.Context())
-	if err != nil || len(left) != 1 || left[0].GetNodes() != 2 || left[0].GetFree() != 256-1-16 || left[0].GetNodeBits() != 24 {
+	if err != nil || len(left) != 2 || left[1].GetNodes() != 2 || left[1].GetFree() != 256-1-16 || left[1].GetNodeBits() != 24 {
 		t.Errorf("%v %v", left, err)
+	} else if left[0].GetNodes() != 1 || left[0].GetFree() != 65536-1 || left[0].GetNodeBits() != 64 {
+		t.Errorf("IPv6: %v", left[0])
 	}
 }

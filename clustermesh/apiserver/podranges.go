@@ -29,9 +29,9 @@ func (s *Server) outside(node string, p netip.Prefix) *hawserv1.Problem {
 		if pool.Bits() > p.Bits() || !pool.Contains(p.Addr()) {
 			continue
 		}
-		least := max(s.cfg.podCIDRSize()-announcedMore, 0)
+		least := max(s.cfg.podCIDRSize(familyOf(p))-announcedMore, 0)
 		if p.Addr().Is6() {
-			least = announcedV6
+			least = min(announcedV6, s.cfg.podCIDRSize(ipv6))
 		}
 		// A cluster may be so small that one node has all of it.
 		if p.Bits() < least && p != pool.Masked() {
@@ -56,16 +56,13 @@ func (s *Server) podRanges(ctx context.Context) ([]*hawserv1.PodRange, error) {
 	}
 	var out []*hawserv1.PodRange
 	for _, pool := range s.cfg.PodCIDRs {
-		if pool.Addr().Is6() { // none is handed out of these
-			continue
-		}
 		nodes := map[string]bool{}
 		for p, node := range own {
 			if pool.Overlaps(p) {
 				nodes[node] = true
 			}
 		}
-		bits := s.cfg.podCIDRSize()
+		bits := s.cfg.podCIDRSize(familyOf(pool))
 		out = append(out, &hawserv1.PodRange{
 			Pool: pool.String(), Nodes: uint32(len(nodes)), NodeBits: uint32(bits), Free: ipam.FreeRanges(pool, bits, taken),
 		})

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -112,14 +111,13 @@ func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dry
 	if err != nil {
 		return "", err
 	}
-	var cmps []kvstore.Cmp
-	var ops []kvstore.Op
 	key := s.serviceKey(serviceSubtree(want.GetShared()), want.GetNamespace(), want.GetName())
+	cmps, ops, err := s.allocate(ctx, want, old.msg, o)
+	if err != nil {
+		return "", err
+	}
 	if found {
 		action = actionConfigured
-		if err := keepNumbers(want, old.msg, o.ClusterIPs); err != nil {
-			return "", err
-		}
 		cmps = append(cmps, kvstore.AtRevision(old.kv.Key, old.kv.ModRevision))
 		if old.kv.Key != key.String() {
 			ops = append(ops, kvstore.Delete(old.kv.Key))
@@ -127,11 +125,6 @@ func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dry
 	} else {
 		action = actionCreated
 		cmps = append(cmps, kvstore.Absent(key.String()))
-		taken, puts, err := s.allocate(ctx, want, o.ClusterIPs)
-		if err != nil {
-			return "", err
-		}
-		cmps, ops = append(cmps, taken...), append(ops, puts...)
 	}
 	op, err := put(key, want)
 	if err != nil {
@@ -150,84 +143,59 @@ func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dry
 	return action, err
 }
 
-// keepNumbers carries number and address of a stored service over to its new
-// version.
-func keepNumbers(want, old *keyspacev1.Service, asked []netip.Addr) error {
-	want.Id, want.Vips = old.GetId(), old.GetVips()
-	if want.GetHeadless() != old.GetHeadless() {
-		return status.Error(codes.FailedPrecondition,
-			"spec.clusterIP: a service cannot get or lose its address; delete the service first")
-	}
-	for _, a := range asked {
-		if len(old.GetVips()) > 0 && a.String() != old.GetVips()[0] {
-			return status.Errorf(codes.FailedPrecondition,
-				"spec.clusterIP %s: its address is %s and cannot change; delete the service first", a, old.GetVips()[0])
+// number carries the number of a stored service over to its new version, or
+// chooses one for a new service. It returns what must hold for it to be free, and
+// the operations that take it.
+func (s *Server) number(ctx context.Context, want, old *keyspacev1.Service) ([]kvstore.Cmp, error) {
+	if old != nil {
+		want.Id = old.GetId()
+		if want.GetHeadless() != old.GetHeadless() {
+			return nil, status.Error(codes.FailedPrecondition,
+				"spec.clusterIP: a service cannot get or lose its address; delete the service first")
 		}
+		return nil, nil
 	}
-	return nil
-}
-
-// allocate chooses a number and an address for a new service, and returns what
-// must hold for them to be free and the operations that take them.
-func (s *Server) allocate(ctx context.Context, want *keyspacev1.Service, asked []netip.Addr) ([]kvstore.Cmp, []kvstore.Op, error) {
 	ids, err := list[*keyspacev1.ServiceID](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindServiceID)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	usedIDs := map[uint32]bool{}
 	for _, i := range ids {
 		usedIDs[i.msg.GetNumber()] = true
 	}
 	if want.Id, err = loadbalancer.NextServiceID(s.cfg.ClusterID, func(n uint32) bool { return usedIDs[n] }); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var vip netip.Addr
-	if !want.GetHeadless() {
-		if vip, err = s.chooseVIP(ctx, asked); err != nil {
-			return nil, nil, err
-		}
-		want.Vips = []string{vip.String()}
-	}
-	idKey := kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(want.GetId()))
-	idOp, err := put(idKey, &keyspacev1.ServiceID{
-		Number: want.GetId(), Namespace: want.GetNamespace(), Name: want.GetName(), Vips: want.GetVips(),
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	cmps, ops := []kvstore.Cmp{kvstore.Absent(idKey.String())}, []kvstore.Op{idOp}
-	if want.GetHeadless() {
-		return cmps, ops, nil
-	}
-	vipKey := kvstore.NewKey(kvstore.Private, s.cfg.Cluster, kvstore.KindVIP, vip.String())
-	vipOp, err := put(vipKey, &keyspacev1.VIPOwner{Ip: vip.String(), Namespace: want.GetNamespace(), Name: want.GetName()})
-	if err != nil {
-		return nil, nil, err
-	}
-	return append(cmps, kvstore.Absent(vipKey.String())), append(ops, vipOp), nil
+	return []kvstore.Cmp{kvstore.Absent(s.serviceIDKey(want).String())}, nil
 }
 
-func (s *Server) chooseVIP(ctx context.Context, asked []netip.Addr) (netip.Addr, error) {
-	used, err := s.usedVIPs(ctx)
+func (s *Server) serviceIDKey(svc *keyspacev1.Service) kvstore.Key {
+	return kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindServiceID, kvstore.NumberName(svc.GetId()))
+}
+
+// allocate gives a service its number and its addresses: those that it has, and
+// new ones of the families that it lacks. It returns what must hold for them to
+// be free and the operations that take them, none when nothing is new.
+func (s *Server) allocate(ctx context.Context, want, old *keyspacev1.Service, o loadbalancer.Object) ([]kvstore.Cmp, []kvstore.Op, error) {
+	cmps, err := s.number(ctx, want, old)
 	if err != nil {
-		return netip.Addr{}, err
+		return nil, nil, err
 	}
-	if len(asked) > 0 {
-		if owner, taken := used[asked[0].String()]; taken {
-			return netip.Addr{}, status.Errorf(codes.FailedPrecondition, "spec.clusterIP %s: belongs to service %s", asked[0], owner)
+	var ops []kvstore.Op
+	if !want.GetHeadless() {
+		taken, puts, err := s.addresses(ctx, want, old, o)
+		if err != nil {
+			return nil, nil, err
 		}
-		return asked[0], nil
+		cmps, ops = append(cmps, taken...), puts
 	}
-	for _, p := range s.cfg.ServiceCIDRs {
-		a, err := loadbalancer.NextVIP(p, func(a netip.Addr) bool { return used[a.String()] != "" })
-		if err == nil {
-			return a, nil
-		}
-		if !errors.Is(err, loadbalancer.ErrExhausted) {
-			return netip.Addr{}, err
-		}
+	if len(cmps) == 0 && len(ops) == 0 {
+		return nil, nil, nil
 	}
-	return netip.Addr{}, status.Errorf(codes.ResourceExhausted, "all addresses of the service ranges %v are in use", s.cfg.ServiceCIDRs)
+	idOp, err := put(s.serviceIDKey(want), &keyspacev1.ServiceID{
+		Number: want.GetId(), Namespace: want.GetNamespace(), Name: want.GetName(), Vips: want.GetVips(),
+	})
+	return cmps, append(ops, idOp), err
 }
 
 // DeleteService deletes one service by name, or those of a manifest. Number and

@@ -75,6 +75,7 @@ func (v *vipKeeper) step(ctx context.Context) error {
 				errs = append(errs, v.claim(ctx, r, ip))
 			}
 		}
+		errs = append(errs, v.complete(ctx, r))
 	}
 	var lost []string
 	for ip, o := range owned {

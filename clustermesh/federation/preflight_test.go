@@ -64,6 +64,42 @@ func TestPreflightWarns(t *testing.T) {
 	}
 }
 
+// Ranges of both families are looked at, and one family that only one side has
+// is told and stops nothing.
+func TestPreflightOfFamilies(t *testing.T) {
+	own := describeSmall("own", 1, 8)
+	dual := func(id uint32, cidr string) *keyspacev1.Cluster {
+		c := describeSmall("new", id, 8)
+		c.PodCidrs = append(c.PodCidrs, cidr)
+		return c
+	}
+	look := func(own, c *keyspacev1.Cluster, peers ...*keyspacev1.Peer) []*federationv1.Finding {
+		return peering.Preflight(peering.Side{Own: own, Peers: peers, Now: time.Now()}, peering.Candidate{Cluster: c})
+	}
+	if fs := look(own, describeSmall("new", 2, 8)); has(fs, "ip-families", "") {
+		t.Errorf("both without IPv6: %v", fs)
+	}
+	both := dual(1, "fd00:1::/48")
+	both.Name = "own"
+	for name, pair := range map[string][2]*keyspacev1.Cluster{"theirs": {own, dual(2, "fd00:2::/48")}, "ours": {both, describeSmall("new", 2, 8)}} {
+		if fs := look(pair[0], pair[1]); !has(fs, "ip-families", "") || peering.Blocks(fs) {
+			t.Errorf("IPv6 is only %s: %v", name, fs)
+		}
+	}
+	if fs := look(both, dual(2, "fd00:2::/48")); len(fs) != 0 {
+		t.Errorf("both with IPv6: %v", fs)
+	}
+	north := &keyspacev1.Peer{Name: "north", ClusterId: 3, Grant: &keyspacev1.Grant{PodCidrs: []string{"fd00:3::/48"}}}
+	for _, cidr := range []string{"fd00:1:0:7::/64", "fd00:1::/47", "fd00:3:0:1::/64"} {
+		if fs := look(both, dual(2, cidr), north); len(fs) != 1 || fs[0].GetCheck() != "pod-cidr-overlap" || !fs[0].GetBlocking() {
+			t.Errorf("%s: %v", cidr, fs)
+		}
+	}
+	if fs := look(both, dual(2, "::/0")); len(fs) != 1 || fs[0].GetCheck() != "pod-cidr-never-granted" || !fs[0].GetBlocking() {
+		t.Errorf("a default route: %v", fs)
+	}
+}
+
 // Who has a token learns nothing by it of the inviter's network: what is not its
 // own API server looks the same, and other addresses are not dialled at all.
 func TestATokenShowsNothingOfTheNetwork(t *testing.T) {

@@ -208,7 +208,11 @@ func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
 	}
 	errs := []error{g.prefixes(r.GetPodCidrs(), g.pods), g.tunnel(r.GetTunnelAddress())}
 	for _, a := range r.GetAddresses() {
-		errs = append(errs, g.address("node", a.GetIp(), g.nodes))
+		granted := [][]netip.Prefix{g.nodes}
+		if ip, err := netip.ParseAddr(a.GetIp()); err == nil && ip.Is6() {
+			granted = append(granted, g.pods) // a node's own is the first of its pods' range
+		}
+		errs = append(errs, g.address("node", a.GetIp(), granted...))
 	}
 	return "address", errors.Join(errs...)
 }

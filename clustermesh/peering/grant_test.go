@@ -79,6 +79,17 @@ func TestGuard(t *testing.T) {
 		"vtep":                      {&keyspacev1.VTEP{Prefix: "10.2.4.0/24", TunnelAddress: "192.168.2.2"}, ""},
 		"vtep elsewhere":            {&keyspacev1.VTEP{Prefix: "10.1.4.0/24", TunnelAddress: "192.168.2.2"}, "address"},
 		"node":                      {&keyspacev1.Node{Cluster: "west", PodCidrs: []string{"10.2.1.0/24"}, TunnelAddress: "192.168.2.1"}, ""},
+		"node with IPv6":            {&keyspacev1.Node{Cluster: "west", PodCidrs: []string{"10.2.1.0/24", "fd00:2:0:1::/64"}, TunnelAddress: "192.168.2.1", Addresses: []*keyspacev1.NodeAddress{{Ip: "192.168.2.1"}, {Ip: "fd00:2:0:1::1"}}}, ""},
+		"node with our IPv6":        {&keyspacev1.Node{Cluster: "west", Addresses: []*keyspacev1.NodeAddress{{Ip: "fd00:1:0:1::1"}}}, "address"},
+		"node with a pod's address": {&keyspacev1.Node{Cluster: "west", Addresses: []*keyspacev1.NodeAddress{{Ip: "10.2.1.1"}}}, "address"},
+		"node with our IPv6 pods":   {&keyspacev1.Node{Cluster: "west", PodCidrs: []string{"fd00:1:0:1::/64"}}, "address"},
+		"node with an IPv6 tunnel":  {&keyspacev1.Node{Cluster: "west", TunnelAddress: "fd00:2:0:1::1"}, "address"},
+		"vtep of IPv6":              {&keyspacev1.VTEP{Prefix: "fd00:2:0:1::/64", TunnelAddress: "192.168.2.2"}, ""},
+		"vtep of our IPv6":          {&keyspacev1.VTEP{Prefix: "fd00:1:0:1::/64", TunnelAddress: "192.168.2.2"}, "address"},
+		"slice with IPv6":           {slice("demo", "fd00:2::9"), ""},
+		"slice with our IPv6":       {slice("demo", "fd00:1::9"), "address"},
+		"ipv6 of ours":              {ip("fd00:1::5/128", num, "192.168.2.1", "demo"), "address"},
+		"cluster with more IPv6":    {&keyspacev1.Cluster{Name: "west", Id: 2, PodCidrs: []string{"fd00:3::/48"}}, "address"},
 		"node of east":              {&keyspacev1.Node{Cluster: "east"}, "foreign"},
 		"node with our pods":        {&keyspacev1.Node{Cluster: "west", PodCidrs: []string{"10.1.1.0/24"}}, "address"},
 		"node with our address":     {&keyspacev1.Node{Cluster: "west", Addresses: []*keyspacev1.NodeAddress{{Ip: "192.168.1.1"}}}, "address"},
@@ -104,10 +115,10 @@ func TestGuard(t *testing.T) {
 
 func TestGrantNeverCoversWhatIsTaken(t *testing.T) {
 	p := westPeer(t)
-	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "0.0.0.0/0", "10.1.5.0/24", "nonsense")
-	own := &keyspacev1.Cluster{Name: "east", PodCidrs: []string{"10.1.0.0/16"}, NodeCidrs: []string{"192.168.0.0/16"}}
+	p.Grant.PodCidrs = append(p.Grant.PodCidrs, "0.0.0.0/0", "10.1.5.0/24", "nonsense", "::/0", "fd00:1:5::/48")
+	own := &keyspacev1.Cluster{Name: "east", PodCidrs: []string{"10.1.0.0/16", "fd00:1::/32"}, NodeCidrs: []string{"192.168.0.0/16"}}
 	g, err := NewGuard(p, Taken(own, []*keyspacev1.Peer{p}, "west"))
-	for _, part := range []string{"0.0.0.0/0 is a default route", "10.1.5.0/24 overlaps 10.1.0.0/16", "nonsense", "192.168.2.0/24 overlaps 192.168.0.0/16"} {
+	for _, part := range []string{"0.0.0.0/0 is a default route", "10.1.5.0/24 overlaps 10.1.0.0/16", "nonsense", "::/0 is a default route", "fd00:1:5::/48 overlaps fd00:1::/32", "192.168.2.0/24 overlaps 192.168.0.0/16"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("error %v, want %q", err, part)
 		}

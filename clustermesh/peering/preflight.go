@@ -64,6 +64,7 @@ func Preflight(s Side, c Candidate) []*federationv1.Finding {
 	checkUnreadable(f, s, c.Cluster.GetName())
 	checkMesh(f, s.Own, c.Cluster)
 	checkRanges(f, s, c.Cluster)
+	checkFamilies(f, s.Own, c.Cluster)
 	checkVersions(f, s.Own.GetVersion(), c.Cluster.GetVersion())
 	checkCAs(f, s, c)
 	if c.Skew.Abs() > maxSkew {
@@ -225,6 +226,25 @@ func reportOverlap(f *findings, what string, p netip.Prefix, t ranged) {
 		fix = "services keep their own cluster's addresses, so this may stay; do not route service addresses between the clusters"
 	}
 	f.add(blocking, what+"-cidr-overlap", fmt.Sprintf("its %s CIDR %s overlaps %s %s CIDR %s", what, p, t.owner, t.what, t.prefix), fix)
+}
+
+// checkFamilies tells when pods of the two clusters have one family in common
+// only. IPv4 they always have.
+func checkFamilies(f *findings, own, c *keyspacev1.Cluster) {
+	ours, theirs := hasIPv6(own.GetPodCidrs()), hasIPv6(c.GetPodCidrs())
+	switch {
+	case ours && !theirs:
+		f.add(false, "ip-families", "its pods have no IPv6 addresses, ours have: they reach each other by IPv4", "give it an IPv6 range too, or leave it: hawser-apiserver run --pod-cidr")
+	case theirs && !ours:
+		f.add(false, "ip-families", "its pods have IPv6 addresses, ours have none: they reach each other by IPv4", "give this cluster an IPv6 range too, or leave it: hawser-apiserver run --pod-cidr")
+	}
+}
+
+func hasIPv6(cidrs []string) bool {
+	return slices.ContainsFunc(cidrs, func(text string) bool {
+		p, err := netip.ParsePrefix(text)
+		return err == nil && p.Addr().Is6()
+	})
 }
 
 func ranges(owner, what string, in []string) []ranged {

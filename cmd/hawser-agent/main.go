@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,8 +62,8 @@ func newCommand() *cobra.Command {
 			cfg.KeepPodAddresses = !masquerade
 			// What does not parse stays invalid, and Validate names the flag.
 			cfg.NodeAddress, _ = netip.ParseAddr(address)
-			if cfg.PodCIDR, err = netip.ParsePrefix(pods); err != nil && pods != "" {
-				return fmt.Errorf("--pod-cidr %q: must be an IPv4 prefix", pods)
+			if err := podCIDRs(&cfg, pods); err != nil {
+				return err
 			}
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(garbagePercent)
@@ -80,7 +81,7 @@ func newCommand() *cobra.Command {
 	f.BoolVar(&cfg.SharedEtcd, "shared-etcd", false, "other clusters keep their keys in the same external etcd")
 	f.StringVar(&cfg.UnderlayDevice, "underlay-device", "", "device that connects the nodes")
 	f.StringVar(&address, "node-address", "", "IPv4 address of the underlay device; also the tunnel endpoint")
-	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's (default: the cluster gives the node one)")
+	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's; IPV4,IPV6 if they are to have addresses of both families (default: the cluster gives the node what it has)")
 	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", 0, "bits of an identity that name the cluster, as the API server was told (default: as enrolled, else 8)")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", 0, "UDP port of VXLAN, the same in the whole mesh (default: as enrolled, else 8472)")
 	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")
@@ -101,4 +102,26 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.Region, "region", "", "region of this node")
 	opts.Bind(cmd, "HAWSER_AGENT")
 	return cmd
+}
+
+// podCIDRs sorts the ranges of the node's pods by family.
+func podCIDRs(cfg *agent.Config, list string) error {
+	if list == "" {
+		return nil
+	}
+	for text := range strings.SplitSeq(list, ",") {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fmt.Errorf("--pod-cidr %q: must be a prefix like 10.1.2.0/24", text)
+		}
+		to := &cfg.PodCIDR
+		if p.Addr().Is6() {
+			to = &cfg.PodCIDR6
+		}
+		if to.IsValid() {
+			return fmt.Errorf("--pod-cidr %s: a node has at most one range of each family, and it has %s", p, *to)
+		}
+		*to = p
+	}
+	return nil
 }

@@ -33,11 +33,15 @@ type HostPair struct {
 // HostConfig is what the host pair should be.
 type HostConfig struct {
 	MTU int // bytes; 0 means 1500
+	// Addr6 is the node's own IPv6 address towards pods; the zero Addr: it has
+	// none.
+	Addr6 netip.Addr
 }
 
-// EnsureHostDevice makes the host pair: up, without addresses and without ARP
-// (the programs see every packet, there is no neighbour to ask), and without
-// reverse path filtering on the node's end, where packets from all pods arrive.
+// EnsureHostDevice makes the host pair: up, without other addresses than Addr6
+// and without ARP and NDP (the programs see every packet, there is no neighbour
+// to ask), and without reverse path filtering on the node's end, where packets
+// from all pods arrive.
 func EnsureHostDevice(cfg HostConfig) (HostPair, error) {
 	if cfg.MTU == 0 {
 		cfg.MTU = 1500
@@ -69,7 +73,7 @@ func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 		return HostPair{}, fmt.Errorf("%s and %s are there but are no pair: remove them", HostDevice, HostPeer)
 	}
 	for _, link := range []netlink.Link{host, peer} {
-		if err := setupHostPairSide(link, cfg.MTU); err != nil {
+		if err := setupHostPairSide(link, cfg); err != nil {
 			return HostPair{}, err
 		}
 	}
@@ -81,20 +85,24 @@ func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 	}, nil
 }
 
-func setupHostPairSide(link netlink.Link, mtu int) error {
+func setupHostPairSide(link netlink.Link, cfg HostConfig) error {
 	name := link.Attrs().Name
-	if link.Attrs().MTU != mtu {
-		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+	if link.Attrs().MTU != cfg.MTU {
+		if err := netlink.LinkSetMTU(link, cfg.MTU); err != nil {
 			return fmt.Errorf("set MTU of %s: %w", name, err)
 		}
 	}
-	if err := quietIPv6(name); err != nil {
+	has6 := name == HostDevice && cfg.Addr6.IsValid()
+	if err := hostIPv6(name, has6); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("turn off ARP on %s: %w", name, err)
 	}
-	return setUp(link)
+	if err := setUp(link); err != nil || !has6 {
+		return err
+	}
+	return ensureAddrs(link, []netip.Addr{cfg.Addr6})
 }
 
 // DeleteHostDevice removes the host pair and with it all routes through it.
@@ -149,14 +157,22 @@ func ours(prefix netip.Prefix) error {
 }
 
 // HostAddrs are the addresses of this host, and the gateways that it uses: a
-// route of the mesh that holds one of them would cut the host off.
+// route of the mesh that holds one of them would cut the host off. What
+// EnsureHostDevice gave the host is the mesh's, and not among them.
 func HostAddrs() ([]netip.Addr, error) {
 	var out []netip.Addr
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
+	device := 0
+	if link, err := netlink.LinkByName(HostDevice); err == nil {
+		device = link.Attrs().Index
+	}
 	for _, a := range addrs {
+		if a.LinkIndex == device && device != 0 {
+			continue
+		}
 		if own, ok := netip.AddrFromSlice(a.IP); ok {
 			out = append(out, own.Unmap())
 		}

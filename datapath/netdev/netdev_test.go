@@ -58,6 +58,11 @@ func podConfig(pod string) netdev.PodConfig {
 func TestEnsurePod(t *testing.T) {
 	inNode(t, func(pod string) error {
 		cfg := podConfig(pod)
+		// A runtime may have turned IPv6 off, as labs do.
+		err := nsthread.InNetns(pod, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6", []byte("1"), 0o644) })
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 		dev, err := netdev.EnsurePod(cfg)
 		if err != nil {
 			return err
@@ -68,6 +73,9 @@ func TestEnsurePod(t *testing.T) {
 		}
 		if link.Attrs().Index != dev.IfIndex || link.Attrs().HardwareAddr.String() != macString(dev.HostMAC) {
 			t.Errorf("host device is %d %s, reported %d %s", link.Attrs().Index, link.Attrs().HardwareAddr, dev.IfIndex, macString(dev.HostMAC))
+		}
+		if v, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + dev.HostDevice + "/forwarding"); err == nil && strings.TrimSpace(string(v)) != "1" {
+			t.Errorf("what the pod sends by IPv6 to the outside is not forwarded: %s", v)
 		}
 		if addrs, _ := netlink.AddrList(link, netlink.FAMILY_ALL); len(addrs) != 0 {
 			t.Errorf("host device has addresses: %v", addrs)
@@ -116,8 +124,10 @@ func checkPod(t *testing.T, dev netdev.PodDevice) error {
 			t.Errorf("route to %s has MTU %d, want 1450", dst, routes[0].MTU)
 		}
 	}
-	if v, err := os.ReadFile("/proc/sys/net/ipv6/conf/eth0/autoconf"); err == nil && strings.TrimSpace(string(v)) != "0" {
-		t.Errorf("IPv6 autoconfiguration is on")
+	for name, want := range map[string]string{"eth0/autoconf": "0", "eth0/accept_ra": "0", "eth0/disable_ipv6": "0", "lo/disable_ipv6": "0"} {
+		if v, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name); err == nil && strings.TrimSpace(string(v)) != want {
+			t.Errorf("%s is %s, want %s", name, v, want)
+		}
 	}
 	e, err := ethtool.NewEthtool()
 	if err != nil {
@@ -284,6 +294,69 @@ func TestHostDevice(t *testing.T) {
 		}
 		if err := netdev.DeleteHostDevice(); err != nil {
 			return err
+		}
+		return netdev.DeleteHostDevice()
+	})
+}
+
+// With an IPv6 range the host has its own address on the pair, no other, and
+// reaches pods from it.
+func TestHostDeviceIPv6(t *testing.T) {
+	inNode(t, func(string) error {
+		own := netip.MustParseAddr("fd00:1:0:1::1")
+		cfg := netdev.HostConfig{Addr6: own}
+		pair, err := netdev.EnsureHostDevice(cfg)
+		if err != nil {
+			return err
+		}
+		pods, remote := netip.MustParsePrefix("fd00:1:0:1::/64"), netip.MustParsePrefix("fd00:2::/48")
+		for _, p := range []netip.Prefix{pods, remote, remote} {
+			if err := netdev.EnsureRoute(p, own, 1450); err != nil {
+				return err
+			}
+		}
+		// Traffic goes on when an agent starts again.
+		if again, err := netdev.EnsureHostDevice(cfg); err != nil || again != pair {
+			t.Errorf("repeated: %+v, %v; want %+v", again, err, pair)
+		}
+		have, err := netdev.Routes()
+		slices.SortFunc(have, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+		if err != nil || !slices.Equal(have, []netip.Prefix{pods, remote}) {
+			t.Errorf("routes %v, %v", have, err)
+		}
+		for _, dst := range []string{"fd00:1:0:1::7", "fd00:2::7"} {
+			routes, err := netlink.RouteGet(netip.MustParseAddr(dst).AsSlice())
+			if err != nil {
+				return err
+			}
+			if r := routes[0]; r.LinkIndex != pair.IfIndex || r.Src.String() != own.String() || r.MTU != 1450 {
+				t.Errorf("route to %s is %+v", dst, r)
+			}
+		}
+		for device, want := range map[string]int{netdev.HostDevice: 1, netdev.HostPeer: 0} {
+			link, err := netlink.LinkByName(device)
+			if err != nil {
+				return err
+			}
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+			if err != nil || len(addrs) != want || want == 1 && addrs[0].IPNet.String() != own.String()+"/128" {
+				t.Errorf("%s has %v, %v", device, addrs, err)
+			}
+		}
+		// It is the mesh's address: a route of the mesh may hold it.
+		if needed, err := netdev.HostAddrs(); err != nil || slices.Contains(needed, own) {
+			t.Errorf("the host needs %v, %v", needed, err)
+		}
+		// Without the range it goes.
+		if _, err := netdev.EnsureHostDevice(netdev.HostConfig{}); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(netdev.HostDevice)
+		if err != nil {
+			return err
+		}
+		if addrs, err := netlink.AddrList(link, netlink.FAMILY_V6); err != nil || len(addrs) != 0 {
+			t.Errorf("without a range: %v, %v", addrs, err)
 		}
 		return netdev.DeleteHostDevice()
 	})

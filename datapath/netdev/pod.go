@@ -104,7 +104,7 @@ func ensurePod(name string, cfg PodConfig) (PodDevice, error) {
 	if err != nil {
 		return PodDevice{}, err
 	}
-	if err := setupHostSide(host, cfg.MTU); err != nil {
+	if err := setupHostSide(host, cfg); err != nil {
 		return PodDevice{}, err
 	}
 	dev := PodDevice{HostDevice: name, IfIndex: host.Attrs().Index, HostMAC: mac(host), MTU: cfg.MTU}
@@ -167,10 +167,10 @@ func peerIs(netns, ifName string, host netlink.Link) (ok bool, err error) {
 // there is no error.
 func DeletePod(hostDevice string) error { return deleteLink(hostDevice) }
 
-func setupHostSide(host netlink.Link, mtu int) error {
+func setupHostSide(host netlink.Link, cfg PodConfig) error {
 	name := host.Attrs().Name
-	if host.Attrs().MTU != mtu {
-		if err := netlink.LinkSetMTU(host, mtu); err != nil {
+	if host.Attrs().MTU != cfg.MTU {
+		if err := netlink.LinkSetMTU(host, cfg.MTU); err != nil {
 			return fmt.Errorf("set MTU of %s: %w", name, err)
 		}
 	}
@@ -180,8 +180,14 @@ func setupHostSide(host netlink.Link, mtu int) error {
 		return err
 	}
 	// Addresses of its own would only make noise.
-	if err := quietIPv6(name); err != nil {
+	_, has6 := families(cfg.Addrs)
+	if err := hostIPv6(name, has6); err != nil {
 		return err
+	}
+	if has6 {
+		if err := forwardIPv6(name); err != nil {
+			return err
+		}
 	}
 	return setUp(host)
 }

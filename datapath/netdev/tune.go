@@ -39,11 +39,42 @@ func podIPv6(device string, wanted bool) error {
 		return quietIPv6(device)
 	}
 	settings := [][2]string{
-		{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"}, {"disable_ipv6", "0"},
+		{base + "accept_ra", "0"}, {base + "autoconf", "0"}, {base + "accept_dad", "0"}, {base + "dad_transmits", "0"},
+		{base + "disable_ipv6", "0"},
+		// What a pod sends to its own address passes there.
+		{"net/ipv6/conf/lo/disable_ipv6", "0"},
 	}
+	return setAll("pod with IPv6 address", settings)
+}
+
+// hostIPv6 turns IPv6 off on a device of the host, or leaves it without any
+// address that the mesh does not give it.
+func hostIPv6(device string, wanted bool) error {
+	base := "net/ipv6/conf/" + device + "/"
+	if !wanted {
+		return quietIPv6(device)
+	}
+	const noLinkLocal = "1" // of addr_gen_mode, see linux/if_link.h
+	return setAll("host with IPv6 address", [][2]string{
+		{base + "accept_ra", "0"}, {base + "autoconf", "0"}, {base + "accept_dad", "0"}, {base + "dad_transmits", "0"},
+		{base + "addr_gen_mode", noLinkLocal}, {base + "disable_ipv6", "0"},
+	})
+}
+
+// forwardIPv6 lets the host's stack forward what comes in from a device. Kernels
+// before 6.17 ask net.ipv6.conf.all.forwarding beside, which is the operator's.
+func forwardIPv6(device string) error {
+	base := "net/ipv6/conf/" + device + "/"
+	if err := setSysctl(base+"forwarding", "1"); err != nil {
+		return err
+	}
+	return ignoreMissing(setSysctl(base+"force_forwarding", "1"))
+}
+
+func setAll(what string, settings [][2]string) error {
 	for _, s := range settings {
-		if err := setSysctl(base+s[0], s[1]); err != nil {
-			return fmt.Errorf("pod with IPv6 address: %w", err)
+		if err := setSysctl(s[0], s[1]); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
 	return nil

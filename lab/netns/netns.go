@@ -43,6 +43,12 @@ func Create(path string) error {
 	})
 }
 
+// LoopbackIPv6 lets the namespace at path reach IPv6 addresses of its own, as a
+// host does that has not been quietened.
+func LoopbackIPv6(path string) error {
+	return nsthread.InNetns(path, func() error { return sysctls(map[string]string{"net/ipv6/conf/lo/disable_ipv6": "0"}) })
+}
+
 // Bridge is the fabric's bridge of one cluster.
 type Bridge struct {
 	Name    string

@@ -288,7 +288,11 @@ func cmdMTU(s *script, args []string) (string, error) {
 	}
 	mtu := 0
 	err = nsthread.InNetns(p.netns, func() error {
-		rs, err := netlink.RouteGet(netip.MustParseAddr("192.0.2.1").AsSlice())
+		far := netip.MustParseAddr("192.0.2.1")
+		if p.addr.Is6() {
+			far = netip.MustParseAddr("2001:db8::1")
+		}
+		rs, err := netlink.RouteGet(far.AsSlice())
 		for _, r := range rs {
 			mtu = r.MTU
 		}

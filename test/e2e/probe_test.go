@@ -17,8 +17,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/internal/nsthread"
@@ -115,6 +113,9 @@ func (p probe) dial() (net.Conn, error) {
 	d := net.Dialer{Timeout: p.wait}
 	d.SetMultipathTCP(false)
 	local := netip.AddrPortFrom(netip.IPv4Unspecified(), p.source)
+	if p.to.addr.Is6() {
+		local = netip.AddrPortFrom(netip.IPv6Unspecified(), p.source)
+	}
 	if d.LocalAddr = net.TCPAddrFromAddrPort(local); p.protocol == "udp" {
 		d.LocalAddr = net.UDPAddrFromAddrPort(local)
 	}
@@ -189,49 +190,6 @@ func (p probe) askUDP() error {
 		return no("%d of %d bytes came back", n, p.size)
 	}
 	return err
-}
-
-// ping sends one echo request and waits for its reply.
-func (p probe) ping() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	to := &unix.SockaddrInet4{Addr: p.to.addr.As4()}
-	if err := unix.Connect(fd, to); err != nil {
-		return err
-	}
-	buf := gopacket.NewSerializeBuffer()
-	echo := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: p.source, Seq: 1}
-	if err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{ComputeChecksums: true}, echo, gopacket.Payload("hawser e2e")); err != nil {
-		return err
-	}
-	if _, err := unix.Write(fd, buf.Bytes()); err != nil {
-		return err
-	}
-	for end := time.Now().Add(p.wait); ; {
-		left := unix.NsecToTimeval(max(1000, time.Until(end).Nanoseconds()))
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &left); err != nil {
-			return err
-		}
-		in := make([]byte, 1500)
-		n, err := unix.Read(fd, in)
-		if errors.Is(err, unix.EINTR) && time.Now().Before(end) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		packet := gopacket.NewPacket(in[:n], layers.LayerTypeIPv4, gopacket.NoCopy)
-		reply, ok := packet.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
-		if ok && reply.TypeCode.Type() == layers.ICMPv4TypeEchoReply && reply.Id == p.source {
-			return nil
-		}
-		if time.Now().After(end) {
-			return os.ErrDeadlineExceeded
-		}
-	}
 }
 
 // cmdReach is `reach FROM TO PROTOCOL[/PORT]`: it must be answered.
@@ -338,6 +296,9 @@ func (x *expectedDrop) options(args []string, help string) error {
 // workloads and labels of pods.
 func (s *script) expectTuple(x *expectedDrop, p probe) error {
 	x.source, x.destination, x.protocol = p.from.addr.String(), p.to.addr.String(), p.protocol
+	if p.protocol == "icmp" && p.to.addr.Is6() {
+		x.protocol = "icmpv6"
+	}
 	if p.protocol != "icmp" {
 		x.sourcePort, x.destinationPort = uint32(p.source), uint32(p.port)
 	}

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"net/netip"
 	"os/exec"
 	"strings"
 
@@ -56,7 +57,8 @@ func cmdSeenAs(s *script, args []string) (string, error) {
 	if err != nil {
 		return "", no("%v", err)
 	}
-	if !strings.Contains(answer, "client="+want.addr.String()+":") {
+	client, _ := strings.CutSuffix(netip.AddrPortFrom(want.addr, 0).String(), "0")
+	if !strings.Contains(answer, "client="+client) {
 		return "", no("seen as %s, want %s", strings.TrimSpace(answer), want.addr)
 	}
 	return answer, nil

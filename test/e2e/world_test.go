@@ -69,12 +69,22 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := lab.NewSpec(name, 1, 2)
 		s.Agent = map[string]string{"pod-cidr": ""}
 		return s, lab.Options{}, nil
+	case "young": // the same with IPv6, and room for two pods on each node
+		s := lab.NewSpec(name, 1, 2)
+		s.IPv6 = true
+		s.Agent = map[string]string{"pod-cidr": ""}
+		s.APIServer = map[string]string{"pod-cidr-size-ipv6": "126"}
+		return s, lab.Options{}, nil
 	case "nine", "ten": // two clusters of one node with ids above 255, the demo
 		s := lab.NewSpec(name, 2, 1)
 		s.ClusterBits, s.Clusters[0].ID, s.Clusters[1].ID = 9, 300, 511
 		if kind == "ten" {
 			s.ClusterBits, s.Clusters[1].ID = 10, 1023
 		}
+		return s, lab.Options{Demo: true}, nil
+	case "ipv6": // two clusters of two nodes with IPv6 and the demo
+		s := withEtcd(lab.NewSpec(name, 2, 2))
+		s.IPv6 = true
 		return s, lab.Options{Demo: true}, nil
 	case "declared": // two clusters of one node that read a file of peers
 		s := lab.NewSpec(name, 2, 1)
@@ -87,7 +97,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, nine, ten, declared or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, declared or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -104,7 +114,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|crowd|given|nine|ten|declared|brief|down")
+		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|declared|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
@@ -253,7 +263,7 @@ func (w *world) restore() error {
 		ss, err := m.ListServices(ctx, &hawserv1.ListServicesRequest{})
 		errs = append(errs, err)
 		for _, v := range ss.GetServices() {
-			if w.kind == "demo" && v.GetNamespace() == "demo" && v.GetName() == "echo" {
+			if (w.kind == "demo" || w.kind == "ipv6") && v.GetNamespace() == "demo" && v.GetName() == "echo" {
 				continue
 			}
 			_, err := m.DeleteService(ctx, &hawserv1.DeleteServiceRequest{Namespace: v.GetNamespace(), Name: v.GetName()})
@@ -287,8 +297,11 @@ type place struct {
 	node  string
 }
 
+// six is what a place's name ends with when its IPv6 address is meant.
+const six = "@6"
+
 // place finds CLUSTER/POD, CLUSTER/ctl, a node, fabric, or (without namespace)
-// an address.
+// an address. A pod's or node's name that ends with @6 is it by IPv6.
 func (s *script) place(name string) (place, error) {
 	if s.world == nil {
 		return place{}, errors.New("no lab: start the script with `lab demo`")
@@ -299,6 +312,7 @@ func (s *script) place(name string) (place, error) {
 	if p, ok := s.externals[name]; ok {
 		return p, nil
 	}
+	name, has6 := strings.CutSuffix(name, six)
 	// Pods come and go by the CLI: the record on disk has them.
 	l, err := lab.Open(s.world.lab.Name())
 	if err != nil {
@@ -312,16 +326,24 @@ func (s *script) place(name string) (place, error) {
 			return place{netns: filepath.Join(filepath.Dir(c.Netns), "hwl-"+l.Name()+"-fabric"), addr: c.Gateway}, nil
 		}
 		for _, n := range c.Members {
-			if n.Name == name {
-				return place{netns: n.Netns, addr: n.Address, node: n.Name}, nil
+			if n.Name != name {
+				continue
 			}
+			if has6 {
+				return place{netns: n.Netns, addr: n.PodCIDR6.Addr().Next(), node: n.Name}, nil
+			}
+			return place{netns: n.Netns, addr: n.Address, node: n.Name}, nil
 		}
 	}
 	cluster, pod, _ := strings.Cut(name, "/")
 	for _, p := range l.Pods() {
-		if p.Cluster == cluster && p.Name == pod && len(p.Addresses) > 0 {
-			a, err := netip.ParseAddr(p.Addresses[0])
-			return place{netns: p.Place.Netns, addr: a, pod: &p, node: p.Node}, err
+		if p.Cluster != cluster || p.Name != pod {
+			continue
+		}
+		for _, text := range p.Addresses {
+			if a, err := netip.ParseAddr(text); err != nil || a.Is6() == has6 {
+				return place{netns: p.Place.Netns, addr: a, pod: &p, node: p.Node}, err
+			}
 		}
 	}
 	return place{}, fmt.Errorf("%q is no pod, node, CLUSTER/ctl, fabric or address", name)

@@ -1032,8 +1032,9 @@ type Endpoint struct {
 	Netns           string                 `protobuf:"bytes,21,opt,name=netns,proto3" json:"netns,omitempty"`
 	// What policy would drop is reported and passes: told for the endpoint, or for
 	// the node.
-	PolicyAudit     bool `protobuf:"varint,40,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
-	NodePolicyAudit bool `protobuf:"varint,41,opt,name=node_policy_audit,json=nodePolicyAudit,proto3" json:"node_policy_audit,omitempty"`
+	PolicyAudit     bool   `protobuf:"varint,40,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	NodePolicyAudit bool   `protobuf:"varint,41,opt,name=node_policy_audit,json=nodePolicyAudit,proto3" json:"node_policy_audit,omitempty"`
+	Gateway6        string `protobuf:"bytes,42,opt,name=gateway6,proto3" json:"gateway6,omitempty"` // of an endpoint with an IPv6 address
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1227,6 +1228,13 @@ func (x *Endpoint) GetNodePolicyAudit() bool {
 		return x.NodePolicyAudit
 	}
 	return false
+}
+
+func (x *Endpoint) GetGateway6() string {
+	if x != nil {
+		return x.Gateway6
+	}
+	return ""
 }
 
 type ListIPCacheRequest struct {
@@ -3243,7 +3251,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"\x16\n" +
 	"\x14ListEndpointsRequest\"J\n" +
 	"\x15ListEndpointsResponse\x121\n" +
-	"\tendpoints\x18\x01 \x03(\v2\x13.hawser.v1.EndpointR\tendpoints\"\x89\x05\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x13.hawser.v1.EndpointR\tendpoints\"\xa5\x05\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -3270,7 +3278,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x03mtu\x18\x14 \x01(\rR\x03mtu\x12\x14\n" +
 	"\x05netns\x18\x15 \x01(\tR\x05netns\x12!\n" +
 	"\fpolicy_audit\x18( \x01(\bR\vpolicyAudit\x12*\n" +
-	"\x11node_policy_audit\x18) \x01(\bR\x0fnodePolicyAudit\"\x14\n" +
+	"\x11node_policy_audit\x18) \x01(\bR\x0fnodePolicyAudit\x12\x1a\n" +
+	"\bgateway6\x18* \x01(\tR\bgateway6\"\x14\n" +
 	"\x12ListIPCacheRequest\"H\n" +
 	"\x13ListIPCacheResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.hawser.v1.IPCacheEntryR\aentries\"\xea\x01\n" +

@@ -1107,8 +1107,11 @@ type Service struct {
 	SessionAffinitySeconds uint32            `protobuf:"varint,11,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`             // 0 is off
 	Labels                 map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Without an address: its name is those of its backends.
-	Headless      bool  `protobuf:"varint,13,opt,name=headless,proto3" json:"headless,omitempty"`
-	UpdatedAt     int64 `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Headless bool `protobuf:"varint,13,opt,name=headless,proto3" json:"headless,omitempty"`
+	// Families of its addresses, IPv4 and IPv6, the preferred one first; empty:
+	// those that the cluster has, IPv4 first.
+	IpFamilies    []string `protobuf:"bytes,14,rep,name=ip_families,json=ipFamilies,proto3" json:"ip_families,omitempty"`
+	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1232,6 +1235,13 @@ func (x *Service) GetHeadless() bool {
 		return x.Headless
 	}
 	return false
+}
+
+func (x *Service) GetIpFamilies() []string {
+	if x != nil {
+		return x.IpFamilies
+	}
+	return nil
 }
 
 func (x *Service) GetUpdatedAt() int64 {
@@ -3500,7 +3510,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03vni\x18\x05 \x01(\rR\x03vni\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xdf\x05\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x80\x06\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -3515,7 +3525,9 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	" \x03(\tR\x04vips\x128\n" +
 	"\x18session_affinity_seconds\x18\v \x01(\rR\x16sessionAffinitySeconds\x12?\n" +
 	"\x06labels\x18\f \x03(\v2'.hawser.keyspace.v1.Service.LabelsEntryR\x06labels\x12\x1a\n" +
-	"\bheadless\x18\r \x01(\bR\bheadless\x12\x1d\n" +
+	"\bheadless\x18\r \x01(\bR\bheadless\x12\x1f\n" +
+	"\vip_families\x18\x0e \x03(\tR\n" +
+	"ipFamilies\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
