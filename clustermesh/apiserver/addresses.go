@@ -51,7 +51,7 @@ func vipIn(svc *keyspacev1.Service, family string) (text string, ok bool) {
 
 // addresses gives a service an address of each family that it is to have: the one
 // that it has, or a free one. What it has of other families is given back.
-func (s *Server) addresses(ctx context.Context, want, old *keyspacev1.Service, o loadbalancer.Object) (cmps []kvstore.Cmp, ops []kvstore.Op, err error) {
+func (s *Server) addresses(ctx context.Context, want, old *keyspacev1.Service, o loadbalancer.Object, others *taken) (cmps []kvstore.Cmp, ops []kvstore.Op, err error) {
 	families, err := s.familiesOf(want, o)
 	if err != nil {
 		return nil, nil, err
@@ -70,7 +70,7 @@ func (s *Server) addresses(ctx context.Context, want, old *keyspacev1.Service, o
 			want.Vips = append(want.Vips, has)
 			continue
 		}
-		vip, err := s.chooseVIP(ctx, f, asked)
+		vip, err := s.chooseVIP(ctx, f, asked, others)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -90,20 +90,20 @@ func (s *Server) addresses(ctx context.Context, want, old *keyspacev1.Service, o
 	return cmps, ops, nil
 }
 
-func (s *Server) chooseVIP(ctx context.Context, family string, asked netip.Addr) (netip.Addr, error) {
-	used, err := s.usedVIPs(ctx)
+func (s *Server) chooseVIP(ctx context.Context, family string, asked netip.Addr, others *taken) (netip.Addr, error) {
+	used, err := others.addresses(ctx)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	if asked.IsValid() {
-		if owner, taken := used[asked.String()]; taken {
+		if owner, taken := used[asked]; taken {
 			return netip.Addr{}, status.Errorf(codes.FailedPrecondition, "spec.clusterIP %s: belongs to service %s", asked, owner)
 		}
 		return asked, nil
 	}
 	ranges := ofFamily(s.cfg.ServiceCIDRs, family)
 	for _, p := range ranges {
-		a, err := loadbalancer.NextVIP(p, func(a netip.Addr) bool { return used[a.String()] != "" })
+		a, err := loadbalancer.NextVIP(p, func(a netip.Addr) bool { return used[a] != "" })
 		if err == nil {
 			return a, nil
 		}
@@ -125,7 +125,7 @@ func (v *vipKeeper) complete(ctx context.Context, r stored[*keyspacev1.Service])
 	if !slices.ContainsFunc(loadbalancer.Families(want.GetIpFamilies(), v.s.cfg.serviceFamilies()), lacks) {
 		return nil
 	}
-	cmps, ops, err := v.s.allocate(ctx, want, r.msg, loadbalancer.Object{})
+	cmps, ops, err := v.s.allocate(ctx, want, r.msg, loadbalancer.Object{}, &taken{s: v.s})
 	if err != nil {
 		return fmt.Errorf("addresses of service %s/%s: %w", want.GetNamespace(), want.GetName(), err)
 	}

@@ -20,6 +20,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/cas"
+	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
 
@@ -135,6 +136,50 @@ func TestServiceAddressesRunOutClearly(t *testing.T) {
 	_, err := apply(t, s, manifest("s6"))
 	if status.Code(err) != codes.ResourceExhausted && !strings.Contains(fmt.Sprint(err), "in use") {
 		t.Errorf("seventh service: %v", err)
+	}
+}
+
+// A manifest's services are given what is free beside each other and beside those
+// that others store meanwhile.
+func TestManyServicesAtOnce(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.101.0.0/24")}
+	s := start(t, cfg)
+	const manifests, each = 3, 20
+	errs := make(chan error, manifests)
+	for m := range manifests {
+		var docs []string
+		for i := range each {
+			docs = append(docs, manifest(fmt.Sprintf("s%d-%d", m, i)))
+		}
+		go func() {
+			_, err := s.ApplyService(context.Background(), &hawserv1.ApplyServiceRequest{Source: strings.Join(docs, "---\n")})
+			errs <- err
+		}()
+	}
+	for range manifests {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	r, err := s.ListServices(t.Context(), &hawserv1.ListServicesRequest{})
+	if err != nil || len(r.GetServices()) != manifests*each {
+		t.Fatalf("%d services, %v", len(r.GetServices()), err)
+	}
+	seen := map[string]string{}
+	for _, x := range r.GetServices() {
+		for _, k := range []string{fmt.Sprint(x.GetId()), x.GetVips()[0]} {
+			if other := seen[k]; other != "" {
+				t.Errorf("%s was given to %s and %s", k, other, x.GetName())
+			}
+			seen[k] = x.GetName()
+		}
+	}
+	free, _ := loadbalancer.NextVIP(cfg.ServiceCIDRs[0], func(a netip.Addr) bool { return seen[a.String()] != "" })
+	asks := strings.Replace(manifest("asks"), "spec:\n", "spec:\n  clusterIP: "+free.String()+"\n", 1)
+	_, err = s.ApplyService(t.Context(), &hawserv1.ApplyServiceRequest{Source: manifest("first") + "---\n" + asks})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "belongs to service demo/first") {
+		t.Errorf("an address that the service before it was given: %v", err)
 	}
 }
 

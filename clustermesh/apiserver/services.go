@@ -68,9 +68,9 @@ func (s *Server) ApplyService(ctx context.Context, r *hawserv1.ApplyServiceReque
 	if err := errors.Join(errs...); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	resp := &hawserv1.ApplyServiceResponse{}
+	resp, others := &hawserv1.ApplyServiceResponse{}, &taken{s: s}
 	for _, o := range objects {
-		action, err := s.applyService(ctx, o, r.GetDryRun())
+		action, err := s.applyService(ctx, o, others, r.GetDryRun())
 		if err != nil {
 			return nil, apiError(fmt.Errorf("%s %s: %w%s", kindService, o.ID(), err, doneBefore(resp.GetObjects())))
 		}
@@ -96,23 +96,26 @@ func doneBefore(objects []*hawserv1.AppliedObject) string {
 	return "; done before it: " + strings.Join(done, ", ")
 }
 
-func (s *Server) applyService(ctx context.Context, o loadbalancer.Object, dryRun bool) (action string, err error) {
+func (s *Server) applyService(ctx context.Context, o loadbalancer.Object, others *taken, dryRun bool) (action string, err error) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
 	for range raceTries {
-		if action, err = s.tryApplyService(ctx, o, dryRun); !errors.Is(err, errRace) {
+		if action, err = s.tryApplyService(ctx, o, others, dryRun); !errors.Is(err, errRace) {
 			return action, err
 		}
+		others.forget()
 	}
 	return "", err
 }
 
-func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dryRun bool) (action string, err error) {
+func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, others *taken, dryRun bool) (action string, err error) {
 	want := proto.CloneOf(o.Service)
 	old, found, err := s.storedService(ctx, want.GetNamespace(), want.GetName())
 	if err != nil {
 		return "", err
 	}
 	key := s.serviceKey(serviceSubtree(want.GetShared()), want.GetNamespace(), want.GetName())
-	cmps, ops, err := s.allocate(ctx, want, old.msg, o)
+	cmps, ops, err := s.allocate(ctx, want, old.msg, o, others)
 	if err != nil {
 		return "", err
 	}
@@ -140,13 +143,16 @@ func (s *Server) tryApplyService(ctx context.Context, o loadbalancer.Object, dry
 	if err == nil && !r.Succeeded {
 		err = errRace
 	}
+	if err == nil {
+		others.note(want)
+	}
 	return action, err
 }
 
 // number carries the number of a stored service over to its new version, or
 // chooses one for a new service. It returns what must hold for it to be free, and
 // the operations that take it.
-func (s *Server) number(ctx context.Context, want, old *keyspacev1.Service) ([]kvstore.Cmp, error) {
+func (s *Server) number(ctx context.Context, want, old *keyspacev1.Service, others *taken) ([]kvstore.Cmp, error) {
 	if old != nil {
 		want.Id = old.GetId()
 		if want.GetHeadless() != old.GetHeadless() {
@@ -155,13 +161,9 @@ func (s *Server) number(ctx context.Context, want, old *keyspacev1.Service) ([]k
 		}
 		return nil, nil
 	}
-	ids, err := list[*keyspacev1.ServiceID](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindServiceID)
+	usedIDs, err := others.numbers(ctx)
 	if err != nil {
 		return nil, err
-	}
-	usedIDs := map[uint32]bool{}
-	for _, i := range ids {
-		usedIDs[i.msg.GetNumber()] = true
 	}
 	if want.Id, err = loadbalancer.NextServiceID(s.cfg.ClusterID, func(n uint32) bool { return usedIDs[n] }); err != nil {
 		return nil, err
@@ -176,14 +178,14 @@ func (s *Server) serviceIDKey(svc *keyspacev1.Service) kvstore.Key {
 // allocate gives a service its number and its addresses: those that it has, and
 // new ones of the families that it lacks. It returns what must hold for them to
 // be free and the operations that take them, none when nothing is new.
-func (s *Server) allocate(ctx context.Context, want, old *keyspacev1.Service, o loadbalancer.Object) ([]kvstore.Cmp, []kvstore.Op, error) {
-	cmps, err := s.number(ctx, want, old)
+func (s *Server) allocate(ctx context.Context, want, old *keyspacev1.Service, o loadbalancer.Object, others *taken) ([]kvstore.Cmp, []kvstore.Op, error) {
+	cmps, err := s.number(ctx, want, old, others)
 	if err != nil {
 		return nil, nil, err
 	}
 	var ops []kvstore.Op
 	if !want.GetHeadless() {
-		taken, puts, err := s.addresses(ctx, want, old, o)
+		taken, puts, err := s.addresses(ctx, want, old, o, others)
 		if err != nil {
 			return nil, nil, err
 		}

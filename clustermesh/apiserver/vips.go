@@ -22,26 +22,6 @@ func (s *Server) ownServices(ctx context.Context) ([]stored[*keyspacev1.Service]
 	return slices.Concat(public, private), errors.Join(err1, err2)
 }
 
-// usedVIPs are the addresses that a service has, by whatever record says so, and
-// the service.
-func (s *Server) usedVIPs(ctx context.Context) (map[string]string, error) {
-	used := map[string]string{}
-	services, err := s.ownServices(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range services {
-		for _, vip := range r.msg.GetVips() {
-			used[vip] = r.msg.GetNamespace() + "/" + r.msg.GetName()
-		}
-	}
-	owners, err := list[*keyspacev1.VIPOwner](ctx, s, kvstore.Private, s.cfg.Cluster, kvstore.KindVIP)
-	for _, o := range owners {
-		used[o.msg.GetIp()] = o.msg.GetNamespace() + "/" + o.msg.GetName()
-	}
-	return used, err
-}
-
 // vipKeeper repairs who owns which service address: a service's address that
 // nobody owns (its record was imported, or its owner's lost) becomes the
 // service's, and one whose service is gone is free after a while.
