@@ -237,8 +237,7 @@ func TestNothingRemains(t *testing.T) {
 func exists(kind string, id uint32) bool {
 	switch kind {
 	case loader.KindMap:
-		m, err := ebpf.NewMapFromID(ebpf.MapID(id))
-		return err == nil && m.Close() == nil
+		return loader.MapExists(id)
 	case loader.KindProgram, loader.KindFilter:
 		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 		return err == nil && p.Close() == nil

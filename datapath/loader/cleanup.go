@@ -54,10 +54,7 @@ func (o Object) Gone() bool {
 			_ = l.Close()
 		}
 	case o.Kind == KindMap:
-		var m *ebpf.Map
-		if m, err = ebpf.NewMapFromID(ebpf.MapID(o.ID)); err == nil {
-			_ = m.Close()
-		}
+		return !MapExists(o.ID)
 	default:
 		var p *ebpf.Program
 		if p, err = ebpf.NewProgramFromID(ebpf.ProgramID(o.ID)); err == nil {
@@ -65,6 +62,15 @@ func (o Object) Gone() bool {
 		}
 	}
 	return errors.Is(err, os.ErrNotExist)
+}
+
+// MapExists reports whether the kernel has a map of this number, without opening
+// it: the last one to close a program array has the kernel clear it, and one who
+// opens and closes it again before that is done leaves a reference that nobody
+// ever gives back (prog_array_map_clear, Linux 6.18).
+func MapExists(id uint32) bool {
+	next, err := ebpf.MapGetNextID(ebpf.MapID(id - 1))
+	return err == nil && next == ebpf.MapID(id)
 }
 
 // Inventory lists what a datapath has in the kernel: what is pinned under the
