@@ -75,6 +75,16 @@ func checkDisk(cfg ServerConfig) error {
 	return nil
 }
 
+// explainDisk adds to why etcd did not start that the disk is full, when it is: it
+// needs a moment's room for its log even to read it.
+func explainDisk(cfg ServerConfig, why error) error {
+	free, err := diskFree(cfg.DataDir)
+	if d := (DiskInfo{Dir: cfg.DataDir, Free: free, Reserve: cfg.DiskReserve}); err == nil && free < cfg.DiskReserve {
+		return fmt.Errorf("%w; %s: make room on that disk and start again", why, d.problem())
+	}
+	return why
+}
+
 // watchDisk refuses writes while the disk is nearly full, until the context
 // ends.
 func (s *Server) watchDisk(ctx context.Context) {

@@ -131,7 +131,8 @@ func TestFullDisk(t *testing.T) {
 }
 
 // A store is not begun where there is no room for it, and one that exists opens
-// on a full disk, to be read.
+// where there is none to write, to be read. A segment of its log must fit: etcd
+// makes the next one while it reads the last.
 func TestStartOnAFullDisk(t *testing.T) {
 	dir, here := onSmallDisk(t, 400<<20)
 	if !here {
@@ -155,7 +156,7 @@ func TestStartOnAFullDisk(t *testing.T) {
 	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
 	etcdtest.Eventually(t, 10*time.Second, "it takes writes", func() bool { return writable(t, e.APIServer(t), prefix) })
 	e.Stop()
-	release = clog(t, dir, 1<<20)
+	release = clog(t, dir, 80<<20)
 	e.Restart(t)
 	api := e.APIServer(t)
 	etcdtest.Eventually(t, 10*time.Second, "it is read, not written", func() bool {
@@ -164,4 +165,29 @@ func TestStartOnAFullDisk(t *testing.T) {
 	})
 	release()
 	etcdtest.Eventually(t, 10*time.Second, "it takes writes again", func() bool { return writable(t, api, prefix) })
+}
+
+// A log that cannot be read is an error that names its directory.
+func TestStartOnADamagedLog(t *testing.T) {
+	e := etcdtest.StartKind(t, etcdtest.Embedded)
+	e.Stop()
+	logs, err := filepath.Glob(filepath.Join(e.Config.DataDir, "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		t.Fatalf("logs %v, %v", logs, err)
+	}
+	f, err := os.OpenFile(logs[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte(strings.Repeat("x", 200)), 40); err != nil {
+		t.Fatal(err)
+	}
+	s, err := etcd.Start(t.Context(), e.Config)
+	if err == nil {
+		s.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "start etcd in "+e.Config.DataDir) {
+		t.Errorf("started with %v", err)
+	}
 }

@@ -63,9 +63,9 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := embed.StartEtcd(ec)
+	e, err := startEmbedded(ec)
 	if err != nil {
-		return nil, fmt.Errorf("start etcd in %s on %s: %w", cfg.DataDir, cfg.Listen, err)
+		return nil, explainDisk(cfg, fmt.Errorf("start etcd in %s on %s: %w", cfg.DataDir, cfg.Listen, err))
 	}
 	upkeep, stop := context.WithCancel(context.Background())
 	s := &Server{cfg: cfg, etcd: e, cancel: stop}
@@ -77,6 +77,17 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	s.done.Go(func() { s.cutExpelled(upkeep, open) })
 	s.done.Go(func() { s.watchDisk(upkeep) })
 	return s, nil
+}
+
+// startEmbedded is embed.StartEtcd, which ends the process over what it cannot
+// read, as an error. Files stay open then: only another process can try again.
+func startEmbedded(ec *embed.Config) (e *embed.Etcd, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v (its log says why)", r)
+		}
+	}()
+	return embed.StartEtcd(ec)
 }
 
 // checkListen tells a taken port apart before etcd starts, where the error
