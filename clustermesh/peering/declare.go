@@ -232,8 +232,8 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 	rec.Grant.Namespaces, rec.Grant.ServiceCidrsPinned = p.Namespaces, len(p.ServiceCIDRs) > 0 // files of before name none
 	if at.Rev != 0 {
 		rec.CreatedAt = at.Msg.GetCreatedAt()
-	} else {
-		rec.CreatedAt = s.now().Round(time.Nanosecond).UnixNano()
+		return s.commit(ctx, s.putPeer(rec, at.Rev))
 	}
-	return s.commit(ctx, s.putPeer(rec, at.Rev))
+	rec.CreatedAt = s.now().Round(time.Nanosecond).UnixNano()
+	return s.createPeer(ctx, rec, 0)
 }

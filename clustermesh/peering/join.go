@@ -225,7 +225,7 @@ func (j *joiner) commit(ctx context.Context, as *federationv1.PrepareResponse) e
 	}
 	at, err := j.Store.peer(ctx, rec.GetName())
 	if err == nil {
-		err = j.Store.commit(ctx, j.Store.putPeer(rec, at.Rev))
+		err = j.Store.createPeer(ctx, rec, at.Rev)
 	}
 	if err != nil {
 		return j.undo(ctx, err)

@@ -159,7 +159,7 @@ func (s *Service) createPending(ctx context.Context, tok cas.Record[*keyspacev1.
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	tok.Msg.UsedBy, tok.Msg.UsedByCluster = joinerCA[:], rec.GetName()
-	err = s.Store.commit(ctx, s.Store.tokens.Put(tok), s.Store.putPeer(rec, p.Rev))
+	err = s.Store.createPeer(ctx, rec, p.Rev, s.Store.tokens.Put(tok))
 	return invitation.Unavailable(err)
 }
 

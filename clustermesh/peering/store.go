@@ -87,6 +87,22 @@ func (s *Store) putPeer(rec *keyspacev1.Peer, rev int64) cas.Write {
 	return cas.Write{Key: s.peerKey(rec.GetName()), Rev: rev, Msg: rec}
 }
 
+// createPeer writes a peer that was none before, or only pending, with whatever
+// else is to be true then. Where the copy of an earlier peer of that name stood
+// goes in the same transaction: the new one's is copied from the start.
+func (s *Store) createPeer(ctx context.Context, rec *keyspacev1.Peer, rev int64, with ...cas.Write) error {
+	key := kvstore.NewKey(kvstore.Private, s.own, kvstore.KindProgress, rec.GetName()).String()
+	left, _, err := s.kv.Get(ctx, key)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", key, err)
+	}
+	progress := cas.Write{Key: key}
+	if left != nil {
+		progress.Rev = left.ModRevision
+	}
+	return s.commit(ctx, append(with, s.putPeer(rec, rev), progress)...)
+}
+
 // Expire removes peers that were not confirmed in time and tokens long expired.
 // Call it every few seconds.
 func (s *Store) Expire(ctx context.Context) error {
