@@ -67,6 +67,7 @@ type importer struct {
 	stored      *keyspacev1.Position // in our store
 	storedAt    time.Time
 	position    *keyspacev1.Position // applied
+	sameGrant   bool                 // what is in the mirror was judged by our grant
 	incarnation string               // of the running resync; empty before the first
 	snapshot    *federationv1.Resync // the running snapshot
 	held        *inbound             // taken before its turn
@@ -123,7 +124,7 @@ func (im *importer) loadPosition(ctx context.Context) error {
 	if kv != nil && proto.Unmarshal(kv.Value, im.stored) != nil {
 		im.stored = &keyspacev1.Position{} // unreadable is the same as none
 	}
-	if !bytes.Equal(im.stored.GetGrant(), im.guard.Hash()) {
+	if im.sameGrant = bytes.Equal(im.stored.GetGrant(), im.guard.Hash()); !im.sameGrant {
 		// What was refused may be granted now, and the other way round.
 		im.stored = &keyspacev1.Position{}
 	}
@@ -310,7 +311,11 @@ func (im *importer) plan(changes []judged) []planned {
 		case c.err != nil:
 			im.st.refuse(c.err)
 			im.refused++
-			if present { // what the key said before is not true any more either
+			switch {
+			case !present:
+			case im.outlives(c, old):
+				im.mirror.see(judged{rel: c.rel, kind: old.kind, weight: old.weight})
+			default: // what the key said before is not true any more either
 				out = append(out, planned{key: c.full, rank: rankOf(old.kind, true), deleted: true})
 				im.mirror.drop(c.rel)
 			}
@@ -343,7 +348,7 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 		return err
 	}
 	reason := shorten(im.snapshot.GetReason())
-	im.snapshot = nil
+	im.snapshot, im.sameGrant = nil, true
 	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: rev}
 	im.publish() // before "complete", so that who waits for that sees all of it
 	// A copy that is whole is noted as such even if the stream ends right now, as

@@ -38,6 +38,18 @@ func (p *peerState) refuseStream(peer string, err error) {
 	}
 }
 
+// outlives reports whether what a key said stays when it now holds what cannot be
+// read: damage says nothing, so the last that was said holds. It has to be within
+// the grant, by which what was copied under another one was not judged yet. Who
+// says what he may not say is withdrawn with all that the key said before.
+func (im *importer) outlives(c judged, old entry) bool {
+	if c.err.Reason != kvstore.ReasonDecode && c.err.Reason != kvstore.ReasonSize {
+		return false
+	}
+	_, judgedNow := im.mirror.seen[c.rel]
+	return (im.sameGrant || judgedNow) && im.mirror.fits(judged{rel: c.rel, kind: old.kind, weight: old.weight}, im.guard.Limit(old.kind))
+}
+
 // follows checks that a batch is the one that must come now.
 func (im *importer) follows(b *federationv1.Batch, changes int) error {
 	switch {

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"testing"
+
+	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// A record that becomes unreadable at its owner says nothing: what it said before
+// stays, through changes and snapshots, until there is a good one, or one that
+// breaks the rules, or none.
+func TestUnreadableRecordKeepsWhatItSaid(t *testing.T) {
+	hub := newCluster(t, 1, small(8))
+	p := hub.admit(2, 8)
+	p.connect()
+	p.first()
+	p.batch(11, false, p.ip(2), p.ip(3), p.ip(4))
+	base := kvstore.Prefix(kvstore.State, p.name)
+	good := func(n int) bool { return p.seen()[base+p.ip(n).GetKey()] == string(p.ip(n).GetValue()) }
+	eventually(t, "all good", func() bool { return len(p.seen()) == 4 })
+
+	garbage, large := p.ip(2), p.ip(3)
+	garbage.Value, large.Value = []byte{0xff}, make([]byte, kvstore.MaxRecord+1)
+	p.batch(12, false, garbage, large, p.ip(5))
+	eventually(t, "what came with them", func() bool { return good(5) })
+	if !good(2) || !good(3) {
+		t.Error("garbage took what its key said before with it")
+	}
+	if r := p.status().GetRefused(); r["decode"] != 1 || r["size"] != 1 {
+		t.Errorf("refused: %v", r)
+	}
+	never := p.ip(6)
+	never.Value = []byte{0xff}
+	p.resync(federationv1.Resync_MODE_SNAPSHOT, 20)
+	p.batch(20, true, p.ip(1), garbage, large, never, p.ip(7)) // 4 and 5 are gone
+	eventually(t, "the snapshot", func() bool { return good(7) && !good(4) && !good(5) })
+	if !good(1) || !good(2) || !good(3) || len(p.seen()) != 4 {
+		t.Errorf("the snapshot left %d keys; the unreadable ones: %v %v", len(p.seen()), good(2), good(3))
+	}
+
+	rec := &keyspacev1.IPEntry{Prefix: "10.0.32.2/32", Identity: 2<<16 + 7, Node: "n2", TunnelAddress: "172.16.2.1"}
+	better := p.record(kvstore.NewKey(kvstore.State, p.name, kvstore.KindIP, rec.GetPrefix()), rec)
+	p.batch(21, false, better)
+	eventually(t, "a good one takes its place", func() bool { return p.seen()[base+better.GetKey()] == string(better.GetValue()) })
+	rec.Identity = 3<<16 + 1 // another cluster's
+	p.batch(22, false, p.record(kvstore.NewKey(kvstore.State, p.name, kvstore.KindIP, rec.GetPrefix()), rec),
+		&federationv1.Change{Key: p.ip(3).GetKey(), Deleted: true})
+	eventually(t, "a violation and a deletion withdraw", func() bool { return len(p.seen()) == 2 && good(1) && good(7) })
+}
+
+// What was copied under another grant stays for no unreadable record: nobody
+// knows whether it is granted still.
+func TestUnreadableRecordUnderANarrowerGrant(t *testing.T) {
+	hub := newCluster(t, 1, small(8))
+	p := hub.admit(2, 8)
+	p.connect()
+	p.first()
+	if _, changed, err := hub.m.ChangeGrant(t.Context(), p.name, peering.GrantChange{Namespaces: []string{"other"}}); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	if err := p.over(); err == nil {
+		t.Fatal("the stream goes on")
+	}
+	p.connect()
+	garbage := p.ip(1)
+	garbage.Value = []byte{0xff}
+	p.resync(federationv1.Resync_MODE_SNAPSHOT, 10)
+	p.batch(10, true, garbage)
+	eventually(t, "what is not granted is gone", func() bool { return len(p.seen()) == 0 })
+}
