@@ -109,6 +109,15 @@ func chunks(ops []planned, final int) []chunk {
 	return out
 }
 
+// oneTxn reports whether ops go into one transaction, with the position.
+func oneTxn(ops []planned) bool {
+	size := 0
+	for _, p := range ops {
+		size += len(p.key) + len(p.value)
+	}
+	return len(ops) < maxTxnOps && size <= maxTxnBytes
+}
+
 func (im *importer) parallel(ctx context.Context, txns []chunk) error {
 	if len(txns) == 1 {
 		return im.txn(ctx, txns[0].ops)
@@ -145,9 +154,24 @@ func (im *importer) txn(ctx context.Context, ops []kvstore.Op) error {
 // progressOp stores the position; the caller commits it.
 func (im *importer) progressOp() kvstore.Op {
 	im.stored, im.storedAt = proto.CloneOf(im.position), time.Now()
+	im.checked = im.mirror.content()
+	return im.putProgress()
+}
+
+func (im *importer) putProgress() kvstore.Op {
 	kept := proto.CloneOf(im.stored)
-	kept.Grant = im.guard.Hash()
+	kept.Grant, kept.Content = im.guard.Hash(), im.checked
 	return kvstore.Put(im.progressKey(), encode(kept))
+}
+
+// uncheck keeps a copy that is left between two transactions from being taken
+// for a damaged one: until the next position its content is not checked.
+func (im *importer) uncheck(ctx context.Context) error {
+	if im.checked == nil || im.stored.GetIncarnation() == "" {
+		return nil
+	}
+	im.checked = nil
+	return im.txn(ctx, []kvstore.Op{im.putProgress()})
 }
 
 // mark sets the synced markers of all kinds, and with the complete ones stores
@@ -178,7 +202,7 @@ func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at 
 		})))
 	}
 	if state == keyspacev1.Synced_STATE_COMPLETE {
-		if !bytes.Equal(encode(im.stored), encode(im.position)) {
+		if !bytes.Equal(encode(im.stored), encode(im.position)) || !bytes.Equal(im.checked, im.mirror.content()) {
 			ops = append(ops, im.progressOp())
 		}
 	}

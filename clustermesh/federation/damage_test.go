@@ -3,7 +3,10 @@
 package federation
 
 import (
+	"fmt"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -72,4 +75,80 @@ func TestUnreadableRecordUnderANarrowerGrant(t *testing.T) {
 	p.resync(federationv1.Resync_MODE_SNAPSHOT, 10)
 	p.batch(10, true, garbage)
 	eventually(t, "what is not granted is gone", func() bool { return len(p.seen()) == 0 })
+}
+
+// A copy that somebody changed behind our back is made again when the next
+// stream begins; one that nobody changed is not.
+func TestDamagedMirrorIsCopiedAgain(t *testing.T) {
+	a, b := pair(t)
+	a.fill(0, 300)
+	mirrored(t, a, b)
+	again := func(what string, snapshots uint64) {
+		t.Helper()
+		b.restart()
+		connected(t, a, b)
+		a.ip(999, what)
+		mirrored(t, a, b)
+		if s := copied(t, b, a, snapshots); snapshots > 0 && s.GetLastSync() != "snapshot (our copy was changed by somebody else)" {
+			t.Errorf("%s: last sync %q", what, s.GetLastSync())
+		}
+	}
+	again("nothing", 0)
+	key := func(n int) string { k, _ := a.ipRecord(n, ""); return k.String() }
+	b.del(key(7))
+	again("a key is missing", 1)
+	again("nothing, after a repair", 0)
+	b.putRaw(key(8), []byte("tampered"))
+	again("a value is another one", 1)
+	b.putRaw(key(20000), []byte("extra"))
+	again("a key too many", 1)
+	b.stop()
+	a.fill(300, 900) // more than one transaction
+	a.del(key(11))
+	b.start()
+	again("nothing, after many changes", 0)
+
+	// A position of an earlier version says nothing of the content.
+	b.stop()
+	pos := &keyspacev1.Position{}
+	if err := proto.Unmarshal(b.get(progressOf(b, a)), pos); err != nil || len(pos.GetContent()) != len(valueHash{}) {
+		t.Fatalf("position %v, %v", pos, err)
+	}
+	pos.Content = nil
+	b.putRaw(progressOf(b, a), encode(pos))
+	b.start()
+	again("nothing, after an upgrade", 0)
+}
+
+// What is left between two transactions is no damage: a resume goes on from
+// there.
+func TestHalfWrittenChangesAreNoDamage(t *testing.T) {
+	kv := &txnLog{}
+	im, _ := waiting(t, kv)
+	im.stored = &keyspacev1.Position{Incarnation: "i", Revision: 7}
+	im.checked = im.mirror.content()
+	first := &inbound{batch: &federationv1.Batch{Sequence: 1, Revision: 101, Count: maxTxnOps}}
+	for n := range maxTxnOps {
+		rel := fmt.Sprintf("novelties/%d", n)
+		im.mirror.set(rel, entry{weight: 1})
+		first.changes = append(first.changes, judged{rel: rel, full: "hawser/v1/state/east/" + rel, deleted: true})
+	}
+	if err := im.batches(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	var said []*keyspacev1.Position
+	for _, txn := range kv.txns {
+		for _, op := range txn {
+			if op.Key == im.progressKey() {
+				p := &keyspacev1.Position{}
+				if err := proto.Unmarshal(op.Value, p); err != nil {
+					t.Fatal(err)
+				}
+				said = append(said, p)
+			}
+		}
+	}
+	if len(kv.txns) != 3 || len(said) != 2 || said[0].GetRevision() != 7 || said[0].Content != nil || said[1].GetRevision() != 101 || len(said[1].GetContent()) == 0 {
+		t.Errorf("%d transactions, positions %v; want the old one unchecked first, the new one checked last", len(kv.txns), said)
+	}
 }

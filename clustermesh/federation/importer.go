@@ -68,6 +68,8 @@ type importer struct {
 	storedAt    time.Time
 	position    *keyspacev1.Position // applied
 	sameGrant   bool                 // what is in the mirror was judged by our grant
+	checked     []byte               // the mirror's content as stored beside the position; nil: it is not
+	damaged     bool                 // the mirror was not what had been stored
 	incarnation string               // of the running resync; empty before the first
 	snapshot    *federationv1.Resync // the running snapshot
 	held        *inbound             // taken before its turn
@@ -128,7 +130,12 @@ func (im *importer) loadPosition(ctx context.Context) error {
 		// What was refused may be granted now, and the other way round.
 		im.stored = &keyspacev1.Position{}
 	}
-	im.stored.Grant = nil
+	if im.checked = im.stored.GetContent(); im.checked != nil && !bytes.Equal(im.checked, im.mirror.content()) {
+		// What went missing behind our back comes by no change of the peer's.
+		im.log.Warn("the copy is not what was stored; all is copied again", "peer", im.peer, "keys", len(im.mirror.entries))
+		im.stored, im.damaged = &keyspacev1.Position{}, true
+	}
+	im.stored.Grant, im.stored.Content = nil, nil
 	im.storedAt, im.position = time.Now(), proto.CloneOf(im.stored)
 	return nil
 }
@@ -238,6 +245,9 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 		im.caughtUp()
 		return nil
 	}
+	if err := im.uncheck(ctx); err != nil {
+		return err
+	}
 	im.snapshot, im.refused = r, 0
 	im.mirror.beginSnapshot()
 	im.st.do(func() { im.st.synced = nil })
@@ -272,8 +282,13 @@ func (im *importer) batches(ctx context.Context, first *inbound) error {
 		return broken
 	}
 	ops := im.plan(changes)
+	if im.snapshot == nil && !oneTxn(ops) {
+		if err := im.uncheck(ctx); err != nil {
+			return err
+		}
+	}
 	var final []kvstore.Op
-	if moved {
+	if moved || im.snapshot == nil && len(ops) > 0 {
 		final = append(final, im.progressOp())
 	}
 	if err := im.commit(ctx, ops, final); err != nil {
@@ -348,6 +363,9 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 		return err
 	}
 	reason := shorten(im.snapshot.GetReason())
+	if im.damaged {
+		reason, im.damaged = "our copy was changed by somebody else", false
+	}
 	im.snapshot, im.sameGrant = nil, true
 	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: rev}
 	im.publish() // before "complete", so that who waits for that sees all of it

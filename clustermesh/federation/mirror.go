@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -39,6 +40,18 @@ type mirror struct {
 	// count these alone then, as the others are about to go.
 	seen       map[string]struct{}
 	seenWeight map[kvstore.Kind]uint64
+	sum        valueHash // of all entries, in any order
+}
+
+// content tells mirrors apart: those of the same keys and values are equal.
+func (m *mirror) content() []byte { return bytes.Clone(m.sum[:]) }
+
+// toggle adds an entry to the sum, or takes it out.
+func (m *mirror) toggle(rel string, e entry) {
+	h := hashOf(append([]byte(rel+"\x00"), e.hash[:]...))
+	for i := range m.sum {
+		m.sum[i] ^= h[i]
+	}
 }
 
 // beginSnapshot forgets what an earlier, unfinished one mentioned.
@@ -127,6 +140,7 @@ func judgeValue(k kvstore.Key, guard *peering.Guard, j *judged) *kvstore.BadReco
 func (m *mirror) set(rel string, e entry) {
 	m.drop(rel)
 	m.entries[rel] = e
+	m.toggle(rel, e)
 	m.counts[e.kind]++
 	m.weights[e.kind] += e.weight
 }
@@ -134,6 +148,7 @@ func (m *mirror) set(rel string, e entry) {
 func (m *mirror) drop(rel string) {
 	if e, ok := m.entries[rel]; ok {
 		delete(m.entries, rel)
+		m.toggle(rel, e)
 		m.counts[e.kind]--
 		m.weights[e.kind] -= e.weight
 	}

@@ -2720,7 +2720,11 @@ type Position struct {
 	Revision    int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Only in private/<c>/progress/: which grant judged what was stored. Under
 	// another one all is copied again.
-	Grant         []byte `protobuf:"bytes,3,opt,name=grant,proto3" json:"grant,omitempty"`
+	Grant []byte `protobuf:"bytes,3,opt,name=grant,proto3" json:"grant,omitempty"`
+	// Likewise: the XOR over all keys of what was stored, each the first 16 bytes
+	// of a SHA-256 of the key and its value's. When the mirror is another one, all
+	// is copied again. Absent: not checked.
+	Content       []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2772,6 +2776,13 @@ func (x *Position) GetRevision() int64 {
 func (x *Position) GetGrant() []byte {
 	if x != nil {
 		return x.Grant
+	}
+	return nil
+}
+
+func (x *Position) GetContent() []byte {
+	if x != nil {
+		return x.Content
 	}
 	return nil
 }
@@ -3702,11 +3713,12 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffset\x12/\n" +
 	"\x05grant\x18\x13 \x01(\v2\x19.hawser.keyspace.v1.GrantR\x05grantB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
-	"\r_expire_after\"^\n" +
+	"\r_expire_after\"x\n" +
 	"\bPosition\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05grant\x18\x03 \x01(\fR\x05grant\"\xcd\x01\n" +
+	"\x05grant\x18\x03 \x01(\fR\x05grant\x12\x18\n" +
+	"\acontent\x18\x04 \x01(\fR\acontent\"\xcd\x01\n" +
 	"\x06Synced\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x126\n" +
