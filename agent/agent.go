@@ -108,7 +108,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
-	a.unreadable = newUnreadable()
+	a.unreadable = newUnreadable(a.cfg.Cluster)
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}

@@ -18,11 +18,15 @@ const unreadableShown = 10
 // unreadable are the keys that this node watches and cannot read. What such a
 // key said before, if it said something, still holds.
 type unreadable struct {
+	own string // our cluster: what is another's below state/ is a copy
+
 	mu   sync.Mutex
 	keys map[kvstore.Subtree][]kvstore.Key
 }
 
-func newUnreadable() *unreadable { return &unreadable{keys: map[kvstore.Subtree][]kvstore.Key{}} }
+func newUnreadable(own string) *unreadable {
+	return &unreadable{own: own, keys: map[kvstore.Subtree][]kvstore.Key{}}
+}
 
 // apply takes a batch of the reader of a subtree.
 func (u *unreadable) apply(s kvstore.Subtree, b store.Batch) {
@@ -50,6 +54,10 @@ func (u *unreadable) problems() []*hawserv1.Problem {
 		p := &hawserv1.Problem{
 			Object: "key " + name, Problem: "its record cannot be read; what it said before still holds",
 			Fix: "see it: hawser kvstore get " + name + "; its writer replaces it, or: hawser kvstore del " + name + " --write",
+		}
+		if k.Subtree == kvstore.State && k.Cluster != u.own {
+			p.Fix = "see it: hawser kvstore get " + name + "; if `hawser kvstore diff " + k.Cluster + "` lists it, our copy is damaged: restart hawser-apiserver, " +
+				"which copies all of " + k.Cluster + " again; else its writer there replaces it"
 		}
 		if k.Kind == kvstore.KindPolicy {
 			p.Problem += "; an agent that starts takes no pod, and judges none anew, until it can be read"

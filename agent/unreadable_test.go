@@ -13,7 +13,7 @@ import (
 
 // Keys that cannot be read are told by name, with what to do, until they can be.
 func TestUnreadableKeysAreTold(t *testing.T) {
-	u := newUnreadable()
+	u := newUnreadable("east")
 	policy := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPolicy, "demo", "closed")
 	u.apply(kvstore.Local, store.Batch{Unreadable: []kvstore.Key{policy}})
 	var many []kvstore.Key
@@ -28,6 +28,11 @@ func TestUnreadableKeysAreTold(t *testing.T) {
 	}
 	if last := ps[len(ps)-1]; !strings.Contains(last.GetFix(), "hawser kvstore del state/east/ips/") || !strings.Contains(last.GetProblem(), "more") {
 		t.Errorf("the last one told is %v", last)
+	}
+	// A copy of a peer's key is not to be removed: what cures it says where from.
+	u.apply(kvstore.State, store.Batch{Unreadable: []kvstore.Key{kvstore.NewKey(kvstore.State, "west", kvstore.KindIP, "10.2.0.7/32")}})
+	if fix := u.problems()[1].GetFix(); strings.Contains(fix, "kvstore del") || !strings.Contains(fix, "hawser kvstore diff west") || !strings.Contains(fix, "restart hawser-apiserver") {
+		t.Errorf("of a peer's key it says: %s", fix)
 	}
 	u.apply(kvstore.Local, store.Batch{})
 	u.apply(kvstore.State, store.Batch{})

@@ -152,3 +152,23 @@ func TestHalfWrittenChangesAreNoDamage(t *testing.T) {
 		t.Errorf("%d transactions, positions %v; want the old one unchecked first, the new one checked last", len(kv.txns), said)
 	}
 }
+
+// What a batch changes without moving the position on changes the sum beside it.
+func TestSumFollowsChangesThatDoNotMoveThePosition(t *testing.T) {
+	kv := &txnLog{}
+	im, _ := waiting(t, kv, 1)
+	im.position = &keyspacev1.Position{Incarnation: "i", Revision: 101}
+	im.stored, im.checked = proto.CloneOf(im.position), im.mirror.content()
+	first, err := im.take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := im.batches(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	p := &keyspacev1.Position{}
+	if len(kv.txns) != 1 || len(kv.txns[0]) != 2 || kv.txns[0][1].Key != im.progressKey() || proto.Unmarshal(kv.txns[0][1].Value, p) != nil ||
+		p.GetRevision() != 101 || string(p.GetContent()) != string(im.mirror.content()) {
+		t.Errorf("stored %v, %v", kv.txns, p)
+	}
+}
