@@ -4,9 +4,12 @@ package agent
 
 import (
 	"context"
+	"math"
 	"time"
 
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
@@ -23,6 +26,16 @@ type propagation struct {
 	// offsets are the clocks of peers minus ours, as the API server says. The
 	// view's lock guards it.
 	offsets map[string]time.Duration
+	// copied says up to which revision of the own etcd what is told of a
+	// cluster's kind is part of a full copy, as the markers of its API server
+	// say: all of it while one runs. The view's lock guards it.
+	copied map[copiedKind]int64
+}
+
+// copiedKind is a kind of a peer's records.
+type copiedKind struct {
+	cluster string
+	kind    kvstore.Kind
 }
 
 // sample is a change that has come to the tables.
@@ -39,7 +52,7 @@ type revisions [5]uint64
 
 func newPropagation(t *datapath.Tables) *propagation {
 	return &propagation{
-		tables: t, now: time.Now, next: make(chan sample, 1), offsets: map[string]time.Duration{},
+		tables: t, now: time.Now, next: make(chan sample, 1), offsets: map[string]time.Duration{}, copied: map[copiedKind]int64{},
 		observe: func(string, stages.Stage, time.Duration) {},
 	}
 }
@@ -54,9 +67,30 @@ func (p *propagation) revisions() revisions {
 	return revisions{t.Nodes.Revision(), t.Identities.Revision(), t.RuleSets.Revision(), t.IPCache.Revision(), t.Frontends.Revision()}
 }
 
+// mark takes what a batch says of full copies. One is made of a new peer and
+// whenever a grant changes: what it brings was written at any time before.
+func (p *propagation) mark(b store.Batch) {
+	for _, c := range b.Changes {
+		if c.Key.Kind != kvstore.KindSynced {
+			continue
+		}
+		k := copiedKind{c.Key.Names[0], kvstore.Kind(c.Key.Names[1])}
+		r, told := c.Record.(*keyspacev1.Synced)
+		switch {
+		case !told || c.Deleted:
+			delete(p.copied, k)
+		case r.GetState() == keyspacev1.Synced_STATE_COPYING:
+			p.copied[k] = math.MaxInt64
+		case p.copied[k] == math.MaxInt64: // the other watch may still have to tell of it
+			p.copied[k] = c.KV.ModRevision
+		}
+	}
+}
+
 // begin looks at a batch before it is taken. Of listings and of what is deleted
 // nothing is known but that it is so: there is no sample.
 func (p *propagation) begin(b store.Batch) (s sample, ok bool) {
+	p.mark(b)
 	if b.Listed || b.Revision == 0 {
 		return s, false
 	}
@@ -68,7 +102,8 @@ func (p *propagation) begin(b store.Batch) (s sample, ok bool) {
 		}
 		s = sample{cluster: c.Key.Cluster, arrived: p.now(), revisions: p.revisions()}
 		s.age = max(0, s.arrived.Add(p.offsets[s.cluster]).Sub(time.Unix(0, r.GetUpdatedAt())))
-		if s.age >= stages.TooOld {
+		until, copied := p.copied[copiedKind{s.cluster, c.Key.Kind}]
+		if s.age >= stages.TooOld || copied && c.KV.ModRevision <= until {
 			s.age = -1
 		}
 		return s, true
