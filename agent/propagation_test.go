@@ -35,6 +35,7 @@ func podOf(cluster, prefix string, written time.Time) store.Change {
 func stagesOf(t *testing.T, v *view, apply func(store.Batch)) func(store.Batch) map[stages.Stage]time.Duration {
 	t.Helper()
 	got := map[stages.Stage]time.Duration{}
+	v.propagation.settle = 0
 	v.propagation.observe = func(cluster string, s stages.Stage, took time.Duration) {
 		if cluster != "west" {
 			t.Errorf("told of %q", cluster)
@@ -149,6 +150,31 @@ func TestCopyAfterGrantIsNoNews(t *testing.T) {
 		}
 		if _, table := got[stages.Table]; !table && !step.batch.Changes[0].Deleted {
 			t.Errorf("%s: nothing has changed", step.what)
+		}
+	}
+}
+
+// The watch that tells of records may be ahead of the one that tells of copies.
+func TestCopyIsKnownLater(t *testing.T) {
+	v, c := testView(t), &ticks{at: time.Unix(1000, 0)}
+	v.propagation.now = c.now
+	for _, late := range []bool{true, false} {
+		told := stagesOf(t, v, func(b store.Batch) {
+			v.apply(b)
+			if late {
+				v.apply(synced("west", 4, keyspacev1.Synced_STATE_COPYING, allKinds...))
+				v.apply(synced("west", 6, keyspacev1.Synced_STATE_COMPLETE, allKinds...))
+			}
+		})
+		rev, prefix := int64(7), "10.2.0.2/32"
+		if late {
+			rev, prefix = 5, "10.2.0.1/32"
+		}
+		ch := podOf("west", prefix, c.at.Add(-396*time.Second))
+		ch.KV.ModRevision = rev
+		got := told(store.Batch{Revision: rev, Changes: []store.Change{ch}})
+		if _, news := got[stages.Total]; news == late || got[stages.Map] == 0 {
+			t.Errorf("late %v: told %v", late, got)
 		}
 	}
 }
