@@ -303,7 +303,7 @@ func (im *importer) plan(changes []judged) []planned {
 			continue
 		}
 		if c.err == nil && !c.deleted && !im.mirror.fits(c, im.guard.Limit(c.kind)) {
-			c.err = &kvstore.BadRecord{Key: c.full, Reason: "limit", Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
+			c.err = &kvstore.BadRecord{Key: c.full, Reason: peering.ReasonLimit, Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
 		}
 		old, present := im.mirror.entries[c.rel]
 		switch {

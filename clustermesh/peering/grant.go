@@ -126,11 +126,10 @@ func overlapping(p netip.Prefix, with []netip.Prefix) (netip.Prefix, bool) {
 
 // Check says why a record may not be published by the peer, or nil. The record
 // may be nil for kinds that this version does not know. The error is a
-// *kvstore.BadRecord: reason "foreign" for another cluster's, "range" for a
-// number, "labels", "address" and "namespace".
+// *kvstore.BadRecord, its reason one of Reasons.
 func (g *Guard) Check(k kvstore.Key, rec proto.Message) error {
 	if k.Subtree != kvstore.State || k.Cluster != g.peer {
-		return &kvstore.BadRecord{Key: k.String(), Reason: "foreign", Detail: fmt.Sprintf("not below state/%s/", g.peer)}
+		return &kvstore.BadRecord{Key: k.String(), Reason: ReasonForeign, Detail: fmt.Sprintf("not below state/%s/", g.peer)}
 	}
 	if reason, err := g.check(rec); err != nil {
 		return &kvstore.BadRecord{Key: k.String(), Reason: reason, Detail: err.Error()}
@@ -147,28 +146,28 @@ func (g *Guard) check(rec proto.Message) (reason string, err error) {
 	case *keyspacev1.Identity:
 		return g.checkIdentity(r)
 	case *keyspacev1.IdentityRef:
-		return "range", g.number(r.GetNumber())
+		return kvstore.ReasonRange, g.number(r.GetNumber())
 	case *keyspacev1.IPEntry:
 		return g.checkIP(r)
 	case *keyspacev1.VTEP:
-		return "address", errors.Join(g.prefix(r.GetPrefix(), g.pods), g.tunnel(r.GetTunnelAddress()))
+		return kvstore.ReasonAddress, errors.Join(g.prefix(r.GetPrefix(), g.pods), g.tunnel(r.GetTunnelAddress()))
 	case *keyspacev1.NodeHealth:
 		if r.GetCluster() != g.peer {
-			return "foreign", fmt.Errorf("it is of a node of cluster %q; the peer is %q", r.GetCluster(), g.peer)
+			return ReasonForeign, fmt.Errorf("it is of a node of cluster %q; the peer is %q", r.GetCluster(), g.peer)
 		}
 	case *keyspacev1.Service:
-		return "namespace", g.namespace(r.GetNamespace())
+		return ReasonNamespace, g.namespace(r.GetNamespace())
 	case *keyspacev1.ServiceID:
 		if owner := kvstore.ServiceOwner(r.GetNumber()); owner != g.id {
-			return "range", fmt.Errorf("service number %d is of cluster id %d, not %d", r.GetNumber(), owner, g.id)
+			return kvstore.ReasonRange, fmt.Errorf("service number %d is of cluster id %d, not %d", r.GetNumber(), owner, g.id)
 		}
 	case *keyspacev1.BackendSlice:
 		if err := g.namespace(r.GetNamespace()); err != nil {
-			return "namespace", err
+			return ReasonNamespace, err
 		}
 		for _, b := range r.GetBackends() {
 			if err := g.address("backend", b.GetIp(), g.pods, g.nodes); err != nil {
-				return "address", err
+				return kvstore.ReasonAddress, err
 			}
 		}
 	}
@@ -177,9 +176,9 @@ func (g *Guard) check(rec proto.Message) (reason string, err error) {
 
 func (g *Guard) checkCluster(r *keyspacev1.Cluster) (string, error) {
 	if r.GetName() != g.peer || r.GetId() != g.id {
-		return "foreign", fmt.Errorf("it says cluster %q, id %d; the peer is %q, id %d", r.GetName(), r.GetId(), g.peer, g.id)
+		return ReasonForeign, fmt.Errorf("it says cluster %q, id %d; the peer is %q, id %d", r.GetName(), r.GetId(), g.peer, g.id)
 	}
-	return "address", errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes), g.serviceRanges(r.GetServiceCidrs()))
+	return kvstore.ReasonAddress, errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes), g.serviceRanges(r.GetServiceCidrs()))
 }
 
 // serviceRanges checks what a Cluster record says of them: to addresses there
@@ -204,7 +203,7 @@ func (g *Guard) serviceRanges(in []string) error {
 
 func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
 	if r.GetCluster() != g.peer {
-		return "foreign", fmt.Errorf("it says cluster %q; the peer is %q", r.GetCluster(), g.peer)
+		return ReasonForeign, fmt.Errorf("it says cluster %q; the peer is %q", r.GetCluster(), g.peer)
 	}
 	errs := []error{g.prefixes(r.GetPodCidrs(), g.pods), g.tunnel(r.GetTunnelAddress())}
 	for _, a := range r.GetAddresses() {
@@ -214,37 +213,37 @@ func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
 		}
 		errs = append(errs, g.address("node", a.GetIp(), granted...))
 	}
-	return "address", errors.Join(errs...)
+	return kvstore.ReasonAddress, errors.Join(errs...)
 }
 
 func (g *Guard) checkIdentity(r *keyspacev1.Identity) (string, error) {
 	if err := g.number(r.GetNumber()); err != nil {
-		return "range", err
+		return kvstore.ReasonRange, err
 	}
 	set, err := labels.ParseSet(r.GetLabels(), labels.Any)
 	if err != nil {
-		return "labels", err
+		return kvstore.ReasonLabels, err
 	}
 	for _, l := range set {
 		switch l.Source {
 		case labels.Reserved, labels.CIDR, labels.Any:
-			return "labels", fmt.Errorf("label %s: source %s never comes from a peer", l, l.Source)
+			return kvstore.ReasonLabels, fmt.Errorf("label %s: source %s never comes from a peer", l, l.Source)
 		}
 	}
 	if c, _ := set.Get(labels.Mesh, labels.ClusterKey); c != g.peer {
-		return "labels", fmt.Errorf("its label mesh:cluster is %q; the peer is %q", c, g.peer)
+		return kvstore.ReasonLabels, fmt.Errorf("its label mesh:cluster is %q; the peer is %q", c, g.peer)
 	}
 	return "", nil
 }
 
 func (g *Guard) checkIP(r *keyspacev1.IPEntry) (string, error) {
 	if err := errors.Join(g.prefix(r.GetPrefix(), g.pods, g.nodes), g.tunnel(r.GetTunnelAddress())); err != nil {
-		return "address", err
+		return kvstore.ReasonAddress, err
 	}
 	if err := g.number(r.GetIdentity()); err != nil {
-		return "range", err
+		return kvstore.ReasonRange, err
 	}
-	return "namespace", g.namespace(r.GetNamespace())
+	return ReasonNamespace, g.namespace(r.GetNamespace())
 }
 
 func (g *Guard) number(n uint32) error {
