@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -66,12 +65,12 @@ type Guard struct {
 // NewGuard makes the Guard of a peer. taken are ranges that no peer is ever
 // granted: our own and those of other peers. A granted range that CheckRange
 // refuses, or that overlaps one of them, is left out of what is granted and named
-// in the error; the Guard is usable nevertheless. Service ranges may overlap:
-// nothing is reached by them.
-func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
+// in the error; the Guard is usable nevertheless. Two service ranges may overlap:
+// each cluster gives its services addresses of its own.
+func NewGuard(p *keyspacev1.Peer, taken []TakenRange) (*Guard, error) {
 	g := &Guard{peer: p.GetName(), id: p.GetClusterId(), grant: p.GetGrant()}
 	var errs []error
-	keep := func(what string, in []string, taken []netip.Prefix) (out []netip.Prefix) {
+	keep := func(what string, in []string) (out []netip.Prefix) {
 		for _, s := range in {
 			pfx, err := netip.ParsePrefix(s)
 			if err == nil {
@@ -82,7 +81,7 @@ func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
 				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s %w", g.peer, what, s, err))
 				continue
 			}
-			if t, ok := overlapping(pfx, taken); ok {
+			if t, ok := overlapping(what, pfx, taken); ok {
 				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s overlaps %s, which is not its own", g.peer, what, s, t))
 				continue
 			}
@@ -90,9 +89,9 @@ func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
 		}
 		return out
 	}
-	g.pods = keep("pod", p.GetGrant().GetPodCidrs(), taken)
-	g.nodes = keep("node", p.GetGrant().GetNodeCidrs(), taken)
-	g.services = keep("service", p.GetGrant().GetServiceCidrs(), nil)
+	g.pods = keep("pod", p.GetGrant().GetPodCidrs())
+	g.nodes = keep("node", p.GetGrant().GetNodeCidrs())
+	g.services = keep(serviceRange, p.GetGrant().GetServiceCidrs())
 	g.inForce = proto.CloneOf(g.grant)
 	if g.inForce != nil {
 		g.inForce.PodCidrs, g.inForce.NodeCidrs, g.inForce.ServiceCidrs = texts(g.pods), texts(g.nodes), texts(g.services)
@@ -114,15 +113,6 @@ func texts(in []netip.Prefix) []string {
 
 // Hash tells the Guards of different grants apart.
 func (g *Guard) Hash() []byte { return GrantHash(g.grant) }
-
-func overlapping(p netip.Prefix, with []netip.Prefix) (netip.Prefix, bool) {
-	for _, t := range with {
-		if p.Overlaps(t) {
-			return t, true
-		}
-	}
-	return netip.Prefix{}, false
-}
 
 // Check says why a record may not be published by the peer, or nil. The record
 // may be nil for kinds that this version does not know. The error is a
@@ -324,27 +314,4 @@ func (g *Guard) Limit(k kvstore.Kind) uint64 {
 		return g.grant.GetMaxBackends()
 	}
 	return maxUnknown
-}
-
-// Taken are the ranges of our own cluster and of the peers other than except:
-// pod and node CIDRs, which may never be granted again.
-func Taken(own *keyspacev1.Cluster, peers []*keyspacev1.Peer, except string) []netip.Prefix {
-	var out []netip.Prefix
-	add := func(in []string) {
-		for _, s := range in {
-			if p, err := netip.ParsePrefix(strings.TrimSpace(s)); err == nil {
-				out = append(out, p.Masked())
-			}
-		}
-	}
-	add(own.GetPodCidrs())
-	add(own.GetNodeCidrs())
-	add(own.GetServiceCidrs())
-	for _, p := range peers {
-		if p.GetName() != except {
-			add(p.GetGrant().GetPodCidrs())
-			add(p.GetGrant().GetNodeCidrs())
-		}
-	}
-	return out
 }

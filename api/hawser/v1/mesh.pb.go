@@ -2121,7 +2121,7 @@ type PeerStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost; in a shared etcd: connected, gone
 	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // Unix ns
 	DialledBy     string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // us or them
 	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
