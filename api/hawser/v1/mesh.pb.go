@@ -2174,9 +2174,14 @@ type PeerStatus struct {
 	UnacknowledgedSeconds float64  `protobuf:"fixed64,40,opt,name=unacknowledged_seconds,json=unacknowledgedSeconds,proto3" json:"unacknowledged_seconds,omitempty"` // how long it has not acknowledged what we sent
 	// Nodes that some of our nodes probe and none reaches.
 	NodesUnreachable uint32 `protobuf:"varint,41,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
-	RefusedAt        int64  `protobuf:"varint,42,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"` // Unix ns, when a record was refused last; 0: none was
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Unix ns, when its stream, its greeting or its endpoints were refused last;
+	// 0: never.
+	RefusedAt int64 `protobuf:"varint,42,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
+	// Records that it publishes and that are refused as they stand now; 1,000 are
+	// counted at the most.
+	RefusedNow    uint32 `protobuf:"varint,43,opt,name=refused_now,json=refusedNow,proto3" json:"refused_now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -2499,6 +2504,13 @@ func (x *PeerStatus) GetNodesUnreachable() uint32 {
 func (x *PeerStatus) GetRefusedAt() int64 {
 	if x != nil {
 		return x.RefusedAt
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetRefusedNow() uint32 {
+	if x != nil {
+		return x.RefusedNow
 	}
 	return 0
 }
@@ -5299,7 +5311,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\x84\r\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xa5\r\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -5355,7 +5367,9 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x16unacknowledged_seconds\x18( \x01(\x01R\x15unacknowledgedSeconds\x12+\n" +
 	"\x11nodes_unreachable\x18) \x01(\rR\x10nodesUnreachable\x12\x1d\n" +
 	"\n" +
-	"refused_at\x18* \x01(\x03R\trefusedAt\x1a=\n" +
+	"refused_at\x18* \x01(\x03R\trefusedAt\x12\x1f\n" +
+	"\vrefused_now\x18+ \x01(\rR\n" +
+	"refusedNow\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
