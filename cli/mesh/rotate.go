@@ -27,7 +27,7 @@ const (
 	comeBack = 30 * time.Second
 	// nodesWait is how long nodes of the cluster are waited for at the least: they
 	// confirm once they have reached the API server that begins anew.
-	nodesWait = 30 * time.Second
+	nodesWait = time.Minute
 )
 
 // rotation is one `mesh rotate-ca`.
@@ -51,7 +51,7 @@ func newRotateCA(s *session.Session) *cobra.Command {
 			"peers and nodes, then signs all certificates, then the old one is retired. Each\n" +
 			"step waits until all have confirmed it, up to --wait. A peer that has not by then\n" +
 			"is left behind, and joins again by token; --require-all stops instead. Nodes of\n" +
-			"this cluster are waited for 30 seconds at the least, and the command stops rather\n" +
+			"this cluster are waited for a minute at the least, and the command stops rather\n" +
 			"than cut one off, unless --leave-node names it: then it must be invited again.\n" +
 			"Interrupted or stopped, the command goes on where it was when it is run again.\n" +
 			"Administrators need new certificates: hawser-apiserver issue --admin.",
