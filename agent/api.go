@@ -223,12 +223,8 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 			r.Problems = append(r.Problems, &hawserv1.Problem{Object: "table " + t.Table, Problem: t.LastError, Fix: "it is tried again; see the agent's log"})
 		}
 	}
-	if !r.GetKeyspace().GetConnected() {
-		r.Problems = append(r.Problems, &hawserv1.Problem{
-			Object:  "keyspace " + r.GetKeyspace().GetEndpoint(),
-			Problem: "not connected: " + r.GetKeyspace().GetLastError() + "; traffic goes on with what was known",
-			Fix:     "check that hawser-apiserver runs",
-		})
+	if k := r.GetKeyspace(); !k.GetConnected() {
+		r.Problems = append(r.Problems, disconnected(k, a.cfg.Node, a.enrolled))
 	}
 	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.grants.problems()...)
 	r.Problems = append(r.Problems, a.publisher.problems()...)

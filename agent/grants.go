@@ -141,7 +141,7 @@ func (g *grants) judge(of *granted, c store.Change) bool {
 	err := of.guard.Check(c.Key, c.Record)
 	if limit := of.guard.Limit(c.Key.Kind); err == nil && of.used[c.Key.Kind]-old+weight > limit {
 		of.limited = true
-		err = &kvstore.BadRecord{Key: key, Reason: "limit", Detail: "there are more than its grant allows"}
+		err = &kvstore.BadRecord{Key: key, Reason: peering.ReasonLimit, Detail: "there are more than its grant allows"}
 	}
 	if err != nil {
 		g.refuse(of, c.Key.Cluster, key, err)

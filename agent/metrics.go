@@ -13,6 +13,7 @@ import (
 	"github.com/hawser-mesh/hawser/agent/dns"
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
@@ -80,7 +81,11 @@ type timers struct {
 }
 
 func newTimers() *timers {
-	return &timers{metrics.NewTimer(stages.NodeDefs(), stages.Name), metrics.NewEtcd(), metrics.NewTally(Metrics(), refusedRecords)}
+	t := &timers{metrics.NewTimer(stages.NodeDefs(), stages.Name), metrics.NewEtcd(), metrics.NewTally(Metrics(), refusedRecords)}
+	for _, reason := range append(kvstore.Reasons(), refusedGrant) {
+		t.refused.Begin(reason)
+	}
+	return t
 }
 
 func (t *timers) stage(cluster string, s stages.Stage, took time.Duration) {

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -48,6 +49,12 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, slog.New(slog.DiscardHandler), kept.kept()...))
 	if _, there := got[`hawser_map_pressure_ratio{map="nodes"}`]; there {
 		t.Error("an array has a pressure")
+	}
+	for _, reason := range []string{"key", "decode", "mismatch", "labels", "address", "size", "grant"} {
+		sample := fmt.Sprintf(`hawser_keyspace_refused_total{reason=%q}`, reason)
+		if n, there := got[sample]; !there || n != 0 {
+			t.Errorf("%s is %v, there: %v; want 0 before the first refusal", sample, n, there)
+		}
 	}
 	for sample, want := range map[string]float64{
 		`hawser_build_info{version="v1"}`: 1, `hawser_start_timestamp_seconds`: 3, `hawser_keyspace_connected`: 1, `hawser_keyspace_revision`: 77,

@@ -38,6 +38,12 @@ const (
 	ReasonSize     = "size"
 )
 
+// Reasons are those for which a record is malformed; counters begin with all of
+// them at 0.
+func Reasons() []string {
+	return []string{ReasonKey, ReasonDecode, ReasonMismatch, ReasonRange, ReasonLabels, ReasonAddress, ReasonSize}
+}
+
 // Limits is what a reader knows beyond the record itself. The zero value checks
 // no number ranges.
 type Limits struct {

@@ -119,7 +119,7 @@ func TestCommand(t *testing.T) {
 		says  string
 	}{
 		"well":    {func(*Snapshot) {}, 0, OK, "answers"},
-		"warning": {func(s *Snapshot) { s.Peers[0].Refused = map[string]uint64{"range": 3} }, 0, Warning, "3 range"},
+		"warning": {func(s *Snapshot) { s.Peers[0].Refused, s.Peers[0].RefusedNow = map[string]uint64{"range": 3}, 3 }, 0, Warning, "3 range"},
 		"problem": {func(s *Snapshot) {
 			s.Nodes[0].Paths = []*hawserv1.NodePath{{Cluster: "west", Node: "w1", Address: "192.0.2.7", Path: "down"}}
 		}, session.No, Problem, "nothing gets through the tunnel"},

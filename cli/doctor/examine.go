@@ -13,11 +13,12 @@ import (
 )
 
 const (
-	expirySoon   = 14 * 24 * time.Hour
-	lagWarning   = 5.0 // seconds
-	fullWarning  = 0.8 // of a map
-	fullProblem  = 0.95
-	quotaWarning = 6 << 30 // of etcd's 8 GiB
+	expirySoon    = 14 * 24 * time.Hour
+	lagWarning    = 5.0 // seconds
+	fullWarning   = 0.8 // of a map
+	fullProblem   = 0.95
+	refusedLately = 5 * time.Minute
+	quotaWarning  = 6 << 30 // of etcd's 8 GiB
 )
 
 // Node is what one agent says.
@@ -140,14 +141,48 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 	for _, f := range p.GetFindings() {
 		e.add(Warning, f.GetCheck(), object, f.GetFix(), "%s", f.GetProblem())
 	}
-	var refused []string
-	for reason, n := range p.GetRefused() {
-		refused = append(refused, fmt.Sprintf("%d %s", n, reason))
-	}
-	if slices.Sort(refused); len(refused) > 0 {
-		e.add(Warning, "refused records", object, "what its grant does not allow, hawser mesh grant shows and widens; what cannot be read or lies about its key must be mended in its own cluster (hawser mesh doctor there); newest: "+strings.Join(p.GetLastRefused(), "; "), "%s", strings.Join(refused, ", "))
-	}
+	e.refused(object, p)
 	e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "it should have renewed itself at two thirds of its life: see the log of its API server")
+}
+
+// refused tells of records that are refused as they stand, and of a stream that
+// was of late. What is mended since counts in hawser mesh status only.
+func (e *examination) refused(object string, p *hawserv1.PeerStatus) {
+	var what []string
+	if n := p.GetRefusedNow(); n > 0 {
+		what = append(what, fmt.Sprintf("%s records are refused as they are now", printer.Count(uint64(n))))
+	}
+	if at := p.GetRefusedAt(); at != 0 && e.Now.Sub(time.Unix(0, at)) < refusedLately {
+		what = append(what, "what it says of itself, or its stream, was refused "+printer.Duration(e.Now.Sub(time.Unix(0, at)))+" ago")
+	}
+	if len(what) == 0 {
+		return
+	}
+	var reasons []string
+	for reason, n := range p.GetRefused() {
+		reasons = append(reasons, fmt.Sprintf("%d %s", n, reason))
+	}
+	slices.Sort(reasons)
+	e.add(Warning, "refused records", object, "what its grant does not allow, hawser mesh grant shows and widens; what cannot be read or lies about its key must be mended in its own cluster (hawser mesh doctor there); newest: "+strings.Join(p.GetLastRefused(), "; "),
+		"%s; since the API server started: %s", strings.Join(what, "; "), strings.Join(reasons, ", "))
+}
+
+// absent tells of a node whose presence ended. Its agent may run all the same, and
+// then it says why.
+func (e *examination) absent(m *hawserv1.NodeInfo) {
+	object := m.GetCluster() + "/" + m.GetName()
+	i := slices.IndexFunc(e.Nodes, func(n Node) bool { return n.Name == m.GetName() && n.Status != nil && m.GetCluster() == e.Cluster })
+	if i < 0 {
+		e.add(Problem, "node", object, "start its agent; if it runs, see what it says itself: hawser status, on that node; only if the node will not come back: hawser node forget "+m.GetName()+" --yes", "its agent is down, or cannot reach the keyspace")
+		return
+	}
+	cause, next := "it is not in the keyspace", "see the log of its agent"
+	for _, p := range e.Nodes[i].Status.GetProblems() {
+		if strings.HasPrefix(p.GetObject(), "keyspace ") {
+			cause, next = p.GetProblem(), p.GetFix()
+		}
+	}
+	e.add(Problem, "node", object, next, "its agent runs, but is cut off: %s", cause)
 }
 
 // members compares the nodes that the cluster knows of.
@@ -155,7 +190,7 @@ func (e *examination) members() {
 	mtus := map[uint32][]string{}
 	for _, m := range e.Members {
 		if m.GetState() == "absent" {
-			e.add(Problem, "node", m.GetCluster()+"/"+m.GetName(), "start its agent; if it will not come back: hawser node forget "+m.GetName()+" --yes", "its agent is down")
+			e.absent(m)
 		}
 		switch m.GetHealth() {
 		case "dead", "suspect":

@@ -56,20 +56,26 @@ func TestEachFault(t *testing.T) {
 		check    string
 		says     string
 	}{
-		"API server down":          {func(s *Snapshot) { s.Status, s.Err = nil, errors.New("no socket") }, Problem, "reachability", "no socket"},
-		"own problem":              {func(s *Snapshot) { s.Status.Problems = []*hawserv1.Problem{{Object: "disk", Problem: "full"}} }, Problem, "health", "full"},
-		"CA ends":                  {func(s *Snapshot) { s.Status.CaExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
-		"peer lost":                {func(s *Snapshot) { s.Peers[0].State, s.Peers[0].LastError = "lost", "refused" }, Problem, "federation", "lost for 1m"},
-		"peer pending":             {func(s *Snapshot) { s.Peers[0].State = "pending" }, Warning, "federation", "half"},
-		"lag":                      {func(s *Snapshot) { s.Peers[0].LagSeconds = 9 }, Warning, "lag", "9.0 s"},
-		"refused":                  {func(s *Snapshot) { s.Peers[0].Refused = map[string]uint64{"range": 3} }, Warning, "refused records", "3 range"},
-		"peer's certificate":       {func(s *Snapshot) { s.Peers[0].CertificateExpiresAt = s.Now.Add(-day).UnixNano() }, Problem, "certificate", "expired"},
-		"node absent":              {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "agent is down"},
-		"node dead":                {func(s *Snapshot) { s.Members[1].Health = "dead" }, Problem, "node", "its cluster says: dead"},
-		"MTU":                      {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
-		"API server's clock":       {func(s *Snapshot) { s.Clock = &Clock{Offset: -time.Minute, Unsure: time.Second} }, Warning, "clock", "59s behind"},
-		"node's clock":             {func(s *Snapshot) { s.Nodes[0].Clock = &Clock{Offset: time.Hour} }, Warning, "clock", "1h0m ahead of"},
-		"API server's certificate": {func(s *Snapshot) { s.Status.CertificateExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
+		"API server down": {func(s *Snapshot) { s.Status, s.Err = nil, errors.New("no socket") }, Problem, "reachability", "no socket"},
+		"own problem":     {func(s *Snapshot) { s.Status.Problems = []*hawserv1.Problem{{Object: "disk", Problem: "full"}} }, Problem, "health", "full"},
+		"CA ends":         {func(s *Snapshot) { s.Status.CaExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
+		"peer lost":       {func(s *Snapshot) { s.Peers[0].State, s.Peers[0].LastError = "lost", "refused" }, Problem, "federation", "lost for 1m"},
+		"peer pending":    {func(s *Snapshot) { s.Peers[0].State = "pending" }, Warning, "federation", "half"},
+		"lag":             {func(s *Snapshot) { s.Peers[0].LagSeconds = 9 }, Warning, "lag", "9.0 s"},
+		"refused": {func(s *Snapshot) {
+			s.Peers[0].Refused, s.Peers[0].RefusedNow = map[string]uint64{"range": 3}, 2
+		}, Warning, "refused records", "2 records are refused as they are now; since the API server started: 3 range"},
+		"stream refused of late": {func(s *Snapshot) {
+			s.Peers[0].Refused, s.Peers[0].RefusedAt = map[string]uint64{"hello": 1}, s.Now.Add(-2*time.Minute).UnixNano()
+		}, Warning, "refused records", "was refused 2m"},
+		"peer's certificate":             {func(s *Snapshot) { s.Peers[0].CertificateExpiresAt = s.Now.Add(-day).UnixNano() }, Problem, "certificate", "expired"},
+		"node absent, not asked":         {func(s *Snapshot) { s.Members[0].State, s.Nodes = "absent", nil }, Problem, "node", "agent is down, or"},
+		"node absent, its agent answers": {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "its agent runs, but is cut off"},
+		"node dead":                      {func(s *Snapshot) { s.Members[1].Health = "dead" }, Problem, "node", "its cluster says: dead"},
+		"MTU":                            {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
+		"API server's clock":             {func(s *Snapshot) { s.Clock = &Clock{Offset: -time.Minute, Unsure: time.Second} }, Warning, "clock", "59s behind"},
+		"node's clock":                   {func(s *Snapshot) { s.Nodes[0].Clock = &Clock{Offset: time.Hour} }, Warning, "clock", "1h0m ahead of"},
+		"API server's certificate":       {func(s *Snapshot) { s.Status.CertificateExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
 		"peer unreached from here": {func(s *Snapshot) {
 			s.Preflights["west"].Handshakes[0] = &hawserv1.Handshake{Endpoint: "192.0.2.9:4243", Problem: "i/o timeout"}
 		}, Warning, "TLS", "no handshake: i/o timeout"},
@@ -112,5 +118,39 @@ func TestEachFault(t *testing.T) {
 				t.Errorf("%d findings, want 1", n)
 			}
 		})
+	}
+}
+
+// What was mended is no fault: records that were refused once, and a node that
+// was forgotten while others still list the way to it.
+func TestWhatIsMendedIsQuiet(t *testing.T) {
+	s := healthy()
+	s.Peers[0].Refused, s.Peers[0].LastRefused = map[string]uint64{"range": 3}, []string{"key: range: 10.9.0.0/16"}
+	s.Peers[0].RefusedAt = s.Now.Add(-time.Hour).UnixNano()
+	s.Nodes[0].Paths = []*hawserv1.NodePath{{Cluster: "east", Node: "n2", Path: "down"}}
+	for _, f := range append(Examine(s), Ways([]Snapshot{s})...) {
+		if f.Severity != OK {
+			t.Errorf("finding %+v", f)
+		}
+	}
+}
+
+// A node whose agent runs is not to be forgotten: what its agent says is the cure.
+func TestCutOffNodeIsNotForgotten(t *testing.T) {
+	s := healthy()
+	s.Members[0].State = "absent"
+	s.Nodes[0].Status.Problems = []*hawserv1.Problem{{Object: "keyspace 192.0.2.1:2379", Problem: "not admitted: another CA", Fix: "hawser node invite n1"}}
+	n := 0
+	for _, f := range Examine(s) {
+		if f.Severity == OK {
+			continue
+		}
+		n++
+		if !strings.Contains(f.Cause, "another CA") || f.Next != "hawser node invite n1" {
+			t.Errorf("finding %+v", f)
+		}
+	}
+	if n != 2 { // the cluster's and the agent's own
+		t.Errorf("%d findings, want 2", n)
 	}
 }

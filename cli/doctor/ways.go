@@ -47,6 +47,9 @@ func Ways(snapshots []Snapshot) []Finding {
 	for _, s := range snapshots {
 		for _, n := range s.Nodes {
 			for _, p := range n.Paths {
+				if p.GetAddress() == "" { // it was forgotten a moment ago
+					continue
+				}
 				if p.GetPath() != "" && p.GetPath() != "unknown" {
 					ways = append(ways, way{place{s.Cluster, n.Name}, place{p.GetCluster(), p.GetNode()}, p.GetAddress(), n.Status.GetTunnelPort(), p})
 				}

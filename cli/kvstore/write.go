@@ -39,15 +39,15 @@ func newPut(s *session.Session) *cobra.Command {
 			if err != nil {
 				return session.Usage("%v", err)
 			}
-			value, err := recordArgument(cmd, k, args[1:], raw)
-			if err != nil {
-				return session.Usage("%v%s", err, fileHint(args))
-			}
-			client, cl, err := connect(s)
+			client, cl, err := connect(s) // may begin this process anew: standard input is read after it
 			if err != nil {
 				return err
 			}
 			defer func() { _ = client.Close() }()
+			value, err := recordArgument(cmd, k, args[1:], raw)
+			if err != nil {
+				return session.Usage("%v%s", err, fileHint(args))
+			}
 			ctx, cancel := s.Deadline(cmd.Context())
 			defer cancel()
 			res, err := client.Txn(ctx, nil, []kvstore.Op{kvstore.Put(key, value)}, nil)

@@ -28,7 +28,8 @@ func newGrant(s *session.Session) *cobra.Command {
 		Long: "Show what peers may publish here and ask, or change what one may. A grant is pinned when\n" +
 			"the peer joins: what it declares later is refused until the grant is widened. Never\n" +
 			"granted are a default route and other ranges that no cluster has alone, this\n" +
-			"cluster's own ranges and those of another peer.",
+			"cluster's own ranges and those of another peer; service ranges may overlap service\n" +
+			"ranges only.",
 		Example: "  hawser mesh grant\n" +
 			"  hawser mesh grant west --add-pod-cidr 10.20.0.0/16\n" +
 			"  hawser mesh grant west --remove-pod-cidr 10.20.0.0/16 --namespaces shop,web\n" +
@@ -44,6 +45,11 @@ func newGrant(s *session.Session) *cobra.Command {
 				return session.Usage("name the peer whose grant is to change; see: hawser mesh grant")
 			case !changes:
 				return showGrants(cmd, s, args)
+			}
+			for _, f := range []string{"add-pod-cidr", "remove-pod-cidr", "add-node-cidr", "remove-node-cidr", "add-service-cidr", "remove-service-cidr", "namespaces"} {
+				if list, err := cmd.Flags().GetStringSlice(f); err == nil && cmd.Flags().Changed(f) && len(list) == 0 {
+					return session.Usage("--%s names nothing", f)
+				}
 			}
 			q.Peer = args[0]
 			if q.AllNamespaces = slices.Equal(namespaces, []string{"all"}); !q.AllNamespaces {

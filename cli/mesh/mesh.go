@@ -201,8 +201,11 @@ func newLeave(s *session.Session) *cobra.Command {
 				return err
 			}
 			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "Left %s; %s keys of it removed.  The other side keeps its half until it leaves too:  hawser mesh leave\n",
-					args[0], printer.Count(r.GetKeysRemoved()))
+				own, err := s.Target()
+				if err == nil {
+					_, err = fmt.Fprintf(w, "Left %s; %s keys of it removed.  The other side keeps its half until it leaves too, there:  hawser mesh leave %s\n",
+						args[0], printer.Count(r.GetKeysRemoved()), own.Name)
+				}
 				return err
 			})
 		},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ const (
 	rotatePoll = 300 * time.Millisecond
 	// comeBack is how long an API server may take to begin anew.
 	comeBack = 30 * time.Second
+	// nodesWait is how long nodes of the cluster are waited for at the least: they
+	// confirm once they have reached the API server that begins anew.
+	nodesWait = time.Minute
 )
 
 // rotation is one `mesh rotate-ca`.
@@ -32,20 +36,24 @@ type rotation struct {
 	out        io.Writer // for people; discards with -o
 	wait       time.Duration
 	requireAll bool
+	leave      []string // nodes that may be cut off
+	nodesWait  time.Duration
 	stepping   bool // it has answered before: who is away comes back
 }
 
 func newRotateCA(s *session.Session) *cobra.Command {
-	r := &rotation{s: s}
+	r := &rotation{s: s, nodesWait: nodesWait}
 	var show bool
 	cmd := &cobra.Command{
 		Use:   "rotate-ca",
 		Short: "Replace this cluster's CA while everything runs",
 		Long: "Replace this cluster's CA while everything runs: another CA is made and told to\n" +
 			"peers and nodes, then signs all certificates, then the old one is retired. Each\n" +
-			"step waits until all have confirmed it, up to --wait; whoever has not by then is\n" +
-			"left behind, unless --require-all: a peer joins again by token, a node is invited\n" +
-			"again. Interrupted, the command goes on where it stopped when it is run again.\n" +
+			"step waits until all have confirmed it, up to --wait. A peer that has not by then\n" +
+			"is left behind, and joins again by token; --require-all stops instead. Nodes of\n" +
+			"this cluster are waited for a minute at the least, and the command stops rather\n" +
+			"than cut one off, unless --leave-node names it: then it must be invited again.\n" +
+			"Interrupted or stopped, the command goes on where it was when it is run again.\n" +
 			"Administrators need new certificates: hawser-apiserver issue --admin.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -68,6 +76,7 @@ func newRotateCA(s *session.Session) *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&r.wait, "wait", 5*time.Minute, "how long each step waits for those who have not confirmed")
 	cmd.Flags().BoolVar(&r.requireAll, "require-all", false, "stop, and leave nobody behind, when somebody has not confirmed by then")
+	cmd.Flags().StringSliceVar(&r.leave, "leave-node", nil, "a node that is cut off if it has not confirmed by then; may be repeated")
 	cmd.Flags().BoolVar(&show, "status", false, "only show how far it has come")
 	return cmd
 }
@@ -118,16 +127,18 @@ func (r *rotation) settled(ctx context.Context) (*hawserv1.CAStatusReport, error
 	}
 }
 
-// confirmed waits until nobody is missing, or the time is up.
+// confirmed waits until nobody is missing, or the time is up. Who may be left
+// behind then is; for others it stops.
 func (r *rotation) confirmed(ctx context.Context, next pki.Phase) error {
-	deadline := time.Now().Add(r.wait)
+	began := time.Now()
 	last := ""
 	for {
 		report, err := r.status(ctx)
 		if err != nil {
 			return err
 		}
-		missing := strings.Join(report.GetWaiting(), ", ")
+		must, may := r.sort(report.GetWaiting())
+		missing := strings.Join(append(slices.Clone(must), may...), ", ")
 		if missing == "" {
 			return nil
 		}
@@ -135,13 +146,19 @@ func (r *rotation) confirmed(ctx context.Context, next pki.Phase) error {
 			fmt.Fprintf(r.out, "Waiting for %s\n", missing)
 			last = missing
 		}
-		if time.Now().After(deadline) {
-			if r.requireAll {
-				return session.Answer("%s not confirmed after %s; the step to %q was not done. Nothing is lost: run it again to go on, or without --require-all to leave them behind",
-					missing, r.wait, next)
-			}
+		waited := time.Since(began)
+		switch {
+		case waited <= r.wait:
+		case r.requireAll:
+			return session.Answer("%s not confirmed after %s; the step to %q was not done. Nothing is lost: run it again to go on, or without --require-all to leave peers behind",
+				missing, r.wait, next)
+		case len(must) == 0:
 			fmt.Fprintf(r.out, "Left behind: %s. A peer joins again by token (hawser mesh leave, then invite), a node is invited again (hawser node invite)\n", missing)
 			return nil
+		case waited > r.nodesWait:
+			return session.Answer("%s not confirmed after %s; the step to %q was not done, as it would cut off what is of this cluster. Nothing is lost: see there (hawser mesh doctor) and run it again to go on. "+
+				"A node that will not come back: hawser node forget <node> --yes. One that may be cut off, and is invited again afterwards: --leave-node <node>",
+				strings.Join(must, ", "), max(r.wait, r.nodesWait), next)
 		}
 		select {
 		case <-time.After(rotatePoll):
@@ -151,9 +168,23 @@ func (r *rotation) confirmed(ctx context.Context, next pki.Phase) error {
 	}
 }
 
+// sort tells who of the missing has to confirm from who may be left behind: peers,
+// and the nodes that are named.
+func (r *rotation) sort(waiting []string) (must, may []string) {
+	for _, w := range waiting {
+		node, isNode := strings.CutPrefix(w, "node ")
+		if strings.HasPrefix(w, "peer ") || isNode && slices.Contains(r.leave, node) {
+			may = append(may, w)
+		} else {
+			must = append(must, w)
+		}
+	}
+	return must, may
+}
+
 func (r *rotation) step(ctx context.Context, to pki.Phase) error {
 	return r.call(ctx, func(ctx context.Context, c hawserv1.MeshClient) error {
-		_, err := c.RotateCA(ctx, &hawserv1.RotateCARequest{To: string(to)})
+		_, err := c.RotateCA(ctx, &hawserv1.RotateCARequest{To: string(to), LeaveNodes: r.leave})
 		return err
 	})
 }

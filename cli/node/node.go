@@ -68,7 +68,9 @@ func newForget(s *session.Session) *cobra.Command {
 		Short: "Remove a node that will not come back, and all that it published",
 		Long: "Remove a node that will not come back, and all that it published: its addresses,\n" +
 			"its backends, its pod CIDR, its enrolment. Open tokens for it are revoked and its certificate is\n" +
-			"not renewed any more; until the certificate expires, etcd still admits who holds it.",
+			"not renewed any more; an etcd that Hawser runs refuses its key at once. What was\n" +
+			"issued by hand, or for an external or shared etcd, is of a user that all nodes\n" +
+			"share: it admits its holder until it expires or is revoked there.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {

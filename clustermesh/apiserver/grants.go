@@ -16,6 +16,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 )
 
 // ListGrants shows what peers may publish here.
@@ -127,6 +128,7 @@ func (s *Server) changeNeighbour(ctx context.Context, name string, c peering.Gra
 	}
 	var all []*keyspacev1.Peer
 	var view *keyspacev1.PeerView
+	var rev int64
 	for _, v := range views {
 		p, err := s.neighbourPeer(v.msg)
 		if err != nil {
@@ -134,7 +136,7 @@ func (s *Server) changeNeighbour(ctx context.Context, name string, c peering.Gra
 		}
 		all = append(all, p)
 		if v.msg.GetPeer() == name {
-			view = proto.CloneOf(v.msg)
+			view, rev = proto.CloneOf(v.msg), v.kv.ModRevision
 		}
 	}
 	i := slices.IndexFunc(all, func(p *keyspacev1.Peer) bool { return p.GetName() == name })
@@ -148,7 +150,13 @@ func (s *Server) changeNeighbour(ctx context.Context, name string, c peering.Gra
 	changed := !proto.Equal(g, all[i].GetGrant())
 	view.PodCidrs, view.NodeCidrs, view.Grant, all[i].Grant = g.GetPodCidrs(), g.GetNodeCidrs(), g, g
 	if changed {
-		_, err = s.putIfChanged(ctx, kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView, name), view)
+		ok, err := s.putView(ctx, view, rev)
+		if err == nil && !ok {
+			err = cas.ErrConflict
+		}
+		if err != nil {
+			return nil, false, err
+		}
 	}
-	return all[i], changed, err
+	return all[i], changed, nil
 }

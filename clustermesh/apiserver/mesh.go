@@ -30,6 +30,8 @@ const certificateWarning = 14 * 24 * time.Hour
 const (
 	peerConnected = "connected"
 	dataFresh     = "fresh"
+	// peerGone is a cluster of a shared etcd of which nothing is left there.
+	peerGone = "gone"
 )
 
 // newFederation makes what talks to the peers; it starts nothing.
@@ -145,11 +147,14 @@ func agesOf(stale, expire *int64) peering.Ages {
 	return peering.Ages{Stale: (*time.Duration)(stale), Expire: (*time.Duration)(expire)}
 }
 
-// Leave ends a peering and removes what the peer published.
+// Leave ends a peering and removes what the peer published. In a shared etcd it
+// releases the grant of a cluster that is gone.
 func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1.LeaveResponse, error) {
 	if s.cfg.Etcd.Shared {
-		return nil, status.Errorf(codes.FailedPrecondition, "leave %[1]s: cluster %[2]s shares its etcd; the clusters that keep their keys there have no peering to end. "+
-			"%[1]s goes when its API servers and agents are stopped and its keys removed: hawser kvstore del state/%[1]s/ --prefix --write --cluster %[1]s", r.GetPeer(), s.cfg.Cluster)
+		if err := s.releaseNeighbour(ctx, r.GetPeer()); err != nil {
+			return nil, err
+		}
+		return &hawserv1.LeaveResponse{}, nil
 	}
 	n, err := s.mesh.Leave(ctx, r.GetPeer())
 	if err != nil {

@@ -6,10 +6,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/federation"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
@@ -183,7 +185,13 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 		emit("hawser_federation_snapshots_total", float64(w.snapshots), name, w.direction)
 		emit("hawser_federation_resumes_total", float64(w.resumes), name, w.direction)
 	}
-	for reason, n := range p.GetRefused() {
+	// From 0 on: what begins with its first refusal has no rate for that.
+	refused := map[string]uint64{}
+	for _, reason := range federation.Reasons() {
+		refused[reason] = 0
+	}
+	maps.Copy(refused, p.GetRefused())
+	for reason, n := range refused {
 		emit("hawser_federation_refused_total", float64(n), name, reason)
 	}
 	if end := p.GetCertificateExpiresAt(); end != 0 {

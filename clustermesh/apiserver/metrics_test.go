@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/federation"
 	"github.com/hawser-mesh/hawser/clustermesh/liveness"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/metrics"
@@ -45,6 +47,12 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 	kept.stage("west", stages.Apply, 3*time.Millisecond)
 	source := func(_ context.Context, emit metrics.Emit) error { c.emit(emit); return nil }
 	got := metricstest.Gather(t, Metrics(), metrics.NewCollector(Metrics(), source, testConfig(t).Log, kept.kept()...))
+	for _, reason := range federation.Reasons() {
+		sample := fmt.Sprintf(`hawser_federation_refused_total{reason=%q,target_cluster="north"}`, reason)
+		if n, there := got[sample]; !there || n != 0 {
+			t.Errorf("%s is %v, there: %v; want 0 before the first refusal", sample, n, there)
+		}
+	}
 	for sample, want := range map[string]float64{
 		`hawser_etcd_database_bytes`: 4096, `hawser_etcd_quota_bytes`: 8 << 30, `hawser_nodes{state="present",target_cluster="east"}`: 2,
 		`hawser_node_health{health="dead",target_cluster="east"}`: 1, `hawser_gossip_members{process="up"}`: 3, `hawser_gossip_refused_total`: 2,

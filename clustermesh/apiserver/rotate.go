@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -26,8 +27,12 @@ import (
 // another one and tells peers and nodes of it (announced), lets it sign
 // (switched), and ends the belief in the old one (none). A step that is done
 // already changes nothing. After the last two the API server begins anew, as its
-// etcd must believe others.
+// etcd must believe others. No node of the cluster is left behind unless the
+// request names it: it could not even learn of the step any more.
 func (s *Server) RotateCA(ctx context.Context, r *hawserv1.RotateCARequest) (*hawserv1.CAStatusReport, error) {
+	if err := s.nodesConfirmed(ctx, r); err != nil {
+		return nil, err
+	}
 	if to := pki.Phase(r.GetTo()); s.many() && (to == pki.PhaseAnnounced || to == pki.PhaseSwitched || to == pki.PhaseNone) {
 		if err := s.rotateMany(ctx, to); err != nil {
 			return nil, apiError(err)
@@ -71,6 +76,32 @@ func (s *Server) RotateCA(ctx context.Context, r *hawserv1.RotateCARequest) (*ha
 		}
 	}
 	return report, nil
+}
+
+// nodesConfirmed refuses a step that would cut off nodes which the request does
+// not name. The first step, and one that is done already, cut off nobody.
+func (s *Server) nodesConfirmed(ctx context.Context, r *hawserv1.RotateCARequest) error {
+	if to := pki.Phase(r.GetTo()); to != pki.PhaseSwitched && to != pki.PhaseNone {
+		return nil
+	}
+	report, err := s.CAStatus(ctx, &hawserv1.CAStatusRequest{})
+	if err != nil {
+		return err
+	}
+	if phase := report.GetPhase(); phase == r.GetTo() || phase == string(pki.PhaseNone) {
+		return nil
+	}
+	var missing []string
+	for _, w := range report.GetWaiting() {
+		if name, node := strings.CutPrefix(w, "node "); node && !slices.Contains(r.GetLeaveNodes(), name) {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return status.Errorf(codes.FailedPrecondition, "not confirmed by node %s: the step to %q would cut it off; wait for it, start its agent, or remove it (hawser node forget); to cut it off all the same: hawser mesh rotate-ca --leave-node %s, and invite it again afterwards",
+		strings.Join(missing, ", "), r.GetTo(), strings.Join(missing, ","))
 }
 
 // publishTrust tells the own nodes whom to believe.

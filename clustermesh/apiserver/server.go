@@ -21,6 +21,7 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/enrol"
 	"github.com/hawser-mesh/hawser/clustermesh/federation"
+	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/internal/rest"
 	"github.com/hawser-mesh/hawser/internal/unixsocket"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -66,15 +67,28 @@ func newServer(cfg Config) *Server {
 
 // Run starts an API server and blocks until the context ends or a part of it
 // fails. Its errors name what could not be started and why. When the store has
-// another history (an import, a restored backup) it begins anew.
+// another history (an import, a restored backup) it begins anew; one that came
+// back empty has its access rules set up later, and is waited for.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
+	anew, wait := false, backoff.New(watchRetryMin, watchRetryMax)
 	for {
 		err := runOnce(ctx, cfg)
 		var again *errReopen
-		if !errors.As(err, &again) || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
+			return err
+		case errors.As(err, &again):
+			anew = true
+		case anew && errors.Is(err, kvstore.ErrDenied):
+			cfg.Log.Warn("API server waits for the keyspace's access rules", "cluster", cfg.Cluster, "error", err)
+			if wait.Wait(ctx) != nil {
+				return err
+			}
+			continue
+		default:
 			return err
 		}
 		cfg.Log.Warn("API server starts anew", "cluster", cfg.Cluster, "why", again.why)

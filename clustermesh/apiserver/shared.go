@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -55,9 +56,9 @@ func (s *Server) neighbours(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known := map[string]*keyspacev1.PeerView{}
+	known := map[string]stored[*keyspacev1.PeerView]{}
 	for _, v := range views {
-		known[v.msg.GetPeer()] = v.msg
+		known[v.msg.GetPeer()] = v
 	}
 	names, err := s.clusters(ctx)
 	if err != nil {
@@ -67,40 +68,76 @@ func (s *Server) neighbours(ctx context.Context) error {
 	for _, name := range names[1:] { // the first is ours
 		errs = append(errs, s.neighbour(ctx, name, known))
 	}
-	for name := range known {
+	for name, v := range known {
 		if !slices.Contains(names, name) {
-			errs = append(errs, s.forgetNeighbour(ctx, name))
+			errs = append(errs, s.lostNeighbour(ctx, v))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // neighbour admits one cluster, or keeps what it was granted when it was.
-func (s *Server) neighbour(ctx context.Context, name string, known map[string]*keyspacev1.PeerView) error {
+func (s *Server) neighbour(ctx context.Context, name string, known map[string]stored[*keyspacev1.PeerView]) error {
 	r, ok, err := get[*keyspacev1.Cluster](ctx, s, kvstore.NewKey(kvstore.State, name, kvstore.KindCluster))
 	if err != nil || !ok {
 		return err // not published yet, or not readable: as long as that is so nothing changes
 	}
-	view, seen := known[name]
+	old, seen := known[name]
+	if seen {
+		err = sameNeighbour(r.msg, old.msg)
+	} else {
+		err = s.admissible(r.msg, known)
+	}
+	if s.refuse(name, err); err != nil {
+		return nil
+	}
+	if seen && old.msg.GetConnected() {
+		return s.markNeighbour(ctx, name, true)
+	}
+	view := proto.CloneOf(old.msg) // of one that comes back, with what it was granted
 	if !seen {
-		err := s.admissible(r.msg, known)
-		if s.refuse(name, err); err != nil {
-			return nil
-		}
 		grant, err := peering.GrantFor(r.msg)
 		if err != nil {
 			return err // admissible has accepted it
 		}
 		view = &keyspacev1.PeerView{
-			Peer: name, ClusterId: r.msg.GetId(), Connected: true, Since: time.Now().UnixNano(), Data: "fresh",
+			Peer: name, ClusterId: r.msg.GetId(), Data: dataFresh,
 			PodCidrs: grant.GetPodCidrs(), NodeCidrs: grant.GetNodeCidrs(), Grant: grant,
 		}
-		known[name] = view
 	}
-	if _, err := s.putIfChanged(ctx, kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView, name), view); err != nil {
+	view.Connected, view.Since = true, time.Now().UnixNano()
+	ok, err = s.putView(ctx, view, old.kv.ModRevision)
+	if err != nil || !ok {
 		return err
 	}
-	return s.markNeighbour(ctx, name, seen)
+	known[name] = stored[*keyspacev1.PeerView]{msg: view}
+	return s.markNeighbour(ctx, name, false)
+}
+
+// putView writes the PeerView of a cluster, and what else there is, unless
+// somebody wrote it since it was read at rev (0: it did not exist), such as an
+// operator who changed the grant. It reports whether it did.
+func (s *Server) putView(ctx context.Context, v *keyspacev1.PeerView, rev int64, also ...kvstore.Op) (bool, error) {
+	key := kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView, v.GetPeer())
+	op, err := put(key, v)
+	if err != nil {
+		return false, err
+	}
+	unchanged := kvstore.Absent(key.String())
+	if rev != 0 {
+		unchanged = kvstore.AtRevision(key.String(), rev)
+	}
+	res, err := s.kv.Txn(ctx, []kvstore.Cmp{unchanged}, append(also, op), nil)
+	return err == nil && res.Succeeded, err
+}
+
+// sameNeighbour says why a cluster is not the one that was admitted by its name.
+func sameNeighbour(c *keyspacev1.Cluster, v *keyspacev1.PeerView) error {
+	if c.GetId() != v.GetClusterId() {
+		return fmt.Errorf("cluster %s of the shared etcd is not the one that was admitted: its id is %d, what is granted is for %d",
+			c.GetName(), c.GetId(), v.GetClusterId())
+	}
+	return nil
 }
 
 // refusals are the clusters of a shared etcd that are not believed, and why.
@@ -140,8 +177,9 @@ func (s *Server) refusedProblems() []*hawserv1.Problem {
 	return out
 }
 
-// admissible says why a cluster may not be believed beside the others.
-func (s *Server) admissible(c *keyspacev1.Cluster, known map[string]*keyspacev1.PeerView) error {
+// admissible says why a cluster may not be believed beside the others, those
+// included that are gone at the moment.
+func (s *Server) admissible(c *keyspacev1.Cluster, known map[string]stored[*keyspacev1.PeerView]) error {
 	if c.GetMesh().GetClusterBits() != s.cfg.ClusterBits {
 		return fmt.Errorf("cluster %s of the shared etcd is not admitted: it has %d cluster bits, this one %d",
 			c.GetName(), c.GetMesh().GetClusterBits(), s.cfg.ClusterBits)
@@ -151,17 +189,19 @@ func (s *Server) admissible(c *keyspacev1.Cluster, known map[string]*keyspacev1.
 	}
 	var others []*keyspacev1.Peer
 	for _, v := range known {
-		if v.GetClusterId() == c.GetId() {
-			return fmt.Errorf("cluster %s of the shared etcd is not admitted: its id %d is that of %s", c.GetName(), c.GetId(), v.GetPeer())
+		if v.msg.GetClusterId() == c.GetId() {
+			return fmt.Errorf("cluster %s of the shared etcd is not admitted: its id %d is that of %s", c.GetName(), c.GetId(), v.msg.GetPeer())
 		}
-		others = append(others, &keyspacev1.Peer{Name: v.GetPeer(), Grant: &keyspacev1.Grant{PodCidrs: v.GetPodCidrs(), NodeCidrs: v.GetNodeCidrs()}})
+		p, err := s.neighbourPeer(v.msg)
+		if err != nil {
+			return err
+		}
+		others = append(others, p)
 	}
-	grant, err := peering.GrantFor(c)
-	if err != nil {
+	if _, err := peering.GrantFor(c); err != nil {
 		return err
 	}
-	peer := &keyspacev1.Peer{Name: c.GetName(), ClusterId: c.GetId(), Grant: grant}
-	if _, err := peering.NewGuard(peer, peering.Taken(s.cfg.record(), others, c.GetName())); err != nil {
+	if err := peering.CheckRanges(s.cfg.record(), others, c); err != nil {
 		return fmt.Errorf("cluster %s of the shared etcd is not admitted: %w", c.GetName(), err)
 	}
 	return nil
@@ -202,19 +242,6 @@ func (s *Server) markNeighbour(ctx context.Context, name string, seen bool) erro
 	return nil
 }
 
-// forgetNeighbour removes what was said of a cluster that is gone.
-func (s *Server) forgetNeighbour(ctx context.Context, name string) error {
-	markers := kvstore.Delete(kvstore.KindPrefix(kvstore.Local, s.cfg.Cluster, kvstore.KindSynced) + name + "/")
-	markers.Prefix = true
-	_, err := s.kv.Txn(ctx, nil, []kvstore.Op{
-		kvstore.Delete(kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView, name).String()), markers,
-	}, nil)
-	if err == nil {
-		s.log.Info("cluster left the shared etcd", "peer", name)
-	}
-	return err
-}
-
 // neighbourStatus is MeshStatus of the clusters of a shared etcd.
 func (s *Server) neighbourStatus(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
@@ -228,8 +255,11 @@ func (s *Server) neighbourStatus(ctx context.Context) ([]*hawserv1.PeerStatus, e
 			return nil, err
 		}
 		p := &hawserv1.PeerStatus{
-			Name: v.msg.GetPeer(), ClusterId: v.msg.GetClusterId(), State: "connected", Since: v.msg.GetSince(),
+			Name: v.msg.GetPeer(), ClusterId: v.msg.GetClusterId(), State: peerConnected, Since: v.msg.GetSince(),
 			Address: "the same etcd", Data: v.msg.GetData(), Keys: uint64(keys), LastSync: "shared etcd",
+		}
+		if !v.msg.GetConnected() {
+			p.State, p.LastError = peerGone, "nothing of it is left in the etcd; what it was granted is kept until: hawser mesh leave "+p.GetName()
 		}
 		markers, err := list[*keyspacev1.Synced](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindSynced)
 		if err != nil {

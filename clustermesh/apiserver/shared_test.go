@@ -75,7 +75,7 @@ func TestSharedEtcd(t *testing.T) {
 	}
 	etcdtest.Eventually(t, patience, "the others are refused", func() bool {
 		p := problems()
-		return strings.Contains(p, "10.1.128.0/17 overlaps 10.1.0.0/16") && strings.Contains(p, "its id 2 is that of west")
+		return strings.Contains(p, "its pod CIDR 10.1.128.0/17 overlaps our own pod CIDR 10.1.0.0/16") && strings.Contains(p, "its id 2 is that of west")
 	})
 	if p := peers(api); p != "west connected" {
 		t.Errorf("peers are %s", p)
@@ -134,15 +134,120 @@ func TestSharedEtcd(t *testing.T) {
 		kv, _, err := root.Get(t.Context(), key.String())
 		return err == nil && kv != nil && len(view().GetPodCidrs()) == 2
 	})
-	// One that is gone from the etcd is forgotten.
 	stopWider()
-	gone := kvstore.Delete(kvstore.Prefix(kvstore.State, "west"))
-	gone.Prefix = true
-	if _, err := root.Txn(t.Context(), nil, []kvstore.Op{gone}, nil); err != nil {
+}
+
+// What a cluster was granted outlives what it published: whoever comes by its
+// name is judged by it, until an operator releases it.
+func TestGrantOutlivesTheCluster(t *testing.T) {
+	e := etcdtest.StartKind(t, etcdtest.External)
+	api, _ := serve(t, on(t, e, "east", 1))
+	answers(t, api)
+	root := e.Root(t)
+	publish := func(id uint32, service string) {
+		t.Helper()
+		key := kvstore.NewKey(kvstore.State, "west", kvstore.KindCluster)
+		value, err := kvstore.Encode(key, &keyspacev1.Cluster{
+			Name: "west", Id: id, PodCidrs: []string{"10.2.0.0/16"}, NodeCidrs: []string{"192.168.2.0/24"}, ServiceCidrs: []string{service},
+			Mesh: &keyspacev1.MeshParameters{ClusterBits: 8},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := root.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key.String(), value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func() {
+		t.Helper()
+		gone := kvstore.Delete(kvstore.Prefix(kvstore.State, "west"))
+		gone.Prefix = true
+		if _, err := root.Txn(t.Context(), nil, []kvstore.Op{gone}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := func() string {
+		r, err := api.MeshStatus(t.Context(), &hawserv1.MeshStatusRequest{})
+		if err != nil || len(r.GetPeers()) != 1 {
+			return ""
+		}
+		return r.GetPeers()[0].GetState()
+	}
+	problem := func(want string) {
+		t.Helper()
+		etcdtest.Eventually(t, patience, want, func() bool {
+			for _, p := range answers(t, api).GetProblems() {
+				if strings.Contains(p.GetProblem(), want) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	grant := func() *hawserv1.PeerGrant {
+		t.Helper()
+		r, err := api.ListGrants(t.Context(), &hawserv1.ListGrantsRequest{})
+		if err != nil || len(r.GetGrants()) != 1 {
+			t.Fatalf("%v, %v", r, err)
+		}
+		return r.GetGrants()[0]
+	}
+
+	// Its service ranges are compared with ours, too.
+	for service, want := range map[string]string{
+		"192.168.1.0/24": "its service CIDR 192.168.1.0/24 overlaps our own node CIDR",
+		"10.1.128.0/17":  "its service CIDR 10.1.128.0/17 overlaps our own pod CIDR",
+		"2002:a01::/32":  "its service CIDR 2002:a01::/32 has 6to4 addresses",
+	} {
+		publish(2, service)
+		problem(want)
+		if s := state(); s != "" {
+			t.Errorf("%s: west is %s", service, s)
+		}
+	}
+	publish(2, "10.101.1.0/24") // those of our services
+	etcdtest.Eventually(t, patience, "admitted", func() bool { return state() == "connected" })
+	few := uint64(7)
+	if _, err := api.ChangeGrant(t.Context(), &hawserv1.ChangeGrantRequest{Peer: "west", MaxServices: &few, Namespaces: []string{"shop"}}); err != nil {
 		t.Fatal(err)
 	}
-	etcdtest.Eventually(t, patience, "west is forgotten", func() bool {
+	if _, err := api.Leave(t.Context(), &hawserv1.LeaveRequest{Peer: "west"}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "shares its etcd") {
+		t.Errorf("leave one that is there: %v", err)
+	}
+
+	remove()
+	etcdtest.Eventually(t, patience, "gone", func() bool { return state() == "gone" })
+	m := store.SyncedMarkers{Client: root, Own: "east"}
+	if _, ok, err := m.Complete(t.Context(), "west", kvstore.KindIP); err != nil || ok {
+		t.Errorf("marked: %v, %v", ok, err)
+	}
+	publish(5, "10.102.0.0/16")
+	problem("its id is 5, what is granted is for 2")
+	publish(2, "93.184.0.0/16")
+	etcdtest.Eventually(t, patience, "back", func() bool { return state() == "connected" })
+	if g := grant(); g.GetMaxServices() != 7 || len(g.GetNamespaces()) != 1 || strings.Join(g.GetServiceCidrs(), ",") != "10.101.1.0/24" {
+		t.Errorf("it comes back with another grant: %v", g)
+	}
+	etcdtest.Eventually(t, patience, "marked again", func() bool {
 		_, ok, err := m.Complete(t.Context(), "west", kvstore.KindIP)
-		return err == nil && !ok && peers(api) == ""
+		return err == nil && ok
 	})
+
+	// An operator releases it.
+	remove()
+	etcdtest.Eventually(t, patience, "gone again", func() bool { return state() == "gone" })
+	if _, err := api.Leave(t.Context(), &hawserv1.LeaveRequest{Peer: "west"}); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(); s != "" {
+		t.Errorf("left: it is %s", s)
+	}
+	if _, err := api.Leave(t.Context(), &hawserv1.LeaveRequest{Peer: "west"}); status.Code(err) != codes.NotFound {
+		t.Errorf("leave again: %v", err)
+	}
+	publish(2, "10.102.0.0/16")
+	etcdtest.Eventually(t, patience, "admitted anew", func() bool { return state() == "connected" })
+	if g := grant(); g.GetMaxServices() == 7 || strings.Join(g.GetServiceCidrs(), ",") != "10.102.0.0/16" {
+		t.Errorf("released, and yet: %v", g)
+	}
 }

@@ -94,7 +94,7 @@ func judge(peer string, guard *peering.Guard, c *federationv1.Change) judged {
 		return j
 	}
 	if strings.HasPrefix(j.rel, kvstore.Root) || strings.HasPrefix(j.rel, "/") || strings.Contains(j.rel, "..") {
-		return refuse("foreign", "not a key below state/"+peer+"/")
+		return refuse(peering.ReasonForeign, "not a key below state/"+peer+"/")
 	}
 	if len(j.full) > maxKeyBytes {
 		return refuse(kvstore.ReasonSize, fmt.Sprintf("the key has %d bytes", len(j.full)))

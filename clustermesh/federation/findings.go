@@ -50,7 +50,7 @@ func (p *peerState) findings(s *hawserv1.PeerStatus) []*hawserv1.Finding {
 	var broke []string
 	for _, reason := range slices.Sorted(maps.Keys(p.refused)) {
 		switch reason {
-		case "hello", reasonCorrupt, reasonSequence, reasonPosition, reasonProtocol:
+		case reasonHello, reasonCorrupt, reasonSequence, reasonPosition, reasonProtocol:
 			broke = append(broke, fmt.Sprintf("%d %s", p.refused[reason], reason))
 		}
 	}

@@ -25,6 +25,28 @@ func TestGrantsAreWidenedAndNarrowed(t *testing.T) {
 	if a.get(k.String()) != nil {
 		t.Fatal("what was not granted has landed")
 	}
+	if s := a.status(b); s.GetRefusedNow() != 1 || s.GetRefusedAt() != 0 {
+		t.Errorf("%d are refused as they stand, the stream at %d; want 1, never", s.GetRefusedNow(), s.GetRefusedAt())
+	}
+	_, wrong := b.ipRecord(2, "soon gone")
+	wrong.Prefix = "10.78.0.9/32"
+	gone := kvstore.NewKey(kvstore.State, b.name, kvstore.KindIP, wrong.GetPrefix())
+	b.put(gone, wrong)
+	eventually(t, "another one refused", func() bool { return a.status(b).GetRefusedNow() == 2 })
+	b.del(gone.String())
+	eventually(t, "one of them gone", func() bool { s := a.status(b); return s.GetRefusedNow() == 1 && s.GetRefused()["address"] == 2 })
+	if _, changed, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{AddPods: []string{"10.79.0.0/24"}}); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	eventually(t, "still refused after it was sent anew", func() bool { s := a.status(b); return s.GetRefusedNow() == 1 && s.GetRefused()["address"] == 3 })
+	if _, changed, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{RemovePods: []string{"10.79.0.0/24"}, AddPods: []string{"10.77.0.0/25"}}); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	eventually(t, "none is refused any more", func() bool { return a.status(b).GetRefusedNow() == 0 && a.get(k.String()) != nil })
+	if _, changed, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{RemovePods: []string{"10.77.0.0/25"}}); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+	eventually(t, "refused as before", func() bool { return a.status(b).GetRefusedNow() == 1 && a.get(k.String()) == nil })
 	// A stream that begins anew, also after a restart, changes nothing.
 	a.restart()
 	connected(t, a, b)

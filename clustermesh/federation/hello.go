@@ -62,7 +62,7 @@ func helloOf(own *keyspacev1.Cluster, incarnation string, expireAfter time.Durat
 // cannot be: the error is a *violation.
 func negotiate(peer *keyspacev1.Peer, ourVersion string, h *federationv1.Hello) (agreement, error) {
 	refuse := func(format string, args ...any) (agreement, error) {
-		return agreement{}, &violation{reason: "hello", detail: fmt.Sprintf(format, args...)}
+		return agreement{}, &violation{reason: reasonHello, detail: fmt.Sprintf(format, args...)}
 	}
 	name, version := peer.GetName(), shorten(h.GetVersion())
 	switch {

@@ -250,7 +250,7 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 	}
 	im.snapshot, im.refused = r, 0
 	im.mirror.beginSnapshot()
-	im.st.do(func() { im.st.synced = nil })
+	im.st.do(func() { im.st.synced = nil; clear(im.st.standing) }) // all is sent anew
 	im.log.Info("snapshot begins", "peer", im.peer, "revision", r.GetRevision(), "reason", shorten(r.GetReason()))
 	return im.mark(ctx, keyspacev1.Synced_STATE_COPYING, &keyspacev1.Position{Incarnation: r.GetIncarnation(), Revision: r.GetRevision()}, nil)
 }
@@ -314,17 +314,21 @@ func (im *importer) plan(changes []judged) []planned {
 		last[c.rel] = i
 	}
 	var out []planned
+	var settled []string
 	for i, c := range changes {
 		if last[c.rel] != i {
 			continue
 		}
 		if c.err == nil && !c.deleted && !im.mirror.fits(c, im.guard.Limit(c.kind)) {
-			c.err = &kvstore.BadRecord{Key: c.full, Reason: "limit", Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
+			c.err = &kvstore.BadRecord{Key: c.full, Reason: peering.ReasonLimit, Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
 		}
 		old, present := im.mirror.entries[c.rel]
+		if c.err == nil {
+			settled = append(settled, c.full)
+		}
 		switch {
 		case c.err != nil:
-			im.st.refuse(c.err)
+			im.st.refuseKey(c.full, c.err)
 			im.refused++
 			switch {
 			case !present:
@@ -348,6 +352,7 @@ func (im *importer) plan(changes []judged) []planned {
 			im.mirror.set(c.rel, entry{c.kind, c.hash, c.weight})
 		}
 	}
+	im.st.settle(settled)
 	return out
 }
 

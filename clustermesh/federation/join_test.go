@@ -140,8 +140,10 @@ func TestWrongSecretRevokes(t *testing.T) {
 			t.Errorf("after %d wrong proofs: %v", n+1, tok)
 		}
 	}
+	_, err = b.m.Join(t.Context(), forged.String(), false)
+	wantErr(t, err, "not valid here")
 	_, err = b.m.Join(t.Context(), text, false)
-	wantErr(t, err, "revoked")
+	wantErr(t, err, "revoked (after 5 wrong proofs)")
 	nothingLeft(t, a, b)
 }
 

@@ -128,6 +128,9 @@ func TestAgesByPeer(t *testing.T) {
 	if err := hub.m.SetAges(t.Context(), "nobody", peering.Ages{Stale: ptr(time.Hour)}); !errors.Is(err, peering.ErrNoPeer) {
 		t.Errorf("an unknown peer: %v", err)
 	}
+	if err := hub.m.SetAges(t.Context(), p.name, peering.Ages{Stale: ptr(2 * time.Hour), Expire: ptr(time.Hour)}); err == nil || !strings.Contains(err.Error(), "before it is stale") {
+		t.Errorf("expiry before staleness: %v", err)
+	}
 	if err := hub.m.SetAges(t.Context(), p.name, peering.Ages{Stale: ptr(0)}); err == nil {
 		t.Error("stale after 0 was taken")
 	}

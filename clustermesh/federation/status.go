@@ -29,6 +29,9 @@ const (
 
 const keptRefusals = 10
 
+// maxStanding is how many refused keys of a peer are remembered.
+const maxStanding = 1000
+
 // peerState is what is known about one peering, for status and the PeerView. It
 // outlives the streams. It is safe for concurrent use.
 type peerState struct {
@@ -58,6 +61,8 @@ type peerState struct {
 	changesReceived, changesSent       uint64
 	refused                            map[string]uint64
 	lastRefused                        []string
+	refusedAt                          time.Time           // not a record, but the stream or what it said of itself
+	standing                           map[string]struct{} // keys that are refused as they are now; up to maxStanding
 	lastError, lastSync                string
 
 	position *keyspacev1.Position
@@ -76,7 +81,7 @@ type peerState struct {
 }
 
 func newPeerState(now func() time.Time) *peerState {
-	return &peerState{now: now, observe: func(stages.Stage, time.Duration) {}, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
+	return &peerState{now: now, observe: func(stages.Stage, time.Duration) {}, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, standing: map[string]struct{}{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
 }
 
 // do runs fn under the lock.
@@ -113,12 +118,38 @@ func (p *peerState) acknowledged(pos *keyspacev1.Position) { p.do(func() { p.ack
 
 func (p *peerState) failed(err error) { p.do(func() { p.lastError = err.Error() }) }
 
+// refuse notes what is wrong with a stream, or with what a peer says of itself.
 func (p *peerState) refuse(bad *kvstore.BadRecord) {
 	p.do(func() {
-		p.refused[bad.Reason]++
-		p.lastRefused = append(p.lastRefused, fmt.Sprintf("%s: %s: %s", bad.Key, bad.Reason, shorten(bad.Detail)))
-		if n := len(p.lastRefused) - keptRefusals; n > 0 {
-			p.lastRefused = slices.Delete(p.lastRefused, 0, n)
+		p.refusedAt = p.now()
+		p.countLocked(bad)
+	})
+}
+
+// refuseKey notes a record that is not taken; it stands until the key says
+// something else.
+func (p *peerState) refuseKey(key string, bad *kvstore.BadRecord) {
+	p.do(func() {
+		if len(p.standing) < maxStanding {
+			p.standing[key] = struct{}{}
+		}
+		p.countLocked(bad)
+	})
+}
+
+func (p *peerState) countLocked(bad *kvstore.BadRecord) {
+	p.refused[bad.Reason]++
+	p.lastRefused = append(p.lastRefused, fmt.Sprintf("%s: %s: %s", bad.Key, bad.Reason, shorten(bad.Detail)))
+	if n := len(p.lastRefused) - keptRefusals; n > 0 {
+		p.lastRefused = slices.Delete(p.lastRefused, 0, n)
+	}
+}
+
+// settle notes keys whose records are not refused any more.
+func (p *peerState) settle(keys []string) {
+	p.do(func() {
+		for _, k := range keys {
+			delete(p.standing, k)
 		}
 	})
 }
@@ -214,6 +245,9 @@ func (p *peerState) status(peer *keyspacev1.Peer, cfg *Config, t terms) *hawserv
 		DataSince: dataSince.UnixNano(), ClockOffsetSeconds: p.lag.offset().Seconds(), Protocol: p.agreed.protocol,
 		Capabilities: slices.Clone(p.agreed.capabilities), Version: p.agreed.version, Endpoints: t.endpoints,
 		Replica: cfg.Replica, StaleAfter: int64(t.ages.stale), ExpireAfter: int64(t.ages.expire),
+	}
+	if out.RefusedNow = uint32(len(p.standing)); !p.refusedAt.IsZero() {
+		out.RefusedAt = p.refusedAt.UnixNano()
 	}
 	if !p.waiting.IsZero() {
 		out.UnacknowledgedSeconds = time.Since(p.waiting).Seconds()

@@ -7,17 +7,25 @@ import (
 	"fmt"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
 // Reasons of a violation, counted beside those of refused records.
 const (
+	reasonHello    = "hello"    // another protocol, or a version too far off
 	reasonCorrupt  = "corrupt"  // a batch that cannot be unpacked
 	reasonSequence = "sequence" // batches out of order, or acknowledgements of none
 	reasonPosition = "position" // a low-water mark that goes back
 	reasonProtocol = "protocol" // frames where they do not belong
 	reasonEndpoint = "endpoint" // addresses that cannot be dialled
 )
+
+// Reasons are all those for which something of a peer is refused; counters begin
+// with all of them at 0.
+func Reasons() []string {
+	return append(peering.Reasons(), reasonHello, reasonCorrupt, reasonSequence, reasonPosition, reasonProtocol, reasonEndpoint)
+}
 
 // violation is what a peer did that its protocol forbids. It ends the stream:
 // what followed could not be relied on. The next one resumes where the last good

@@ -108,8 +108,11 @@ func (l *Ledger) Authenticate(ctx context.Context, c Claim) (cas.Record[*keyspac
 	if hmac.Equal(want, c.Proof) && len(tok.Msg.GetSecret()) >= secretBytes {
 		return tok, nil
 	}
+	if tok.Msg.GetRevoked() { // guesses do not count any more, and write nothing
+		return tok, errNotValid
+	}
 	tok.Msg.Failures++
-	tok.Msg.Revoked = tok.Msg.GetRevoked() || tok.Msg.GetFailures() >= maxFailures
+	tok.Msg.Revoked = tok.Msg.GetFailures() >= maxFailures
 	if err := cas.Commit(ctx, l.kv, l.Put(tok)); err != nil {
 		return tok, Unavailable(err)
 	}
@@ -120,6 +123,8 @@ func (l *Ledger) Authenticate(ctx context.Context, c Claim) (cas.Record[*keyspac
 // nil. cure is the command that makes another.
 func (l *Ledger) Usable(t *keyspacev1.Token, cure string) error {
 	switch {
+	case t.GetRevoked() && t.GetFailures() < maxFailures: // as by RevokeNode
+		return status.Errorf(codes.FailedPrecondition, "the token was revoked; ask for a new one: %s", cure)
 	case t.GetRevoked():
 		return status.Errorf(codes.FailedPrecondition, "the token was revoked (after %d wrong proofs); ask for a new one: %s", t.GetFailures(), cure)
 	case l.now().UnixNano() >= t.GetExpiresAt():

@@ -102,7 +102,7 @@ func parseDeclaration(root manifest.Node) Declaration {
 	p.PodCIDRs = declaredTexts(spec, "podCIDRs", wantPrefix)
 	p.NodeCIDRs = declaredTexts(spec, "nodeCIDRs", wantPrefix)
 	p.ServiceCIDRs = declaredTexts(spec, "serviceCIDRs", wantPrefix)
-	p.Namespaces = declaredTexts(spec, "namespaces", func(string) error { return nil })
+	p.Namespaces = declaredTexts(spec, "namespaces", checkNamespace)
 	if len(p.PodCIDRs) == 0 || len(p.NodeCIDRs) == 0 {
 		spec.Problem("podCIDRs and nodeCIDRs are both required: what the peer may publish here")
 	}

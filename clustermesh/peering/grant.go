@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -66,12 +65,12 @@ type Guard struct {
 // NewGuard makes the Guard of a peer. taken are ranges that no peer is ever
 // granted: our own and those of other peers. A granted range that CheckRange
 // refuses, or that overlaps one of them, is left out of what is granted and named
-// in the error; the Guard is usable nevertheless. Service ranges may overlap:
-// nothing is reached by them.
-func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
+// in the error; the Guard is usable nevertheless. Two service ranges may overlap:
+// each cluster gives its services addresses of its own.
+func NewGuard(p *keyspacev1.Peer, taken []TakenRange) (*Guard, error) {
 	g := &Guard{peer: p.GetName(), id: p.GetClusterId(), grant: p.GetGrant()}
 	var errs []error
-	keep := func(what string, in []string, taken []netip.Prefix) (out []netip.Prefix) {
+	keep := func(what string, in []string) (out []netip.Prefix) {
 		for _, s := range in {
 			pfx, err := netip.ParsePrefix(s)
 			if err == nil {
@@ -82,7 +81,7 @@ func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
 				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s %w", g.peer, what, s, err))
 				continue
 			}
-			if t, ok := overlapping(pfx, taken); ok {
+			if t, ok := overlapping(what, pfx, taken); ok {
 				errs = append(errs, fmt.Errorf("grant of %s: %s CIDR %s overlaps %s, which is not its own", g.peer, what, s, t))
 				continue
 			}
@@ -90,9 +89,9 @@ func NewGuard(p *keyspacev1.Peer, taken []netip.Prefix) (*Guard, error) {
 		}
 		return out
 	}
-	g.pods = keep("pod", p.GetGrant().GetPodCidrs(), taken)
-	g.nodes = keep("node", p.GetGrant().GetNodeCidrs(), taken)
-	g.services = keep("service", p.GetGrant().GetServiceCidrs(), nil)
+	g.pods = keep("pod", p.GetGrant().GetPodCidrs())
+	g.nodes = keep("node", p.GetGrant().GetNodeCidrs())
+	g.services = keep(serviceRange, p.GetGrant().GetServiceCidrs())
 	g.inForce = proto.CloneOf(g.grant)
 	if g.inForce != nil {
 		g.inForce.PodCidrs, g.inForce.NodeCidrs, g.inForce.ServiceCidrs = texts(g.pods), texts(g.nodes), texts(g.services)
@@ -115,22 +114,12 @@ func texts(in []netip.Prefix) []string {
 // Hash tells the Guards of different grants apart.
 func (g *Guard) Hash() []byte { return GrantHash(g.grant) }
 
-func overlapping(p netip.Prefix, with []netip.Prefix) (netip.Prefix, bool) {
-	for _, t := range with {
-		if p.Overlaps(t) {
-			return t, true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
 // Check says why a record may not be published by the peer, or nil. The record
 // may be nil for kinds that this version does not know. The error is a
-// *kvstore.BadRecord: reason "foreign" for another cluster's, "range" for a
-// number, "labels", "address" and "namespace".
+// *kvstore.BadRecord, its reason one of Reasons.
 func (g *Guard) Check(k kvstore.Key, rec proto.Message) error {
 	if k.Subtree != kvstore.State || k.Cluster != g.peer {
-		return &kvstore.BadRecord{Key: k.String(), Reason: "foreign", Detail: fmt.Sprintf("not below state/%s/", g.peer)}
+		return &kvstore.BadRecord{Key: k.String(), Reason: ReasonForeign, Detail: fmt.Sprintf("not below state/%s/", g.peer)}
 	}
 	if reason, err := g.check(rec); err != nil {
 		return &kvstore.BadRecord{Key: k.String(), Reason: reason, Detail: err.Error()}
@@ -147,28 +136,28 @@ func (g *Guard) check(rec proto.Message) (reason string, err error) {
 	case *keyspacev1.Identity:
 		return g.checkIdentity(r)
 	case *keyspacev1.IdentityRef:
-		return "range", g.number(r.GetNumber())
+		return kvstore.ReasonRange, g.number(r.GetNumber())
 	case *keyspacev1.IPEntry:
 		return g.checkIP(r)
 	case *keyspacev1.VTEP:
-		return "address", errors.Join(g.prefix(r.GetPrefix(), g.pods), g.tunnel(r.GetTunnelAddress()))
+		return kvstore.ReasonAddress, errors.Join(g.prefix(r.GetPrefix(), g.pods), g.tunnel(r.GetTunnelAddress()))
 	case *keyspacev1.NodeHealth:
 		if r.GetCluster() != g.peer {
-			return "foreign", fmt.Errorf("it is of a node of cluster %q; the peer is %q", r.GetCluster(), g.peer)
+			return ReasonForeign, fmt.Errorf("it is of a node of cluster %q; the peer is %q", r.GetCluster(), g.peer)
 		}
 	case *keyspacev1.Service:
-		return "namespace", g.namespace(r.GetNamespace())
+		return ReasonNamespace, g.namespace(r.GetNamespace())
 	case *keyspacev1.ServiceID:
 		if owner := kvstore.ServiceOwner(r.GetNumber()); owner != g.id {
-			return "range", fmt.Errorf("service number %d is of cluster id %d, not %d", r.GetNumber(), owner, g.id)
+			return kvstore.ReasonRange, fmt.Errorf("service number %d is of cluster id %d, not %d", r.GetNumber(), owner, g.id)
 		}
 	case *keyspacev1.BackendSlice:
 		if err := g.namespace(r.GetNamespace()); err != nil {
-			return "namespace", err
+			return ReasonNamespace, err
 		}
 		for _, b := range r.GetBackends() {
 			if err := g.address("backend", b.GetIp(), g.pods, g.nodes); err != nil {
-				return "address", err
+				return kvstore.ReasonAddress, err
 			}
 		}
 	}
@@ -177,9 +166,9 @@ func (g *Guard) check(rec proto.Message) (reason string, err error) {
 
 func (g *Guard) checkCluster(r *keyspacev1.Cluster) (string, error) {
 	if r.GetName() != g.peer || r.GetId() != g.id {
-		return "foreign", fmt.Errorf("it says cluster %q, id %d; the peer is %q, id %d", r.GetName(), r.GetId(), g.peer, g.id)
+		return ReasonForeign, fmt.Errorf("it says cluster %q, id %d; the peer is %q, id %d", r.GetName(), r.GetId(), g.peer, g.id)
 	}
-	return "address", errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes), g.serviceRanges(r.GetServiceCidrs()))
+	return kvstore.ReasonAddress, errors.Join(g.prefixes(r.GetPodCidrs(), g.pods), g.prefixes(r.GetNodeCidrs(), g.nodes), g.serviceRanges(r.GetServiceCidrs()))
 }
 
 // serviceRanges checks what a Cluster record says of them: to addresses there
@@ -204,7 +193,7 @@ func (g *Guard) serviceRanges(in []string) error {
 
 func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
 	if r.GetCluster() != g.peer {
-		return "foreign", fmt.Errorf("it says cluster %q; the peer is %q", r.GetCluster(), g.peer)
+		return ReasonForeign, fmt.Errorf("it says cluster %q; the peer is %q", r.GetCluster(), g.peer)
 	}
 	errs := []error{g.prefixes(r.GetPodCidrs(), g.pods), g.tunnel(r.GetTunnelAddress())}
 	for _, a := range r.GetAddresses() {
@@ -214,37 +203,37 @@ func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
 		}
 		errs = append(errs, g.address("node", a.GetIp(), granted...))
 	}
-	return "address", errors.Join(errs...)
+	return kvstore.ReasonAddress, errors.Join(errs...)
 }
 
 func (g *Guard) checkIdentity(r *keyspacev1.Identity) (string, error) {
 	if err := g.number(r.GetNumber()); err != nil {
-		return "range", err
+		return kvstore.ReasonRange, err
 	}
 	set, err := labels.ParseSet(r.GetLabels(), labels.Any)
 	if err != nil {
-		return "labels", err
+		return kvstore.ReasonLabels, err
 	}
 	for _, l := range set {
 		switch l.Source {
 		case labels.Reserved, labels.CIDR, labels.Any:
-			return "labels", fmt.Errorf("label %s: source %s never comes from a peer", l, l.Source)
+			return kvstore.ReasonLabels, fmt.Errorf("label %s: source %s never comes from a peer", l, l.Source)
 		}
 	}
 	if c, _ := set.Get(labels.Mesh, labels.ClusterKey); c != g.peer {
-		return "labels", fmt.Errorf("its label mesh:cluster is %q; the peer is %q", c, g.peer)
+		return kvstore.ReasonLabels, fmt.Errorf("its label mesh:cluster is %q; the peer is %q", c, g.peer)
 	}
 	return "", nil
 }
 
 func (g *Guard) checkIP(r *keyspacev1.IPEntry) (string, error) {
 	if err := errors.Join(g.prefix(r.GetPrefix(), g.pods, g.nodes), g.tunnel(r.GetTunnelAddress())); err != nil {
-		return "address", err
+		return kvstore.ReasonAddress, err
 	}
 	if err := g.number(r.GetIdentity()); err != nil {
-		return "range", err
+		return kvstore.ReasonRange, err
 	}
-	return "namespace", g.namespace(r.GetNamespace())
+	return ReasonNamespace, g.namespace(r.GetNamespace())
 }
 
 func (g *Guard) number(n uint32) error {
@@ -325,27 +314,4 @@ func (g *Guard) Limit(k kvstore.Kind) uint64 {
 		return g.grant.GetMaxBackends()
 	}
 	return maxUnknown
-}
-
-// Taken are the ranges of our own cluster and of the peers other than except:
-// pod and node CIDRs, which may never be granted again.
-func Taken(own *keyspacev1.Cluster, peers []*keyspacev1.Peer, except string) []netip.Prefix {
-	var out []netip.Prefix
-	add := func(in []string) {
-		for _, s := range in {
-			if p, err := netip.ParsePrefix(strings.TrimSpace(s)); err == nil {
-				out = append(out, p.Masked())
-			}
-		}
-	}
-	add(own.GetPodCidrs())
-	add(own.GetNodeCidrs())
-	add(own.GetServiceCidrs())
-	for _, p := range peers {
-		if p.GetName() != except {
-			add(p.GetGrant().GetPodCidrs())
-			add(p.GetGrant().GetNodeCidrs())
-		}
-	}
-	return out
 }

@@ -5,6 +5,7 @@ package peering
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -217,6 +218,20 @@ func checkRanges(f *findings, s Side, c *keyspacev1.Cluster) {
 			}
 		}
 	}
+}
+
+// CheckRanges is the part of Preflight that is about ranges: all that stands
+// against those that a cluster declares, beside our own and those of others.
+func CheckRanges(own *keyspacev1.Cluster, others []*keyspacev1.Peer, c *keyspacev1.Cluster) error {
+	f := &findings{peer: c.GetName()}
+	checkRanges(f, Side{Own: own, Peers: others}, c)
+	var errs []error
+	for _, x := range f.list {
+		if x.GetBlocking() {
+			errs = append(errs, errors.New(x.GetProblem()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func reportOverlap(f *findings, what string, p netip.Prefix, t ranged) {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/cas"
 )
 
@@ -29,13 +30,13 @@ type GrantChange struct {
 
 // Apply is the grant of a peer after the change, or all that is wrong with the
 // change. taken are ranges that no peer is ever granted.
-func (c GrantChange) Apply(peer string, old *keyspacev1.Grant, taken []netip.Prefix) (*keyspacev1.Grant, error) {
+func (c GrantChange) Apply(peer string, old *keyspacev1.Grant, taken []TakenRange) (*keyspacev1.Grant, error) {
 	g := proto.CloneOf(old)
 	var errs []error
 	g.PodCidrs = change(&errs, "pod", g.GetPodCidrs(), c.AddPods, c.RemovePods, taken)
 	g.NodeCidrs = change(&errs, "node", g.GetNodeCidrs(), c.AddNodes, c.RemoveNodes, taken)
 	if len(c.AddServices)+len(c.RemoveServices) > 0 {
-		g.ServiceCidrs, g.ServiceCidrsPinned = change(&errs, "service", g.GetServiceCidrs(), c.AddServices, c.RemoveServices, nil), true
+		g.ServiceCidrs, g.ServiceCidrsPinned = change(&errs, serviceRange, g.GetServiceCidrs(), c.AddServices, c.RemoveServices, taken), true
 	}
 	if c.Explain != nil {
 		g.Explain = *c.Explain
@@ -44,26 +45,55 @@ func (c GrantChange) Apply(peer string, old *keyspacev1.Grant, taken []netip.Pre
 		g.Diff = proto.Bool(*c.Diff)
 	}
 	if c.Namespaces != nil {
+		for _, n := range c.Namespaces {
+			errs = append(errs, checkNamespace(n))
+		}
 		g.Namespaces = slices.Clone(c.Namespaces)
 	}
-	for _, m := range []struct {
-		to   *uint64
-		from *uint64
-	}{
-		{&g.MaxNodes, c.MaxNodes}, {&g.MaxIdentities, c.MaxIdentities}, {&g.MaxIps, c.MaxIPs},
-		{&g.MaxServices, c.MaxServices}, {&g.MaxBackends, c.MaxBackends},
-	} {
-		if m.from != nil {
-			*m.to = *m.from
-		}
-	}
+	errs = append(errs, c.maxima(g))
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("grant of %s: %w", peer, err)
 	}
 	return g, nil
 }
 
-func change(errs *[]error, what string, have, add, remove []string, taken []netip.Prefix) []string {
+// What a maximum may be at most. Of identities and services there are no more
+// numbers in one cluster; the others are far above any cluster, and bound what a
+// mistyped one costs.
+const (
+	mostNodes    = 1_000_000
+	mostServices = 1<<kvstore.ServiceIDBits - 1
+	mostIPs      = 1 << 24
+	mostBackends = 1 << 24
+)
+
+// maxima sets those maxima of a grant that change.
+func (c GrantChange) maxima(g *keyspacev1.Grant) error {
+	var errs []error
+	for _, m := range []struct {
+		what string
+		to   *uint64
+		from *uint64
+		most uint64
+	}{
+		{"nodes", &g.MaxNodes, c.MaxNodes, mostNodes},
+		{"identities", &g.MaxIdentities, c.MaxIdentities, uint64(g.GetIdentityMax()) - uint64(g.GetIdentityMin()) + 1},
+		{"addresses", &g.MaxIps, c.MaxIPs, mostIPs},
+		{"services", &g.MaxServices, c.MaxServices, mostServices},
+		{"backends", &g.MaxBackends, c.MaxBackends, mostBackends},
+	} {
+		switch {
+		case m.from == nil:
+		case *m.from > m.most:
+			errs = append(errs, fmt.Errorf("%d %s are too many: a cluster is granted at most %d %[2]s", *m.from, m.what, m.most))
+		default:
+			*m.to = *m.from
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func change(errs *[]error, what string, have, add, remove []string, taken []TakenRange) []string {
 	out := slices.Clone(have)
 	for _, text := range remove {
 		i := slices.Index(out, text)
@@ -75,7 +105,7 @@ func change(errs *[]error, what string, have, add, remove []string, taken []neti
 	}
 	for _, text := range add {
 		p, _ := netip.ParsePrefix(text) // what cannot be read is no valid range
-		t, overlaps := overlapping(p, taken)
+		t, overlaps := overlapping(what, p, taken)
 		switch err := CheckRange(p); {
 		case err != nil:
 			*errs = append(*errs, fmt.Errorf("%s CIDR %q %w", what, text, err))

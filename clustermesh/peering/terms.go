@@ -62,6 +62,7 @@ func (a Ages) Validate() error {
 // SetAges changes how long the data of a peer is believed.
 func (s *Store) SetAges(ctx context.Context, name string, a Ages) error {
 	err := a.Validate()
+	var order error
 	if err == nil {
 		err = s.change(ctx, name, func(p *keyspacev1.Peer) bool {
 			set := func(field **int64, d *time.Duration) {
@@ -75,9 +76,15 @@ func (s *Store) SetAges(ctx context.Context, name string, a Ages) error {
 			}
 			set(&p.StaleAfter, a.Stale)
 			set(&p.ExpireAfter, a.Expire)
-			return true
+			order = nil
+			if p.StaleAfter != nil && p.GetExpireAfter() > 0 && p.GetStaleAfter() > p.GetExpireAfter() {
+				order = fmt.Errorf("its data would expire after %s, before it is stale after %s: give a shorter --stale-after or a longer --expire-after",
+					time.Duration(p.GetExpireAfter()), time.Duration(p.GetStaleAfter()))
+			}
+			return order == nil
 		})
 	}
+	err = errors.Join(err, order)
 	if err != nil {
 		return fmt.Errorf("set peer %q: %w", name, err)
 	}

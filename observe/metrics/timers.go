@@ -53,6 +53,10 @@ func NewTally(defs []Def, name string) *Tally {
 	return &Tally{def: d, CounterVec: prometheus.NewCounterVec(prometheus.CounterOpts{Name: d.Name, Help: d.Help}, d.Labels)}
 }
 
+// Begin shows 0, with a value for each label, before anything was counted: what
+// begins with its first count has no rate for that.
+func (t *Tally) Begin(labels ...string) { t.WithLabelValues(labels...) }
+
 // Add counts one, with a value for each label. It does not block.
 func (t *Tally) Add(labels ...string) { t.WithLabelValues(labels...).Inc() }
 

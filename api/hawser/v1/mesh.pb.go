@@ -1986,8 +1986,11 @@ func (x *CertificateInfo) GetSigns() bool {
 }
 
 type RotateCARequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	To            string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // the phase to reach: announced, switched, none
+	state protoimpl.MessageState `protogen:"open.v1"`
+	To    string                 `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"` // the phase to reach: announced, switched, none
+	// Nodes of the cluster that may be cut off by it: every other one has to have
+	// confirmed the step before.
+	LeaveNodes    []string `protobuf:"bytes,2,rep,name=leave_nodes,json=leaveNodes,proto3" json:"leave_nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2027,6 +2030,13 @@ func (x *RotateCARequest) GetTo() string {
 		return x.To
 	}
 	return ""
+}
+
+func (x *RotateCARequest) GetLeaveNodes() []string {
+	if x != nil {
+		return x.LeaveNodes
+	}
+	return nil
 }
 
 type MeshStatusRequest struct {
@@ -2121,7 +2131,7 @@ type PeerStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                          // pending, connecting, connected, lost; in a shared etcd: connected, gone
 	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                         // Unix ns
 	DialledBy     string                 `protobuf:"bytes,5,opt,name=dialled_by,json=dialledBy,proto3" json:"dialled_by,omitempty"` // us or them
 	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
@@ -2164,8 +2174,14 @@ type PeerStatus struct {
 	UnacknowledgedSeconds float64  `protobuf:"fixed64,40,opt,name=unacknowledged_seconds,json=unacknowledgedSeconds,proto3" json:"unacknowledged_seconds,omitempty"` // how long it has not acknowledged what we sent
 	// Nodes that some of our nodes probe and none reaches.
 	NodesUnreachable uint32 `protobuf:"varint,41,opt,name=nodes_unreachable,json=nodesUnreachable,proto3" json:"nodes_unreachable,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Unix ns, when its stream, its greeting or its endpoints were refused last;
+	// 0: never.
+	RefusedAt int64 `protobuf:"varint,42,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
+	// Records that it publishes and that are refused as they stand now; 1,000 are
+	// counted at the most.
+	RefusedNow    uint32 `protobuf:"varint,43,opt,name=refused_now,json=refusedNow,proto3" json:"refused_now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -2481,6 +2497,20 @@ func (x *PeerStatus) GetUnacknowledgedSeconds() float64 {
 func (x *PeerStatus) GetNodesUnreachable() uint32 {
 	if x != nil {
 		return x.NodesUnreachable
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetRefusedAt() int64 {
+	if x != nil {
+		return x.RefusedAt
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetRefusedNow() uint32 {
+	if x != nil {
+		return x.RefusedNow
 	}
 	return 0
 }
@@ -5273,13 +5303,15 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x03pem\x18\x04 \x01(\tR\x03pem\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1b\n" +
 	"\tnot_after\x18\x02 \x01(\x03R\bnotAfter\x12\x14\n" +
-	"\x05signs\x18\x03 \x01(\bR\x05signs\"!\n" +
+	"\x05signs\x18\x03 \x01(\bR\x05signs\"B\n" +
 	"\x0fRotateCARequest\x12\x0e\n" +
-	"\x02to\x18\x01 \x01(\tR\x02to\"\x13\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\x12\x1f\n" +
+	"\vleave_nodes\x18\x02 \x03(\tR\n" +
+	"leaveNodes\"\x13\n" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xe5\f\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xa5\r\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -5333,7 +5365,11 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"staleAfter\x12!\n" +
 	"\fexpire_after\x18' \x01(\x03R\vexpireAfter\x125\n" +
 	"\x16unacknowledged_seconds\x18( \x01(\x01R\x15unacknowledgedSeconds\x12+\n" +
-	"\x11nodes_unreachable\x18) \x01(\rR\x10nodesUnreachable\x1a=\n" +
+	"\x11nodes_unreachable\x18) \x01(\rR\x10nodesUnreachable\x12\x1d\n" +
+	"\n" +
+	"refused_at\x18* \x01(\x03R\trefusedAt\x12\x1f\n" +
+	"\vrefused_now\x18+ \x01(\rR\n" +
+	"refusedNow\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +
