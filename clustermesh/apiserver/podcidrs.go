@@ -174,6 +174,9 @@ func (r *registrar) allocate(ctx context.Context, own owners, node, family strin
 	if err != nil || !found {
 		return err
 	}
+	if family == ipv4 && presence.msg.GetHasPodCidr() {
+		return nil // it is about to announce the one that it has
+	}
 	var taken []netip.Prefix
 	for p := range own {
 		if familyOf(p) == family {

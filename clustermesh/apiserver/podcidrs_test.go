@@ -55,6 +55,19 @@ func registrarOf(t *testing.T, size int, pools ...string) (s *Server, step func(
 	}
 }
 
+// A node that was told its range by its operator is given none while it has not
+// announced that one yet.
+func TestNoPodCIDRBesideOnesOwn(t *testing.T) {
+	s, step := registrarOf(t, 24, "10.1.0.0/22")
+	s.write(t, kvstore.NewKey(kvstore.Local, "east", kvstore.KindPresence, "n1"), &keyspacev1.Presence{Node: "n1", HasPodCidr: true})
+	s.watchman.present["n1"] = true
+	s.come(t, "n2")
+	step()
+	if one, two := s.rangesOf(t, "n1"), s.rangesOf(t, "n2"); one != "" || two != "10.1.0.0/24" {
+		t.Errorf("n1 was given %q, n2 %q", one, two)
+	}
+}
+
 // Each node that comes without a range gets one that is nobody's, which it keeps
 // until it is forgotten; what an operator told a node counts as taken.
 func TestPodCIDRs(t *testing.T) {

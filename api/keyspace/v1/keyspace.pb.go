@@ -2457,6 +2457,7 @@ type Presence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	HasPodCidr    bool                   `protobuf:"varint,3,opt,name=has_pod_cidr,json=hasPodCidr,proto3" json:"has_pod_cidr,omitempty"` // of IPv4, which the node announces: it needs to be given none
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2504,6 +2505,13 @@ func (x *Presence) GetBootId() string {
 		return x.BootId
 	}
 	return ""
+}
+
+func (x *Presence) GetHasPodCidr() bool {
+	if x != nil {
+		return x.HasPodCidr
+	}
+	return false
 }
 
 func (x *Presence) GetUpdatedAt() int64 {
@@ -3680,10 +3688,12 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\adrained\x18\x03 \x01(\bR\adrained\x12#\n" +
 	"\rdrained_since\x18\x04 \x01(\x03R\fdrainedSince\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"V\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"x\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
-	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x1d\n" +
+	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12 \n" +
+	"\fhas_pod_cidr\x18\x03 \x01(\bR\n" +
+	"hasPodCidr\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x05\n" +
 	"\bPeerView\x12\x12\n" +
