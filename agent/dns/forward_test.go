@@ -17,16 +17,19 @@ import (
 	"testing"
 
 	wire "github.com/miekg/dns"
+
+	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 // upstream is a played resolver on loopback, UDP and TCP.
 func upstream(t *testing.T, h wire.HandlerFunc) netip.AddrPort {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	at := ports.Free(t).String() // of both protocols
+	pc, err := net.ListenPacket("udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lis, err := net.Listen("tcp", pc.LocalAddr().String())
+	lis, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +235,8 @@ func TestHostUpstreams(t *testing.T) {
 }
 
 func TestAnAddressInUseIsTriedAgain(t *testing.T) {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	at := ports.Free(t).String() // of both protocols
+	pc, err := net.ListenPacket("udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
