@@ -326,21 +326,27 @@ func (w *world) fragNeeded(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			_, err := unix.Write(fd, make([]byte, 1450))
-			if errors.Is(err, unix.EMSGSIZE) {
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("an oversized datagram is still accepted (%w)", err)
-			}
-		}
-		mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
-		if err == nil && mtu != 1500-overhead {
-			err = fmt.Errorf("path MTU is %d, want %d", mtu, 1500-overhead)
-		}
-		return err
+		return toldTooBig(fd, unix.IPPROTO_IP, unix.IP_MTU)
 	})
+}
+
+// toldTooBig sends datagrams that fit no tunnel on a connected socket until the
+// kernel refuses them, and checks the path MTU that it learnt.
+func toldTooBig(fd, level, option int) error {
+	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		_, err := unix.Write(fd, make([]byte, 1450))
+		if errors.Is(err, unix.EMSGSIZE) {
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("an oversized datagram is still accepted (%w)", err)
+		}
+	}
+	mtu, err := unix.GetsockoptInt(fd, level, option)
+	if err == nil && mtu != 1500-overhead {
+		err = fmt.Errorf("path MTU is %d, want %d", mtu, 1500-overhead)
+	}
+	return err
 }
 
 func (a *agent) ids(t *testing.T) (out []string) {
