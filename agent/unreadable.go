@@ -16,16 +16,16 @@ import (
 const unreadableShown = 10
 
 // unreadable are the keys that this node watches and cannot read. What such a
-// key said before, if it said something, still holds.
+// key said before still holds, where this agent has read that.
 type unreadable struct {
 	own string // our cluster: what is another's below state/ is a copy
 
 	mu   sync.Mutex
-	keys map[kvstore.Subtree][]kvstore.Key
+	keys map[kvstore.Subtree][]store.Unreadable
 }
 
 func newUnreadable(own string) *unreadable {
-	return &unreadable{own: own, keys: map[kvstore.Subtree][]kvstore.Key{}}
+	return &unreadable{own: own, keys: map[kvstore.Subtree][]store.Unreadable{}}
 }
 
 // apply takes a batch of the reader of a subtree.
@@ -39,7 +39,15 @@ func (u *unreadable) apply(s kvstore.Subtree, b store.Batch) {
 func (u *unreadable) policies() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return slices.ContainsFunc(u.keys[kvstore.Local], func(k kvstore.Key) bool { return k.Kind == kvstore.KindPolicy })
+	return slices.ContainsFunc(u.keys[kvstore.Local], func(k store.Unreadable) bool { return k.Kind == kvstore.KindPolicy })
+}
+
+// what is in force of a key that cannot be read.
+func what(k store.Unreadable) string {
+	if k.Said {
+		return "what it said before still holds"
+	}
+	return "this agent, since it started, has never read what it said before, and goes without"
 }
 
 // problems tells each key and what to do about it, the first ones by name.
@@ -47,12 +55,12 @@ func (u *unreadable) problems() []*hawserv1.Problem {
 	u.mu.Lock()
 	all := slices.Concat(u.keys[kvstore.State], u.keys[kvstore.Local])
 	u.mu.Unlock()
-	slices.SortFunc(all, func(a, b kvstore.Key) int { return strings.Compare(a.String(), b.String()) })
+	slices.SortFunc(all, func(a, b store.Unreadable) int { return strings.Compare(a.String(), b.String()) })
 	var out []*hawserv1.Problem
 	for _, k := range all[:min(len(all), unreadableShown)] {
 		name := strings.TrimPrefix(k.String(), kvstore.Root)
 		p := &hawserv1.Problem{
-			Object: "key " + name, Problem: "its record cannot be read; what it said before still holds",
+			Object: "key " + name, Problem: "its record cannot be read; " + what(k),
 			Fix: "see it: hawser kvstore get " + name + "; its writer replaces it, or: hawser kvstore del " + name + " --write",
 		}
 		if k.Subtree == kvstore.State && k.Cluster != u.own {

@@ -15,10 +15,10 @@ import (
 func TestUnreadableKeysAreTold(t *testing.T) {
 	u := newUnreadable("east")
 	policy := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPolicy, "demo", "closed")
-	u.apply(kvstore.Local, store.Batch{Unreadable: []kvstore.Key{policy}})
-	var many []kvstore.Key
+	u.apply(kvstore.Local, store.Batch{Unreadable: []store.Unreadable{{Key: policy, Said: true}}})
+	var many []store.Unreadable
 	for i := range 12 {
-		many = append(many, kvstore.NewKey(kvstore.State, "east", kvstore.KindIP, fmt.Sprintf("10.1.0.%d/32", i)))
+		many = append(many, store.Unreadable{Key: kvstore.NewKey(kvstore.State, "east", kvstore.KindIP, fmt.Sprintf("10.1.0.%d/32", i))})
 	}
 	u.apply(kvstore.State, store.Batch{Unreadable: many})
 	ps := u.problems()
@@ -29,8 +29,12 @@ func TestUnreadableKeysAreTold(t *testing.T) {
 	if last := ps[len(ps)-1]; !strings.Contains(last.GetFix(), "hawser kvstore del state/east/ips/") || !strings.Contains(last.GetProblem(), "more") {
 		t.Errorf("the last one told is %v", last)
 	}
+	// What was never read since the agent started does not hold.
+	if before, never := ps[0].GetProblem(), ps[1].GetProblem(); !strings.Contains(before, "still holds") || strings.Contains(never, "still holds") || !strings.Contains(never, "goes without") {
+		t.Errorf("a key that was read before is told as %q, one that was not as %q", before, never)
+	}
 	// A copy of a peer's key is not to be removed: what cures it says where from.
-	u.apply(kvstore.State, store.Batch{Unreadable: []kvstore.Key{kvstore.NewKey(kvstore.State, "west", kvstore.KindIP, "10.2.0.7/32")}})
+	u.apply(kvstore.State, store.Batch{Unreadable: []store.Unreadable{{Key: kvstore.NewKey(kvstore.State, "west", kvstore.KindIP, "10.2.0.7/32")}}})
 	if fix := u.problems()[1].GetFix(); strings.Contains(fix, "kvstore del") || !strings.Contains(fix, "hawser kvstore diff west") || !strings.Contains(fix, "restart hawser-apiserver") {
 		t.Errorf("of a peer's key it says: %s", fix)
 	}

@@ -196,6 +196,11 @@ func (e *examination) members() {
 		case "dead", "suspect":
 			e.add(Problem, "node", m.GetCluster()+"/"+m.GetName(), "see what nodes say of the way to it: hawser node paths", "its cluster says: %s", m.GetHealth())
 		}
+		if m.GetProblem() != "" {
+			e.add(Problem, "node", m.GetCluster()+"/"+m.GetName(), "its agent writes it again within five minutes, or at once when it is restarted; see it: hawser kvstore get state/"+
+				m.GetCluster()+"/nodes/"+m.GetName(), "%s", m.GetProblem())
+			continue // no more is known of it
+		}
 		mtus[m.GetMtu()] = append(mtus[m.GetMtu()], m.GetName())
 	}
 	if len(mtus) > 1 {

@@ -72,6 +72,7 @@ func TestEachFault(t *testing.T) {
 		"node absent, not asked":         {func(s *Snapshot) { s.Members[0].State, s.Nodes = "absent", nil }, Problem, "node", "agent is down, or"},
 		"node absent, its agent answers": {func(s *Snapshot) { s.Members[0].State = "absent" }, Problem, "node", "its agent runs, but is cut off"},
 		"node dead":                      {func(s *Snapshot) { s.Members[1].Health = "dead" }, Problem, "node", "its cluster says: dead"},
+		"node unreadable":                {func(s *Snapshot) { s.Members[1].Problem, s.Members[1].Mtu = "its record cannot be read: decode", 0 }, Problem, "node", "its record cannot be read: decode"},
 		"MTU":                            {func(s *Snapshot) { s.Members[1].Mtu = 9000 }, Warning, "MTU", "1500 on n1; 9000 on w1"},
 		"API server's clock":             {func(s *Snapshot) { s.Clock = &Clock{Offset: -time.Minute, Unsure: time.Second} }, Warning, "clock", "59s behind"},
 		"node's clock":                   {func(s *Snapshot) { s.Nodes[0].Clock = &Clock{Offset: time.Hour} }, Warning, "clock", "1h0m ahead of"},

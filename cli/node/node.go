@@ -7,6 +7,7 @@ package node
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,7 +106,7 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		return err
 	}
 	type row = *hawserv1.NodeInfo
-	return printer.List(cmd.OutOrStdout(), s.Output, r.GetNodes(), printer.Columns[row]{
+	cols := printer.Columns[row]{
 		{Header: "CLUSTER", Cell: row.GetCluster},
 		{Header: "NODE", Cell: row.GetName},
 		{Header: "STATE", Cell: row.GetState},
@@ -114,10 +115,21 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		{Header: "ADDRESSES", Cell: func(n row) string { return strings.Join(n.GetAddresses(), ",") }},
 		{Header: "TUNNEL", Cell: row.GetTunnelAddress},
 		{Header: "POD CIDRS", Cell: func(n row) string { return strings.Join(n.GetPodCidrs(), ",") }},
-		{Header: "MTU", Cell: func(n row) string { return fmt.Sprint(n.GetMtu()) }},
+		{Header: "MTU", Cell: mtu},
 		{Header: "WORKLOADS", Cell: func(n row) string { return fmt.Sprint(n.GetWorkloads()) }},
 		{Header: "VERSION", Cell: row.GetVersion},
-	}, "No nodes.")
+	}
+	if slices.ContainsFunc(r.GetNodes(), func(n row) bool { return n.GetProblem() != "" }) {
+		cols = append(cols, printer.Column[row]{Header: "PROBLEM", Cell: row.GetProblem})
+	}
+	return printer.List(cmd.OutOrStdout(), s.Output, r.GetNodes(), cols, "No nodes.")
+}
+
+func mtu(n *hawserv1.NodeInfo) string {
+	if n.GetMtu() == 0 {
+		return ""
+	}
+	return fmt.Sprint(n.GetMtu())
 }
 
 // health is what the node's own cluster says of it, and since when unless all is

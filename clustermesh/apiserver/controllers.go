@@ -30,8 +30,10 @@ func (s *Server) lead(ctx context.Context) error {
 		look := s.cfg.departedAfter() / looksWithin
 		departed := &undertaker{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
 		orphans := &orphanage{s: s, fence: t.Fence(), now: time.Now, sees: s.watchman.witnesses}
-		ranges := &registrar{s: s, fence: t.Fence()}
+		ranges := &registrar{s: s, fence: t.Fence(), decided: newDecisions()}
+		g.Go(func() error { return ranges.decided.run(ctx, s) })
 		g.Go(func() error { return ranges.run(ctx) })
+		g.Go(func() error { return s.keepClusterRecord(ctx, t.Fence()) })
 		vips := &vipKeeper{s: s, fence: t.Fence(), now: time.Now}
 		g.Go(func() error { return s.repeat(ctx, "compare service addresses", vipsEvery, vips.step) })
 		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", min(sweepEvery, look), departed.step) })
@@ -50,6 +52,11 @@ func (s *Server) lead(ctx context.Context) error {
 // repeat calls step at once and in each interval until the context ends. Its
 // errors are logged.
 func (s *Server) repeat(ctx context.Context, what string, every time.Duration, step func(context.Context) error) error {
+	return s.repeatOr(ctx, what, every, nil, step)
+}
+
+// repeatOr is repeat that calls step whenever it is woken, too.
+func (s *Server) repeatOr(ctx context.Context, what string, every time.Duration, woken <-chan struct{}, step func(context.Context) error) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -60,6 +67,7 @@ func (s *Server) repeat(ctx context.Context, what string, every time.Duration, s
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-woken:
 		}
 	}
 }

@@ -27,11 +27,15 @@ func (s *Server) nodeConfigKey(node string) kvstore.Key {
 	return kvstore.NewKey(kvstore.Local, s.cfg.Cluster, kvstore.KindNodeConfig, node)
 }
 
+func (s *Server) nodeKey(node string) kvstore.Key {
+	return kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindNode, node)
+}
+
 // DrainNode has a node's agent publish its backends as in maintenance, or as
 // before.
 func (s *Server) DrainNode(ctx context.Context, r *hawserv1.DrainNodeRequest) (*hawserv1.DrainNodeResponse, error) {
 	node := r.GetNode()
-	_, known, err := get[*keyspacev1.Node](ctx, s, kvstore.NewKey(kvstore.State, s.cfg.Cluster, kvstore.KindNode, node))
+	_, known, err := get[*keyspacev1.Node](ctx, s, s.nodeKey(node))
 	if err != nil {
 		return nil, apiError(err)
 	}

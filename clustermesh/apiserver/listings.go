@@ -5,6 +5,7 @@ package apiserver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,14 +18,16 @@ import (
 
 // Node states in listings.
 const (
-	nodePresent = "present" // its agent holds its presence lease
-	nodeAbsent  = "absent"  // its agent is down; its data stays
-	nodeRemote  = "remote"  // known from a peer
+	nodePresent    = "present"    // its agent holds its presence lease
+	nodeAbsent     = "absent"     // its agent is down; its data stays
+	nodeRemote     = "remote"     // known from a peer
+	nodeUnreadable = "unreadable" // its record cannot be read
 )
 
-// ListNodes lists the nodes of all clusters.
+// ListNodes lists the nodes of all clusters, also those whose records cannot be
+// read.
 func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*hawserv1.ListNodesResponse, error) {
-	nodes, err := listAll[*keyspacev1.Node](ctx, s, kvstore.KindNode)
+	nodes, bad, err := listAllBad[*keyspacev1.Node](ctx, s, kvstore.KindNode)
 	if err != nil {
 		return nil, apiError(err)
 	}
@@ -62,16 +65,38 @@ func (s *Server) ListNodes(ctx context.Context, _ *hawserv1.ListNodesRequest) (*
 				info.State = nodePresent
 			}
 		}
-		if h := health[[2]string{n.key.Cluster, n.msg.GetName()}]; h != nil {
+		resp.Nodes = append(resp.Nodes, info)
+	}
+	for _, b := range bad {
+		if info := unreadableNode(b); info != nil {
+			info.Workloads = workloads[[2]string{info.GetCluster(), info.GetName()}]
+			resp.Nodes = append(resp.Nodes, info)
+		}
+	}
+	for _, info := range resp.GetNodes() {
+		if h := health[[2]string{info.GetCluster(), info.GetName()}]; h != nil {
 			info.Health, info.HealthSince = liveness.StateName(h.GetState()), h.GetSince()
 			info.Process, info.Path, info.Witnesses = h.GetProcess(), h.GetPath(), h.GetWitnesses()
 		}
-		resp.Nodes = append(resp.Nodes, info)
 	}
 	if err := s.tellDrains(ctx, resp.GetNodes()); err != nil {
 		return nil, apiError(err)
 	}
 	return resp, nil
+}
+
+// unreadableNode tells of a record under a node's key that cannot be read; nil when
+// the key is not one of a node.
+func unreadableNode(b unreadable) *hawserv1.NodeInfo {
+	key, err := kvstore.ParseKey(b.kv.Key)
+	if err != nil {
+		return nil
+	}
+	problem := b.err.Error()
+	if bad := (*kvstore.BadRecord)(nil); errors.As(b.err, &bad) {
+		problem = "its record cannot be read: " + bad.Reason + ": " + bad.Detail
+	}
+	return &hawserv1.NodeInfo{Cluster: key.Cluster, Name: key.Names[0], State: nodeUnreadable, Problem: problem}
 }
 
 // countWorkloads counts the workloads of each node, by cluster and name: one may

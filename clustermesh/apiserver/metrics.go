@@ -33,13 +33,14 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_etcd_database_bytes", Help: "Size of etcd's database on disk.", Kind: g},
 		{Name: "hawser_etcd_quota_bytes", Help: "Size of the database at which etcd stops taking writes.", Kind: g},
 		{Name: "hawser_etcd_revision", Help: "Revision of etcd.", Kind: g},
-		{Name: "hawser_nodes", Help: "Nodes by cluster and state: present, absent, remote.", Kind: g, Labels: []string{"target_cluster", "state"}},
+		{Name: "hawser_nodes", Help: "Nodes by cluster and state: present, absent, remote, unreadable.", Kind: g, Labels: []string{"target_cluster", "state"}},
 		{Name: "hawser_node_health", Help: "Nodes by cluster and health, as their own cluster judges: alive, agent down, suspect, dead, unknown.", Kind: g, Labels: []string{"target_cluster", "health"}},
 		{Name: "hawser_nodes_unreachable", Help: "Nodes of a peer that some node of this cluster probes and none reaches.", Kind: g, Labels: peer},
 		{Name: "hawser_gossip_members", Help: "Agents and API servers of this cluster that gossip has met, by what it says of them now: up, down.", Kind: g, Labels: []string{"process"}},
 		{Name: "hawser_gossip_refused_total", Help: "Gossip messages refused: a wrong key, none, or another cluster's.", Kind: c},
 		{Name: "hawser_pod_ranges", Help: "Ranges of a pool of pod addresses: used (nodes that have one), free (that can still be handed out).", Kind: g, Labels: []string{"pool", "state"}},
 		{Name: "hawser_node_health_changes_total", Help: "Verdicts on nodes of this cluster that this API server wrote, by the health that they gave.", Kind: c, Labels: []string{"health"}},
+		{Name: "hawser_records_put_back_total", Help: "Records that only the API server writes (cluster, nodeconfig) and that it put back, as the leader, because somebody else had removed or changed them.", Kind: c, Labels: []string{"kind"}},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this cluster.", Kind: g},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
@@ -91,6 +92,7 @@ type clusterState struct {
 	members       map[liveness.Witness]int
 	gossipRefused uint64
 	verdicts      map[string]uint64
+	putBacks      map[kvstore.Kind]uint64
 }
 
 // metricsSource reads the cluster's state as its API shows it.
@@ -102,6 +104,7 @@ func (s *Server) metricsSource() metrics.Source {
 		}
 		c.members, c.gossipRefused = s.watchman.gossipState()
 		c.verdicts = s.watchman.verdictCounts()
+		c.putBacks = s.back.counts()
 		var errs [3]error
 		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
 		c.mesh, errs[1] = s.MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
@@ -151,6 +154,9 @@ func (c *clusterState) emit(emit metrics.Emit) {
 	}
 	for health, n := range c.verdicts {
 		emit("hawser_node_health_changes_total", float64(n), health)
+	}
+	for kind, n := range c.putBacks {
+		emit("hawser_records_put_back_total", float64(n), string(kind))
 	}
 	emit("hawser_gossip_refused_total", float64(c.gossipRefused))
 	for _, p := range c.mesh.GetPeers() {

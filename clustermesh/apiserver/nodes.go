@@ -71,17 +71,27 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 	if err != nil {
 		return nil, apiError(err)
 	}
+	// What was decided for it goes in one transaction with all that shows that it is
+	// a node: else the leader would put it back.
+	config, record := s.nodeConfigKey(node).String(), s.nodeKey(node).String()
+	var rest, last []kvstore.Op
+	for _, k := range keys {
+		if k == config || k == record {
+			last = append(last, kvstore.Delete(k))
+		} else {
+			rest = append(rest, kvstore.Delete(k))
+		}
+	}
 	for p, owner := range ranges {
 		if owner == node {
 			keys = append(keys, s.podCIDRKey(p).String())
+			last = append(last, kvstore.Delete(s.podCIDRKey(p).String()))
 		}
 	}
-	ops := make([]kvstore.Op, len(keys))
-	for i, k := range keys {
-		ops[i] = kvstore.Delete(k)
-	}
-	if err := s.commit(ctx, ops); err != nil {
-		return nil, apiError(err)
+	for _, ops := range [][]kvstore.Op{rest, last} {
+		if err := s.commit(ctx, ops); err != nil {
+			return nil, apiError(err)
+		}
 	}
 	was, err := s.enrol.Forget(ctx, node)
 	if err != nil {

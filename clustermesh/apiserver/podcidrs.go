@@ -25,9 +25,10 @@ const podCIDRsEvery = 10 * time.Second
 // registrar gives nodes their pod CIDRs, and keeps who has which. What a node was
 // told by its operator it owns, too, unless another does.
 type registrar struct {
-	s     *Server
-	fence []kvstore.Cmp
-	read  int64 // revision at which the owners are known
+	s       *Server
+	fence   []kvstore.Cmp
+	decided *decisions
+	read    int64 // revision at which the owners are known
 }
 
 // owners are who has which range, as it is stored.
@@ -221,32 +222,8 @@ func (r *registrar) give(ctx context.Context, own owners, node string, p netip.P
 	return err
 }
 
-// tell repairs what nodes were told of their ranges.
-func (r *registrar) tell(ctx context.Context, own owners) error {
-	told, err := list[*keyspacev1.NodeConfig](ctx, r.s, kvstore.Local, r.s.cfg.Cluster, kvstore.KindNodeConfig)
-	if err != nil {
-		return err
-	}
-	is := map[string][]string{}
-	for _, c := range told {
-		is[c.msg.GetNode()] = c.msg.GetPodCidrs()
-	}
-	var errs []error
-	done := map[string]bool{externalOwner: true} // is told nothing
-	for _, node := range own {
-		if want := own.of(node); !done[node] && !slices.Equal(is[node], want) {
-			ops, cmps, err := r.s.nodeConfigOps(ctx, node, func(c *keyspacev1.NodeConfig) { c.PodCidrs = want })
-			if err == nil && len(ops) > 0 {
-				_, err = r.s.kv.Txn(ctx, append(cmps, r.fence...), ops, nil) // lost to another write: the next step
-			}
-			errs = append(errs, err)
-		}
-		done[node] = true
-	}
-	return errors.Join(errs...)
-}
-
-// run steps when a node comes, and at times, until the context ends.
+// run steps when a node comes, when somebody changes what was decided for one, and
+// at times, until the context ends.
 func (r *registrar) run(ctx context.Context) error {
 	for {
 		if err := r.step(ctx); err != nil && ctx.Err() == nil {
@@ -256,6 +233,7 @@ func (r *registrar) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-r.s.watchman.came:
+		case <-r.decided.changed:
 		case <-time.After(podCIDRsEvery):
 		}
 	}

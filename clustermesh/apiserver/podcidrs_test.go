@@ -46,7 +46,7 @@ func registrarOf(t *testing.T, size int, pools ...string) (s *Server, step func(
 		cfg.PodCIDRs = append(cfg.PodCIDRs, netip.MustParsePrefix(p))
 	}
 	s = start(t, cfg)
-	r := &registrar{s: s}
+	r := &registrar{s: s, decided: newDecisions()}
 	return s, func() {
 		t.Helper()
 		if err := r.step(t.Context()); err != nil {

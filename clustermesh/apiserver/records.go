@@ -63,19 +63,24 @@ func listBad[T proto.Message](ctx context.Context, s *Server, sub kvstore.Subtre
 
 // listAll is list over every cluster under state/, own first.
 func listAll[T proto.Message](ctx context.Context, s *Server, kind kvstore.Kind) ([]stored[T], error) {
+	out, _, err := listAllBad[T](ctx, s, kind)
+	return out, err
+}
+
+// listAllBad is listAll; it also returns the bad records.
+func listAllBad[T proto.Message](ctx context.Context, s *Server, kind kvstore.Kind) (out []stored[T], bad []unreadable, err error) {
 	clusters, err := s.clusters(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []stored[T]
 	for _, c := range clusters {
-		rows, err := list[T](ctx, s, kvstore.State, c, kind)
+		rows, broken, err := listBad[T](ctx, s, kvstore.State, c, kind)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		out = append(out, rows...)
+		out, bad = append(out, rows...), append(bad, broken...)
 	}
-	return out, nil
+	return out, bad, nil
 }
 
 func decode[T proto.Message](kv kvstore.KV) (stored[T], error) {

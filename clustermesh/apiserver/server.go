@@ -54,7 +54,8 @@ type Server struct {
 	cut         cutOffs         // peers
 	held        held            // departed nodes
 	ranges      rangeProblems   // of nodes
-	applying    sync.Mutex      // of a service, so that manifests at once do not overtake each other
+	back        putBacks
+	applying    sync.Mutex // of a service, so that manifests at once do not overtake each other
 
 	portListener net.Listener  // nil without an API port
 	refused      atomic.Uint64 // calls on it, for the caller's certificate

@@ -117,7 +117,7 @@ func TestExternalEndpointsRaceNodes(t *testing.T) {
 		s, _ := registrarOf(t, 24, "10.1.0.0/24")
 		s.come(t, "n1")
 		var both sync.WaitGroup
-		both.Go(func() { _ = (&registrar{s: s}).step(t.Context()) }) // who loses says so
+		both.Go(func() { _ = (&registrar{s: s, decided: newDecisions()}).step(t.Context()) }) // who loses says so
 		both.Go(func() {
 			_, _ = s.AddVTEP(t.Context(), &hawserv1.AddVTEPRequest{Prefix: "10.1.0.128/25", TunnelAddress: "192.168.1.50"})
 		})

@@ -50,7 +50,7 @@ func (a *Allocator) Concerned(b store.Batch) bool {
 	known := a.unreadable
 	a.unreadable = map[string]bool{}
 	for _, k := range b.Unreadable {
-		if used(k) != nil {
+		if used(k.Key) != nil {
 			due = due || !known[k.String()]
 			a.unreadable[k.String()] = true
 		}

@@ -112,13 +112,13 @@ func TestConcerned(t *testing.T) {
 		"another's":            {change(otherID, &keyspacev1.Identity{Number: uint32(number) + 1, Labels: other.Strings()}), false},
 		"another's goes":       {change(otherLabels, nil), false},
 		"another cluster's":    {change(abroad, nil), false},
-		"another's unreadable": {store.Batch{Unreadable: []kvstore.Key{otherID, otherLabels}}, false},
+		"another's unreadable": {store.Batch{Unreadable: []store.Unreadable{{Key: otherID}, {Key: otherLabels}}}, false},
 		"other labels":         {change(id, &keyspacev1.Identity{Number: uint32(number), Labels: other.Strings()}), true},
 		"another number":       {change(byLabels, &keyspacev1.IdentityRef{Number: uint32(number) + 1}), true},
 		"number goes":          {change(id, nil), true},
 		"labels go":            {change(byLabels, nil), true},
-		"number unreadable":    {store.Batch{Unreadable: []kvstore.Key{id}}, true},
-		"labels unreadable":    {store.Batch{Unreadable: []kvstore.Key{byLabels}}, true},
+		"number unreadable":    {store.Batch{Unreadable: []store.Unreadable{{Key: id}}}, true},
+		"labels unreadable":    {store.Batch{Unreadable: []store.Unreadable{{Key: byLabels}}}, true},
 	} {
 		n.Concerned(store.Batch{})
 		if got := n.Concerned(c.b); got != c.want {

@@ -54,9 +54,8 @@ type Batch struct {
 	Revision int64
 	// Listed marks the last batch of a listing.
 	Listed bool
-	// Unreadable are all keys whose present value cannot be read, in no order; read only;
-	// what they last said may have been delivered long ago, or never.
-	Unreadable []kvstore.Key
+	// Unreadable are all keys whose present value cannot be read, in no order; read only.
+	Unreadable []Unreadable
 }
 
 // ReaderConfig is what a Reader follows.
@@ -291,7 +290,7 @@ func (r *Reader) change(kv kvstore.KV, deleted bool) (Change, bool) {
 		if c.Record, err = r.cfg.Limits.Decode(k, kv.Value); err != nil {
 			r.keys[kv.Key] = entry{rev: kv.ModRevision, delivered: had}
 			if r.bad(err) {
-				r.unreadable.add(kv.Key, k)
+				r.unreadable.add(kv.Key, Unreadable{k, had})
 			}
 			return Change{}, false
 		}

@@ -62,12 +62,12 @@ func testSkipsLies(t *testing.T, e *etcdtest.Etcd) {
 		defer v.mu.Unlock()
 		var out []string
 		for _, k := range v.unread {
-			out = append(out, k.String())
+			out = append(out, fmt.Sprint(k.String(), " said: ", k.Said))
 		}
 		slices.Sort(out)
 		return out
 	}
-	if got, want := unread(), []string{honest.String(), vtep(e, 3).String()}; !slices.Equal(got, want) {
+	if got, want := unread(), []string{honest.String() + " said: true", vtep(e, 3).String() + " said: false"}; !slices.Equal(got, want) {
 		t.Errorf("unreadable are %v, want %v", got, want)
 	}
 	v.mu.Lock()

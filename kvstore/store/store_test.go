@@ -29,7 +29,7 @@ type view struct {
 	smallest int // fewest keys since watching began
 	batches  []store.Batch
 	bad      []string
-	unread   []kvstore.Key
+	unread   []store.Unreadable
 }
 
 func newView() *view { return &view{keys: map[string]string{}, smallest: 1 << 30} }

@@ -17,10 +17,10 @@ func TestUnreadableListedOnce(t *testing.T) {
 		t.Errorf("of nothing: %v", got)
 	}
 	for n := range 1000 {
-		u.add(fmt.Sprint(n), kvstore.Key{Names: []string{fmt.Sprint(n)}})
+		u.add(fmt.Sprint(n), Unreadable{Key: kvstore.Key{Names: []string{fmt.Sprint(n)}}})
 	}
 	before := u.all()
-	u.add("1", kvstore.Key{})
+	u.add("1", Unreadable{})
 	u.remove("other")
 	if allocs := testing.AllocsPerRun(10, func() { u.all() }); allocs != 0 || len(before) != 1000 {
 		t.Errorf("%d keys, listed again without a change: %v allocations", len(before), allocs)

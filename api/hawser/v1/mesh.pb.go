@@ -3138,8 +3138,10 @@ type NodeInfo struct {
 	PodCidrs      []string               `protobuf:"bytes,5,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
-	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // present, absent; remote: published
-	Workloads     uint64                 `protobuf:"varint,9,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	// present, absent; remote: published; unreadable: its record cannot be read, so
+	// that only its cluster and name are known.
+	State     string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	Workloads uint64 `protobuf:"varint,9,opt,name=workloads,proto3" json:"workloads,omitempty"`
 	// As its own cluster judges: alive, agent down, suspect, dead; empty: unknown.
 	Health      string   `protobuf:"bytes,10,opt,name=health,proto3" json:"health,omitempty"`
 	HealthSince int64    `protobuf:"varint,11,opt,name=health_since,json=healthSince,proto3" json:"health_since,omitempty"` // Unix ns
@@ -3150,6 +3152,7 @@ type NodeInfo struct {
 	// drained: none does; empty: neither. Own cluster only.
 	Drain         string `protobuf:"bytes,15,opt,name=drain,proto3" json:"drain,omitempty"`
 	DrainSince    int64  `protobuf:"varint,16,opt,name=drain_since,json=drainSince,proto3" json:"drain_since,omitempty"` // Unix ns
+	Problem       string `protobuf:"bytes,17,opt,name=problem,proto3" json:"problem,omitempty"`                          // what is wrong with its record; empty: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3294,6 +3297,13 @@ func (x *NodeInfo) GetDrainSince() int64 {
 		return x.DrainSince
 	}
 	return 0
+}
+
+func (x *NodeInfo) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 type ListIdentitiesRequest struct {
@@ -5417,7 +5427,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\achanged\x18\x04 \x01(\bR\achanged\"\x12\n" +
 	"\x10ListNodesRequest\">\n" +
 	"\x11ListNodesResponse\x12)\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\xb8\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x13.hawser.v1.NodeInfoR\x05nodes\"\xd2\x03\n" +
 	"\bNodeInfo\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -5436,7 +5446,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\twitnesses\x18\x0e \x03(\tR\twitnesses\x12\x14\n" +
 	"\x05drain\x18\x0f \x01(\tR\x05drain\x12\x1f\n" +
 	"\vdrain_since\x18\x10 \x01(\x03R\n" +
-	"drainSince\"\x17\n" +
+	"drainSince\x12\x18\n" +
+	"\aproblem\x18\x11 \x01(\tR\aproblem\"\x17\n" +
 	"\x15ListIdentitiesRequest\"Q\n" +
 	"\x16ListIdentitiesResponse\x127\n" +
 	"\n" +
