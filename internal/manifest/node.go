@@ -122,7 +122,9 @@ func (n Node) List() []Node {
 // Text is a string.
 func (n Node) Text() (string, bool) {
 	s, ok := n.Value.(string)
-	if !ok {
+	if _, isBool := n.Value.(bool); isBool {
+		n.Problem("must be a string: unquoted y, yes, on, n, no, off, true and false are none in YAML; quote it")
+	} else if !ok {
 		n.Problem("must be a string")
 	}
 	return s, ok
