@@ -71,7 +71,7 @@ func TestNodeNamesWhatIsWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := docs[0].Root()
-	root.Only([]string{"ok", "null1", "list", "flag", "name"}, []string{"later"})
+	root.Only([]string{"ok", "null1", "list", "flag", "name"}, Later{"later": "write sooner"})
 	if _, ok := root.Field("null1"); ok {
 		t.Error("a null field counts as given")
 	}
@@ -90,7 +90,7 @@ func TestNodeNamesWhatIsWrong(t *testing.T) {
 	for _, p := range root.Problems() {
 		got = append(got, p.Error())
 	}
-	want := `later: not supported yet
+	want := `later: not supported yet: write sooner
 odd: unknown field
 null1: is null: give it a value, or leave it out
 list[1]: is null: give it a value, or leave it out
