@@ -150,6 +150,14 @@ func TestPort(t *testing.T) {
 	}
 }
 
+// A map that has no room is told: waiting does not help.
+func TestCompareTellsWhyNot(t *testing.T) {
+	r := compare(&hawserv1.NodeStatusReport{Tables: []*hawserv1.TableStatus{{Name: "nodes"}, {Name: "ipcache", LastError: "the map is full\nand 5 more"}}}, nil)
+	if want := []string{"being written to the kernel", "table ipcache: the map is full"}; !slices.Equal(r.Missing, want) {
+		t.Errorf("%q, want %q", r.Missing, want)
+	}
+}
+
 func TestCompare(t *testing.T) {
 	stored := []*hawserv1.PolicyInfo{{Namespace: "a", Name: "x", Revision: 2}, {Namespace: "a", Name: "y", Revision: 1}}
 	for _, c := range []struct {
