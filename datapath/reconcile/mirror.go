@@ -3,8 +3,10 @@
 package reconcile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -45,9 +47,21 @@ func (r *mirror[K, V]) refresh() (err error) {
 	return err
 }
 
-// set wants an element and writes it if the kernel has another or none.
+// set wants an element and writes it if the kernel has another or none. What
+// cannot be written is not wanted: the row that it is of comes again, or goes.
 func (r *mirror[K, V]) set(k K, v V) (changed bool, err error) {
+	was, wanted := r.want[k]
 	r.want[k] = v
+	if changed, err = r.write(k, v); err == nil {
+		return changed, nil
+	}
+	if delete(r.want, k); wanted {
+		r.want[k] = was
+	}
+	return changed, err
+}
+
+func (r *mirror[K, V]) write(k K, v V) (changed bool, err error) {
 	if old, ok := r.have[k]; ok && old == v {
 		return false, nil
 	}
@@ -61,11 +75,25 @@ func (r *mirror[K, V]) set(k K, v V) (changed bool, err error) {
 // whenFull says what to do about a map without room; other errors stay as they
 // are. What is in the map is never given up for something new.
 func whenFull(m *ebpf.Map, name string, err error) error {
-	if !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENOSPC) {
+	if !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, errNoNumber) {
 		return err
 	}
 	return fmt.Errorf("the map %s is full, with %d entries; what it has stays, what is new does not work: "+
 		"give the agent larger maps (--map-sizes default), or see what fills it (hawser map list): %w", name, m.MaxEntries(), err)
+}
+
+// toldErrors is how many errors of a pass are told one by one.
+const toldErrors = 3
+
+// few joins errors: of many the first in the alphabet, so that a map that is full
+// by thousands does not fill the status, and that the same errors read the same.
+func few(errs []error) error {
+	errs = slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })
+	slices.SortFunc(errs, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
+	if n := len(errs); n > toldErrors+1 {
+		errs = append(errs[:toldErrors:toldErrors], fmt.Errorf("and %d more", n-toldErrors))
+	}
+	return errors.Join(errs...)
 }
 
 // del wants an element gone.
@@ -102,7 +130,7 @@ func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
 	}
 	var errs []error
 	for k, v := range r.want {
-		if ok, err := r.set(k, v); err != nil {
+		if ok, err := r.write(k, v); err != nil {
 			errs = append(errs, err)
 		} else if ok {
 			changed(k)
@@ -111,7 +139,7 @@ func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
 	if prune {
 		errs = append(errs, r.prune(changed))
 	}
-	return errors.Join(errs...)
+	return few(errs)
 }
 
 // prune deletes what is in the kernel and not wanted.
@@ -127,7 +155,7 @@ func (r *mirror[K, V]) prune(changed func(K)) error {
 			changed(k)
 		}
 	}
-	return errors.Join(errs...)
+	return few(errs)
 }
 
 // slots is an array: an element that nobody wants is zero.
@@ -199,7 +227,7 @@ func (r *slots[V]) repair(prune bool) error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	return few(errs)
 }
 
 // bump adds one to an epoch counter. Maps are written before.
