@@ -195,6 +195,26 @@ func TestTooBig6(t *testing.T) {
 	}
 }
 
+// See TestTooBigForNarrowPath.
+func TestTooBigForNarrowPath6(t *testing.T) {
+	h := newHarness(t)
+	a := addr(node2)
+	h.tables.Nodes.Set(a, datapath.Node{Tunnel: a, ClusterID: 1, MTU: 400})
+	h.sync()
+	const room = 400 - 50 - 48
+	h.passed(h.from6(datagram(podA6.ip, podR6.ip, 7, 9, room)))
+	if n := h.moved(metric{maps.DropPacketTooBig, datapath.Egress, "from_pod"}); n != 0 {
+		t.Errorf("counter moved by %d", n)
+	}
+	r := h.passed(h.from6(datagram(podA6.ip, podR6.ip, 7, 9, room+1)))
+	if n := h.moved(metric{maps.DropPacketTooBig, datapath.Egress, "from_pod"}); n != 1 {
+		t.Errorf("counter moved by %d", n)
+	}
+	if mtu := binary.BigEndian.Uint32(r.out[54+4:]); mtu != 350 {
+		t.Errorf("told %d", mtu)
+	}
+}
+
 func TestSegmentSizeIsClamped6(t *testing.T) {
 	h := newHarness(t)
 	syn := func(src, dst, flags string, mss uint16) []gopacket.SerializableLayer {
