@@ -4,13 +4,11 @@ package reconcile
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -110,26 +108,6 @@ func TestFullMapIsTold(t *testing.T) {
 	}
 	if err := errors.Join(s.remove(5), s.write(nil, late)); err != nil || len(s.kernelHas(t)) != 2 {
 		t.Errorf("with room again: %v, %d entries", err, len(s.kernelHas(t)))
-	}
-}
-
-// Of many errors a few are told, and the same ones each time.
-func TestManyErrorsAreFew(t *testing.T) {
-	var errs []error
-	for i := range 1000 {
-		errs = append(errs, nil, fmt.Errorf("write row %03d: %w", (i*7)%1000, unix.E2BIG))
-	}
-	err := few(errs)
-	const want = "write row 000: argument list too long\nwrite row 001: argument list too long\nwrite row 002: argument list too long\nand 997 more"
-	if err == nil || err.Error() != want || !errors.Is(err, unix.E2BIG) {
-		t.Errorf("told %v", err)
-	}
-	if err := few([]error{nil, nil}); err != nil {
-		t.Errorf("of none: %v", err)
-	}
-	four := []error{unix.EIO, unix.EPERM, unix.EBUSY, unix.ENOMEM}
-	if err := few(four); len(four) != toldErrors+1 || strings.Contains(err.Error(), "more") || strings.Count(err.Error(), "\n") != toldErrors {
-		t.Errorf("of four: %v", err)
 	}
 }
 
