@@ -64,8 +64,8 @@ func (u *unreadable) problems() []*hawserv1.Problem {
 			Fix: "see it: hawser kvstore get " + name + "; its writer replaces it, or: hawser kvstore del " + name + " --write",
 		}
 		if k.Subtree == kvstore.State && k.Cluster != u.own {
-			p.Fix = "see it: hawser kvstore get " + name + "; if `hawser kvstore diff " + k.Cluster + "` lists it, our copy is damaged: restart hawser-apiserver, " +
-				"which copies all of " + k.Cluster + " again; else its writer there replaces it"
+			p.Fix = "see it: hawser kvstore get " + name + "; if `hawser kvstore diff " + k.Cluster + "` lists it, our copy is damaged: hawser-apiserver " +
+				"copies all of " + k.Cluster + " again by itself, once a minute at the most; else its writer there replaces it"
 		}
 		if k.Kind == kvstore.KindPolicy {
 			p.Problem += "; an agent that starts takes no pod, and judges none anew, until it can be read"

@@ -56,6 +56,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_changes_total", Help: "Changes received from or sent to the peer.", Kind: c, Labels: way},
 		{Name: "hawser_federation_snapshots_total", Help: "Full copies received from or sent to the peer.", Kind: c, Labels: way},
 		{Name: "hawser_federation_resumes_total", Help: "Streams that went on where an earlier one ended, received or sent.", Kind: c, Labels: way},
+		{Name: "hawser_federation_repairs_total", Help: "Copies of the peer that were made again because somebody else had changed them here.", Kind: c, Labels: peer},
 		{Name: "hawser_federation_refused_total", Help: "Records of the peer that were refused, by reason.", Kind: c, Labels: []string{"target_cluster", "reason"}},
 		{Name: "hawser_federation_certificate_expiry_timestamp_seconds", Help: "When the certificate that the peer shows ends.", Kind: g, Labels: peer},
 		{Name: "hawser_api_refused_total", Help: "Calls on the API port that were refused for the caller's certificate.", Kind: c},
@@ -191,6 +192,7 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 		emit("hawser_federation_snapshots_total", float64(w.snapshots), name, w.direction)
 		emit("hawser_federation_resumes_total", float64(w.resumes), name, w.direction)
 	}
+	emit("hawser_federation_repairs_total", float64(p.GetRepairs()), name)
 	// From 0 on: what begins with its first refusal has no rate for that.
 	refused := map[string]uint64{}
 	for _, reason := range federation.Reasons() {

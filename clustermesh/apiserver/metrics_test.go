@@ -39,7 +39,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		nodes:   &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent, Health: "alive"}, {Cluster: "east", State: nodePresent, Health: "dead"}}},
 		members: map[liveness.Witness]int{liveness.Up: 3, liveness.Down: 1}, gossipRefused: 2,
 		verdicts: map[string]uint64{"dead": 1}, putBacks: map[kvstore.Kind]uint64{kvstore.KindCluster: 1},
-		certs:    map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
+		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
 	}
 	kept := newTimers()
 	kept.etcd.Observe("get", "ok", time.Millisecond)

@@ -138,6 +138,7 @@ func (im *importer) txn(ctx context.Context, ops []kvstore.Op) error {
 		res, err := im.kv.Txn(ctx, im.lock.Fence(), ops, nil)
 		switch {
 		case err == nil && res.Succeeded:
+			im.sentry.wrote(ops, res.Revision)
 			return nil
 		case err == nil:
 			return errLockLost

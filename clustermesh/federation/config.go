@@ -36,6 +36,7 @@ type Config struct {
 	BackoffMin     time.Duration // between dials [100 ms]
 	BackoffMax     time.Duration // [5 s]
 	IdlePersist    time.Duration // how often an idle position is stored [1 min]
+	RepairEvery    time.Duration // how often a copy is made again at most that somebody keeps changing [1 min]; below 0: only when a stream begins
 
 	Window       uint64 // batches not yet acknowledged [8]
 	BatchChanges int    // [1,000]
@@ -72,6 +73,7 @@ func (c *Config) setDefaults() {
 	duration(&c.BackoffMin, 100*time.Millisecond)
 	duration(&c.BackoffMax, 5*time.Second)
 	duration(&c.IdlePersist, time.Minute)
+	duration(&c.RepairEvery, time.Minute)
 	if c.Window == 0 {
 		c.Window = 8
 	}

@@ -77,15 +77,19 @@ func TestUnreadableRecordUnderANarrowerGrant(t *testing.T) {
 	eventually(t, "what is not granted is gone", func() bool { return len(p.seen()) == 0 })
 }
 
-// A copy that somebody changed behind our back is made again when the next
-// stream begins; one that nobody changed is not.
+// A copy that somebody changed while there was no stream is made again when the
+// next one begins; one that nobody changed is not.
 func TestDamagedMirrorIsCopiedAgain(t *testing.T) {
 	a, b := pair(t)
 	a.fill(0, 300)
 	mirrored(t, a, b)
-	again := func(what string, snapshots uint64) {
+	again := func(what string, snapshots uint64, damage ...func()) {
 		t.Helper()
-		b.restart()
+		b.stop()
+		for _, fn := range damage {
+			fn()
+		}
+		b.start()
 		connected(t, a, b)
 		a.ip(999, what)
 		mirrored(t, a, b)
@@ -97,17 +101,16 @@ func TestDamagedMirrorIsCopiedAgain(t *testing.T) {
 	}
 	again("nothing", 0)
 	key := func(n int) string { k, _ := a.ipRecord(n, ""); return k.String() }
-	b.del(key(7))
-	again("a key is missing", 1)
+	again("a key is missing", 1, func() { b.del(key(7)) })
 	again("nothing, after a repair", 0)
-	b.putRaw(key(8), []byte("tampered"))
-	again("a value is another one", 1)
-	b.putRaw(key(20000), []byte("extra"))
-	again("a key too many", 1)
+	again("a value is another one", 1, func() { b.putRaw(key(8), []byte("tampered")) })
+	again("a key too many", 1, func() { b.putRaw(key(20000), []byte("extra")) })
 	b.stop()
 	a.fill(300, 900) // more than one transaction
 	a.del(key(11))
 	b.start()
+	connected(t, a, b)
+	mirrored(t, a, b)
 	again("nothing, after many changes", 0)
 
 	// A position of an earlier version says nothing of the content.

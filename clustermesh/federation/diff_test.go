@@ -54,7 +54,7 @@ func TestDiffOfManyKeys(t *testing.T) {
 	wide := func(c *testCluster) { c.cfg.Cluster.PodCidrs = []string{fmt.Sprintf("10.%d.0.0/14", 64*c.id)} }
 	pages := &pagesKV{}
 	a := newCluster(t, 1, wide)
-	b := newCluster(t, 2, wide, func(c *testCluster) {
+	b := newCluster(t, 2, wide, neverRepairs, func(c *testCluster) {
 		c.wrap = func(kv kvstore.Client) kvstore.Client { pages.Client = kv; return pages }
 	})
 	a.many(n)

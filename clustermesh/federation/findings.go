@@ -44,6 +44,10 @@ func (p *peerState) findings(s *hawserv1.PeerStatus) []*hawserv1.Finding {
 		add("expired", fmt.Sprintf("its data is %s old and not believed any more: its backends are withdrawn, its workloads count as unknown", age),
 			"connect it again: all comes back with what changed meanwhile; or hawser mesh leave "+s.GetName())
 	}
+	if p.spoilt != "" {
+		add("copy", "somebody changed our copy of its keys: "+shorten(p.spoilt),
+			"it is copied again by itself, once a minute at the most; find out who else writes below state/"+s.GetName()+"/ in our etcd")
+	}
 	if p.narrowed != nil {
 		add("grant", strings.ReplaceAll(p.narrowed.Error(), "\n", "; "), "give one of the clusters other ranges, and join again")
 	}

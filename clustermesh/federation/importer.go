@@ -25,6 +25,7 @@ type inbound struct {
 	batch  *federationv1.Batch
 	resync *federationv1.Resync
 	mark   *keyspacev1.Position // a heartbeat's low-water mark
+	look   bool                 // at what somebody else may have written
 
 	changes []judged // of the batch, once judged
 }
@@ -59,8 +60,9 @@ type importer struct {
 	// learn takes what the peer says of itself.
 	learn func(*keyspacev1.Cluster)
 
-	in   chan inbound
-	next chan inbound
+	in     chan inbound
+	next   chan inbound
+	sentry *sentry
 
 	// Owned by apply.
 	mirror      *mirror
@@ -70,6 +72,9 @@ type importer struct {
 	sameGrant   bool                 // what is in the mirror was judged by our grant
 	checked     []byte               // the mirror's content as stored beside the position; nil: it is not
 	damaged     bool                 // the mirror was not what had been stored
+	loaded      int64                // revision at which it was read
+	spoilt      bool                 // somebody changed it since,
+	patient     bool                 // and it is too early to copy it again
 	incarnation string               // of the running resync; empty before the first
 	snapshot    *federationv1.Resync // the running snapshot
 	held        *inbound             // taken before its turn
@@ -80,6 +85,7 @@ type importer struct {
 
 func newImporter(im importer) *importer {
 	im.in, im.next = make(chan inbound, inboundQueued), make(chan inbound, judgedQueued)
+	im.sentry = newSentry(im.kv, im.peer)
 	return &im
 }
 
@@ -96,7 +102,7 @@ func (im *importer) receive(ctx context.Context, i inbound) error {
 // run subscribes and applies until the context ends or the office is lost.
 func (im *importer) run(ctx context.Context) error {
 	var err error
-	if im.mirror, err = loadMirror(ctx, im.kv, im.peer); err != nil {
+	if im.mirror, im.loaded, err = loadMirror(ctx, im.kv, im.peer); err != nil {
 		return err
 	}
 	if err := im.loadPosition(ctx); err != nil {
@@ -110,6 +116,7 @@ func (im *importer) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return im.judgeAll(ctx) })
 	g.Go(func() error { return im.applyAll(ctx) })
+	g.Go(func() error { return im.sentry.run(ctx, im.cfg) })
 	return g.Wait()
 }
 
@@ -186,6 +193,8 @@ func (im *importer) applyAll(ctx context.Context) error {
 			err = im.batches(ctx, i)
 		case i.mark != nil:
 			err = im.idle(ctx, i.mark)
+		case i.look:
+			err = im.inspect(ctx)
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -206,6 +215,8 @@ func (im *importer) take(ctx context.Context) (*inbound, error) {
 	select {
 	case i := <-im.next:
 		return &i, nil
+	case <-im.sentry.wake:
+		return &inbound{look: true}, nil
 	case <-im.lock.Lost():
 		return nil, errLockLost
 	case <-ctx.Done():
@@ -239,6 +250,7 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 		}
 		im.log.Info("resumed", "peer", im.peer, "revision", r.GetRevision(), "keys", len(im.mirror.entries))
 		im.st.do(func() { im.st.resumesReceived++; im.st.lastSync = "resume" })
+		im.sentry.start(im.loaded)
 		if err := im.mark(ctx, keyspacev1.Synced_STATE_COMPLETE, im.position, func() {}); err != nil {
 			return err
 		}
@@ -368,9 +380,13 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 		return err
 	}
 	reason := shorten(im.snapshot.GetReason())
+	repaired := im.damaged
 	if im.damaged {
 		reason, im.damaged = "our copy was changed by somebody else", false
 	}
+	// What is changed in it while it is copied is found when the next stream begins:
+	// to watch all that is written now would cost as much as writing it.
+	im.sentry.start(im.loaded)
 	im.snapshot, im.sameGrant = nil, true
 	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: rev}
 	im.publish() // before "complete", so that who waits for that sees all of it
@@ -378,6 +394,9 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	// when another one takes its place: the next one resumes.
 	err := im.mark(context.WithoutCancel(ctx), keyspacev1.Synced_STATE_COMPLETE, im.position, func() {
 		im.st.snapshotsReceived++
+		if im.st.spoilt = ""; repaired {
+			im.st.repairs++
+		}
 		im.st.lastSync = "snapshot (" + reason + ")"
 	})
 	if err != nil {

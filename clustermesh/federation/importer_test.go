@@ -40,6 +40,7 @@ func waiting(t *testing.T, kv kvstore.Client, sequences ...uint64) (im *importer
 			return nil
 		},
 	})
+	im.sentry.start(0)
 	im.incarnation, im.position, im.stored = "i", &keyspacev1.Position{}, &keyspacev1.Position{}
 	im.mirror = &mirror{entries: map[string]entry{}, counts: map[kvstore.Kind]uint64{}, weights: map[kvstore.Kind]uint64{}}
 	for _, s := range sequences {

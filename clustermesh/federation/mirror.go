@@ -79,15 +79,15 @@ func (m *mirror) unseen() []judged {
 	return out
 }
 
-// loadMirror reads the mirror from the store.
-func loadMirror(ctx context.Context, kv kvstore.Client, peer string) (*mirror, error) {
+// loadMirror reads the mirror from the store, at a revision.
+func loadMirror(ctx context.Context, kv kvstore.Client, peer string) (*mirror, int64, error) {
 	m := &mirror{entries: map[string]entry{}, counts: map[kvstore.Kind]uint64{}, weights: map[kvstore.Kind]uint64{}}
 	prefix := kvstore.Prefix(kvstore.State, peer)
 	after, rev := "", int64(0)
 	for {
 		page, err := kv.List(ctx, prefix, after, 1000, rev)
 		if err != nil {
-			return nil, fmt.Errorf("read mirror of %s: %w", peer, err)
+			return nil, 0, fmt.Errorf("read mirror of %s: %w", peer, err)
 		}
 		rev = page.Revision
 		for _, kv := range page.KVs {
@@ -99,7 +99,7 @@ func loadMirror(ctx context.Context, kv kvstore.Client, peer string) (*mirror, e
 			m.set(kv.Key[len(prefix):], entry{k.Kind, hashOf(kv.Value), weightOf(k, kv.Value)})
 		}
 		if !page.More {
-			return m, nil
+			return m, rev, nil
 		}
 	}
 }

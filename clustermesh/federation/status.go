@@ -64,6 +64,9 @@ type peerState struct {
 	refusedAt                          time.Time           // not a record, but the stream or what it said of itself
 	standing                           map[string]struct{} // keys that are refused as they are now; up to maxStanding
 	lastError, lastSync                string
+	repairs                            uint64    // copies made again because somebody had changed them
+	repairedAt                         time.Time // monotonic: the last began because of a change under a stream
+	spoilt                             string    // a key that somebody changed; empty once all is copied again
 
 	position *keyspacev1.Position
 	acked    *keyspacev1.Position // of our stream, stored by the peer
@@ -240,7 +243,7 @@ func (p *peerState) status(peer *keyspacev1.Peer, cfg *Config, t terms) *hawserv
 		PositionIncarnation: p.position.GetIncarnation(), PositionRevision: p.position.GetRevision(),
 		SnapshotsReceived: p.snapshotsReceived, ResumesReceived: p.resumesReceived,
 		SnapshotsSent: p.snapshotsSent, ResumesSent: p.resumesSent,
-		ChangesReceived: p.changesReceived, ChangesSent: p.changesSent,
+		Repairs: p.repairs, ChangesReceived: p.changesReceived, ChangesSent: p.changesSent,
 		LastError: p.lastError, LastSync: p.lastSync, SyncedKinds: slices.Clone(p.synced),
 		DataSince: dataSince.UnixNano(), ClockOffsetSeconds: p.lag.offset().Seconds(), Protocol: p.agreed.protocol,
 		Capabilities: slices.Clone(p.agreed.capabilities), Version: p.agreed.version, Endpoints: t.endpoints,

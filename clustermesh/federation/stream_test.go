@@ -189,7 +189,7 @@ func TestPositionAheadOfStoreIsCopied(t *testing.T) {
 func TestForeignRecordsAreRefused(t *testing.T) {
 	// Only b dials: a stream that another one replaces would have what it did not
 	// acknowledge sent, and refused, again.
-	a, b := newCluster(t, 1), newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
+	a, b := newCluster(t, 1), newCluster(t, 2, neverRepairs, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })
 	joinPeers(t, a, b)
 	good, rec := b.ipRecord(1, "good")
 	bad := func(n int, edit func(*keyspacev1.IPEntry)) {
@@ -253,7 +253,7 @@ func TestLimitsHold(t *testing.T) {
 }
 
 func TestDiff(t *testing.T) {
-	a, b := pair(t)
+	a, b := pair(t, neverRepairs)
 	a.fill(0, 3)
 	mirrored(t, a, b)
 	if d, err := b.m.DiffPeer(t.Context(), a.name, DiffRange{}); err != nil || len(d.GetRows()) != 0 || d.GetCompared() != 3 {

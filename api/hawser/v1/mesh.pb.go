@@ -2179,7 +2179,10 @@ type PeerStatus struct {
 	RefusedAt int64 `protobuf:"varint,42,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
 	// Records that it publishes and that are refused as they stand now; 1,000 are
 	// counted at the most.
-	RefusedNow    uint32 `protobuf:"varint,43,opt,name=refused_now,json=refusedNow,proto3" json:"refused_now,omitempty"`
+	RefusedNow uint32 `protobuf:"varint,43,opt,name=refused_now,json=refusedNow,proto3" json:"refused_now,omitempty"`
+	// Copies that were made again, since the API server started, because somebody else
+	// had changed what is kept of the peer here.
+	Repairs       uint64 `protobuf:"varint,44,opt,name=repairs,proto3" json:"repairs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2511,6 +2514,13 @@ func (x *PeerStatus) GetRefusedAt() int64 {
 func (x *PeerStatus) GetRefusedNow() uint32 {
 	if x != nil {
 		return x.RefusedNow
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetRepairs() uint64 {
+	if x != nil {
+		return x.Repairs
 	}
 	return 0
 }
@@ -5321,7 +5331,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xa5\r\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xbf\r\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -5379,7 +5389,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"refused_at\x18* \x01(\x03R\trefusedAt\x12\x1f\n" +
 	"\vrefused_now\x18+ \x01(\rR\n" +
-	"refusedNow\x1a=\n" +
+	"refusedNow\x12\x18\n" +
+	"\arepairs\x18, \x01(\x04R\arepairs\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +

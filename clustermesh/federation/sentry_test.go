@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package federation
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+)
+
+// neverRepairs leaves a copy as somebody made it while its stream runs.
+func neverRepairs(c *testCluster) { c.cfg.RepairEvery = -1 }
+
+// What somebody does to a copy under a running stream is put right at once, after
+// a snapshot as after a resume; what we write ourselves is not taken for that.
+func TestDamageUnderAStreamIsRepaired(t *testing.T) {
+	a, b := pair(t, func(c *testCluster) { c.cfg.RepairEvery = time.Millisecond })
+	a.fill(0, 300)
+	mirrored(t, a, b)
+	key := func(n int) string { k, _ := a.ipRecord(n, ""); return k.String() }
+	repaired := func(what string, n uint64) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			s := b.status(a)
+			return s.GetRepairs() == n && s.GetState() == stateConnected && len(s.GetSyncedKinds()) > 0 && sameKeys(a.keys(a), b.keys(a))
+		})
+		if s := b.status(a); s.GetLastSync() != "snapshot (our copy was changed by somebody else)" || len(s.GetFindings()) > 0 {
+			t.Errorf("%s: last sync %q, findings %v", what, s.GetLastSync(), s.GetFindings())
+		}
+	}
+	for _, began := range []string{"snapshot", "resume"} {
+		if began == "resume" {
+			b.restart()
+			connected(t, a, b)
+		}
+		n := b.status(a).GetRepairs()
+		b.del(key(7))
+		repaired("a key that is missing", n+1)
+		b.putRaw(key(8), []byte("tampered"))
+		repaired("a value that is another one", n+2)
+		b.putRaw(key(20000), []byte("extra"))
+		repaired("a key too many", n+3)
+		b.putRaw(kvstore.Prefix(kvstore.State, a.name)+"no/such/key/at/all", nil)
+		repaired("one that is no key", n+4)
+	}
+	snapshots := b.status(a).GetSnapshotsReceived()
+	a.fill(300, 2000)
+	for i := range 300 {
+		a.ip(i%3, fmt.Sprint("w", i)) // again and again
+		if i%50 == 0 {
+			a.del(key(1000 + i))
+		}
+	}
+	mirrored(t, a, b)
+	b.del(key(10))
+	repaired("a key that is missing", 5)
+	if n := b.status(a).GetSnapshotsReceived(); n != snapshots+1 {
+		t.Errorf("%d snapshots, for one repair", n-snapshots)
+	}
+}
+
+// Who changes a copy again and again does not keep the peer's changes from us; it
+// is said, until all is copied again.
+func TestDamageAgainAndAgain(t *testing.T) {
+	a, b := pair(t, func(c *testCluster) { c.cfg.RepairEvery = time.Hour })
+	a.fill(0, 10)
+	mirrored(t, a, b)
+	key := func(n int) string { k, _ := a.ipRecord(n, ""); return k.String() }
+	b.putRaw(key(9), []byte(a.keys(a)[key(9)])) // is as it was: no damage
+	soon := a.ip(400, "soon")
+	eventually(t, "a change", func() bool { return b.get(soon) != nil })
+	b.del(key(7))
+	eventually(t, "a first repair", func() bool { return b.status(a).GetRepairs() == 1 })
+	connected(t, a, b)
+	mirrored(t, a, b)
+	for n := range 3 {
+		b.del(key(n))
+	}
+	finding := func() string {
+		i := slices.IndexFunc(b.status(a).GetFindings(), func(f *hawserv1.Finding) bool { return f.GetCheck() == "copy" })
+		if i < 0 {
+			return ""
+		}
+		return b.status(a).GetFindings()[i].GetProblem()
+	}
+	eventually(t, "it is said", func() bool { return strings.Contains(finding(), key(0)) })
+	late := a.ip(500, "late")
+	eventually(t, "changes are applied on", func() bool { return b.get(late) != nil })
+	if s := b.status(a); s.GetRepairs() != 1 || s.GetState() != stateConnected {
+		t.Errorf("repaired again within %s: %v", b.cfg.RepairEvery, s)
+	}
+	b.restart()
+	connected(t, a, b)
+	mirrored(t, a, b)
+	if s := finding(); s != "" {
+		t.Errorf("copied again, and still said: %s", s)
+	}
+}
+
+// A transaction of ours is known as such before the watch shows it and after, and
+// nothing of it is kept then.
+func TestSentryKnowsItsOwn(t *testing.T) {
+	s := newSentry(nil, "east")
+	put := func(k string) []kvstore.Op { return []kvstore.Op{kvstore.Put(s.prefix+k, nil)} }
+	event := func(k string, rev int64) kvstore.WatchBatch {
+		return kvstore.WatchBatch{Events: []kvstore.Event{{KV: kvstore.KV{Key: s.prefix + k, ModRevision: rev}}}, Revision: rev}
+	}
+	s.wrote(put("early"), 10)
+	s.start(4)
+	if from := <-s.begin; from != 10 {
+		t.Errorf("watches what follows %d, want 10, the newest of ours", from)
+	}
+	s.wrote(put("a"), 11)
+	s.wrote([]kvstore.Op{kvstore.Put("elsewhere", nil)}, 12)
+	s.saw(event("a", 11))
+	s.saw(event("b", 13)) // before our transaction's answer
+	s.saw(event("c", 14))
+	s.saw(event("d", 15))
+	s.wrote(put("b"), 13)
+	s.wrote(put("d"), 15)
+	if got := s.foreign(); !slices.Equal(got, []string{s.prefix + "c"}) {
+		t.Errorf("foreign are %v, want c alone", got)
+	}
+	s.saw(kvstore.WatchBatch{Revision: 16})
+	if len(s.ours) != 0 || len(s.suspects) != 0 {
+		t.Errorf("kept %v, %v", s.ours, s.suspects)
+	}
+	for n := range suspectsAtOnce + 1 {
+		s.saw(event(fmt.Sprint(n), 20+int64(n)))
+	}
+	<-s.wake
+	if n := len(s.foreign()); n != suspectsAtOnce || len(s.wake) != 1 || len(s.foreign()) != 1 {
+		t.Errorf("%d at once, then awake %d times", n, len(s.wake))
+	}
+}
