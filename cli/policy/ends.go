@@ -53,7 +53,7 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	for _, p := range policies.GetPolicies() {
 		objects, err := api.Parse([]byte(p.GetSource()))
 		if err != nil {
-			s.Warn("policy %s/%s is not enforced by nodes of this version: %v", p.GetNamespace(), p.GetName(), err)
+			s.Warn("policy %s/%s cannot be read and is left out; nodes go on enforcing what it said before (%v)", p.GetNamespace(), p.GetName(), err)
 		}
 		k.objects = append(k.objects, objects...)
 	}
