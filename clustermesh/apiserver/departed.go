@@ -50,6 +50,27 @@ func (g *grace) due(now time.Time, lost []string, after time.Duration) []string 
 	return out
 }
 
+// with is how many were lost together with what is due, within a window: those
+// that are due, and those that will be. A node's lease ends up to twenty seconds
+// before that of another which fell silent with it.
+func (g *grace) with(due []string) (n int) {
+	if len(due) == 0 {
+		return 0
+	}
+	var last time.Time
+	for _, name := range due {
+		if at := g.since[name]; at.After(last) {
+			last = at
+		}
+	}
+	for _, at := range g.since {
+		if at.Sub(last) < departedWindow {
+			n++
+		}
+	}
+	return n
+}
+
 // held are the departed nodes whose keys stay, for status.
 type held struct {
 	mu    sync.Mutex
@@ -72,7 +93,7 @@ func (h *held) problems(after time.Duration) (out []*hawserv1.Problem) {
 	}
 	return []*hawserv1.Problem{{
 		Object:  "nodes " + strings.Join(h.nodes, ", "),
-		Problem: fmt.Sprintf("neither presence, gossip nor path probes have shown them for %s; their keys stay, because they are more than 20 %% of the cluster's nodes within %s", after, departedWindow),
+		Problem: fmt.Sprintf("neither presence, gossip nor path probes have shown them for %s; their keys stay, because more than 20 %% of the cluster's nodes were lost within %s", after, departedWindow),
 		Fix:     "if one will not come back: hawser node forget NODE --yes",
 	}}
 }
@@ -87,8 +108,8 @@ type undertaker struct {
 	removed []time.Time // within the window
 }
 
-// step looks at all nodes once. It removes all that are due, or, when those are
-// too many at once, none: then it is more likely that we do not see them.
+// step looks at all nodes once. It removes all that are due, or none when too many
+// were lost at once: then it is more likely that we do not see them.
 func (u *undertaker) step(ctx context.Context) error {
 	nodes, err := list[*keyspacev1.Node](ctx, u.s, kvstore.State, u.s.cfg.Cluster, kvstore.KindNode)
 	if err != nil {
@@ -104,7 +125,7 @@ func (u *undertaker) step(ctx context.Context) error {
 	now := u.now()
 	due := u.lost.due(now, lost, u.s.cfg.departedAfter())
 	u.removed = slices.DeleteFunc(u.removed, func(t time.Time) bool { return now.Sub(t) >= departedWindow })
-	if len(due)+len(u.removed) > (len(nodes)+len(u.removed))/departedShare {
+	if u.lost.with(due)+len(u.removed) > (len(nodes)+len(u.removed))/departedShare {
 		if u.s.held.set(due) && len(due) > 0 {
 			u.s.log.Warn("departed nodes keep their keys: too many at once", "nodes", due, "of", len(nodes))
 		}

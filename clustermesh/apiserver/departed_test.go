@@ -14,6 +14,7 @@ import (
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
 // watched is a cluster whose nodes are seen as a test says.
@@ -149,6 +150,39 @@ func TestDepartedNodesAtOnce(t *testing.T) {
 	}
 }
 
+// Nodes that were lost together stay together, though their leases did not end at
+// the same moment; of those that were lost long after each other each goes.
+func TestDepartedNodesWhoseLeasesEndApart(t *testing.T) {
+	w := watchNodes(t, 6)
+	u := w.undertaker()
+	w.unseen["n1"] = true
+	w.after(t, u, 0)
+	w.unseen["n2"] = true
+	w.after(t, u, 20*time.Second)
+	w.after(t, u, DefaultDepartedAfter-20*time.Second) // n1 is due, n2 is not yet
+	if got := w.left(t); len(got) != 6 {
+		t.Fatalf("left are %v: one of two went first", got)
+	}
+	w.after(t, u, 20*time.Second)
+	p := w.held.problems(time.Minute)
+	if got := w.left(t); len(got) != 6 || len(p) != 1 || !strings.Contains(p[0].GetObject(), "n1, n2") {
+		t.Fatalf("left are %v, problems %v", got, p)
+	}
+	w.unseen["n2"] = false
+	w.after(t, u, time.Second)
+	if got := w.left(t); !slices.Equal(got, []string{"n2", "n3", "n4", "n5", "n6"}) {
+		t.Fatalf("left are %v", got)
+	}
+	w.unseen["n2"] = true
+	w.after(t, u, departedWindow)
+	w.unseen["n3"] = true
+	w.after(t, u, departedWindow)
+	w.after(t, u, DefaultDepartedAfter-departedWindow)
+	if got := w.left(t); !slices.Equal(got, []string{"n3", "n4", "n5", "n6"}) {
+		t.Errorf("left are %v: n2 was lost %s before n3", got, departedWindow)
+	}
+}
+
 // One who no longer leads removes nothing.
 func TestDepartedNodeFence(t *testing.T) {
 	w := watchNodes(t, 5)
@@ -174,6 +208,33 @@ func TestWitnesses(t *testing.T) {
 	for node, want := range map[string]bool{"n1": true, "n2": true, "n3": false, "n4": false, "n5": false} {
 		if sees(node) != want {
 			t.Errorf("%s is seen: %t", node, !want)
+		}
+	}
+}
+
+// What a node said of others before it was lost does not show them when it is back.
+func TestFormerReportsShowNobody(t *testing.T) {
+	w := start(t, testConfig(t)).watchman
+	presence := func(rev int64) {
+		c := store.Change{Key: kvstore.NewKey(kvstore.Local, "east", kvstore.KindPresence, "n1"), Deleted: rev == 0}
+		if rev > 0 {
+			c.Record = &keyspacev1.Presence{Node: "n1"}
+		}
+		w.apply(store.Batch{Changes: []store.Change{c}})
+	}
+	says := func(rev int64) {
+		w.apply(store.Batch{Changes: []store.Change{{
+			Key: kvstore.NewKey(kvstore.Local, "east", kvstore.KindStatus, "n1"), KV: kvstore.KV{ModRevision: rev},
+			Record: &keyspacev1.NodeStatus{Node: "n1", Paths: []*keyspacev1.PathReport{{Cluster: "east", Node: "n2", Up: true}}},
+		}}})
+	}
+	for i, step := range []struct {
+		do   func(int64)
+		rev  int64
+		want bool
+	}{{presence, 1, false}, {says, 2, true}, {presence, 0, false}, {presence, 3, false}, {says, 4, true}} {
+		if step.do(step.rev); w.witnesses()("n2") != step.want {
+			t.Errorf("step %d: n2 is seen: %t", i, !step.want)
 		}
 	}
 }

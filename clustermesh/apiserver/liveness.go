@@ -47,6 +47,7 @@ type report struct {
 	paths   []*keyspacev1.PathReport
 	refutes int64 // keyspacev1.NodeStatus
 	rev     int64 // of the record
+	former  bool  // said before its presence ended: of what it found then
 }
 
 func newWatchman(s *Server) *watchman {
@@ -117,13 +118,17 @@ func (w *watchman) apply(b store.Batch) {
 		case *keyspacev1.Presence:
 			w.present[name] = true
 		case *keyspacev1.NodeStatus:
-			w.reports[name] = report{r.GetPaths(), r.GetRefutes(), c.KV.ModRevision}
+			w.reports[name] = report{paths: r.GetPaths(), refutes: r.GetRefutes(), rev: c.KV.ModRevision}
 		case nil:
 			switch c.Key.Kind {
 			case kvstore.KindNode:
 				delete(w.nodes, name)
 			case kvstore.KindPresence:
 				delete(w.present, name)
+				if r, said := w.reports[name]; said {
+					r.former = true
+					w.reports[name] = r
+				}
 			case kvstore.KindStatus:
 				delete(w.reports, name)
 			}
@@ -280,14 +285,15 @@ func (w *watchman) witnesses() func(node string) bool {
 }
 
 // reached are the nodes that some of our agents probe, and whether any reaches
-// them.
+// them. What a node said before it was lost does not count when it is back, until
+// it says something anew.
 func (w *watchman) reached() map[liveness.NodeID]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := map[liveness.NodeID]bool{}
 	for prober, r := range w.reports {
 		for _, p := range r.paths {
-			if id := (liveness.NodeID{Cluster: p.GetCluster(), Node: p.GetNode()}); w.present[prober] {
+			if id := (liveness.NodeID{Cluster: p.GetCluster(), Node: p.GetNode()}); w.present[prober] && !r.former {
 				out[id] = out[id] || p.GetUp()
 			}
 		}
