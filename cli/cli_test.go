@@ -28,6 +28,8 @@ func TestWrongUse(t *testing.T) {
 		"status --timeout 0":        "must be above zero",
 		"status --timeout=-1s":      "must be above zero",
 		"status --timeout soon":     "invalid duration",
+		"vtep add 10.1.5.0/24":      `required flag(s) "tunnel" not set`,
+		"policy trace":              `required flag(s) "dport", "dst", "src" not set`,
 		"identity get abc":          "give its number",
 		"mesh join garbage":         "hawser mesh invite",
 		"mesh preflight Garbage":    "hawser mesh invite",

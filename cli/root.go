@@ -87,7 +87,8 @@ func checkArguments(cmd *cobra.Command) {
 		}
 	} else if inner := cmd.Args; inner != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := inner(cmd, args); err != nil {
+			// What cobra finds missing later on would be no wrong use.
+			if err := errors.Join(inner(cmd, args), cmd.ValidateRequiredFlags()); err != nil {
 				return session.Usage("%v\nusage: %s", err, cmd.UseLine())
 			}
 			return nil

@@ -113,7 +113,8 @@ func newImport(s *session.Session) *cobra.Command {
 		Short: "Store the keys of an export",
 		Long: "Store the keys of an export; every line is checked before anything is written. The\n" +
 			"store is another history afterwards: it gets a new incarnation, its markers are\n" +
-			"removed, and agents and peers read all of it again. Keys of agents that are present\n" +
+			"removed, the API server begins anew on it, and agents and peers read all of it\n" +
+			"again. Keys of agents that are present\n" +
 			"and identities that exist stay as they are: an export may be older than they are.\n" +
 			"FILE may be - for standard input.",
 		Example: "  hawser kvstore import east.jsonl --dry-run\n" +
@@ -176,7 +177,7 @@ func imported(r inspect.Imported, dry bool) string {
 	}
 	text := strings.Join(parts, ", ") + "."
 	if r.Incarnation != "" {
-		text += " New incarnation: " + r.Incarnation + "."
+		text += " New incarnation: " + r.Incarnation + ". The API server begins anew on it, which takes a moment; agents and peers read all of it again."
 	}
 	return text
 }

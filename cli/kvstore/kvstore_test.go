@@ -561,7 +561,11 @@ func TestImportRefusesAll(t *testing.T) {
 	if p, err := r.api.List(t.Context(), kvstore.SubtreePrefix(kvstore.State), "", 0, 0); err != nil || len(p.KVs) != 0 {
 		t.Errorf("something was written: %d keys, %v", len(p.KVs), err)
 	}
-	if _, errs, code := r.run(t, head+good, "import", "-", "--write"); code != 0 {
+	out, errs, code := r.run(t, head+good, "import", "-", "--write")
+	if !strings.Contains(out, "The API server begins anew") {
+		t.Errorf("it does not say what becomes of the API server: %s", out)
+	}
+	if code != 0 {
 		t.Errorf("a record without value: %d %s", code, errs)
 	}
 }

@@ -49,6 +49,9 @@ func New(s *session.Session) *cobra.Command {
 				}
 			}
 			ctx := cmd.Context()
+			if forHowLong == 0 && cmd.Flags().Changed("timeout") {
+				forHowLong = s.Timeout // who says so means the whole of it
+			}
 			if forHowLong > 0 {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, forHowLong)
@@ -58,7 +61,7 @@ func New(s *session.Session) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVarP(&wanted, "type", "t", []string{"drop"}, "which: "+strings.Join(types, ", "))
-	cmd.Flags().DurationVar(&forHowLong, "for", 0, "stop after this time (default: never)")
+	cmd.Flags().DurationVar(&forHowLong, "for", 0, "stop after this time (default: --timeout if that is given, else never)")
 	cmd.Flags().IntVarP(&count, "count", "c", 0, "stop after so many events (default: never)")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(types, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

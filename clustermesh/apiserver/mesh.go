@@ -208,6 +208,9 @@ func (s *Server) Diff(ctx context.Context, r *hawserv1.MeshDiffRequest) (*hawser
 			"See it: hawser kvstore ls state/%[1]s/", r.GetPeer(), s.cfg.Cluster)
 	}
 	out, err := s.mesh.DiffPeer(ctx, r.GetPeer(), federation.DiffRange{Prefix: r.GetPrefix(), After: r.GetAfter(), Rows: int(r.GetLimit())})
+	if errors.Is(err, peering.ErrNoPeer) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
 	return out, apiError(err)
 }
 

@@ -231,9 +231,12 @@ func (s *Server) vtepNeeds(ctx context.Context, p netip.Prefix, at netip.Addr) (
 			}
 		}
 	}
-	for _, e := range slices.Concat(s.etcdEndpoints(), s.cfg.advertised(), []string{s.cfg.advertisedAPI()}) {
-		if a, err := netip.ParseAddrPort(e); err == nil && p.Contains(a.Addr()) {
+	for _, a := range s.ownAddresses() {
+		if p.Contains(a) {
 			refused = append(refused, fmt.Errorf("hosts need their route to %s of the API server or its etcd", a))
+		}
+		if a == at {
+			refused = append(refused, fmt.Errorf("tunnel address %s is that of the API server or its etcd; an external endpoint is another host", at))
 		}
 	}
 	ips, err := list[*keyspacev1.IPEntry](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindIP)
@@ -246,6 +249,17 @@ func (s *Server) vtepNeeds(ctx context.Context, p netip.Prefix, at netip.Addr) (
 		}
 	}
 	return refused, nil
+}
+
+// ownAddresses are those at which nodes and peers reach API server and etcd, as
+// far as they are addresses, each once.
+func (s *Server) ownAddresses() (out []netip.Addr) {
+	for _, e := range slices.Concat(s.etcdEndpoints(), s.cfg.advertised(), []string{s.cfg.advertisedAPI(), s.cfg.ListenGossip.String()}) {
+		if a, err := netip.ParseAddrPort(strings.TrimPrefix(e, "https://")); err == nil && !slices.Contains(out, a.Addr()) {
+			out = append(out, a.Addr())
+		}
+	}
+	return out
 }
 
 // DeleteVTEP takes the declaration of an external tunnel endpoint back.

@@ -28,6 +28,7 @@ func TestExternalEndpointsThatMayNotBe(t *testing.T) {
 		Prefix: "10.1.77.7/32", Identity: 1<<16 + 5, Node: "n1", Namespace: "demo", Workload: "w",
 	})
 	s.write(t, kvstore.NewKey(kvstore.State, "east", kvstore.KindVTEP, "10.1.9.0/24"), &keyspacev1.VTEP{Prefix: "10.1.9.0/24", TunnelAddress: "192.168.1.11", Node: "n1"})
+	s.cfg.AdvertiseFederation = []string{"192.168.1.2:4243"}
 	declare := func(prefix, tunnel, mac string, vni uint32) (*hawserv1.AddVTEPResponse, error) {
 		return s.AddVTEP(t.Context(), &hawserv1.AddVTEPRequest{Prefix: prefix, TunnelAddress: tunnel, Mac: mac, Vni: vni})
 	}
@@ -51,6 +52,7 @@ func TestExternalEndpointsThatMayNotBe(t *testing.T) {
 		"a range announced":  {"10.1.8.0/23", "192.168.1.51", "", 0, codes.FailedPrecondition, []string{"10.1.9.0/24, the pod CIDR of node n1"}},
 		"another's":          {"10.1.50.7", "192.168.1.51", "", 0, codes.FailedPrecondition, []string{"declared behind 192.168.1.50", "hawser vtep delete 10.1.50.0/24"}},
 		"a node's tunnel":    {"10.1.5.0/24", "192.168.1.11", "", 0, codes.FailedPrecondition, []string{"is node n1's"}},
+		"the API server's":   {"10.1.5.0/24", "192.168.1.2", "", 0, codes.FailedPrecondition, []string{"192.168.1.2 is that of the API server"}},
 		"a route hosts need": {"10.1.66.0/24", "192.168.1.51", "", 0, codes.FailedPrecondition, []string{"10.1.66.6, an address of node n1"}},
 		"a workload":         {"10.1.77.0/24", "192.168.1.51", "", 0, codes.FailedPrecondition, []string{"demo/w on node n1"}},
 		"two of one":         {"10.1.5.0/24", "192.168.1.50", "", 77777, codes.FailedPrecondition, []string{"an endpoint has one of each"}},

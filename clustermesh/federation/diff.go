@@ -83,7 +83,7 @@ type DiffRange struct {
 func (m *Manager) DiffPeer(ctx context.Context, peer string, r DiffRange) (*hawserv1.MeshDiffResponse, error) {
 	run := m.runner(peer)
 	if run == nil {
-		return nil, fmt.Errorf("compare with %q: it is not a confirmed peer", peer)
+		return nil, fmt.Errorf("compare with %q: %w that is confirmed; peers are listed by: hawser mesh list", peer, peering.ErrNoPeer)
 	}
 	if r.Rows <= 0 {
 		r.Rows = diffRows

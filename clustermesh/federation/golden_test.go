@@ -74,6 +74,7 @@ func goldens() []golden {
 		{"record-ip", "ips/10.2.1.5%2F32", &keyspacev1.IPEntry{Prefix: "10.2.1.5/32", Identity: num, Node: "n1", TunnelAddress: "192.168.2.1", Namespace: "demo",
 			Workload: "echo", NamedPorts: []*keyspacev1.NamedPort{{Name: "http", Port: 8080, Protocol: tcp}}, UpdatedAt: 1}},
 		{"record-vtep", "vteps/10.2.1.0%2F24", &keyspacev1.VTEP{Prefix: "10.2.1.0/24", TunnelAddress: "192.168.2.1", Node: "n1", UpdatedAt: 1}},
+		{"record-vtep-external", "vteps/10.2.9.0%2F24", &keyspacev1.VTEP{Prefix: "10.2.9.0/24", TunnelAddress: "192.168.2.9", Mac: "02:00:00:00:00:07", Vni: 777, UpdatedAt: 1}},
 		{"record-service", "services/demo/echo", &keyspacev1.Service{Namespace: "demo", Name: "echo", Id: num,
 			Ports:       []*keyspacev1.ServicePort{{Name: "http", Protocol: tcp, Port: 80, Target: "8080"}},
 			Annotations: map[string]string{"hawser.io/global": "true"}, Global: true, Shared: true, Type: "ClusterIP", Selector: map[string]string{"app": "echo"},
