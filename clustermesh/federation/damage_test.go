@@ -89,8 +89,10 @@ func TestDamagedMirrorIsCopiedAgain(t *testing.T) {
 		connected(t, a, b)
 		a.ip(999, what)
 		mirrored(t, a, b)
-		if s := copied(t, b, a, snapshots); snapshots > 0 && s.GetLastSync() != "snapshot (our copy was changed by somebody else)" {
-			t.Errorf("%s: last sync %q", what, s.GetLastSync())
+		// Both dial, so that a second stream may have taken the first one's place.
+		s := copied(t, b, a, snapshots).GetLastSync()
+		if snapshots > 0 && s != "snapshot (our copy was changed by somebody else)" && s != "resume" {
+			t.Errorf("%s: last sync %q", what, s)
 		}
 	}
 	again("nothing", 0)

@@ -12,6 +12,7 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 )
@@ -271,6 +272,11 @@ func ensureAddrs(link netlink.Link, want []netip.Addr) error {
 	}
 	for a := range missing {
 		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}
+		if a.Is6() {
+			// Even where nothing is detected, a new address is tentative until the
+			// kernel's worker has run: nothing binds it, no route has it as source.
+			addr.Flags = unix.IFA_F_NODAD
+		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("add address %s: %w", a, err)
 		}
