@@ -116,25 +116,23 @@ func (s *frontends) place(k datapath.FrontendKey, key maps.FrontendKey, row data
 // fill is place without the way back: was gets what the slots that it changes had,
 // 0 for nothing.
 func (s *frontends) fill(number uint32, key maps.FrontendKey, row datapath.Frontend, was map[maps.SlotKey]uint32) (ids []uint32, moved bool, err error) {
-	for i, b := range row.Backends {
-		slot := maps.SlotKey{Frontend: number, Slot: uint32(i)}
+	for _, b := range slices.Concat(row.Backends, row.Keeping) {
 		id, err := s.putBackend(maps.EncodeBackend(b))
 		if err != nil {
 			return nil, false, err
 		}
+		ids = append(ids, id)
+	}
+	ids = ids[:len(row.Backends)]
+	for i := len(ids) - 1; i >= 0; i-- { // those in use last: there is room for them
+		slot := maps.SlotKey{Frontend: number, Slot: uint32(i)}
 		old := s.slots.have[slot]
-		changed, err := s.slots.set(slot, id)
+		changed, err := s.slots.set(slot, ids[i])
 		if err != nil {
 			return nil, false, err
 		}
 		if changed {
 			was[slot] = old
-		}
-		ids = append(ids, id)
-	}
-	for _, b := range row.Keeping {
-		if _, err := s.putBackend(maps.EncodeBackend(b)); err != nil {
-			return nil, false, err
 		}
 	}
 	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends)), Affinity: row.Affinity}
