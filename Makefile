@@ -124,6 +124,8 @@ verify: deps-generate ## Generated code, formatting, linters, import layers
 	@echo "verify: generated code" && ./internal/tools/verify-generated
 	@echo "verify: gofmt" && test -z "$$(git ls-files '*.go' | grep --line-buffered -v -e '\.pb\.go$$' -e '_bpfe[lb]\.go$$' | xargs gofmt -l | tee /dev/stderr)"
 	@echo "verify: clang-format" && clang-format-19 --dry-run -Werror $(CFILES)
+	@echo "verify: measured programs and their page" && clang-19 -target bpfel -mcpu=v3 -Wall -Wextra -Werror -fsyntax-only test/perf/bpf/measured.c \
+	  && $(GO) test -count=1 -run '^TestTable$$' ./test/perf
 	@echo "verify: go mod tidy" && $(GO) mod tidy -diff
 	@echo "verify: import layers" && $(GO) test -count=1 ./internal/layers
 	@echo "verify: golangci-lint" && mkdir -p $(TOOLS) \

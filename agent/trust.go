@@ -22,11 +22,21 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
+// How long a node waits until it tries again to follow the CA's replacement. It is
+// short: while it does not, the replacement waits.
+const (
+	trustRetryMin = 200 * time.Millisecond
+	trustRetryMax = 5 * time.Second
+	// trustCheck is how often it looks though nothing has changed: a renewal that ran
+	// beside a step may have stored what was believed before.
+	trustCheck = time.Minute
+)
+
 // trust follows the CAs of the cluster: while one replaces the other, the node
 // believes both, and has its certificate issued by the one that signs.
 type trust struct {
 	files    pki.Files
-	renewer  *enrol.Renewer
+	renew    func(context.Context) error
 	enrolled bool // else nobody renews the certificate
 	log      *slog.Logger
 	kick     chan struct{}
@@ -37,7 +47,7 @@ type trust struct {
 
 func newTrust(cfg *Config, log *slog.Logger, enrolled bool) *trust {
 	return &trust{
-		files: pki.FilesIn(cfg.TLSDir, "tls"), renewer: &enrol.Renewer{Node: *cfg.node()}, enrolled: enrolled,
+		files: pki.FilesIn(cfg.TLSDir, "tls"), renew: (&enrol.Renewer{Node: *cfg.node()}).Renew, enrolled: enrolled,
 		log: log, kick: make(chan struct{}, 1),
 	}
 }
@@ -70,10 +80,14 @@ func (t *trust) apply(b store.Batch) {
 
 // run follows until the context ends; done is called after each step.
 func (t *trust) run(ctx context.Context, done func()) error {
-	wait := backoff.New(200*time.Millisecond, 30*time.Second)
+	wait := backoff.New(trustRetryMin, trustRetryMax)
+	check := time.NewTicker(trustCheck)
+	defer check.Stop()
+	told := ""
 	for {
 		select {
 		case <-t.kick:
+		case <-check.C:
 		case <-ctx.Done():
 			return nil
 		}
@@ -82,9 +96,13 @@ func (t *trust) run(ctx context.Context, done func()) error {
 			done()
 			if err == nil {
 				wait.Reset()
+				told = ""
 				break
 			}
-			t.log.Warn("the cluster's CA is being replaced; this node does not follow yet", "error", err)
+			if text := err.Error(); text != told {
+				t.log.Warn("the cluster's CA is being replaced; this node does not follow yet", "error", err)
+				told = text
+			}
 			if wait.Wait(ctx) != nil {
 				return nil
 			}
@@ -97,6 +115,9 @@ func (t *trust) follow(ctx context.Context) error {
 	t.mu.Lock()
 	want := t.want
 	t.mu.Unlock()
+	if len(want) == 0 {
+		return nil
+	}
 	have, err := pki.ReadBundle(t.files.CA)
 	if err != nil {
 		return err
@@ -110,21 +131,29 @@ func (t *trust) follow(ctx context.Context) error {
 		}
 		t.log.Info("the cluster's CAs changed", "certificates", len(want))
 	}
-	leaf, err := pki.ReadCertificate(t.files.Cert)
-	if err != nil {
+	signed, err := t.signedBy(want[0])
+	if err != nil || signed {
 		return err
-	}
-	if pki.SignedBy(leaf, want[0]) {
-		return nil
 	}
 	if !t.enrolled {
 		t.log.Warn("this node's certificate is of a CA that ends; issue another one: hawser-apiserver issue --agent")
 		return nil
 	}
-	if err := t.renewer.Renew(ctx); err != nil {
+	if err := t.renew(ctx); err != nil {
 		return fmt.Errorf("certificate by the new CA: %w", err)
 	}
-	return nil
+	// An API server that has told of the new CA signs by the former one until it
+	// has begun anew.
+	if signed, err = t.signedBy(want[0]); err == nil && !signed {
+		err = errors.New("certificate by the new CA: the API server still issues them by the former one")
+	}
+	return err
+}
+
+// signedBy reports whether a CA has signed the node's certificate.
+func (t *trust) signedBy(ca *x509.Certificate) (bool, error) {
+	leaf, err := pki.ReadCertificate(t.files.Cert)
+	return err == nil && pki.SignedBy(leaf, ca), err
 }
 
 // believed are the hashes of the bundle that the node believes and of the CA

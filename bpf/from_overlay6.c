@@ -207,8 +207,7 @@ static __always_inline int untunnelled6(struct __sk_buff *skb, struct packet *p,
 	return ret < 0 ? ret : to_endpoint(skb, p, rx);
 }
 
-SEC("tc")
-int from_overlay6(struct __sk_buff *skb)
+static __always_inline int overlay_packet6(struct __sk_buff *skb)
 {
 	struct packet6 *x = packet6_in_hand();
 	struct endpoint *rx;
@@ -230,4 +229,10 @@ int from_overlay6(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
 	return p ? finish(p, untunnelled6(skb, p, x, rx)) : TC_ACT_SHOT;
+}
+
+SEC("tc")
+int from_overlay6(struct __sk_buff *skb)
+{
+	return overlay_packet6(skb);
 }

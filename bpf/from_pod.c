@@ -233,10 +233,12 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	struct tuple4 quoted = {};
 	struct flow f = {};
 	struct route r = {};
-	struct ct_entry *e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
+	struct ct_entry *e;
 	__be32 to = p->t.daddr;
 	int ret, end = QUOTED_DESTINATION;
 
+	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+	e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
 	if (!e)
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {

@@ -174,18 +174,26 @@ static __always_inline struct frontend *sock_frontend(const struct frontend_key 
 	return fe && !fe->affinity ? fe : NULL;
 }
 
-/* A datagram socket that is connected may connect again, to what is no service.
- * New ones are let off: the first cookie of a socket takes 100 ns. */
-static __always_inline void sock_unlink(struct bpf_sock_addr *ctx)
+static __always_inline int sock_is_connected(const struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = (struct bpf_sock *)(long)ctx->sk;
-	__u64 cookie;
 
-	if (sk->state != SOCK_ESTABLISHED)
+	return sk->state == SOCK_ESTABLISHED;
+}
+
+/* A datagram socket that is connected may connect again, to what is no service.
+ * New ones are let off a cookie and two lookups for nothing. */
+static __always_inline void sock_unlink(struct bpf_sock_addr *ctx, const struct frontend_key *asked)
+{
+	struct sock_key key = {.addr = asked->addr, .port = asked->port, .proto = asked->proto};
+
+	if (!sock_is_connected(ctx))
 		return;
-	cookie = bpf_get_socket_cookie(ctx);
-	if (bpf_map_lookup_elem(&sock_links, &cookie))
-		bpf_map_delete_elem(&sock_links, &cookie);
+	key.cookie = bpf_get_socket_cookie(ctx);
+	if (bpf_map_lookup_elem(&sock_links, &key.cookie))
+		bpf_map_delete_elem(&sock_links, &key.cookie);
+	if (bpf_map_lookup_elem(&sock_peers, &key))
+		bpf_map_delete_elem(&sock_peers, &key);
 }
 
 /* Whether a socket that asks for this goes somewhere else. */
@@ -200,12 +208,14 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx,
 	if (fe && sock_connect(ctx, asked, fe, to))
 		return 1;
 	if (asked->proto == IPPROTO_UDP)
-		sock_unlink(ctx);
+		sock_unlink(ctx, asked);
 	return 0;
 }
 
-/* The service where the socket's peer, *end, is its backend. */
-static __always_inline int sock_to_service(struct bpf_sock_addr *ctx, struct sock_end *end)
+/* The service where the socket's peer, *end, is its backend. What a socket has sent
+ * to before it was connected is nothing to it any more. */
+static __always_inline int sock_to_service(struct bpf_sock_addr *ctx, struct sock_end *end,
+                                           int connected)
 {
 	struct sock_key key = {.addr = end->addr, .proto = ctx->protocol, .port = end->port};
 	struct sock_link *link;
@@ -219,7 +229,7 @@ static __always_inline int sock_to_service(struct bpf_sock_addr *ctx, struct soc
 		return 1;
 	}
 	peer = bpf_map_lookup_elem(&sock_peers, &key);
-	if (!peer)
+	if (!peer || (connected && !(peer->flags & SOCK_CONNECTED)))
 		return 0;
 	end->addr = peer->addr;
 	end->port = peer->port;
@@ -238,11 +248,11 @@ static __always_inline void sock_ask4(struct bpf_sock_addr *ctx, __u16 flags)
 	ctx->user_port = to.port;
 }
 
-static __always_inline void sock_show4(struct bpf_sock_addr *ctx)
+static __always_inline void sock_show4(struct bpf_sock_addr *ctx, int connected)
 {
 	struct sock_end end = {.addr = addr4(ctx->user_ip4), .port = (__be16)ctx->user_port};
 
-	if (!sock_to_service(ctx, &end))
+	if (!sock_to_service(ctx, &end, connected))
 		return;
 	ctx->user_ip4 = end.addr.w[3];
 	ctx->user_port = end.port;
@@ -279,11 +289,11 @@ static __always_inline void sock_ask6(struct bpf_sock_addr *ctx, __u16 flags)
 		sock_set6(ctx, &to);
 }
 
-static __always_inline void sock_show6(struct bpf_sock_addr *ctx)
+static __always_inline void sock_show6(struct bpf_sock_addr *ctx, int connected)
 {
 	struct sock_end end = {.addr = sock_addr6(ctx), .port = (__be16)ctx->user_port};
 
-	if (sock_to_service(ctx, &end))
+	if (sock_to_service(ctx, &end, connected))
 		sock_set6(ctx, &end);
 }
 
@@ -304,14 +314,14 @@ int sock_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg4")
 int sock_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	sock_show4(ctx);
+	sock_show4(ctx, sock_is_connected(ctx));
 	return SOCK_PROCEED;
 }
 
 SEC("cgroup/getpeername4")
 int sock_peername4(struct bpf_sock_addr *ctx)
 {
-	sock_show4(ctx);
+	sock_show4(ctx, 1);
 	return SOCK_PROCEED;
 }
 
@@ -334,14 +344,14 @@ int sock_sendmsg6(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg6")
 int sock_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	sock_show6(ctx);
+	sock_show6(ctx, sock_is_connected(ctx));
 	return SOCK_PROCEED;
 }
 
 SEC("cgroup/getpeername6")
 int sock_peername6(struct bpf_sock_addr *ctx)
 {
-	sock_show6(ctx);
+	sock_show6(ctx, 1);
 	return SOCK_PROCEED;
 }
 

@@ -9,8 +9,32 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
 	"github.com/hawser-mesh/hawser/cli/session"
 )
+
+// A flag's value is one word in the help: what stands in backquotes in its text
+// takes the value's place.
+func TestFlagsHaveShortValues(t *testing.T) {
+	flags := 0
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			flags++
+			if value, _ := pflag.UnquoteUsage(f); strings.Contains(value, " ") {
+				t.Errorf("%s: --%s %s", cmd.CommandPath(), f.Name, value)
+			}
+		})
+		for _, c := range cmd.Commands() {
+			walk(c)
+		}
+	}
+	if walk(New("hawser")); flags == 0 {
+		t.Error("no command has flags")
+	}
+}
 
 // TestWrongUse are command lines that are refused before anybody is asked: the
 // context's clusters do not exist.

@@ -15,6 +15,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -223,9 +225,13 @@ func (l *Lab) runtime(p Pod) (*libcni.CNIConfig, *libcni.NetworkConfigList, *lib
 	for _, k := range sortedKeys(p.Labels) {
 		labels = append(labels, label{k, p.Labels[k]})
 	}
+	ports, err := cniPorts(p.Ports)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	plugin := map[string]any{
 		"type": filepath.Base(l.state.Binaries.CNI), "socket": node.Socket,
-		"args": map[string]any{"cni": map[string]any{"labels": labels}},
+		"args": map[string]any{"cni": map[string]any{"labels": labels, "ports": ports}},
 	}
 	raw, err := json.Marshal(map[string]any{"cniVersion": "1.1.0", "name": "hawser", "plugins": []any{plugin}})
 	if err != nil {
@@ -241,6 +247,28 @@ func (l *Lab) runtime(p Pod) (*libcni.CNIConfig, *libcni.NetworkConfigList, *lib
 		ContainerID: p.ContainerID, NetNS: p.Place.Netns, IfName: "eth0",
 		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name}},
 	}, nil
+}
+
+// cniPort is a named port in the plugin's configuration.
+type cniPort struct {
+	Name     string `json:"name"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+}
+
+// cniPorts reads PodSpec.Ports. What names and protocols there are is the agent's.
+func cniPorts(texts []string) ([]cniPort, error) {
+	var out []cniPort
+	for _, text := range texts {
+		name, rest, _ := strings.Cut(text, "=")
+		number, protocol, _ := strings.Cut(rest, "/")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || name == "" || port == 0 {
+			return nil, fmt.Errorf("port %q: want NAME=PORT/PROTOCOL, as in http=8080/tcp", text)
+		}
+		out = append(out, cniPort{name, uint16(port), protocol})
+	}
+	return out, nil
 }
 
 func (l *Lab) cniAdd(ctx context.Context, p Pod) ([]string, error) {

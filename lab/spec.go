@@ -61,6 +61,8 @@ type PodSpec struct {
 	Namespace string            `json:"namespace,omitempty"` // "" means default
 	Node      string            `json:"node,omitempty"`      // "" means the cluster's first
 	Labels    map[string]string `json:"labels,omitempty"`
+	// Ports are its names for ports, as NAME=PORT or NAME=PORT/PROTOCOL.
+	Ports []string `json:"ports,omitempty"`
 	// Command is what runs in it; empty means a process that only waits.
 	Command []string `json:"command,omitempty"`
 }
@@ -302,6 +304,9 @@ func (c ClusterSpec) validate() []error {
 func (c ClusterSpec) checkPod(p PodSpec) error {
 	if !podName.MatchString(p.Name) || !podName.MatchString(p.Namespace) {
 		return fmt.Errorf("pod %s/%s: names are lower case letters, digits and '-', at most 32", p.Namespace, p.Name)
+	}
+	if _, err := cniPorts(p.Ports); err != nil {
+		return fmt.Errorf("pod %s: %w", p.Name, err)
 	}
 	var nodes []string
 	for n := 1; n <= c.Nodes; n++ {

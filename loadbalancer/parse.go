@@ -77,7 +77,7 @@ func (o *Object) parseMetadata(root manifest.Node) {
 	}
 	meta.Only([]string{"name", "namespace", "labels", "annotations", "uid", "resourceVersion",
 		"generation", "creationTimestamp", "managedFields", "selfLink"},
-		[]string{"generateName", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"})
+		manifest.NotYet("generateName", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"))
 	s := o.Service
 	s.Name = meta.FieldText("name")
 	checkLabelName(meta.At("metadata.name"), s.Name)
@@ -123,7 +123,7 @@ func laterFields() []string {
 
 func (o *Object) parseSpec(spec manifest.Node) {
 	ok := spec.Only([]string{"type", "selector", "ports", "clusterIP", "clusterIPs", "sessionAffinity",
-		"sessionAffinityConfig", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"}, laterFields())
+		"sessionAffinityConfig", "internalTrafficPolicy", "ipFamilies", "ipFamilyPolicy"}, manifest.NotYet(laterFields()...))
 	if !ok {
 		return
 	}
@@ -255,7 +255,7 @@ func (o *Object) parsePorts(list manifest.Node) {
 
 func parsePort(n manifest.Node) *keyspacev1.ServicePort {
 	p := &keyspacev1.ServicePort{Protocol: keyspacev1.Protocol_PROTOCOL_TCP}
-	if !n.Only([]string{"name", "protocol", "port", "targetPort"}, []string{"nodePort", "appProtocol"}) {
+	if !n.Only([]string{"name", "protocol", "port", "targetPort"}, manifest.NotYet("nodePort", "appProtocol")) {
 		return p
 	}
 	if f, ok := n.Field("name"); ok {

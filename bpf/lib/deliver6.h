@@ -54,6 +54,8 @@ static __always_inline int tunnel_fits6(struct __sk_buff *skb, struct packet *p,
 {
 	__u32 mtu = 0, len = skb->len - ETH_HLEN;
 
+	if (likely(fits_surely(skb, p, node)))
+		return 0;
 	if (skb->gso_size)
 		len = x->h.l4 + segment_header6(skb, p, x) + skb->gso_size;
 	if (bpf_check_mtu(skb, underlay_ifindex, &mtu, 0, 0) < 0 && !mtu)

@@ -28,6 +28,12 @@ static __always_inline int echo_ports6(struct tuple4 *t, const struct icmphdr *i
 	return 0;
 }
 
+/* What no IPv6 packet carries; ICMP of IPv4 would be taken for an echo by policy. */
+static __always_inline int is_foreign6(__u8 proto)
+{
+	return proto == IPPROTO_NONE || proto == IPPROTO_ICMP;
+}
+
 static __always_inline __u32 l4_head(__u8 proto)
 {
 	switch (proto) {
@@ -76,9 +82,9 @@ __attribute__((noinline)) int parse_extended6(struct __sk_buff *skb, __u32 off)
 		return -DROP_MALFORMED;
 	ret = walk6(skb, off, 0);
 	if (ret < 0)
-		return ret;
+		return DROP(p, -ret);
 	p->t.proto = x->h.proto;
-	if (p->t.proto == IPPROTO_NONE)
+	if (is_foreign6(p->t.proto))
 		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 	if (is_fragment6(&x->h)) {
 		ret = fragment6_check(p, x, &len);
@@ -144,7 +150,7 @@ static __always_inline int parse6(struct __sk_buff *skb, __u32 off, struct packe
 	    is_multicast6(&x->t.saddr) || is_unroutable6(&x->t.saddr) ||
 	    is_unroutable6(&x->t.daddr) || is_unspecified6(&x->t.daddr))
 		return DROP(p, DROP_MALFORMED);
-	if (unlikely(is_extension(p->t.proto) || p->t.proto == IPPROTO_NONE))
+	if (unlikely(is_extension(p->t.proto) || is_foreign6(p->t.proto)))
 		ret = parse_extended6(skb, off);
 	else
 		ret = parse_plain6(skb, off, p, x);

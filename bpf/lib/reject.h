@@ -159,8 +159,8 @@ static __always_inline int finish_answering(struct __sk_buff *skb, struct packet
 
 	if (likely(verdict >= 0))
 		return act;
-	if (p->later)
-		return act; /* the first one's answer is enough */
+	if (p->later || p->icmp_error)
+		return act; /* the first one's answer is enough; errors have none (RFC 1122) */
 	if (verdict == -DROP_PACKET_TOO_BIG && p->mtu)
 		return answer_icmp(skb, ICMP_CODE_FRAG_NEEDED, p->mtu);
 	if (verdict != -DROP_NO_BACKEND)

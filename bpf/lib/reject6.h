@@ -113,7 +113,7 @@ static __always_inline int finish_answering6(struct __sk_buff *skb, struct packe
 
 	if (likely(verdict >= 0))
 		return act;
-	if (p->later)
+	if (p->later || p->icmp_error)
 		return act;
 	if (verdict == -DROP_PACKET_TOO_BIG && p->mtu)
 		return answer_icmp6(skb, ICMP6_TOO_BIG, 0, p->mtu);

@@ -19,6 +19,8 @@ const (
 	fullProblem   = 0.95
 	refusedLately = 5 * time.Minute
 	quotaWarning  = 6 << 30 // of etcd's 8 GiB
+	// unknownCA is what a handshake says of a certificate whose CA is not believed.
+	unknownCA = "signed by unknown authority"
 )
 
 // Node is what one agent says.
@@ -123,12 +125,19 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 		e.add(OK, "federation", object, "", "connected%s, %d keys", age, p.GetKeys())
 	case "pending":
 		e.add(Warning, "federation", object, "finish the join, or wait until its token expires", "joined half%s", age)
+	case "gone": // of a shared etcd
+		e.add(Warning, "federation", object, "if it comes back, nothing: it is admitted with what it was granted; if not: hawser mesh leave "+p.GetName(),
+			"gone%s: nothing of it is left in the etcd that it shares; its ranges and id are still kept for it", age)
 	default:
 		cause := p.GetState() + age
 		if p.GetLastError() != "" {
 			cause += ": " + p.GetLastError()
 		}
-		e.add(Problem, "federation", object, "see that its API server runs and that port 4243 is open one way; the data stays meanwhile", "%s", cause)
+		next := "see that its API server runs and that port 4243 is open one way; the data stays meanwhile"
+		if strings.Contains(p.GetLastError(), unknownCA) {
+			next = "a CA replaced the one that is known of it: was that while the two could not see each other (hawser mesh rotate-ca, there), leave on both sides and join again by a token; if nobody there knows of it, somebody poses as it. The data stays meanwhile"
+		}
+		e.add(Problem, "federation", object, next, "%s", cause)
 	}
 	late := p.GetLagSeconds() > lagWarning || p.GetLagP99Seconds() > lagWarning
 	if p.GetState() == "connected" && !late {

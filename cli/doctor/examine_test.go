@@ -60,6 +60,7 @@ func TestEachFault(t *testing.T) {
 		"own problem":     {func(s *Snapshot) { s.Status.Problems = []*hawserv1.Problem{{Object: "disk", Problem: "full"}} }, Problem, "health", "full"},
 		"CA ends":         {func(s *Snapshot) { s.Status.CaExpiresAt = s.Now.Add(day).UnixNano() }, Warning, "certificate", "expires in"},
 		"peer lost":       {func(s *Snapshot) { s.Peers[0].State, s.Peers[0].LastError = "lost", "refused" }, Problem, "federation", "lost for 1m"},
+		"peer gone":       {func(s *Snapshot) { s.Peers[0].State = "gone" }, Warning, "federation", "gone for 1m"},
 		"peer pending":    {func(s *Snapshot) { s.Peers[0].State = "pending" }, Warning, "federation", "half"},
 		"lag":             {func(s *Snapshot) { s.Peers[0].LagSeconds = 9 }, Warning, "lag", "9.0 s"},
 		"refused": {func(s *Snapshot) {
@@ -153,5 +154,26 @@ func TestCutOffNodeIsNotForgotten(t *testing.T) {
 	}
 	if n != 2 { // the cluster's and the agent's own
 		t.Errorf("%d findings, want 2", n)
+	}
+}
+
+// What to do about a peer depends on why it is not there.
+func TestNextStepOfAPeerThatIsNotThere(t *testing.T) {
+	for _, c := range []struct{ state, why, next, not string }{
+		{"lost", "connection refused", "port 4243", "token"},
+		{"lost", "verify certificate: x509: certificate signed by unknown authority", "join again by a token", "port 4243"},
+		{"gone", "nothing of it is left in the etcd", "hawser mesh leave west", "port 4243"},
+	} {
+		s := healthy()
+		s.Peers[0].State, s.Peers[0].LastError = c.state, c.why
+		found := false
+		for _, f := range Examine(s) {
+			if f.Check == "federation" {
+				found = strings.Contains(f.Next, c.next) && !strings.Contains(f.Next, c.not)
+			}
+		}
+		if !found {
+			t.Errorf("%s, %s: the next step does not say %q, or says %q", c.state, c.why, c.next, c.not)
+		}
 	}
 }

@@ -48,10 +48,12 @@ func newExec(o *options) *cobra.Command {
 func newRun(o *options) *cobra.Command {
 	var labels map[string]string
 	var namespace string
+	var ports []string
 	cmd := &cobra.Command{
 		Use:   "run CLUSTER/POD [-- COMMAND [ARG…]]",
 		Short: "Add a pod to a running lab",
 		Example: "  hawser lab run east/web --namespace demo --label app=web -- python3 -m http.server 80\n" +
+			"  hawser lab run east/named --port http=8080/tcp -- python3 -m http.server 8080\n" +
 			"  hawser lab run west/probe --node west-2",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -64,7 +66,7 @@ func newRun(o *options) *cobra.Command {
 				return err
 			}
 			p, err := lab.AddPod(cmd.Context(), l.Name(), cluster, lab.PodSpec{
-				Name: pod, Namespace: namespace, Node: o.Node, Labels: labels, Command: args[1:],
+				Name: pod, Namespace: namespace, Node: o.Node, Labels: labels, Ports: ports, Command: args[1:],
 			})
 			if err != nil {
 				return err
@@ -74,6 +76,7 @@ func newRun(o *options) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringToStringVarP(&labels, "label", "l", nil, "label of the pod, KEY=VALUE; may be repeated")
+	cmd.Flags().StringSliceVar(&ports, "port", nil, "the pod's name for a port, NAME=PORT/PROTOCOL, which policy may use; may be repeated")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the pod")
 	return cmd
 }

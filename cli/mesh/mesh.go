@@ -65,7 +65,7 @@ func newInvite(s *session.Session) *cobra.Command {
 
 func only(to string) string {
 	if to == "" {
-		return ""
+		return ", whichever is first: --to names the only one that may use it"
 	}
 	return " (" + to + ")"
 }

@@ -5,7 +5,6 @@ package policy
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 	"github.com/hawser-mesh/hawser/cli/session"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 	"github.com/hawser-mesh/hawser/policy/trace"
 )
@@ -27,6 +27,9 @@ type knowledge struct {
 	addresses  []*hawserv1.IPCacheEntry
 	audited    map[netip.Addr]bool // addresses of endpoints told to audit
 	services   []trace.Service
+	vips       map[netip.Addr]*hawserv1.ServiceInfo
+	scope      policy.Scope // of the nodes
+	mode       policy.Mode
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.
@@ -50,7 +53,7 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	for _, p := range policies.GetPolicies() {
 		objects, err := api.Parse([]byte(p.GetSource()))
 		if err != nil {
-			s.Warn("policy %s/%s is not enforced by nodes of this version: %v", p.GetNamespace(), p.GetName(), err)
+			s.Warn("policy %s/%s cannot be read and is left out; nodes go on enforcing what it said before (%v)", p.GetNamespace(), p.GetName(), err)
 		}
 		k.objects = append(k.objects, objects...)
 	}
@@ -70,15 +73,7 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range services.GetServices() {
-		service := trace.Service{Name: s.GetNamespace() + "/" + s.GetName()}
-		for _, b := range s.GetBackends() {
-			if a, err := netip.ParseAddr(b.GetIp()); err == nil {
-				service.Addrs = append(service.Addrs, a)
-			}
-		}
-		k.services = append(k.services, service)
-	}
+	k.addServices(services.GetServices())
 	if !addresses {
 		return k, nil
 	}
@@ -100,6 +95,24 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 		}
 	}
 	return k, err
+}
+
+func (k *knowledge) addServices(services []*hawserv1.ServiceInfo) {
+	k.vips = map[netip.Addr]*hawserv1.ServiceInfo{}
+	for _, s := range services {
+		service := trace.Service{Name: s.GetNamespace() + "/" + s.GetName()}
+		for _, b := range s.GetBackends() {
+			if a, err := netip.ParseAddr(b.GetIp()); err == nil {
+				service.Addrs = append(service.Addrs, a)
+			}
+		}
+		k.services = append(k.services, service)
+		for _, text := range s.GetVips() {
+			if a, err := netip.ParseAddr(text); err == nil {
+				k.vips[a] = s
+			}
+		}
+	}
 }
 
 // served says of each service whether it has backends.
@@ -125,20 +138,29 @@ func (k *knowledge) addAddresses() {
 	}
 }
 
+// place is an end with all its addresses; none when they are not known.
+type place struct {
+	trace.End
+	addrs []netip.Addr
+}
+
 // end finds who a name means: labels, an identity's number, an address, a
 // reserved name, or a pod ([cluster/]namespace/name, or cluster/name).
-func (k *knowledge) end(name string) (trace.End, error) {
+func (k *knowledge) end(name string) (place, error) {
 	if strings.Contains(name, "=") {
-		return k.byLabels(name)
+		end, err := k.byLabels(name)
+		return place{End: end}, err
 	}
 	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
-		return k.byNumber(name, identity.Number(n))
+		end, err := k.byNumber(name, identity.Number(n))
+		return place{End: end}, err
 	}
 	if a, err := netip.ParseAddr(name); err == nil {
-		return k.byAddress(name, a.Unmap())
+		end, err := k.byAddress(name, a.Unmap())
+		return place{end, []netip.Addr{end.Addr}}, err
 	}
 	if n, ok := identity.ReservedNumber(name); ok {
-		return trace.End{Name: name, Reserved: n}, nil
+		return place{End: trace.End{Name: name, Reserved: n}}, nil
 	}
 	return k.byWorkload(name)
 }
@@ -166,6 +188,10 @@ func (k *knowledge) byNumber(name string, n identity.Number) (trace.End, error) 
 }
 
 func (k *knowledge) byAddress(name string, a netip.Addr) (trace.End, error) {
+	if s, ok := k.vips[a]; ok {
+		return trace.End{}, session.Usage("%s is the address of service %s/%s, and policy is asked about the backend that is chosen: name one of them%s",
+			name, s.GetNamespace(), s.GetName(), someBackends(s.GetBackends()))
+	}
 	for _, e := range k.addresses {
 		if p, err := netip.ParsePrefix(e.GetPrefix()); err == nil && p.IsSingleIP() && p.Addr() == a && e.GetSource() != "cidr" {
 			end, err := k.byNumber(name, identity.Number(e.GetIdentity()))
@@ -176,8 +202,28 @@ func (k *knowledge) byAddress(name string, a netip.Addr) (trace.End, error) {
 	return trace.End{Name: name, Addr: a}, nil
 }
 
-func (k *knowledge) byWorkload(name string) (trace.End, error) {
-	var found []trace.End
+// maxNamed bounds how many backends an error names.
+const maxNamed = 4
+
+func someBackends(backends []*hawserv1.FrontendBackend) string {
+	var names []string
+	for _, b := range backends {
+		name := b.GetIp()
+		if b.GetWorkload() != "" {
+			name = b.GetCluster() + "/" + b.GetWorkload()
+		}
+		if len(names) < maxNamed && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return " (it has none now)"
+	}
+	return ", such as " + strings.Join(names, ", ")
+}
+
+func (k *knowledge) byWorkload(name string) (place, error) {
+	var found []place
 	var names []string
 	for _, e := range k.addresses {
 		p, err := netip.ParsePrefix(e.GetPrefix())
@@ -186,35 +232,25 @@ func (k *knowledge) byWorkload(name string) (trace.End, error) {
 		}
 		_, short, _ := strings.Cut(e.GetWorkload(), "/")
 		full := e.GetCluster() + "/" + e.GetWorkload()
-		if name != full && name != e.GetCluster()+"/"+short && (name != e.GetWorkload() || e.GetCluster() != k.cluster) || slices.Contains(names, full) {
+		if name != full && name != e.GetCluster()+"/"+short && (name != e.GetWorkload() || e.GetCluster() != k.cluster) {
+			continue
+		}
+		if i := slices.Index(names, full); i >= 0 {
+			found[i].addrs = append(found[i].addrs, p.Addr())
 			continue
 		}
 		end, err := k.byNumber(full, identity.Number(e.GetIdentity()))
 		if err != nil {
-			return end, err
+			return place{}, err
 		}
 		end.Addr = p.Addr()
-		found, names = append(found, end), append(names, full)
+		found, names = append(found, place{end, []netip.Addr{end.Addr}}), append(names, full)
 	}
 	switch len(found) {
 	case 0:
-		return trace.End{}, session.Usage("%q is no pod, address, identity, set of labels or reserved name; pods are [cluster/]namespace/name, as in: hawser endpoint list", name)
+		return place{}, session.Usage("%q is no pod, address, identity, set of labels or reserved name; pods are [cluster/]namespace/name, as in: hawser endpoint list", name)
 	case 1:
 		return found[0], nil
 	}
-	return trace.End{}, session.Usage("%q may be any of %s", name, strings.Join(names, ", "))
-}
-
-// port reads "80/tcp", "80" or "icmp".
-func port(text string) (uint8, uint16, error) {
-	number, protocol, given := strings.Cut(strings.ToLower(text), "/")
-	if number == "icmp" && !given {
-		return api.ICMP, api.ICMPPort(8), nil
-	}
-	proto, ok := map[string]uint8{"tcp": api.TCP, "udp": api.UDP, "sctp": api.SCTP}[cmp.Or(protocol, "tcp")]
-	n, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || n == 0 || !ok {
-		return 0, 0, fmt.Errorf("%q is not a port: want 80/tcp, 53/udp, 38412/sctp or icmp", text)
-	}
-	return proto, uint16(n), nil
+	return place{}, session.Usage("%q may be any of %s", name, strings.Join(names, ", "))
 }

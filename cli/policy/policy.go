@@ -117,7 +117,7 @@ func newGet(s *session.Session) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", `namespace of NAME ("_" for cluster-wide objects; default: any)`)
-	cmd.Flags().Uint32Var(&endpoint, "endpoint", 0, "endpoint id (see `hawser endpoint list`); needs --node")
+	cmd.Flags().Uint32Var(&endpoint, "endpoint", 0, "endpoint id (see: hawser endpoint list); needs --node")
 	return cmd
 }
 

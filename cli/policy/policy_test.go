@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -54,16 +55,106 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+func TestServiceAddressIsNoEnd(t *testing.T) {
+	k := &knowledge{cluster: "east"}
+	k.addServices([]*hawserv1.ServiceInfo{
+		{Namespace: "demo", Name: "echo", Vips: []string{"172.31.1.1", "fd00:172:1::1"}, Backends: []*hawserv1.FrontendBackend{
+			{Ip: "10.1.0.1", Cluster: "east", Workload: "demo/echo-1"}, {Ip: "fd00:10::1", Cluster: "east", Workload: "demo/echo-1"}, {Ip: "192.0.2.1"}}},
+		{Namespace: "demo", Name: "idle", Vips: []string{"172.31.1.2"}},
+	})
+	for name, want := range map[string]string{
+		"172.31.1.1":    "service demo/echo, and policy is asked about the backend that is chosen: name one of them, such as east/demo/echo-1, 192.0.2.1",
+		"fd00:172:1::1": "service demo/echo",
+		"172.31.1.2":    "service demo/idle, and policy is asked about the backend that is chosen: name one of them (it has none now)",
+	} {
+		if _, err := k.end(name); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", name, err, want)
+		}
+	}
+	if _, err := k.end("172.31.1.3"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPackets(t *testing.T) {
+	at := func(name string, texts ...string) place {
+		p := place{End: trace.End{Name: name}}
+		for _, text := range texts {
+			p.addrs = append(p.addrs, netip.MustParseAddr(text))
+		}
+		return p
+	}
+	both, four, six, none := at("both", "10.0.0.1", "fd00::1"), at("four", "10.0.0.2"), at("six", "fd00::2"), at("none")
+	for _, c := range []struct {
+		from, to place
+		proto    uint8
+		want     string
+	}{
+		{both, both, api.TCP, "IPv4 10.0.0.1 10.0.0.1, IPv6 fd00::1 fd00::1"},
+		{both, four, api.TCP, "IPv4 10.0.0.1 10.0.0.2"},
+		{six, both, api.UDP, "IPv6 fd00::2 fd00::1"},
+		{none, both, api.TCP, "IPv4 invalid IP 10.0.0.1, IPv6 invalid IP fd00::1"},
+		{none, none, api.TCP, "IPv4 invalid IP invalid IP"},
+		{none, none, api.ICMPv6, "IPv6 invalid IP invalid IP"},
+		{both, both, api.ICMP, "IPv4 10.0.0.1 10.0.0.1"},
+		{both, both, api.ICMPv6, "IPv6 fd00::1 fd00::1"},
+		{four, six, api.TCP, "four has 10.0.0.2 and six has fd00::2: there is no IPv4 or IPv6 packet between them"},
+		{four, both, api.ICMPv6, "there is no IPv6 packet between them"},
+	} {
+		ps, err := packets(c.from, c.to, c.proto)
+		var got []string
+		for _, p := range ps {
+			got = append(got, p.family+" "+p.from.Addr.String()+" "+p.to.Addr.String())
+		}
+		if text := strings.Join(got, ", "); err == nil && text != c.want || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s to %s: %q, error %v, want %q", c.from.Name, c.to.Name, text, err, c.want)
+		}
+	}
+}
+
+// Answers that are the same for both families are given once.
+func TestMerge(t *testing.T) {
+	ps := []packet{{family: "IPv4"}, {family: "IPv6"}}
+	rows := func(verdict string) []verdictRow {
+		return []verdictRow{{Direction: "egress", Verdict: verdictAllowed}, {Direction: "ingress", Verdict: verdict}}
+	}
+	for want, answers := range map[string][][]verdictRow{
+		"egress  allowed, ingress IPv4 denied, ingress IPv6 allowed": {rows(verdictDenied), rows(verdictAllowed)},
+		"egress  allowed, ingress  denied":                           {rows(verdictDenied), rows(verdictDenied)},
+	} {
+		var got []string
+		for _, r := range merge(ps, answers) {
+			got = append(got, r.Direction+" "+r.Family+" "+r.Verdict)
+		}
+		if text := strings.Join(got, ", "); text != want {
+			t.Errorf("got %q, want %q", text, want)
+		}
+	}
+}
+
 func TestPort(t *testing.T) {
 	for text, want := range map[string][2]uint16{"80": {6, 80}, "80/tcp": {6, 80}, "53/UDP": {17, 53}, "9/sctp": {132, 9}, "icmp": {1, api.ICMPPort(8)}} {
 		if proto, n, err := port(text); err != nil || [2]uint16{uint16(proto), n} != want {
 			t.Errorf("%s is %d %d, error %v", text, proto, n, err)
 		}
 	}
-	for _, text := range []string{"", "0", "65536", "80/x", "http", "icmp/8"} {
+	for text, want := range map[string][2]uint16{"icmpv6": {58, api.ICMPPort(128)}, "13/ICMP": {1, api.ICMPPort(13)}, "0/icmp": {1, api.ICMPPort(0)}, "129/icmpv6": {58, api.ICMPPort(129)}} {
+		if proto, n, err := port(text); err != nil || [2]uint16{uint16(proto), n} != want {
+			t.Errorf("%s is %d %d, error %v", text, proto, n, err)
+		}
+	}
+	for _, text := range []string{"", "0", "65536", "80/x", "http", "icmp/8", "256/icmp", "x/icmpv6", "/icmp"} {
 		if _, _, err := port(text); err == nil {
 			t.Errorf("%q is accepted", text)
 		}
+	}
+}
+
+// A map that has no room is told: waiting does not help.
+func TestCompareTellsWhyNot(t *testing.T) {
+	r := compare(&hawserv1.NodeStatusReport{Tables: []*hawserv1.TableStatus{{Name: "nodes"}, {Name: "ipcache", LastError: "the map is full\nand 5 more"}}}, nil)
+	if want := []string{"being written to the kernel", "table ipcache: the map is full"}; !slices.Equal(r.Missing, want) {
+		t.Errorf("%q, want %q", r.Missing, want)
 	}
 }
 

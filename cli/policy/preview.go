@@ -3,7 +3,9 @@
 package policy
 
 import (
+	"cmp"
 	"context"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,21 +24,22 @@ func newLint(s *session.Session) *cobra.Command {
 		Short: "Point out what policy objects may not be meant to say",
 		Long: "Point out what policy objects may not be meant to say: selectors that select nothing\n" +
 			"in the mesh as it is now, peers of other clusters that are not named, services that are\n" +
-			"not there, allows that a deny takes back, denies of everything. Without -f it looks at the objects in force. The exit code is 1 when there\n" +
-			"is something to point out.",
+			"not there, allows that a deny takes back, denies of everything or of nothing. Without -f\n" +
+			"it looks at the objects in force. The exit code is 1 when there is something to point out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := learn(cmd.Context(), s, false)
 			if err != nil {
 				return err
 			}
+			k.addEnforcement(cmd.Context(), s)
 			objects := k.objects
 			if len(files) > 0 {
 				if objects, _, err = parseFiles(cmd, files); err != nil {
 					return err
 				}
 			}
-			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Identities: k.identities, Services: k.served()}, objects)
+			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Scope: k.scope, Identities: k.identities, Services: k.served()}, objects)
 			type row = trace.Finding
 			err = printer.Rows(cmd.OutOrStdout(), s.Output, found, printer.Columns[row]{
 				{Header: "OBJECT", Cell: func(f row) string { return f.Object }},
@@ -96,7 +99,11 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 		return err
 	}
 	k.addAddresses()
-	change := trace.Change{Cluster: k.cluster, Before: k.objects, Identities: k.identities, After: objects, Services: k.services}
+	k.addEnforcement(cmd.Context(), s)
+	change := trace.Change{Cluster: k.cluster, Scope: k.scope, Mode: k.mode, Before: k.objects, Identities: k.identities, After: objects, Services: k.services}
+	if trace.Names(objects) {
+		s.Warn("ports by name are not in this list: which numbers they have is each workload's own")
+	}
 	for _, old := range k.objects {
 		if !contains(objects, old.ID()) {
 			change.After = append(change.After, old)
@@ -114,8 +121,8 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 		{Header: "DIRECTION", Cell: func(r pairRow) string { return r.Direction }},
 		{Header: "ENDPOINTS", Cell: func(r pairRow) string { return r.Endpoints }},
 		{Header: "PEER", Cell: func(r pairRow) string { return r.Peer }},
-		{Header: "OPENS", Cell: func(r pairRow) string { return printer.Labels(r.Opened) }},
-		{Header: "CLOSES", Cell: func(r pairRow) string { return printer.Labels(r.Closed) }},
+		{Header: "OPENS", Cell: func(r pairRow) string { return cmp.Or(strings.Join(r.Opened, ", "), "–") }},
+		{Header: "CLOSES", Cell: func(r pairRow) string { return cmp.Or(strings.Join(r.Closed, ", "), "–") }},
 	}, "No pair of identities is opened or closed.")
 }
 
@@ -129,8 +136,12 @@ func check(ctx context.Context, s *session.Session, texts []string) error {
 	ctx, cancel := s.Deadline(ctx)
 	defer cancel()
 	for _, text := range texts {
-		if _, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: text, DryRun: true}); err != nil {
+		r, err := client.ApplyPolicy(ctx, &hawserv1.ApplyPolicyRequest{Source: text, DryRun: true})
+		if err != nil {
 			return err
+		}
+		for _, w := range r.GetWarnings() {
+			s.Warn("%s", w)
 		}
 	}
 	return nil

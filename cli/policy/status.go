@@ -51,7 +51,7 @@ func newStatus(s *session.Session) *cobra.Command {
 			err = printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[statusRow]{
 				{Header: "NODE", Cell: func(r statusRow) string { return r.Node }},
 				{Header: "ENFORCED", Cell: func(r statusRow) string { return fmt.Sprintf("%d of %d", r.Enforced, r.Stored) }},
-				{Header: "MISSING", Cell: func(r statusRow) string { return printer.Labels(r.Missing) }},
+				{Header: "MISSING", Cell: func(r statusRow) string { return cmp.Or(strings.Join(r.Missing, ", "), "–") }},
 			}, "No nodes.")
 			if err == nil && slices.ContainsFunc(rows, behind) {
 				return session.Answer("not enforced everywhere")
@@ -103,6 +103,11 @@ func compare(r *hawserv1.NodeStatusReport, stored []*hawserv1.PolicyInfo) status
 	slices.SortFunc(row.Missing, strings.Compare)
 	if row.done() && !r.GetPoliciesSettled() {
 		row.Missing = []string{"being written to the kernel"}
+		for _, t := range r.GetTables() {
+			if first, _, _ := strings.Cut(t.GetLastError(), "\n"); first != "" {
+				row.Missing = append(row.Missing, "table "+t.GetName()+": "+first)
+			}
+		}
 	}
 	return row
 }

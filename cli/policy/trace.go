@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,12 @@ type verdictRow struct {
 	Verdict   string   `json:"verdict"` // allowed, denied, audited (denied, and passes), not asked
 	Reason    string   `json:"reason"`
 	Hints     []string `json:"hints,omitempty"`
+	// Family is set when the answer is another for the other family.
+	Family string `json:"family,omitempty"`
+}
+
+func (r verdictRow) equal(o verdictRow) bool {
+	return r.Direction == o.Direction && r.At == o.At && r.Verdict == o.Verdict && r.Reason == o.Reason && slices.Equal(r.Hints, o.Hints)
 }
 
 const (
@@ -42,7 +49,9 @@ func newTrace(s *session.Session) *cobra.Command {
 			"identity's number, labels (app=web,mesh:namespace=demo) or a reserved name (world,\n" +
 			"host, remote-node). The other end's cluster is asked what its policies say, if it grants\n" +
 			"that; it names the rule and nothing else. What could not be asked is printed as such.\n" +
-			"The exit code is 1 when it is denied, or, with --expect, when the answer is another.",
+			"A pod with addresses of both families is asked about for both, and answered once when the\n" +
+			"answers are the same; give addresses to ask for one. Of a service, name a backend: policy\n" +
+			"is about those. The exit code is 1 when it is denied, or, with --expect, when the answer is another.",
 		Example: "  hawser policy trace --src demo/client --dst west/demo/echo --dport 8080/tcp --expect allow",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,17 +74,25 @@ func newTrace(s *session.Session) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("--dst: %w", err)
 			}
-			rows, err := explain(cmd.Context(), s, k, from, to, proto, number)
+			ps, err := packets(from, to, proto)
 			if err != nil {
 				return err
 			}
-			return showVerdicts(cmd.OutOrStdout(), s.Output, rows, expect)
+			var answers [][]verdictRow
+			for _, p := range ps {
+				rows, err := explain(cmd.Context(), s, k, p, proto, number)
+				if err != nil {
+					return err
+				}
+				answers = append(answers, rows)
+			}
+			return showVerdicts(cmd.OutOrStdout(), s.Output, merge(ps, answers), expect)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&src, "src", "", "who opens the connection")
 	f.StringVar(&dst, "dst", "", "to whom")
-	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp, icmp (ping)")
+	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp; icmp or icmpv6 (a ping), 13/icmp (another type)")
 	f.StringVar(&expect, "expect", "", "the answer that is right: allow or deny; the exit code is 1 for any other")
 	for _, required := range []string{"src", "dst", "dport"} {
 		_ = cmd.MarkFlagRequired(required)
@@ -84,7 +101,7 @@ func newTrace(s *session.Session) *cobra.Command {
 }
 
 // explain asks the API server, which asks the other cluster's for an end there.
-func explain(ctx context.Context, s *session.Session, k *knowledge, from, to trace.End, proto uint8, number uint16) ([]verdictRow, error) {
+func explain(ctx context.Context, s *session.Session, k *knowledge, p packet, proto uint8, number uint16) ([]verdictRow, error) {
 	client, conn, err := s.Mesh()
 	if err != nil {
 		return nil, err
@@ -96,7 +113,7 @@ func explain(ctx context.Context, s *session.Session, k *knowledge, from, to tra
 	for _, d := range []struct {
 		name       string
 		self, peer trace.End
-	}{{"egress", from, to}, {"ingress", to, from}} {
+	}{{"egress", p.from, p.to}, {"ingress", p.to, p.from}} {
 		cluster, _ := d.self.Labels.Get(labels.Mesh, labels.ClusterKey)
 		r, err := client.ExplainPolicy(ctx, &hawserv1.ExplainPolicyRequest{
 			Cluster: cluster, Direction: d.name, Self: endMessage(d.self), Peer: endMessage(d.peer),
@@ -119,6 +136,23 @@ func explain(ctx context.Context, s *session.Session, k *knowledge, from, to tra
 	return rows, nil
 }
 
+// merge joins the answers about packets of different families. One that is the
+// same for all is there once, without family.
+func merge(ps []packet, answers [][]verdictRow) []verdictRow {
+	var out []verdictRow
+	for i, first := range answers[0] {
+		if !slices.ContainsFunc(answers, func(rows []verdictRow) bool { return !rows[i].equal(first) }) {
+			out = append(out, first)
+			continue
+		}
+		for k, rows := range answers {
+			rows[i].Family = ps[k].family
+			out = append(out, rows[i])
+		}
+	}
+	return out
+}
+
 func endMessage(e trace.End) *hawserv1.ExplainPolicyEnd {
 	out := &hawserv1.ExplainPolicyEnd{Labels: e.Labels.Strings(), Reserved: uint32(e.Reserved)}
 	if e.Addr.IsValid() {
@@ -139,7 +173,11 @@ func showVerdicts(w io.Writer, f printer.Format, rows []verdictRow, expect strin
 		}
 	} else {
 		for _, r := range rows {
-			fmt.Fprintf(w, "%-7s at %-28s %-10s %s\n", r.Direction, r.At, r.Verdict, r.Reason)
+			at := r.At
+			if r.Family != "" {
+				at += " (" + r.Family + ")"
+			}
+			fmt.Fprintf(w, "%-7s at %-28s %-10s %s\n", r.Direction, at, r.Verdict, r.Reason)
 			for _, h := range r.Hints {
 				fmt.Fprintf(w, "  %s\n", h)
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -83,7 +84,7 @@ func newList(s *session.Session) *cobra.Command {
 				{Header: "PORTS", Cell: ports},
 				{Header: "SCOPE", Cell: scope},
 				{Header: "CLUSTERS", Cell: func(r row) string { return strings.Join(r.GetClusters(), ",") }},
-				{Header: "BACKENDS", Cell: func(r row) string { return fmt.Sprint(len(r.GetBackends())) }},
+				{Header: "BACKENDS", Cell: backends},
 			}, "No services.  Make one:  hawser service apply -f FILE")
 		},
 	}
@@ -95,6 +96,33 @@ func address(r *hawserv1.ServiceInfo) string {
 		return "None"
 	}
 	return strings.Join(r.GetVips(), ",")
+}
+
+// backends is how many serve, by family if the service has both: an address of one
+// leads to backends of that family only. A backend of several ports is one.
+func backends(r *hawserv1.ServiceInfo) string {
+	var count, has [2]int // IPv4, IPv6
+	family := func(text string) int {
+		a, err := netip.ParseAddr(text)
+		if err == nil && a.Unmap().Is6() {
+			return 1
+		}
+		return 0
+	}
+	for _, vip := range r.GetVips() {
+		has[family(vip)]++
+	}
+	seen := map[string]bool{}
+	for _, b := range r.GetBackends() {
+		if !seen[b.GetIp()] {
+			seen[b.GetIp()] = true
+			count[family(b.GetIp())]++
+		}
+	}
+	if has[0]+count[0] > 0 && has[1]+count[1] > 0 {
+		return fmt.Sprintf("%d IPv4, %d IPv6", count[0], count[1])
+	}
+	return fmt.Sprint(count[0] + count[1])
 }
 
 func scope(r *hawserv1.ServiceInfo) string {
@@ -156,5 +184,5 @@ func show(w io.Writer, r *hawserv1.ServiceInfo) error {
 		{Header: "NODE", Cell: row.GetNode},
 		{Header: "WORKLOAD", Cell: row.GetWorkload},
 		{Header: "STATE", Cell: row.GetState},
-	}, "No backends: new connections time out.")
+	}, "No backends: new connections are refused.")
 }

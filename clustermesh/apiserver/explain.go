@@ -147,14 +147,15 @@ func endOf(texts []string, address string, reserved uint32) (end trace.End, err 
 // judge asks the own cluster's policies.
 func (s *Server) judge(ctx context.Context, egress bool, self, peer trace.End, protocol uint8, port uint16) (trace.Verdict, error) {
 	q := trace.Question{Cluster: s.cfg.Cluster, Protocol: protocol, Port: port}
-	policies, err := list[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
+	policies, bad, err := listBad[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
 	if err != nil {
 		return trace.Verdict{}, err
 	}
+	left := len(bad) // out of the answer
 	for _, p := range policies {
 		objects, err := api.Parse([]byte(p.msg.GetSource()))
 		if err != nil {
-			continue // no node enforces it; ListPolicies and the nodes' status say so
+			left++
 		}
 		q.Objects = append(q.Objects, objects...)
 	}
@@ -182,6 +183,9 @@ func (s *Server) judge(ctx context.Context, egress bool, self, peer trace.End, p
 	}
 	if note != "" && v.Asked {
 		v.Hints = append(v.Hints, note)
+	}
+	if left > 0 && v.Asked {
+		v.Hints = append(v.Hints, fmt.Sprintf("%d policies cannot be read and are left out, and nodes go on enforcing what they said before; see: hawser policy list", left))
 	}
 	return v, err
 }

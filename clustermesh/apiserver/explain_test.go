@@ -123,6 +123,11 @@ func TestExplainOwnPolicies(t *testing.T) {
 	if r := ask(""); !strings.Contains(strings.Join(r.GetHints(), "\n"), "enforce policy differently") {
 		t.Errorf("on an unknown node of two that differ: %v", r)
 	}
+	storeRecord(t, s, kvstore.NewKey(kvstore.Local, "east", kvstore.KindPolicy, "demo", "later"), &keyspacev1.PolicyObject{
+		Kind: "MeshPolicy", Namespace: "demo", Name: "later", Source: "of a later version"})
+	if r := ask("10.1.0.5"); !strings.Contains(strings.Join(r.GetHints(), "\n"), "1 policies cannot be read and are left out") {
+		t.Errorf("with a policy that cannot be read: %v", r)
+	}
 	status("n1", "never", false)
 	if r := ask("10.1.0.5"); !r.GetAllowed() || !strings.Contains(r.GetReason(), "never") {
 		t.Errorf("on a node that enforces nothing: %v", r)
@@ -145,5 +150,14 @@ func TestApplyWarns(t *testing.T) {
 	}
 	if r, err = s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: explainPolicy}); err != nil || len(r.GetWarnings()) != 0 {
 		t.Errorf("nothing to point out: %v, %v", r.GetWarnings(), err)
+	}
+	// A peer that names no cluster is one of the own, or where the nodes say so of any.
+	storeRecord(t, s, kvstore.NewKey(kvstore.State, "west", kvstore.KindIdentity, kvstore.NumberName(2<<16+9)), &keyspacev1.Identity{Number: 2<<16 + 9, Labels: labelsOf("west", "probe")})
+	ours := strings.Replace(explainPolicy, "app: client}", "app: probe}", 1)
+	for scope, want := range map[string]int{"local": 1, "mesh": 0} {
+		storeRecord(t, s, kvstore.NewKey(kvstore.Local, "east", kvstore.KindStatus, "n1"), &keyspacev1.NodeStatus{Node: "n1", PolicyScope: scope, PolicyMode: "default"})
+		if r, err = s.ApplyPolicy(t.Context(), &hawserv1.ApplyPolicyRequest{Source: ours}); err != nil || len(r.GetWarnings()) != want {
+			t.Errorf("scope %s: %v, %v, want %d", scope, r.GetWarnings(), err, want)
+		}
 	}
 }

@@ -238,6 +238,17 @@ func TestUsersFollowEnrolments(t *testing.T) {
 		t.Errorf("another cluster's users: %v, %v", now, err)
 	}
 	etcdtest.Eventually(t, patience, "the node writes again", func() bool { return mayWrite(t, kv, "n1") == nil })
+	// Its record cannot be read: it may go on all the same.
+	key := kvstore.NewKey(kvstore.Private, "east", kvstore.KindEnrolment, "n1").String()
+	if _, err := s.kv.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key, []byte("damaged"))}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.enrol.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := root.NodeUsers(t.Context(), "east"); err != nil || len(now) != 1 || now[0] != users[0] {
+		t.Errorf("with an unreadable enrolment: users %v, %v; want %v", now, err, users)
+	}
 }
 
 func addForeign(t *testing.T, root *etcd.Client, user string) error {

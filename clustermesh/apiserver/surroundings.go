@@ -121,7 +121,11 @@ func (s *Server) policyWarnings(ctx context.Context, objects []api.Object) []str
 	if err != nil {
 		return nil
 	}
-	around := trace.Surroundings{Cluster: s.cfg.Cluster}
+	var nodes trace.Question
+	if _, err := s.enforcement(ctx, "", &nodes); err != nil {
+		return nil
+	}
+	around := trace.Surroundings{Cluster: s.cfg.Cluster, Scope: nodes.Scope}
 	for _, r := range rows {
 		if set, err := labels.ParseSet(r.msg.GetLabels(), labels.Any); err == nil {
 			around.Identities = append(around.Identities, trace.Identity{Number: identity.Number(r.msg.GetNumber()), Cluster: r.key.Cluster, Labels: set})

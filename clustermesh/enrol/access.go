@@ -11,6 +11,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
+	"github.com/hawser-mesh/hawser/kvstore/inspect"
 )
 
 // user is the etcd user of a key.
@@ -38,7 +39,8 @@ func (s *Service) changeUser(ctx context.Context, node string, former, key []byt
 }
 
 // Reconcile makes etcd's users of nodes what the enrolments say: after a start,
-// a restored backup or an import.
+// a restored backup or an import. As long as the record of one cannot be read nobody
+// is expelled: it may be that node's user.
 func (s *Service) Reconcile(ctx context.Context) error {
 	if s.Access == nil {
 		return nil
@@ -54,7 +56,12 @@ func (s *Service) Reconcile(ctx context.Context) error {
 		surplus[u] = true
 	}
 	var errs []error
-	err = s.eachEnrolment(ctx, func(r *keyspacev1.Enrolment) {
+	var unreadable []string
+	err = s.eachEnrolment(ctx, func(key string, r *keyspacev1.Enrolment) {
+		if r == nil {
+			unreadable = append(unreadable, key)
+			return
+		}
 		u := s.user(r.GetKeyHash())
 		errs = append(errs, s.Access.AdmitNode(ctx, s.CA.Cluster(), r.GetNode(), u))
 		delete(surplus, u)
@@ -62,35 +69,29 @@ func (s *Service) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("admit nodes to etcd: %w", err)
 	}
+	if len(unreadable) > 0 {
+		s.Log.Error("enrolments cannot be read; no node's access to etcd is taken away until they can; remove those keys (hawser kvstore del KEY --write) and invite the nodes again (hawser node invite NODE)", "keys", unreadable)
+		return errors.Join(errs...)
+	}
 	for u := range surplus {
 		errs = append(errs, s.Access.ExpelNode(ctx, u))
 	}
 	return errors.Join(errs...)
 }
 
-const enrolmentPage = 500
-
-func (s *Service) eachEnrolment(ctx context.Context, fn func(*keyspacev1.Enrolment)) error {
+// eachEnrolment calls fn with each record and its key; the record is nil where it
+// cannot be read.
+func (s *Service) eachEnrolment(ctx context.Context, fn func(key string, r *keyspacev1.Enrolment)) error {
 	prefix := kvstore.KindPrefix(kvstore.Private, s.CA.Cluster(), kvstore.KindEnrolment)
-	for after := ""; ; {
-		page, err := s.KV.List(ctx, prefix, after, enrolmentPage, 0)
-		if err != nil {
-			return err
-		}
-		for _, kv := range page.KVs {
-			after = kv.Key
-			k, err := kvstore.ParseKey(kv.Key)
-			if err != nil {
-				continue
-			}
+	_, err := inspect.Walk(ctx, s.KV, prefix, func(kv kvstore.KV) error {
+		var r *keyspacev1.Enrolment
+		if k, err := kvstore.ParseKey(kv.Key); err == nil {
 			if m, err := kvstore.Decode(k, kv.Value); err == nil {
-				if r, ok := m.(*keyspacev1.Enrolment); ok {
-					fn(r)
-				}
+				r, _ = m.(*keyspacev1.Enrolment)
 			}
 		}
-		if !page.More {
-			return nil
-		}
-	}
+		fn(kv.Key, r)
+		return nil
+	})
+	return err
 }

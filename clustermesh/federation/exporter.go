@@ -340,9 +340,7 @@ func (e *exporter) drain(ctx context.Context, q *queue) error {
 			}
 			t := q.take(e.cfg.BatchChanges, e.cfg.BatchBytes)
 			if len(t.changes) == 0 {
-				e.mu.Lock()
-				e.sentLow = t.low
-				e.mu.Unlock()
+				e.level(t.low)
 				break
 			}
 			if err := e.sendBatch(ctx, t, false, false); err != nil {
@@ -350,6 +348,19 @@ func (e *exporter) drain(ctx context.Context, q *queue) error {
 			}
 		}
 	}
+}
+
+// level notes that all up to low was sent: with what the peer has acknowledged,
+// or with the batches that it will.
+func (e *exporter) level(low int64) {
+	e.mu.Lock()
+	e.sentLow = low
+	stored := low
+	if n := len(e.unacked); n > 0 {
+		e.unacked[n-1].low, stored = max(e.unacked[n-1].low, low), 0
+	}
+	e.mu.Unlock()
+	e.stored(stored)
 }
 
 // awaitRoom blocks until the window has a place.

@@ -42,3 +42,31 @@ func TestAcknowledgementMeansItsBatch(t *testing.T) {
 		t.Errorf("%d marks are left", len(e.unacked))
 	}
 }
+
+// What lies between the last batch and our low-water mark is stored with that batch.
+func TestAcknowledgementMeansAllThatWasSent(t *testing.T) {
+	c, err := newCodec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	st := newPeerState(time.Now)
+	e := newExporter(nil, "east", "i", &Config{Window: 8}, st, c, func(*federationv1.Frame) error { return nil })
+	want := func(what string, rev int64) {
+		t.Helper()
+		if got := st.acked.GetRevision(); got != rev {
+			t.Errorf("%s: stored up to %d, want %d", what, got, rev)
+		}
+	}
+	if err := e.sendBatch(t.Context(), taken{low: 30}, false, false); err != nil {
+		t.Fatal(err)
+	}
+	e.level(40)
+	want("before the batch is acknowledged", 0)
+	if err := e.acknowledged(1); err != nil {
+		t.Fatal(err)
+	}
+	want("with it", 40)
+	e.level(50)
+	want("with nothing under way", 50)
+}

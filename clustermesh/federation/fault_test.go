@@ -131,7 +131,7 @@ func TestOutboundOnly(t *testing.T) {
 }
 
 func TestWipedSourceIsCopiedAgain(t *testing.T) {
-	a, b := pair(t)
+	a, b := oneWay(t)
 	a.fill(0, 100)
 	mirrored(t, a, b)
 	peer := b.etcdPeerRecord(a)

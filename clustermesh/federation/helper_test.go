@@ -335,6 +335,15 @@ func pair(t testing.TB, edit ...func(*testCluster)) (a, b *testCluster) {
 	return a, b
 }
 
+// oneWay is a pair of which only b dials: no stream takes another one's place, and
+// what the last one began with stays in the status.
+func oneWay(t testing.TB, edit ...func(*testCluster)) (a, b *testCluster) {
+	t.Helper()
+	a, b = newCluster(t, 1, edit...), newCluster(t, 2, append(edit, func(c *testCluster) { c.cfg.Cluster.Endpoints = nil })...)
+	joinPeers(t, a, b)
+	return a, b
+}
+
 // proxy forwards TCP to a target that may change; cut ends what is open.
 type proxy struct {
 	lis net.Listener

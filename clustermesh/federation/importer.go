@@ -407,14 +407,16 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 }
 
 // idle moves the position on while nothing changes; it is stored only now and
-// then.
+// then, also when it has stood since.
 func (im *importer) idle(ctx context.Context, m *keyspacev1.Position) error {
-	if im.incarnation == "" || im.snapshot != nil || m.GetIncarnation() != im.incarnation || m.GetRevision() <= im.position.GetRevision() {
+	if im.incarnation == "" || im.snapshot != nil || m.GetIncarnation() != im.incarnation || m.GetRevision() < im.position.GetRevision() {
 		return nil
 	}
-	im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: m.GetRevision()}
-	im.caughtUp()
-	if time.Since(im.storedAt) < im.cfg.IdlePersist {
+	if m.GetRevision() > im.position.GetRevision() {
+		im.position = &keyspacev1.Position{Incarnation: im.incarnation, Revision: m.GetRevision()}
+		im.caughtUp()
+	}
+	if im.stored.GetIncarnation() == im.incarnation && im.stored.GetRevision() >= im.position.GetRevision() || time.Since(im.storedAt) < im.cfg.IdlePersist {
 		return nil
 	}
 	return im.commit(ctx, nil, []kvstore.Op{im.progressOp()})

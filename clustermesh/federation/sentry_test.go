@@ -19,7 +19,7 @@ func neverRepairs(c *testCluster) { c.cfg.RepairEvery = -1 }
 // What somebody does to a copy under a running stream is put right at once, after
 // a snapshot as after a resume; what we write ourselves is not taken for that.
 func TestDamageUnderAStreamIsRepaired(t *testing.T) {
-	a, b := pair(t, func(c *testCluster) { c.cfg.RepairEvery = time.Millisecond })
+	a, b := oneWay(t, func(c *testCluster) { c.cfg.RepairEvery = time.Millisecond })
 	a.fill(0, 300)
 	mirrored(t, a, b)
 	key := func(n int) string { k, _ := a.ipRecord(n, ""); return k.String() }

@@ -117,7 +117,7 @@ func TestRestartResumes(t *testing.T) {
 }
 
 func TestOtherIncarnationIsCopiedAndSwept(t *testing.T) {
-	a, b := pair(t)
+	a, b := oneWay(t)
 	a.fill(0, 200)
 	mirrored(t, a, b)
 	kept := kvstore.NewKey(kvstore.State, a.name, kvstore.KindIP, "10.1.0.150/32").String()
@@ -145,7 +145,7 @@ func TestOtherIncarnationIsCopiedAndSwept(t *testing.T) {
 }
 
 func TestCompactedHistoryIsCopied(t *testing.T) {
-	a, b := pair(t)
+	a, b := oneWay(t)
 	a.fill(0, 50)
 	mirrored(t, a, b)
 	heal := isolate(a, b)
@@ -167,7 +167,7 @@ func TestCompactedHistoryIsCopied(t *testing.T) {
 }
 
 func TestPositionAheadOfStoreIsCopied(t *testing.T) {
-	a, b := pair(t)
+	a, b := oneWay(t)
 	a.fill(0, 20)
 	mirrored(t, a, b)
 	inc, err := a.m.Incarnation(t.Context())

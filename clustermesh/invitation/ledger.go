@@ -17,6 +17,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/cas"
+	"github.com/hawser-mesh/hawser/kvstore/inspect"
 )
 
 const (
@@ -146,40 +147,44 @@ func Unavailable(err error) error {
 // Expire removes tokens that expired a day ago, and records that are none. Call
 // it every few seconds.
 func (l *Ledger) Expire(ctx context.Context) error {
-	page, err := l.kv.List(ctx, kvstore.KindPrefix(kvstore.Private, l.own, kvstore.KindToken), "", 1000, 0)
-	if err != nil {
-		return fmt.Errorf("list tokens: %w", err)
-	}
-	for _, kv := range page.KVs {
-		t := &keyspacev1.Token{}
-		if proto.Unmarshal(kv.Value, t) == nil && l.now().UnixNano() < t.GetExpiresAt()+int64(kept) {
-			continue
+	return l.each(ctx, func(kv kvstore.KV, t *keyspacev1.Token) error {
+		if t != nil && l.now().UnixNano() < t.GetExpiresAt()+int64(kept) {
+			return nil
 		}
 		err := cas.Commit(ctx, l.kv, cas.Write{Key: kv.Key, Rev: kv.ModRevision})
-		if err != nil && !errors.Is(err, cas.ErrConflict) {
-			return err
+		if errors.Is(err, cas.ErrConflict) {
+			return nil
 		}
-	}
-	return nil
+		return err
+	})
 }
 
 // RevokeNode makes the open tokens of a node useless.
 func (l *Ledger) RevokeNode(ctx context.Context, node string) error {
 	return cas.Retry(ctx, func() error {
-		page, err := l.kv.List(ctx, kvstore.KindPrefix(kvstore.Private, l.own, kvstore.KindToken), "", 1000, 0)
-		if err != nil {
-			return fmt.Errorf("list tokens: %w", err)
-		}
-		for _, kv := range page.KVs {
-			t := &keyspacev1.Token{}
-			if proto.Unmarshal(kv.Value, t) != nil || t.GetNode() != node || t.GetRevoked() {
-				continue
+		return l.each(ctx, func(kv kvstore.KV, t *keyspacev1.Token) error {
+			if t.GetNode() != node || t.GetRevoked() {
+				return nil
 			}
 			t.Revoked = true
-			if err := cas.Commit(ctx, l.kv, l.Put(cas.Record[*keyspacev1.Token]{Msg: t, Rev: kv.ModRevision})); err != nil {
-				return err
-			}
-		}
-		return nil
+			return cas.Commit(ctx, l.kv, l.Put(cas.Record[*keyspacev1.Token]{Msg: t, Rev: kv.ModRevision}))
+		})
 	})
+}
+
+// each calls fn with every token's record, however many there are; nil for one
+// that cannot be read. It stops at the first error.
+func (l *Ledger) each(ctx context.Context, fn func(kvstore.KV, *keyspacev1.Token) error) error {
+	prefix := kvstore.KindPrefix(kvstore.Private, l.own, kvstore.KindToken)
+	_, err := inspect.Walk(ctx, l.kv, prefix, func(kv kvstore.KV) error {
+		t := &keyspacev1.Token{}
+		if proto.Unmarshal(kv.Value, t) != nil {
+			t = nil
+		}
+		return fn(kv, t)
+	})
+	if err != nil {
+		return fmt.Errorf("look through the tokens: %w", err)
+	}
+	return nil
 }

@@ -91,6 +91,12 @@ func (p IPPrefix) Prefix() (cluster uint32, prefix netip.Prefix) {
 	return p.Cluster ^ v6Space, netip.PrefixFrom(addr, bits)
 }
 
+// String is the prefix, for messages.
+func (p IPPrefix) String() string {
+	_, prefix := p.Prefix()
+	return prefix.String()
+}
+
 // EncodeFrontendKey makes the key of a frontend.
 func EncodeFrontendKey(k datapath.FrontendKey) FrontendKey {
 	return FrontendKey{Addr: AddrFrom(k.Addr), Port: PortFrom(k.Port), Protocol: k.Protocol}

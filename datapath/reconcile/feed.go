@@ -14,10 +14,11 @@ type feed[K comparable, V any] struct {
 	table   *table.Table[K, V]
 	changes *table.Changes[K]
 	written map[K]V
+	tried   map[K]V // of those that never could be written: part of them may be
 }
 
 func newFeed[K comparable, V any](t *table.Table[K, V]) feed[K, V] {
-	return feed[K, V]{table: t, written: map[K]V{}}
+	return feed[K, V]{table: t, written: map[K]V{}, tried: map[K]V{}}
 }
 
 func (f *feed[K, V]) name() string           { return f.table.Name() }
@@ -49,7 +50,8 @@ func (f *feed[K, V]) eachKey(put func(k K, v V) error, drop func(k K) error) (ui
 }
 
 // each calls put for every changed row, with the row last written if there is
-// one, and drop for every deleted one. A key whose call failed stays changed.
+// one, and drop for every deleted one, also if it could not be written. A key whose
+// call failed stays changed.
 func (f *feed[K, V]) each(put func(k K, old *V, v V) error, drop func(k K, old V) error) (uint64, error) {
 	dirty, revision := f.changes.Take()
 	var errs []error
@@ -64,10 +66,20 @@ func (f *feed[K, V]) each(put func(k K, old *V, v V) error, drop func(k K, old V
 		case ok:
 			if err = put(k, old, v); err == nil {
 				f.written[k] = v
+				delete(f.tried, k)
+			} else if old == nil {
+				f.tried[k] = v
 			}
 		case old != nil:
 			if err = drop(k, *old); err == nil {
 				delete(f.written, k)
+			}
+		default:
+			if v, ok = f.tried[k]; ok {
+				err = drop(k, v)
+			}
+			if err == nil {
+				delete(f.tried, k)
 			}
 		}
 		if err != nil {

@@ -64,39 +64,17 @@ func (s *frontends) sync() (uint64, error) {
 
 func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row datapath.Frontend) error {
 	key := maps.EncodeFrontendKey(k)
-	number, err := s.numbers.of(key)
-	if err != nil {
-		return fmt.Errorf("number frontend %s:%d: %w", k.Addr, k.Port, err)
-	}
-	moved := false
-	ids := make([]uint32, len(row.Backends))
-	for i, b := range row.Backends {
-		if ids[i], err = s.putBackend(maps.EncodeBackend(b)); err != nil {
-			return err
-		}
-		changed, err := s.slots.set(maps.SlotKey{Frontend: number, Slot: uint32(i)}, ids[i])
-		if err != nil {
-			return err
-		}
-		moved = moved || changed
-	}
-	for _, b := range row.Keeping {
-		if _, err := s.putBackend(maps.EncodeBackend(b)); err != nil {
-			return err
-		}
-	}
-	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends)), Affinity: row.Affinity}
 	before := s.services.have[key].Count
-	changed, err := s.services.set(key, v)
+	number, ids, moved, err := s.place(k, key, row)
 	if err != nil {
 		return err
 	}
-	if changed || moved {
+	if moved {
 		if err := bump(s.epochs, number); err != nil {
 			return err
 		}
 	}
-	if err := s.tables.build(number, row, ids, changed || moved); err != nil {
+	if err := s.tables.build(number, row, ids, moved); err != nil {
 		return err
 	}
 	if old != nil && row.Affinity != 0 {
@@ -108,7 +86,7 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	if old != nil {
 		s.count(*old, -1)
 	}
-	if err := s.trim(number, v.Count, before, old); err != nil {
+	if err := s.trim(number, uint32(len(ids)), before, old); err != nil {
 		s.count(row, -1) // the row will come again
 		if old != nil {
 			s.count(*old, 1)
@@ -116,6 +94,72 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 		return err
 	}
 	return nil
+}
+
+// place writes a row's backends, slots and the frontend, or nothing: where a map is
+// full, all is again as it was. ids are the numbers of its backends.
+func (s *frontends) place(k datapath.FrontendKey, key maps.FrontendKey, row datapath.Frontend) (number uint32, ids []uint32, moved bool, err error) {
+	_, known := s.numbers.numbers[key]
+	if number, err = s.numbers.of(key); err != nil {
+		return 0, nil, false, whenFull(s.services.m, s.services.name, fmt.Errorf("number frontend %s:%d: %w", k.Addr, k.Port, err))
+	}
+	was := map[maps.SlotKey]uint32{}
+	if ids, moved, err = s.fill(number, key, row, was); err != nil {
+		err = errors.Join(err, s.undo(number, row, was))
+		if !known {
+			s.numbers.release(key)
+		}
+	}
+	return number, ids, moved, err
+}
+
+// fill is place without the way back: was gets what the slots that it changes had,
+// 0 for nothing.
+func (s *frontends) fill(number uint32, key maps.FrontendKey, row datapath.Frontend, was map[maps.SlotKey]uint32) (ids []uint32, moved bool, err error) {
+	for _, b := range slices.Concat(row.Backends, row.Keeping) {
+		id, err := s.putBackend(maps.EncodeBackend(b))
+		if err != nil {
+			return nil, false, err
+		}
+		ids = append(ids, id)
+	}
+	ids = ids[:len(row.Backends)]
+	for i := len(ids) - 1; i >= 0; i-- { // those in use last: there is room for them
+		slot := maps.SlotKey{Frontend: number, Slot: uint32(i)}
+		old := s.slots.have[slot]
+		changed, err := s.slots.set(slot, ids[i])
+		if err != nil {
+			return nil, false, err
+		}
+		if changed {
+			was[slot] = old
+		}
+	}
+	v := maps.Frontend{Number: number, Service: row.Service, Count: uint32(len(row.Backends)), Affinity: row.Affinity}
+	changed, err := s.services.set(key, v)
+	return ids, changed || len(was) > 0, err
+}
+
+// undo gives slots back what they had, and up the backends that only the row has.
+func (s *frontends) undo(number uint32, row datapath.Frontend, was map[maps.SlotKey]uint32) error {
+	var errs []error
+	for slot, id := range was {
+		var err error
+		if id == 0 {
+			_, err = s.slots.del(slot)
+		} else {
+			_, err = s.slots.set(slot, id)
+		}
+		errs = append(errs, err)
+	}
+	for _, b := range slices.Concat(row.Backends, row.Keeping) {
+		_, err := s.dropBackend(maps.EncodeBackend(b))
+		errs = append(errs, err)
+	}
+	if len(was) > 0 { // a flow may have found one of them
+		errs = append(errs, bump(s.epochs, number))
+	}
+	return errors.Join(errs...)
 }
 
 // parted lets the clients of backends go that take no new flows any more.
@@ -183,7 +227,7 @@ func (s *frontends) count(row datapath.Frontend, by int) {
 	for _, b := range slices.Concat(row.Backends, row.Keeping) {
 		key := maps.EncodeBackend(b)
 		s.used[key] += by
-		if s.used[key] == 0 {
+		if s.used[key] <= 0 {
 			delete(s.used, key)
 		}
 	}

@@ -45,9 +45,21 @@ func (r *mirror[K, V]) refresh() (err error) {
 	return err
 }
 
-// set wants an element and writes it if the kernel has another or none.
+// set wants an element and writes it if the kernel has another or none. What
+// cannot be written is not wanted: the row that it is of comes again, or goes.
 func (r *mirror[K, V]) set(k K, v V) (changed bool, err error) {
+	was, wanted := r.want[k]
 	r.want[k] = v
+	if changed, err = r.write(k, v); err == nil {
+		return changed, nil
+	}
+	if delete(r.want, k); wanted {
+		r.want[k] = was
+	}
+	return changed, err
+}
+
+func (r *mirror[K, V]) write(k K, v V) (changed bool, err error) {
 	if old, ok := r.have[k]; ok && old == v {
 		return false, nil
 	}
@@ -61,7 +73,7 @@ func (r *mirror[K, V]) set(k K, v V) (changed bool, err error) {
 // whenFull says what to do about a map without room; other errors stay as they
 // are. What is in the map is never given up for something new.
 func whenFull(m *ebpf.Map, name string, err error) error {
-	if !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENOSPC) {
+	if !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, errNoNumber) {
 		return err
 	}
 	return fmt.Errorf("the map %s is full, with %d entries; what it has stays, what is new does not work: "+
@@ -102,7 +114,7 @@ func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
 	}
 	var errs []error
 	for k, v := range r.want {
-		if ok, err := r.set(k, v); err != nil {
+		if ok, err := r.write(k, v); err != nil {
 			errs = append(errs, err)
 		} else if ok {
 			changed(k)

@@ -48,7 +48,7 @@ func (n *nodeIDs) of(a netip.Addr) (uint32, error) {
 		return id, nil
 	}
 	if n.next >= n.max {
-		return 0, fmt.Errorf("number node %s: the nodes map has only %d places", a, n.max)
+		return 0, fmt.Errorf("number node %s: the map nodes is full, with %d entries, those of nodes that are gone included: give the agent larger maps (--map-sizes default)", a, n.max)
 	}
 	n.ids[a] = n.next
 	n.next++

@@ -226,7 +226,7 @@ func (r *Reconciler) pass() (ok bool) {
 		if prune {
 			err = t.repair(true)
 		}
-		r.report(t.name(), revision, prune && err == nil, err)
+		r.report(t.name(), revision, prune && err == nil, few(err))
 		ok = ok && err == nil
 	}
 	return ok
@@ -239,7 +239,7 @@ func (r *Reconciler) repair() {
 		prune := r.status[t.name()].Complete
 		r.mu.Unlock()
 		if err := t.repair(prune); err != nil {
-			r.log.Error("comparing a table with the kernel", "table", t.name(), "error", err)
+			r.log.Error("comparing a table with the kernel", "table", t.name(), "error", few(err))
 		}
 	}
 }

@@ -32,20 +32,46 @@ func TestThreatModelNamesTests(t *testing.T) {
 	if named < 50 {
 		t.Errorf("only %d names found: is the pattern still right?", named)
 	}
-	_, table, ok := strings.Cut(string(text), "## Attacks\n")
-	table, _, _ = strings.Cut(table, "\n## ")
-	rows := 0
-	for line := range strings.Lines(table) {
-		cells := strings.Split(line, "|")
-		if len(cells) != 5 || strings.HasPrefix(cells[1], "---") || strings.TrimSpace(cells[3]) == "test" {
-			continue
+	stolen, attacks, ok := strings.Cut(string(text), "## Attacks\n")
+	attacks, _, _ = strings.Cut(attacks, "\n## ")
+	for table, want := range map[string]struct{ columns, rows int }{stolen: {4, 14}, attacks: {3, 30}} {
+		rows := 0
+		for line := range strings.Lines(table) {
+			cells := strings.Split(strings.TrimSpace(line), "|")
+			if len(cells) != want.columns+2 || strings.HasPrefix(cells[1], "---") || strings.TrimSpace(cells[want.columns]) == "test" {
+				continue
+			}
+			if rows++; !name.MatchString(cells[want.columns]) {
+				t.Errorf("no test is named for: %s", strings.TrimSpace(cells[1]))
+			}
 		}
-		if rows++; !name.MatchString(cells[3]) {
-			t.Errorf("no test is named for: %s", strings.TrimSpace(cells[1]))
+		if !ok || rows < want.rows {
+			t.Errorf("%d rows of %d columns found: is the table still there?", rows, want.columns)
 		}
 	}
-	if !ok || rows < 30 {
-		t.Errorf("%d attacks found: is the table still there?", rows)
+}
+
+// So does the guide of faults, and with names of scripts.
+func TestFaultsNameTests(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs", "guide", "faults.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := tests(t)
+	named := 0
+	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9_]+)`").FindAllStringSubmatch(string(text), -1) {
+		if named++; !there[m[1]] {
+			t.Errorf("the guide names %s, which is no test", m[1])
+		}
+	}
+	scripts := 0
+	for _, m := range regexp.MustCompile("(?m)e2e `([a-z0-9-]+)`|\\| `([a-z0-9-]+)` \\|$").FindAllStringSubmatch(string(text), -1) {
+		if scripts++; !there[m[1]+m[2]+".txtar"] {
+			t.Errorf("the guide names the script %s, which is none", m[1]+m[2])
+		}
+	}
+	if named < 50 || scripts < 10 {
+		t.Errorf("only %d tests and %d scripts found: are the patterns still right?", named, scripts)
 	}
 }
 

@@ -66,12 +66,12 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestNodeNamesWhatIsWrong(t *testing.T) {
-	docs, err := Parse([]byte("ok: x\nlater: 1\nodd: 2\nnull1:\nlist: [1, null, -1, 70000, '7']\nflag: yes please\n"))
+	docs, err := Parse([]byte("ok: x\nlater: 1\nodd: 2\nnull1:\nlist: [1, null, -1, 70000, '7']\nflag: yes please\nname: n\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	root := docs[0].Root()
-	root.Only([]string{"ok", "null1", "list", "flag"}, []string{"later"})
+	root.Only([]string{"ok", "null1", "list", "flag", "name"}, Later{"later": "write sooner"})
 	if _, ok := root.Field("null1"); ok {
 		t.Error("a null field counts as given")
 	}
@@ -85,11 +85,12 @@ func TestNodeNamesWhatIsWrong(t *testing.T) {
 	flag.Entries()
 	flag.Only(nil, nil)
 	list.Text()
+	root.FieldText("name")
 	var got []string
 	for _, p := range root.Problems() {
 		got = append(got, p.Error())
 	}
-	want := `later: not supported yet
+	want := `later: not supported yet: write sooner
 odd: unknown field
 null1: is null: give it a value, or leave it out
 list[1]: is null: give it a value, or leave it out
@@ -100,7 +101,8 @@ flag: must be true or false
 flag: must be a list
 flag: must be a mapping
 flag: must be a mapping
-list: must be a string`
+list: must be a string
+name: must be a string: unquoted y, yes, on, n, no, off, true and false are none in YAML; quote it`
 	if strings.Join(got, "\n") != want {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
 	}

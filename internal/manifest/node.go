@@ -62,9 +62,22 @@ func (n Node) Field(field string) (Node, bool) {
 	return c, true
 }
 
-// Only records a problem for each field that is in neither list, and another
-// for each that is in later. It reports whether the node is a mapping.
-func (n Node) Only(supported, later []string) bool {
+// Later are fields that are understood and not supported yet, each with what to
+// do instead, where there is something.
+type Later map[string]string
+
+// NotYet are such fields for which nothing else does.
+func NotYet(fields ...string) Later {
+	later := Later{}
+	for _, f := range fields {
+		later[f] = ""
+	}
+	return later
+}
+
+// Only records a problem for each field that is neither supported nor in later,
+// and another for each that is in later. It reports whether the node is a mapping.
+func (n Node) Only(supported []string, later Later) bool {
 	m, ok := n.Value.(map[string]any)
 	if !ok {
 		n.Problem("must be a mapping")
@@ -72,9 +85,12 @@ func (n Node) Only(supported, later []string) bool {
 	}
 	for _, k := range slices.Sorted(maps.Keys(m)) {
 		c := Node{Path: join(n.Path, k), errs: n.errs}
+		instead, known := later[k]
 		switch {
 		case slices.Contains(supported, k):
-		case slices.Contains(later, k):
+		case known && instead != "":
+			c.Problem("not supported yet: %s", instead)
+		case known:
 			c.Problem("not supported yet")
 		default:
 			c.Problem("unknown field")
@@ -122,7 +138,9 @@ func (n Node) List() []Node {
 // Text is a string.
 func (n Node) Text() (string, bool) {
 	s, ok := n.Value.(string)
-	if !ok {
+	if _, isBool := n.Value.(bool); isBool {
+		n.Problem("must be a string: unquoted y, yes, on, n, no, off, true and false are none in YAML; quote it")
+	} else if !ok {
 		n.Problem("must be a string")
 	}
 	return s, ok

@@ -85,12 +85,15 @@ func explainDisk(cfg ServerConfig, why error) error {
 	return why
 }
 
-// watchDisk refuses writes while the disk is nearly full, until the context
-// ends.
+// watchDisk refuses writes while the disk is nearly full, and has history make
+// room before the quota is used up, until the context ends.
 func (s *Server) watchDisk(ctx context.Context) {
 	for {
 		if err := s.lookAtDisk(ctx); err != nil && ctx.Err() == nil {
 			s.cfg.Log.Warn("look at the disk of etcd", "directory", s.cfg.DataDir, "error", err)
+		}
+		if err := s.boundHistory(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Warn("bound the history of etcd", "error", err)
 		}
 		if sleep(ctx, s.cfg.DiskEvery) != nil {
 			return

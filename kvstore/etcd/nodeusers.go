@@ -113,8 +113,9 @@ func (c *Client) NodeUsers(ctx context.Context, cluster string) ([]string, error
 // openStreams are the watches and lease renewals that are open at this member.
 // etcd asks who may watch only when a watch begins.
 type openStreams struct {
-	mu   sync.Mutex
-	open map[*openStream]bool
+	mu     sync.Mutex
+	open   map[*openStream]bool
+	closed bool
 }
 
 type openStream struct {
@@ -126,13 +127,20 @@ type openStream struct {
 
 func (s *openStream) Context() context.Context { return s.ctx }
 
-var errExpelled = status.Error(codes.PermissionDenied, "etcd's user of this certificate was removed")
+var (
+	errExpelled = status.Error(codes.PermissionDenied, "etcd's user of this certificate was removed")
+	errStopping = status.Error(codes.Unavailable, "etcd is stopping")
+)
 
 func (o *openStreams) intercept(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	s := &openStream{ServerStream: ss, user: streamUser(ss.Context())}
 	s.ctx, s.cut = context.WithCancelCause(ss.Context())
 	defer s.cut(nil)
 	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return errStopping
+	}
 	if o.open == nil {
 		o.open = map[*openStream]bool{}
 	}
@@ -144,7 +152,7 @@ func (o *openStreams) intercept(srv any, ss grpc.ServerStream, _ *grpc.StreamSer
 		delete(o.open, s)
 	}()
 	err := next(srv, s)
-	if cause := context.Cause(s.ctx); cause == errExpelled { //nolint:errorlint // the very value
+	if cause := context.Cause(s.ctx); cause == errExpelled || cause == errStopping { //nolint:errorlint // the very values
 		return cause
 	}
 	return err
@@ -181,9 +189,20 @@ func (o *openStreams) cut(exists func(user string) bool) {
 	}
 }
 
+// close ends all streams and lets none begin any more. etcd would wait for them
+// when it stops, for as long as a request may take, and be away meanwhile.
+func (o *openStreams) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	for s := range o.open {
+		s.cut(errStopping)
+	}
+}
+
 // cutExpelled ends the streams of users that were removed, whichever member was
 // told, until the context ends.
-func (s *Server) cutExpelled(ctx context.Context, open *openStreams) {
+func (s *Server) cutExpelled(ctx context.Context) {
 	auth := s.etcd.Server.AuthStore()
 	exists := func(user string) bool {
 		_, err := auth.UserGet(&pb.AuthUserGetRequest{Name: user})
@@ -191,7 +210,7 @@ func (s *Server) cutExpelled(ctx context.Context, open *openStreams) {
 	}
 	for seen := auth.Revision(); sleep(ctx, expelPoll) == nil; {
 		if now := auth.Revision(); now != seen && auth.IsAuthEnabled() {
-			open.cut(exists)
+			s.open.cut(exists)
 			seen = now
 		}
 	}

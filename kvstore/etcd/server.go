@@ -25,6 +25,7 @@ type Server struct {
 	root *Client // of this member
 	all  *Client // of all members
 
+	open      *openStreams
 	closeOnce sync.Once
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
@@ -68,13 +69,13 @@ func start(ctx context.Context, cfg ServerConfig) (*Server, error) {
 		return nil, explainDisk(cfg, fmt.Errorf("start etcd in %s on %s: %w", cfg.DataDir, cfg.Listen, err))
 	}
 	upkeep, stop := context.WithCancel(context.Background())
-	s := &Server{cfg: cfg, etcd: e, cancel: stop}
+	s := &Server{cfg: cfg, etcd: e, open: open, cancel: stop}
 	if err := s.waitReady(ctx, join); err != nil {
 		s.Close()
 		return nil, err
 	}
 	s.done.Go(func() { s.keepUp(upkeep) })
-	s.done.Go(func() { s.cutExpelled(upkeep, open) })
+	s.done.Go(func() { s.cutExpelled(upkeep) })
 	s.done.Go(func() { s.watchDisk(upkeep) })
 	return s, nil
 }
@@ -234,6 +235,7 @@ func (s *Server) Close() {
 				_ = c.Close()
 			}
 		}
+		s.open.close()
 		s.etcd.Close()
 	})
 }

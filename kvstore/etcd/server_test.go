@@ -16,6 +16,12 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -57,6 +63,54 @@ func TestRestartKeepsDataAndAccess(t *testing.T) {
 	_, err := e.Agent(t, "n1").Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(kvstore.Prefix(kvstore.Private, e.Cluster)+"x", nil)}, nil)
 	if !errors.Is(err, kvstore.ErrDenied) {
 		t.Errorf("access control is off after a restart: %v", err)
+	}
+}
+
+// A server that stops ends open watches and lease renewals itself. etcd would wait
+// for them, and be away for as long as a request may take.
+func TestStoppingEndsStreams(t *testing.T) {
+	e := etcdtest.Start(t)
+	files, err := e.Files(pki.Request{Role: pki.RoleAPIServer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tls, err := files.ClientTLS(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(e.Endpoints()[0], grpc.WithTransportCredentials(credentials.NewTLS(tls)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	watch, err := pb.NewWatchClient(conn).Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewal, err := pb.NewLeaseClient(conn).LeaseKeepAlive(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := []byte(kvstore.Prefix(kvstore.State, e.Cluster))
+	if err := watch.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: key}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if err := renewal.Send(&pb.LeaseKeepAliveRequest{ID: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := renewal.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	e.Stop()
+	_, err1 := watch.Recv()
+	_, err2 := renewal.Recv()
+	for _, err := range []error{err1, err2} {
+		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "etcd is stopping") {
+			t.Errorf("the stream ended with: %v", err)
+		}
 	}
 }
 

@@ -22,6 +22,11 @@ const (
 	slowTimeout = 2 * time.Minute
 	// healed is the share of the quota below which writes are allowed again.
 	healed = 0.9
+	// historyShare is the share of the quota above which history makes room for
+	// what is written, but for the newest keptRevisions: who writes large records
+	// without end, as a peer may, must not stop all writes.
+	historyShare  = 0.7
+	keptRevisions = 1000
 )
 
 // keepUp looks after the store until the context ends: the leader bounds the
@@ -66,6 +71,20 @@ func (s *Server) upkeep(ctx context.Context) error {
 		return errors.Join(append(errs, s.Heal(ctx))...)
 	}
 	return errors.Join(append(errs, s.defragment(ctx, st, false))...)
+}
+
+// boundHistory forgets history while the database fills up with it.
+func (s *Server) boundHistory(ctx context.Context) error {
+	if !s.leads() || float64(s.etcd.Server.Backend().SizeInUse()) < float64(s.cfg.QuotaBytes)*historyShare {
+		return nil
+	}
+	kv := s.etcd.Server.KV()
+	rev := kv.Rev() - keptRevisions
+	if rev <= kv.FirstRev() {
+		return nil
+	}
+	s.cfg.Log.Info("etcd's database fills up; its history is forgotten", "before revision", rev, "quota", s.cfg.QuotaBytes)
+	return s.Compact(ctx, rev)
 }
 
 // Heal makes a full database writable again: it forgets all history,

@@ -3,6 +3,7 @@
 package etcd_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
@@ -92,6 +95,34 @@ func TestFullOfHistoryHeals(t *testing.T) {
 				t.Errorf("healed: %+v, %v", st, err)
 			}
 		})
+	}
+}
+
+// What is written over and over does not use up the quota: history makes room
+// before writes are refused.
+func TestHistoryMakesRoom(t *testing.T) {
+	e := etcdtest.Start(t)
+	reconfigure(t, e, func(c *etcd.ServerConfig) { c.QuotaBytes, c.DiskEvery = 32*mib, 20*time.Millisecond })
+	api := e.APIServer(t)
+	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
+	value := bytes.Repeat([]byte("x"), 8<<10)
+	var g errgroup.Group
+	for w := range 4 {
+		g.Go(func() error {
+			for range 64 * mib / len(value) / 4 {
+				op := kvstore.Put(fmt.Sprintf("%snodes/n%d", prefix, w), value)
+				if _, err := api.Txn(t.Context(), nil, []kvstore.Op{op}, nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Errorf("a write of 64 MiB of changes to a database of 32 MiB: %v", err)
+	}
+	if st, err := e.Server.Stats(t.Context()); err != nil || st.NoSpace {
+		t.Errorf("%+v, %v", st, err)
 	}
 }
 

@@ -91,6 +91,11 @@ type Peers struct {
 	Services []string
 }
 
+// Nobody reports whether there is no peer at all.
+func (p Peers) Nobody() bool {
+	return !p.Any && len(p.Selectors)+len(p.Entities)+len(p.CIDRs)+len(p.Services) == 0
+}
+
 // CIDR is a prefix without some prefixes inside it.
 type CIDR struct {
 	Prefix netip.Prefix

@@ -18,8 +18,9 @@ func parseCIDRs(n manifest.Node, peers *Peers) {
 }
 
 func parseCIDRSets(n manifest.Node, peers *Peers) {
+	const groups = "write the prefixes with cidr"
 	for _, item := range n.List() {
-		if !item.Only([]string{"cidr", "except"}, []string{"cidrGroupRef", "cidrGroupSelector"}) ||
+		if !item.Only([]string{"cidr", "except"}, manifest.Later{"cidrGroupRef": groups, "cidrGroupSelector": groups}) ||
 			item.Has("cidrGroupRef") || item.Has("cidrGroupSelector") {
 			continue
 		}

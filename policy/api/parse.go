@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/hawser-mesh/hawser/internal/manifest"
 )
@@ -57,8 +58,11 @@ func parseDocument(d manifest.Document) (objects []Object, errs []error) {
 		o.Source = d.Text
 		objects = []Object{o}
 	}
+	if what != "" {
+		what += ": "
+	}
 	for _, p := range root.Problems() {
-		errs = append(errs, fmt.Errorf("document %d: %s: %w", d.Index, what, p))
+		errs = append(errs, fmt.Errorf("document %d: %s%w", d.Index, what, p))
 	}
 	if len(errs) > 0 {
 		return nil, errs
@@ -67,11 +71,11 @@ func parseDocument(d manifest.Document) (objects []Object, errs []error) {
 }
 
 // parseManifest reads an object with apiVersion and kind. what names it in
-// messages.
+// messages, if it is one.
 func parseManifest(root manifest.Node) (o Object, what string) {
 	if _, ok := root.Value.(map[string]any); !ok {
 		root.Problem("must be an object or a list of rules")
-		return o, "document"
+		return o, ""
 	}
 	version, kind := root.FieldText("apiVersion"), root.FieldText("kind")
 	o.Kind = kind
@@ -83,13 +87,13 @@ func parseManifest(root manifest.Node) (o Object, what string) {
 		o.parseMetadata(root)
 		o.parseNetworkPolicy(root)
 		return o, kind + " " + o.ID()
-	case version == "policy.networking.k8s.io/v1alpha2" || version == "policy.networking.k8s.io/v1alpha1":
-		root.Problem("kind %s of %s is not supported yet", kind, version)
-		return o, "document"
+	case strings.HasPrefix(version, "policy.networking.k8s.io/"):
+		root.Problem("kind %s of %s is not supported yet: there are no tiers before and behind the policies of namespaces", kind, version)
+		return o, ""
 	default:
 		root.Problem("kind %q of apiVersion %q is not a policy: want %s of networking.k8s.io/v1, %s or %s of cilium.io/v2, or %s of hawser.io/v1",
 			kind, version, KindKubernetesPolicy, KindNetworkPolicy, KindClusterwidePolicy, KindMeshPolicy)
-		return o, "document"
+		return o, ""
 	}
 	// A status is the API server's account of the object, not part of it.
 	root.Only([]string{"apiVersion", "kind", "metadata", "spec", "specs", "status"}, nil)
@@ -114,7 +118,7 @@ func (o *Object) parseMetadata(root manifest.Node) {
 	// writer's; ownerReferences and finalizers would be, and are refused.
 	meta.Only([]string{"name", "namespace", "labels", "annotations", "uid", "resourceVersion",
 		"generation", "creationTimestamp", "managedFields", "selfLink"},
-		[]string{"generateName", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"})
+		manifest.NotYet("generateName", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"))
 	for _, field := range []string{"labels", "annotations"} {
 		if m, ok := meta.Field(field); ok {
 			_, values := m.Entries()
@@ -123,8 +127,10 @@ func (o *Object) parseMetadata(root manifest.Node) {
 			}
 		}
 	}
-	o.Name = meta.FieldText("name")
-	checkName(meta.At("metadata.name"), o.Name, `^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+	before := len(meta.Problems())
+	if o.Name = meta.FieldText("name"); len(meta.Problems()) == before {
+		checkName(meta.At("metadata.name"), o.Name, `^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
+	}
 	ns, ok := meta.Field("namespace")
 	if !ok {
 		return

@@ -22,7 +22,7 @@ func sortPorts(ports []Port) []Port {
 }
 
 func parsePortRule(n manifest.Node) []Port {
-	if !n.Only([]string{"ports"}, []string{"rules", "listener", "terminatingTLS", "originatingTLS", "serverNames"}) {
+	if !n.Only([]string{"ports"}, laterInPorts()) {
 		return nil
 	}
 	list, ok := n.Field("ports")
@@ -41,6 +41,13 @@ func parsePortRule(n manifest.Node) []Port {
 		ports = append(ports, parsePort(item)...)
 	}
 	return ports
+}
+
+// laterInPorts are the fields that look into what connections carry.
+func laterInPorts() manifest.Later {
+	later := manifest.NotYet("listener", "terminatingTLS", "originatingTLS", "serverNames")
+	later["rules"] = "what a connection carries is not looked at; without it the rule means all that the ports carry"
+	return later
 }
 
 func parsePort(n manifest.Node) []Port {

@@ -130,6 +130,7 @@ func TestRefused(t *testing.T) {
 
 		{cnp("ingress: [{}]"), "spec.endpointSelector: required"},
 		{cnp("endpointSelector:\ningress: [{}]"), "spec.endpointSelector: is null"},
+		{"apiVersion: policy.networking.k8s.io/v1beta1\nkind: ClusterNetworkPolicy", "document 1: kind ClusterNetworkPolicy of policy.networking.k8s.io/v1beta1 is " + later},
 		{cnp("nodeSelector: {}\nendpointSelector: {}\ningress: [{}]"), "spec.nodeSelector: " + later},
 		{cnp("log: {}\nendpointSelector: {}\ningress: [{}]"), "spec.log: " + later},
 		{cnp("authentication: {}\nendpointSelector: {}\ningress: [{}]"), "spec.authentication: " + later},
@@ -146,7 +147,7 @@ func TestRefused(t *testing.T) {
 		{cnp("endpointSelector: {}\ningress: [{}]\nlabels: [{key: x, w: z}]"), "spec.labels[0].w: unknown field"},
 		{cnp("endpointSelector: {}\ningress: [{}]\ndescription: 1"), "spec.description: must be a string"},
 
-		{"x", "document 1: document: must be an object or a list of rules"},
+		{"x", "document 1: must be an object or a list of rules"},
 		{"a: 1", `kind "" of apiVersion "" is not a policy`},
 		{strings.Replace(in("{}"), "cilium.io/v2", "cilium.io/v1", 1), "is not a policy"},
 		{strings.Replace(in("{}"), "cilium.io/v2", "hawser.io/v1", 1), "is not a policy"},
@@ -207,9 +208,9 @@ func TestAllProblemsAreNamed(t *testing.T) {
 		"\n---\n" + strings.Replace(l3rule, "fromEndpoints", "fromNodes", 1)
 	_, err := Parse([]byte(source))
 	want := `document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].authentication: not supported yet
-document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromGroups: not supported yet
-document 1: CiliumNetworkPolicy demo/p: spec.egress[0].toFQDNs: not supported yet
-document 3: RuleArray: [0].ingress[0].fromNodes: not supported yet`
+document 1: CiliumNetworkPolicy demo/p: spec.ingress[0].fromGroups: not supported yet: write the prefixes with fromCIDR
+document 1: CiliumNetworkPolicy demo/p: spec.egress[0].toFQDNs: not supported yet: the addresses of names are not followed; write toCIDR
+document 3: RuleArray: [0].ingress[0].fromNodes: not supported yet: all nodes together are fromEntities: [remote-node]`
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}

@@ -33,7 +33,7 @@ func (p ruleParser) rule(n manifest.Node) Rule {
 	r := Rule{Path: n.Path}
 	ok := n.Only([]string{"endpointSelector", "ingress", "egress", "ingressDeny", "egressDeny",
 		"description", "labels", "enableDefaultDeny"},
-		[]string{"nodeSelector", "log", "authentication"})
+		manifest.Later{"nodeSelector": "policy for nodes comes with the host firewall; endpointSelector selects workloads", "log": "", "authentication": ""})
 	if !ok {
 		return r
 	}
@@ -41,7 +41,7 @@ func (p ruleParser) rule(n manifest.Node) Rule {
 	checkRuleLabels(n)
 	if sel, ok := n.Field("endpointSelector"); ok {
 		r.Endpoints = p.endpointSelector(sel)
-	} else if !n.Has("endpointSelector") {
+	} else if !n.Has("endpointSelector") && !n.Has("nodeSelector") {
 		n.At(n.Path + ".endpointSelector").Problem("required ({} selects all endpoints)")
 	}
 	for _, s := range sections() {
@@ -105,15 +105,11 @@ func (p ruleParser) part(n manifest.Node, s section) Part {
 	if s.direction == datapath.Egress {
 		prefix = "to"
 	}
-	later := []string{"authentication"}
-	for _, peer := range []string{"FQDNs", "Groups", "Nodes", "Requires"} {
-		later = append(later, prefix+peer)
-	}
 	kinds := []string{prefix + "Endpoints", prefix + "Entities", prefix + "CIDR", prefix + "CIDRSet"}
 	if s.direction == datapath.Egress {
 		kinds = append(kinds, "toServices")
 	}
-	if !n.Only(append([]string{"toPorts", "icmps"}, kinds...), later) {
+	if !n.Only(append([]string{"toPorts", "icmps"}, kinds...), laterPeers(prefix)) {
 		return part
 	}
 	given := p.peers(n, kinds, &part.Peers)
@@ -141,6 +137,17 @@ func (p ruleParser) part(n manifest.Node, s section) Part {
 	// language spells "deny by default".
 	part.Peers.Any = part.Peers.Any || !given && hasPorts
 	return part
+}
+
+// laterPeers are the other fields of a part; prefix is from or to.
+func laterPeers(prefix string) manifest.Later {
+	return manifest.Later{
+		"authentication":    "",
+		prefix + "FQDNs":    "the addresses of names are not followed; write " + prefix + "CIDR",
+		prefix + "Groups":   "write the prefixes with " + prefix + "CIDR",
+		prefix + "Nodes":    "all nodes together are " + prefix + "Entities: [remote-node]",
+		prefix + "Requires": "write what is required into each selector of " + prefix + "Endpoints",
+	}
 }
 
 // peers reads the fields that name peers: endpoints, entities, CIDR, CIDRSet and
@@ -180,7 +187,7 @@ func (p ruleParser) peers(n manifest.Node, kinds []string, peers *Peers) (given 
 // missing one means elsewhere is every namespace.
 func parseServices(n manifest.Node, peers *Peers) {
 	for _, item := range n.List() {
-		if !item.Only([]string{"k8sService"}, []string{"k8sServiceSelector"}) {
+		if !item.Only([]string{"k8sService"}, manifest.Later{"k8sServiceSelector": "name the service with k8sService"}) {
 			continue
 		}
 		ref, ok := item.Field("k8sService")

@@ -31,22 +31,24 @@ type Pair struct {
 	Self      labels.Set
 	// Peer is the labels of an identity, a reserved identity's name, or a prefix
 	// outside the mesh.
-	Peer           string
-	Opened, Closed []string // "80/tcp", "1-1023/tcp", "all other ports of udp", "everything"
+	Peer string
+	// As "80/tcp", "1-1023/tcp", "icmp type 8", "all other ports of udp", "everything".
+	Opened, Closed []string
 }
 
 // Change is a set of objects before and after, over the identities of the mesh.
 type Change struct {
 	Cluster       string // whose objects they are
 	Scope         policy.Scope
+	Mode          policy.Mode
 	Before, After []api.Object
 	Identities    []Identity
 	Services      []Service
 }
 
 // Pairs are the pairs that the change opens or closes, the local identities' in
-// the order given. It looks at every port that a rule names, and at one that none
-// does. Ports by name are not looked at.
+// the order given. It looks at every port and ICMP type that a rule names, and at
+// one of each protocol that none does. Ports by name are not looked at: see Names.
 func (c Change) Pairs() ([]Pair, error) {
 	before, err1 := c.engine(c.Before)
 	after, err2 := c.engine(c.After)
@@ -107,7 +109,7 @@ type world struct {
 }
 
 func (c Change) engine(objects []api.Object) (world, error) {
-	e, err := policy.New(policy.Config{Cluster: c.Cluster, Scope: c.Scope})
+	e, err := policy.New(policy.Config{Cluster: c.Cluster, Scope: c.Scope, Mode: c.Mode})
 	if err != nil {
 		return world{}, err
 	}
@@ -211,24 +213,50 @@ func probesOf(d datapath.Direction, sets ...datapath.RuleSet) []question {
 		}
 	}
 	// A port that no rule names stands for all others of its protocol.
-	for _, proto := range []uint8{api.TCP, api.UDP, api.SCTP} {
-		for port := uint16(65535); ; port-- {
-			if !slices.ContainsFunc(sets, func(rs datapath.RuleSet) bool { return names(rs, d, proto, port) }) {
-				seen[question{proto, port, fmt.Sprintf("all other ports of %s", ProtocolName(proto))}] = struct{}{}
+	for _, proto := range []uint8{api.TCP, api.UDP, api.SCTP, api.ICMP, api.ICMPv6} {
+		none, last, what := uint16(0), uint16(65535), "ports"
+		if isICMP(proto) {
+			none, last, what = api.ICMPPort(0)-1, api.ICMPPort(255), "types"
+		}
+		named := namedPorts(d, proto, sets)
+		for port := last; port > none; port-- {
+			if !named[port] {
+				seen[question{proto, port, fmt.Sprintf("all other %s of %s", what, ProtocolName(proto))}] = struct{}{}
 				break
 			}
 		}
 	}
-	seen[question{api.ICMP, api.ICMPPort(8), "ping"}] = struct{}{}
 	return slices.SortedFunc(maps.Keys(seen), func(a, b question) int {
 		return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.port, b.port))
 	})
 }
 
-func names(rs datapath.RuleSet, d datapath.Direction, proto uint8, port uint16) bool {
-	for k := range rs.Entries {
-		if k.Direction == d && k.Protocol == proto && (k.Port != 0 || k.PortWild != 0) && k.Port == port>>k.PortWild<<k.PortWild {
-			return true
+// namedPorts are the ports, or ICMP types, that entries are about.
+func namedPorts(d datapath.Direction, proto uint8, sets []datapath.RuleSet) []bool {
+	named := make([]bool, 1<<16)
+	for _, rs := range sets {
+		for k := range rs.Entries {
+			if k.Direction != d || k.Protocol != proto || k.Port == 0 && k.PortWild == 0 {
+				continue
+			}
+			for port := uint32(k.Port); port < uint32(k.Port)+1<<k.PortWild; port++ {
+				named[port] = true
+			}
+		}
+	}
+	return named
+}
+
+// Names reports whether a rule of the objects names a port instead of giving its
+// number.
+func Names(objects []api.Object) bool {
+	for _, o := range objects {
+		for _, r := range o.Rules {
+			for _, p := range r.Parts {
+				if slices.ContainsFunc(p.Ports, func(p api.Port) bool { return p.Name != "" }) {
+					return true
+				}
+			}
 		}
 	}
 	return false

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
 
@@ -74,6 +75,61 @@ func TestPairs(t *testing.T) {
 	}
 }
 
+// What opens and closes depends on how the nodes read and enforce the objects.
+func TestPairsFollowScopeAndMode(t *testing.T) {
+	rule := parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+
+		"spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: probe}}]}]}\n")
+	probe := mesh(t)[2].Labels.String() // west's
+	for _, c := range []struct {
+		scope          policy.Scope
+		mode           policy.Mode
+		opened, closed int
+		probe          string // what becomes of it
+	}{
+		{policy.ScopeLocal, policy.ModeDefault, 0, 5, "closed"},
+		{policy.ScopeMesh, policy.ModeDefault, 0, 4, ""},
+		{policy.ScopeLocal, policy.ModeAlways, 0, 0, ""},
+		{policy.ScopeMesh, policy.ModeAlways, 1, 0, "opened"},
+		{policy.ScopeMesh, policy.ModeNever, 0, 0, ""},
+	} {
+		pairs, err := Change{Cluster: "east", Scope: c.scope, Mode: c.mode, After: rule, Identities: mesh(t)}.Pairs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened, closed, what := 0, 0, ""
+		for _, p := range pairs {
+			opened, closed = opened+len(p.Opened), closed+len(p.Closed)
+			if p.Peer == probe {
+				what = map[bool]string{true: "opened", false: "closed"}[len(p.Opened) > 0]
+			}
+		}
+		if opened != c.opened || closed != c.closed || what != c.probe {
+			t.Errorf("scope %s, mode %s: %d opened, %d closed, west's probe %q; want %+v", c.scope, c.mode, opened, closed, what, c)
+		}
+	}
+}
+
+func TestPairsNameICMPTypes(t *testing.T) {
+	rule := func(icmps string) []api.Object {
+		return parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+
+			"spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: client}}], icmps: [{fields: ["+icmps+"]}]}]}\n")
+	}
+	pairs, err := Change{Cluster: "east", Identities: mesh(t), Before: rule("{type: 8}, {type: 13}"), After: rule("{type: 8}, {type: 128, family: IPv6}")}.Pairs()
+	if err != nil || len(pairs) != 1 || fmt.Sprint(pairs[0].Opened, pairs[0].Closed) != "[icmpv6 type 128] [icmp type 13]" {
+		t.Errorf("%+v, error %v", pairs, err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	for port, want := range map[string]bool{`"80"`: false, "http": true} {
+		objects := parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+
+			"spec: {endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: "+port+"}]}]}]}\n")
+		if Names(objects) != want {
+			t.Errorf("port %s is a name: %v", port, !want)
+		}
+	}
+}
+
 func TestLint(t *testing.T) {
 	objects := parse(t, `
 apiVersion: cilium.io/v2
@@ -100,6 +156,7 @@ specs:
   egressDeny:
   - toCIDR: [192.0.2.0/24]
     toPorts: [{ports: [{port: "80", protocol: TCP}]}]
+  - {}
 `)
 	var got []string
 	around := Surroundings{Cluster: "east", Identities: mesh(t), Services: map[string]bool{"demo/echo": true, "demo/empty": false}}
@@ -115,10 +172,18 @@ specs:
 		"specs[2].egress[3]: allows nothing: egressDeny[0] denies all of it",
 		"specs[2].egress[1]: service demo/empty has no backend now",
 		"specs[2].egress[2]: there is no service demo/absent in cluster east",
+		"specs[2].egressDeny[1]: denies nothing: it names no peer; to deny everybody write toEntities: [all]",
 	}
 	for i := range max(len(got), len(want)) {
 		if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
 			t.Fatalf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+	// Where selectors mean the mesh, west's probe is meant.
+	around.Scope = policy.ScopeMesh
+	for _, f := range Lint(around, objects) {
+		if f.Path == "specs[0].ingress[1]" {
+			t.Errorf("with scope mesh: %s", f)
 		}
 	}
 }

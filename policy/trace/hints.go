@@ -58,6 +58,8 @@ func (a answer) otherPorts(d datapath.Direction) string {
 func portText(k datapath.PolicyKey) string {
 	proto := ProtocolName(k.Protocol)
 	switch {
+	case isICMP(k.Protocol):
+		return fmt.Sprintf("%s type %d", proto, k.Port&0xFF)
 	case k.Port == 0 && k.PortWild == 0:
 		return "all ports of " + proto
 	case k.PortWild != 0:
@@ -65,6 +67,8 @@ func portText(k datapath.PolicyKey) string {
 	}
 	return fmt.Sprintf("%d/%s", k.Port, proto)
 }
+
+func isICMP(proto uint8) bool { return proto == api.ICMP || proto == api.ICMPv6 }
 
 // ProtocolName is tcp, udp, … or the number.
 func ProtocolName(proto uint8) string {

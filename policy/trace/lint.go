@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
 
@@ -19,7 +20,8 @@ type Finding struct {
 
 // Surroundings are what objects are looked at over.
 type Surroundings struct {
-	Cluster    string // whose objects they are; a peer that names none is of it
+	Cluster    string // whose objects they are
+	Scope      policy.Scope
 	Identities []Identity
 	// Services is whether there is a service of a name (namespace/name), and
 	// whether it has backends; nil: services are not looked at.
@@ -79,6 +81,7 @@ func coversPart(a, b api.Part) bool {
 		slices.EqualFunc(a.Peers.CIDRs, b.Peers.CIDRs, func(a, b api.CIDR) bool { return a.String() == b.String() && a.Block == b.Block })
 	return (a.Peers.Any || samePeers && !b.Peers.Any) && (len(a.Ports) == 0 || slices.Equal(a.Ports, b.Ports))
 }
+
 func (w Surroundings) lintPart(index index, p api.Part, path string, add func(path, format string, args ...any)) {
 	cluster := w.Cluster
 	for _, name := range p.Peers.Services {
@@ -91,11 +94,14 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 			add(path, "there is no service %s in cluster %s", name, cluster)
 		}
 	}
-	if p.Deny && p.Peers.Any && len(p.Ports) == 0 {
+	switch {
+	case p.Deny && p.Peers.Any && len(p.Ports) == 0:
 		add(path, "denies everything: no rule can allow what a deny covers")
+	case p.Deny && p.Peers.Nobody():
+		add(path, "denies nothing: it names no peer; to deny everybody write %sEntities: [all]", [...]string{"from", "to"}[p.Direction])
 	}
 	for _, s := range p.Peers.Selectors {
-		named := s.Names(labels.Mesh, labels.ClusterKey)
+		named := w.Scope == policy.ScopeMesh || s.Names(labels.Mesh, labels.ClusterKey)
 		here, there := false, ""
 		for _, i := range index.candidates(s) {
 			switch {

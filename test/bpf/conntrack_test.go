@@ -11,8 +11,14 @@ import (
 
 func (h *harness) establish(port uint16) {
 	h.t.Helper()
-	h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, port, 80, "S"))))
-	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 80, port, "SA"))))
+	h.establishFrom(podA, podR, port)
+}
+
+// establishFrom makes a flow of a pod here to one of node 2.
+func (h *harness) establishFrom(a, r host, port uint16) {
+	h.t.Helper()
+	h.passed(h.fromPod(a, h.sent(a, segment(a.ip, r.ip, port, 80, "S"))))
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(r.ip, a.ip, 80, port, "SA"))))
 }
 
 func TestConntrackFull(t *testing.T) {

@@ -139,6 +139,7 @@ func TestPodMalformed6(t *testing.T) {
 		"to nobody":               {maps.DropMalformed, at(24, make([]byte, 16)...)},
 		"from a group":            {maps.DropMalformed, at(8, 0xFF, 2)},
 		"to a group":              {maps.DropMulticast, at(24, 0xFF, 2)},
+		"ICMP of IPv4":            {maps.DropUnsupportedProtocol, at(6, 1)},
 		"nothing behind":          {maps.DropUnsupportedProtocol, at(6, 59)},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,6 +193,46 @@ func TestTooBig6(t *testing.T) {
 	r = h.passed(h.fromHost(h.plain(datagram(self6, podR6.ip, 7, 9, 1400))))
 	if _, i, _ := decode6(t, r.out); i.SrcIP.String() != podR6.ip || i.DstIP.String() != self6 {
 		t.Errorf("answer %v", i)
+	}
+}
+
+// An error that is too big itself is not answered.
+func TestTooBigErrors(t *testing.T) {
+	h := newHarness(t)
+	const big = 1500
+	for _, f := range families() {
+		about := datagram(f.r.ip, f.a.ip, 7, 9, 8)
+		h.passed(h.fromOverlay(h.tunnelled(node2, idR, about)))
+		errorOf := func(size int) []gopacket.SerializableLayer {
+			if isIPv6(f.a.ip) {
+				return message6(f.a.ip, f.r.ip, 1, 4, append(make([]byte, 4), append(build(t, about...), make([]byte, size)...)...))
+			}
+			ls := unreachable(t, f.a.ip, f.r.ip, 3, about)
+			ls[2] = append(ls[2].(gopacket.Payload), make([]byte, size)...)
+			return ls
+		}
+		h.passed(h.fromPod(podA, h.sent(podA, errorOf(0))))
+		h.dropped(h.fromPod(podA, h.sent(podA, errorOf(big))), maps.DropPacketTooBig)
+	}
+}
+
+// See TestTooBigForNarrowPath.
+func TestTooBigForNarrowPath6(t *testing.T) {
+	h := newHarness(t)
+	a := addr(node2)
+	h.tables.Nodes.Set(a, datapath.Node{Tunnel: a, ClusterID: 1, MTU: 400})
+	h.sync()
+	const room = 400 - 50 - 48
+	h.passed(h.from6(datagram(podA6.ip, podR6.ip, 7, 9, room)))
+	if n := h.moved(metric{maps.DropPacketTooBig, datapath.Egress, "from_pod"}); n != 0 {
+		t.Errorf("counter moved by %d", n)
+	}
+	r := h.passed(h.from6(datagram(podA6.ip, podR6.ip, 7, 9, room+1)))
+	if n := h.moved(metric{maps.DropPacketTooBig, datapath.Egress, "from_pod"}); n != 1 {
+		t.Errorf("counter moved by %d", n)
+	}
+	if mtu := binary.BigEndian.Uint32(r.out[54+4:]); mtu != 350 {
+		t.Errorf("told %d", mtu)
 	}
 }
 

@@ -103,6 +103,7 @@ func TestPodMalformed(t *testing.T) {
 		"version":   {maps.DropMalformed, func(p []byte) []byte { p[14] = 0x25; return p }},
 		"later":     {maps.DropEarlyFragment, func(p []byte) []byte { p[21] = 9; return p }},
 		"multicast": {maps.DropMulticast, func(p []byte) []byte { p[30] = 224; return p }},
+		"icmpv6":    {maps.DropUnsupportedProtocol, func(p []byte) []byte { p[23] = 58; return p }},
 		"short tcp": {maps.DropMalformed, func(p []byte) []byte { return p[:14+20+10] }},
 	} {
 		t.Run(name, func(t *testing.T) {

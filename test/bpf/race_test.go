@@ -147,53 +147,6 @@ func (h *harness) forgetOpen(a, b host, sport, dport uint16) error {
 	return h.d.Maps().Ct4Open.Delete(k.FlowKey())
 }
 
-// A flood of SYNs, 120 % of conntrack, harms no flow that lives.
-func TestFloodSparesLiveFlows(t *testing.T) {
-	sizes := loader.SmallMaps()
-	sizes.Conntrack, sizes.HalfOpen = 2048, 1024
-	h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits})
-	const live = 100
-	for port := range uint16(live) {
-		h.establish(1000 + port)
-	}
-	flood := int(float64(sizes.Conntrack+sizes.HalfOpen) * 1.2)
-	index := h.ifindex("eth0")
-	packet := h.plain(segment(outside, podA.ip, 1, 80, "S"))
-	err := h.onCPU(0, func() error {
-		for i := range flood {
-			packet[26+2], packet[26+3] = byte(i>>8), byte(i) // the source's address
-			act, err := h.d.Programs().FromOverlay.Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 256), Context: skb{IfIndex: index}})
-			if err != nil {
-				return err
-			}
-			if act != actRedirect {
-				t.Errorf("SYN %d of the flood: verdict %d", i, act)
-				return nil
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	established, err := maps.Dump[maps.Tuple4, maps.CTEntry](h.d.Maps().Ct4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(established) != live {
-		t.Errorf("%d established flows, want %d", len(established), live)
-	}
-	for port := range uint16(live) {
-		h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000+port, 80, "A"))))
-		h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 80, 1000+port, "A"))))
-	}
-	if n := h.moved(metric{maps.DropConntrackFull, datapath.Ingress, "from_overlay"}); n != 0 {
-		t.Errorf("%d packets dropped as conntrack full", n)
-	}
-	h.establish(5000) // and a new one is made meanwhile
-	t.Logf("%d live flows, %d SYNs", live, flood)
-}
-
 // Every combination of constants that is used loads, with room below the
 // verifier's limit, and passes a packet.
 func TestConstantsLoad(t *testing.T) {

@@ -108,6 +108,15 @@ func ask(how string, to netip.AddrPort) (string, error) {
 		}
 		to = netip.MustParseAddrPort("127.0.0.1:8080")
 	}
+	if how == "direct" { // to where it has sent by the service, by its own address
+		if err := errors.Join(unix.Sendto(fd, []byte("x"), 0, sockaddr(to)), received(fd)); err != nil {
+			return "", err
+		}
+		to = netip.MustParseAddrPort("127.0.0.1:8080")
+		if family == unix.AF_INET6 {
+			to = netip.MustParseAddrPort("[::1]:8080")
+		}
+	}
 	sa := sockaddr(to)
 	if how == "sendmsg" {
 		if err := unix.Sendto(fd, []byte("x"), 0, sa); err != nil {
@@ -132,7 +141,15 @@ func ask(how string, to netip.AddrPort) (string, error) {
 			return "", err
 		}
 	}
+	if from != nil && addrPort(from) != addrPort(peer) {
+		return fmt.Sprintf("%s from %s, connected to %s", buf[:n], addrPort(from), addrPort(peer)), nil
+	}
 	return fmt.Sprintf("%s from %s", buf[:n], addrPort(peer)), nil
+}
+
+func received(fd int) error {
+	_, _, err := unix.Recvfrom(fd, make([]byte, 64), 0)
+	return err
 }
 
 // sockaddr is an address for a socket of its family; a mapped one is for IPv6.
@@ -288,6 +305,10 @@ func TestSocketsReachServices(t *testing.T) {
 	if got := h.asks(dir, "moved="+vip+":80")[0]; got != "127.0.0.1:8080 from 127.0.0.1:8080" {
 		t.Errorf("connected again: saw %q", got)
 	}
+	// One that has sent to a service and then connects to the backend itself shows that.
+	if got := h.asks(dir, "direct="+vip+":80")[0]; got != "127.0.0.1:8080 from 127.0.0.1:8080" {
+		t.Errorf("connected to the backend after sending to the service: saw %q", got)
+	}
 	links, err := maps.Dump[uint64, maps.SockLink](h.d.Maps().SockLinks)
 	if err != nil || len(links) != 0 {
 		t.Errorf("%d links (%v), want none: their sockets are closed", len(links), err)
@@ -418,6 +439,9 @@ func TestIPv6SocketsReachServices(t *testing.T) {
 				t.Errorf("%s, way %d: saw %q, want %q", c.ask, i, got, want)
 			}
 		}
+	}
+	if got := h.asks(dir, "direct=["+vip6+"]:80")[0]; got != "[::1]:8080 from [::1]:8080" {
+		t.Errorf("connected to the backend after sending to the service: saw %q", got)
 	}
 	// A backend of the other family cannot take the connection.
 	for i, got := range h.asks(dir, "tcp=["+idle6+"]:80", "sendmsg=["+idle6+"]:80") {

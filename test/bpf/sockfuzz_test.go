@@ -78,6 +78,7 @@ func fuzzSocket(rnd *rand.Rand) (ok bool, err error) {
 	}
 	defer unix.Close(fd)
 	var asked []unix.SockaddrInet4
+	disconnected := false
 	for range 1 + rnd.IntN(4) {
 		to := fuzzAddress(rnd)
 		switch rnd.IntN(5) {
@@ -96,6 +97,7 @@ func fuzzSocket(rnd *rand.Rand) (ok bool, err error) {
 			var raw [16]byte
 			binary.NativeEndian.PutUint16(raw[:], unix.AF_UNSPEC)
 			_, _, _ = unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&raw[0])), 16)
+			disconnected = true
 		case 3:
 			_, _, _ = unix.Recvfrom(fd, make([]byte, 64), unix.MSG_DONTWAIT)
 		default:
@@ -103,6 +105,9 @@ func fuzzSocket(rnd *rand.Rand) (ok bool, err error) {
 			err := unix.Connect(fd, to)
 			if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 				continue
+			}
+			if kind == unix.SOCK_DGRAM && !disconnected {
+				asked = asked[len(asked)-1:]
 			}
 			if err := showsPeer(fd, asked); err != nil {
 				return false, err
@@ -113,9 +118,9 @@ func fuzzSocket(rnd *rand.Rand) (ok bool, err error) {
 	return ok, nil
 }
 
-// showsPeer wants an address that was asked for, once the socket has one. A
-// backend that the socket reached through a service may be shown as that service
-// when it is asked for by its own address later.
+// showsPeer wants an address that was asked for, once the socket has one. That is
+// what a datagram socket was connected to last, unless it was disconnected between:
+// a backend that it had through a service may then be shown as that service.
 func showsPeer(fd int, asked []unix.SockaddrInet4) error {
 	peer, err := unix.Getpeername(fd)
 	if errors.Is(err, unix.ENOTCONN) { // refused already, or still connecting

@@ -105,7 +105,7 @@ func sockService(i int) netip.AddrPort {
 // sockets by the kernel's statistics, net of an empty program on the same calls.
 func TestPerfConnect(t *testing.T) {
 	r := newReport(t, "connect", fmt.Sprintf("the program on connect(), %d connects a round on one CPU, kernel statistics; %d services of %d backends; net of an empty program in its place", connectCount, connectServices, connectBackends))
-	g := newRig(t, mapFill{10_000, 100})
+	g := newRig(t, mapFill{ips: 10_000, policies: 100})
 	g.services()
 	ours, bare := tempCgroup(t), tempCgroup(t)
 	g.fail(g.d.AttachSockets(ours))
@@ -155,7 +155,7 @@ func (g *rig) services() {
 	for i := range connectServices {
 		f := datapath.Frontend{Service: uint32(i + 10)}
 		for b := range connectBackends {
-			f.Backends = append(f.Backends, datapath.Backend{Addr: rigPeer(i*connectBackends + b), Port: 53})
+			f.Backends = append(f.Backends, datapath.Backend{Addr: g.peer(i*connectBackends + b), Port: 53})
 		}
 		at := sockService(i)
 		proto := uint8(unix.IPPROTO_UDP)

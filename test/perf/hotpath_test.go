@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,10 +17,11 @@ import (
 // TestPerfHotPath times the programs for established flows by repeated test runs,
 // up to the tunnel key: the packets and fills with which the peer was measured.
 func TestPerfHotPath(t *testing.T) {
-	r := newReport(t, "hotpath", fmt.Sprintf("the programs over one packet, a TCP ACK of 74 bytes, %d rounds by BPF_PROG_TEST_RUN on one CPU, every round's verdict checked; net of an empty program and of putting the packet back", rigRounds))
-	for _, f := range []mapFill{{10_000, 100}, {200_000, 10_000}} {
-		g := newRig(t, f)
-		g.established(r, f)
+	r := newReport(t, "hotpath", fmt.Sprintf("the programs over one packet, a TCP ACK of 74 bytes (94 of IPv6), %d rounds by BPF_PROG_TEST_RUN on one CPU, every round's verdict checked; net of an empty program and of putting the packet back", rigRounds))
+	for _, v6 := range []bool{false, true} {
+		for _, f := range []mapFill{{10_000, 100, v6}, {200_000, 10_000, v6}} {
+			newRig(t, f).established(r)
+		}
 	}
 	r.finish(t)
 }
@@ -28,9 +30,9 @@ func TestPerfHotPath(t *testing.T) {
 func (g *rig) flow(remote, backend netip.Addr, remotePort, backendPort uint16) {
 	g.t.Helper()
 	progs := g.d.Programs()
-	out := g.segment(rigPod(), remote, rigClientPort, remotePort, syn)
-	in := g.tunnelled(g.segment(backend, rigPod(), backendPort, rigClientPort, synAck))
-	ack := g.segment(rigPod(), remote, rigClientPort, remotePort, ack)
+	out := g.segment(g.pod(), remote, rigClientPort, remotePort, syn)
+	in := g.tunnelled(g.segment(backend, g.pod(), backendPort, rigClientPort, synAck))
+	ack := g.segment(g.pod(), remote, rigClientPort, remotePort, ack)
 	g.in(func() error {
 		if _, err := g.run(progs.FromPod, out, g.ep.IfIndex, 1); err != nil {
 			return err
@@ -47,12 +49,12 @@ func (g *rig) flow(remote, backend netip.Addr, remotePort, backendPort uint16) {
 func (g *rig) flows(n int) {
 	g.t.Helper()
 	progs := g.d.Programs()
-	out := g.segment(rigPod(), rigPeer(0), rigClientPort, rigServerPort, syn)
-	in := g.tunnelled(g.segment(rigPeer(0), rigPod(), rigServerPort, rigClientPort, synAck))
+	out := g.segment(g.pod(), g.peer(0), rigClientPort, rigServerPort, syn)
+	in := g.tunnelled(g.segment(g.peer(0), g.pod(), rigServerPort, rigClientPort, synAck))
 	const dst, src = 14 + 16, 50 + 14 + 12
 	g.in(func() error {
 		for i := range n {
-			a := rigPeer(i).As4()
+			a := g.peer(i).As4() // there are none of IPv6
 			copy(out[dst:], a[:])
 			copy(in[src:], a[:])
 			if _, err := g.run(progs.FromPod, out, g.ep.IfIndex, 1); err != nil {
@@ -75,55 +77,83 @@ type timed struct {
 	ifindex    uint32
 }
 
-func (g *rig) established(r *report, f mapFill) {
-	t := g.t
-	t.Helper()
-	g.flow(rigPeer(1), rigPeer(1), rigServerPort, rigServerPort)
-	g.flow(rigVIP(), rigPeer(1), rigServerPort, rigService)
-	remote := g.segment(rigPod(), rigPeer(1), rigClientPort, rigServerPort, ack)
-	service := g.segment(rigPod(), rigVIP(), rigClientPort, rigServerPort, ack)
-	inner := g.segment(rigPeer(1), rigPod(), rigServerPort, rigClientPort, ack)
+func (g *rig) established(r *report) {
+	g.t.Helper()
+	g.flow(g.peer(1), g.peer(1), rigServerPort, rigServerPort)
+	g.flow(g.vip(), g.peer(1), rigServerPort, rigService)
+	remote := g.segment(g.pod(), g.peer(1), rigClientPort, rigServerPort, ack)
+	service := g.segment(g.pod(), g.vip(), rigClientPort, rigServerPort, ack)
+	inner := g.segment(g.peer(1), g.pod(), rigServerPort, rigClientPort, ack)
 	arriving := g.tunnelled(inner)
 	cases := []timed{
 		{"pod → remote pod, up to the tunnel key", "≤ 150", "pod", "empty", remote, nil, g.ep.IfIndex},
-		{"pod → service → remote pod, up to the tunnel key", "≤ 200", "pod_restored", "restore", service, service, g.ep.IfIndex},
-		{"from the tunnel to the pod, with stripping", "≤ 180", "overlay", "rewrap", inner, arriving, g.eth},
+		{"pod → service → remote pod, up to the tunnel key", "≤ 200", g.of("pod_restored"), g.of("restore"), service, service, g.ep.IfIndex},
+		{"from the tunnel to the pod, with stripping", "≤ 180", g.of("overlay"), g.of("rewrap"), inner, arriving, g.eth},
 	}
-	g.fail(g.coll.Variables["remotes"].Set(uint32(f.ips)))
-	first := rigPeer(0).As4()
-	g.fail(g.coll.Variables["first_remote"].Set(binary.NativeEndian.Uint32(first[:])))
-	if f.ips > 100_000 {
-		g.flows(f.ips)
-		cases = append(cases, timed{fmt.Sprintf("pod → remote pod, %d flows at random", f.ips), "≤ 450", "pod_random", "random_flow", remote, nil, g.ep.IfIndex})
+	g.fail(g.coll.Variables["remotes"].Set(uint32(g.ips)))
+	first := g.peer(0).AsSlice()
+	g.fail(g.coll.Variables["first_remote"].Set(binary.NativeEndian.Uint32(first[len(first)-4:])))
+	if g.ips > 100_000 && !g.v6 {
+		g.flows(g.ips)
+		cases = append(cases, timed{fmt.Sprintf("pod → remote pod, %d flows at random", g.ips), "≤ 450", "pod_random", "random_flow", remote, nil, g.ep.IfIndex})
 	}
-	opening := g.segment(rigPod(), rigPeer(1), rigClientPort, rigServerPort, syn)
+	opening := g.segment(g.pod(), g.peer(1), rigClientPort, rigServerPort, syn)
 	more := []timed{
 		{"pod → remote pod, judged anew each time", "≤ 300", "pod_slow", "empty", remote, nil, g.ep.IfIndex},
-		{"pod → remote pod, new flow", "reported", "pod_new", "new_flow", opening, nil, g.ep.IfIndex},
-		{"pod → remote pod, first fragment", "reported", "pod", "empty", fragment(remote, 0, true), nil, g.ep.IfIndex},
-		{"pod → remote pod, later fragment", "reported", "pod", "empty", fragment(remote, 64, false), nil, g.ep.IfIndex},
+		{"pod → remote pod, new flow", "reported", g.of("pod_new"), g.of("new_flow"), opening, nil, g.ep.IfIndex},
+		{"pod → remote pod, first fragment", "reported", "pod", "empty", g.fragment(remote, 0, true), nil, g.ep.IfIndex},
+		{"pod → remote pod, later fragment", "reported", "pod", "empty", g.fragment(remote, 64, false), nil, g.ep.IfIndex},
 	}
-	g.measure(r, f, cases)
-	g.churned(r, f, cases)
-	g.measure(r, f, more) // the first of them ends what is cached for all flows
+	if g.v6 {
+		for _, c := range [][]timed{cases, more} {
+			for i := range c {
+				c[i].goal = "reported"
+			}
+		}
+	}
+	g.measure(r, cases)
+	g.churned(r, cases)
+	g.measure(r, more) // the first of them ends what is cached for all flows
+}
+
+// of is the name of a program that is another one for IPv6.
+func (g *rig) of(program string) string {
+	if g.v6 {
+		return program + "6"
+	}
+	return program
 }
 
 // fragment makes a fragment of a packet: at an offset in bytes, the last or not.
-func fragment(segment []byte, offset uint16, more bool) []byte {
-	const id, off, unit, mf = 14 + 4, 14 + 6, 8, 1 << 13
-	out := append([]byte{}, segment...)
-	bits := offset / unit
-	if more {
+func (g *rig) fragment(segment []byte, offset uint16, more bool) []byte {
+	const ether, unit, id, tcp = 14, 8, 7, 6
+	var bits uint16
+	if g.v6 {
+		const header, next = ether + 40, ether + 6
+		const length = ether + 4
+		if bits = offset; more {
+			bits |= 1
+		}
+		ext := binary.BigEndian.AppendUint16([]byte{tcp, 0}, bits)
+		out := slices.Insert(slices.Clone(segment), header, append(ext, 0, 0, 0, id)...)
+		out = out[:len(out)-(len(out)-header)%unit]
+		out[next] = 44 // a fragment header
+		binary.BigEndian.PutUint16(out[length:], uint16(len(out)-header))
+		return out
+	}
+	const header, at, off, mf = ether + 20, ether + 4, ether + 6, 1 << 13
+	out := slices.Clone(segment)
+	if bits = offset / unit; more {
 		bits |= mf
 	}
-	out[id] = 7
+	out[at] = id
 	binary.BigEndian.PutUint16(out[off:], bits)
-	return out[:len(out)-(len(out)-14-20)%unit]
+	return out[:len(out)-(len(out)-header)%unit]
 }
 
 // churned compares the cases, quiet and while the agent's part writes other
 // addresses and other endpoints' policies, as fast as the design promises for.
-func (g *rig) churned(r *report, f mapFill, cases []timed) {
+func (g *rig) churned(r *report, cases []timed) {
 	g.t.Helper()
 	quiet, busy := map[string][]float64{}, map[string][]float64{}
 	for range flags.rounds {
@@ -139,7 +169,7 @@ func (g *rig) churned(r *report, f mapFill, cases []timed) {
 		}
 	}
 	for _, c := range cases {
-		r.add(fmt.Sprintf("%s, under %d ipcache and %d policy changes/s / quiet (%s)", c.name, churnAddresses, churnPolicies, f), "×", "≤ 1.10", ratios(busy[c.name], quiet[c.name]))
+		r.add(fmt.Sprintf("%s, under %d ipcache and %d policy changes/s / quiet (%s)", c.name, churnAddresses, churnPolicies, g.mapFill), "×", "≤ 1.10", ratios(busy[c.name], quiet[c.name]))
 	}
 }
 
@@ -155,11 +185,11 @@ func (g *rig) long(c timed) (ns float64) {
 	g.t.Helper()
 	g.set(c)
 	g.in(func() error {
-		took, err := g.run(g.coll.Programs[c.prog], append([]byte{}, c.packet...), c.ifindex, longRounds)
+		took, err := g.run(g.coll.Programs[c.prog], slices.Clone(c.packet), c.ifindex, longRounds)
 		if err != nil {
 			return err
 		}
-		less, err := g.run(g.coll.Programs[c.less], append([]byte{}, c.packet...), c.ifindex, longRounds)
+		less, err := g.run(g.coll.Programs[c.less], slices.Clone(c.packet), c.ifindex, longRounds)
 		ns = took - less
 		return err
 	})
@@ -182,7 +212,8 @@ func (g *rig) churn() (stop func() int) {
 			case <-tick.C:
 			}
 			for range churnAddresses / churnPolicies {
-				g.tables.IPCache.Set(datapath.IPKey{Prefix: netip.PrefixFrom(rigPeer(first+n%10_000), 32)},
+				a := g.peer(first + n%10_000)
+				g.tables.IPCache.Set(datapath.IPKey{Prefix: netip.PrefixFrom(a, a.BitLen())},
 					datapath.IPEntry{Identity: rigRemote + identity.Number(n/10_000%2), Tunnel: nodeAddr(1)})
 				n++
 			}
@@ -203,13 +234,13 @@ func (g *rig) set(c timed) {
 	}
 }
 
-func (g *rig) measure(r *report, f mapFill, cases []timed) {
+func (g *rig) measure(r *report, cases []timed) {
 	g.t.Helper()
 	ns := func(prog string, c timed, repeat int) (took float64) {
 		g.t.Helper()
 		g.set(c)
 		g.in(func() (err error) {
-			took, err = g.run(g.coll.Programs[prog], append([]byte{}, c.packet...), c.ifindex, repeat)
+			took, err = g.run(g.coll.Programs[prog], slices.Clone(c.packet), c.ifindex, repeat)
 			return err
 		})
 		return took
@@ -221,8 +252,8 @@ func (g *rig) measure(r *report, f mapFill, cases []timed) {
 		note("lookups", ns("lookups", cases[0], rigRounds))
 		for _, c := range cases {
 			took, less := ns(c.prog, c, rigRounds), ns(c.less, c, rigRounds)
-			if c.prog == "overlay" {
-				ns("strip", c, rigRounds)
+			if c.prog == g.of("overlay") {
+				ns(g.of("strip"), c, rigRounds)
 				less -= g.stripped()
 			}
 			note(c.name, took-less)
@@ -234,13 +265,13 @@ func (g *rig) measure(r *report, f mapFill, cases []timed) {
 	}
 	two := differences(raw["lookups"], raw["empty"])
 	for _, v := range raw["empty"] {
-		r.append(fmt.Sprintf("calibration: empty program (%s)", f), "ns", "", v)
+		r.append(fmt.Sprintf("calibration: empty program (%s)", g.mapFill), "ns", "", v)
 	}
 	for _, v := range two {
-		r.append(fmt.Sprintf("calibration: two hash lookups, net (%s)", f), "ns", "", v)
+		r.append(fmt.Sprintf("calibration: two hash lookups, net (%s)", g.mapFill), "ns", "", v)
 	}
 	for _, c := range cases {
-		r.add(fmt.Sprintf("%s (%s)", c.name, f), "ns", c.goal, raw[c.name])
+		r.add(fmt.Sprintf("%s (%s)", c.name, g.mapFill), "ns", c.goal, raw[c.name])
 		r.add("  in multiples of two hash lookups", "×", "", ratios(raw[c.name], two))
 		r.add("  taken off: "+c.less, "ns", "", raw[c.name+" less"])
 	}

@@ -1,223 +1,140 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package crashpoint kills a process just before it changes something for the
-// n-th time, so that a test can try every point at which a crash may come. It
-// needs nothing of the process: it watches its system calls by ptrace.
+// Package crashpoint kills a process at the n-th change that it makes outside of
+// itself, so that a test can try every point at which a crash may come. It needs
+// nothing of the process and does not slow it down: a program in the kernel sees its
+// system calls and sends the signal. The n-th change still happens, as the kernel
+// looks for signals behind a call; nothing of the process runs after it.
 //
-// Start with Watch; changes.go says what a change is.
+// Start with Watch; changes.go says what a change is, program.go how it is seen.
 package crashpoint
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"unsafe"
+	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
-
-	"github.com/hawser-mesh/hawser/internal/nsthread"
 )
 
-// Watcher watches a process from when it is made until it ends or is stopped.
+// most is how many changes are noted.
+const most = 1024
+
+// Watcher watches a process from when it is made until it is stopped.
 type Watcher struct {
-	pid     int
-	nth     int // change before which it is killed; 0: never
-	stop    chan struct{}
-	done    chan struct{}
-	ready   chan error
-	changes []string
-	killed  bool
-	err     error
+	pid        int
+	nth        uint64
+	state, log *ebpf.Map
+	prog       *ebpf.Program
+	link       link.Link
+	stop, done chan struct{}
 }
 
-// Watch begins to watch a process, which is killed before its n-th change; 0
-// only counts. It returns when every change will be seen.
-func Watch(pid, nth int) (*Watcher, error) {
-	w := &Watcher{pid: pid, nth: nth, stop: make(chan struct{}), done: make(chan struct{}), ready: make(chan error, 1)}
-	go func() {
-		defer close(w.done)
-		_ = nsthread.Run(func() error { // a tracer is a thread, which ends with this
-			w.run()
-			return nil
-		})
+// Watch begins to watch a process, which is killed at its n-th change; 0 only
+// counts. It returns when every change will be seen. It takes root, and Linux 5.7.
+func Watch(pid, nth int) (w *Watcher, err error) {
+	w = &Watcher{pid: pid, nth: uint64(nth), stop: make(chan struct{}), done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			w.close()
+			err = fmt.Errorf("watch process %d: %w", pid, err)
+		}
 	}()
-	if err := <-w.ready; err != nil {
-		return nil, fmt.Errorf("watch process %d: %w", pid, err)
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &ns); err != nil {
+		return nil, err
 	}
+	if w.state, err = ebpf.NewMap(&ebpf.MapSpec{Name: "crash_state", Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1}); err != nil {
+		return nil, err
+	}
+	if err = w.state.Put(uint32(0), [2]uint64{0, uint64(nth)}); err != nil {
+		return nil, err
+	}
+	if w.log, err = ebpf.NewMap(&ebpf.MapSpec{Name: "crash_log", Type: ebpf.Array, KeySize: 4, ValueSize: 64, MaxEntries: most}); err != nil {
+		return nil, err
+	}
+	if w.prog, err = program(w.state, w.log, pid, ns); err != nil {
+		return nil, err
+	}
+	if w.link, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: "sys_enter", Program: w.prog}); err != nil {
+		return nil, err
+	}
+	go w.follow()
 	return w, nil
 }
 
 // Stop ends the watch. It returns the changes that were seen and whether the
-// process was killed; the last change did not happen then.
+// process was killed, at the last of them.
 func (w *Watcher) Stop() (changes []string, killed bool, err error) {
-	select {
-	case <-w.done:
-	default:
-		close(w.stop)
-		<-w.done
+	close(w.stop)
+	<-w.done
+	defer w.close()
+	if err := w.link.Close(); err != nil {
+		return nil, false, err
 	}
-	return w.changes, w.killed, w.err
+	n, err := w.count()
+	if err != nil {
+		return nil, false, err
+	}
+	killed = w.nth > 0 && n >= w.nth
+	if killed {
+		n = w.nth
+	}
+	for i := range min(n, most) {
+		var e entry
+		if err := w.log.Lookup(uint32(i), &e); err != nil {
+			return changes, killed, err
+		}
+		changes = append(changes, e.String())
+	}
+	return changes, killed, nil
 }
 
-// Done is closed when the process was killed, or ended.
+// Done is closed when the process was killed, or ended, or Stop was called.
 func (w *Watcher) Done() <-chan struct{} { return w.done }
 
-// urgent is the highest priority.
-const urgent = -20
+// look is how often the process is looked at; the kernel does not wait for it.
+const look = 2 * time.Millisecond
 
-const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE
-
-func ptrace(request, tid int, addr, data uintptr) (uintptr, error) {
-	r, _, errno := unix.Syscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
-	if errno != 0 {
-		return r, errno
-	}
-	return r, nil
-}
-
-func threads(pid int) ([]int, error) {
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		return nil, err
-	}
-	var out []int
-	for _, e := range entries {
-		if tid, err := strconv.Atoi(e.Name()); err == nil {
-			out = append(out, tid)
-		}
-	}
-	return out, nil
-}
-
-// seize takes all threads; those that come later are taken by their makers.
-func (w *Watcher) seize() error {
-	seen := map[int]bool{}
-	for again := true; again; {
-		again = false
-		tids, err := threads(w.pid)
-		if err != nil {
-			return err
-		}
-		for _, tid := range tids {
-			if seen[tid] {
-				continue
-			}
-			seen[tid], again = true, true
-			// Every system call of it waits for us: neither may wait for others.
-			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, urgent)
-			_, err := ptrace(unix.PTRACE_SEIZE, tid, 0, options)
-			if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPERM) { // gone, or taken by its maker
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := unix.PtraceInterrupt(tid); err != nil && !errors.Is(err, unix.ESRCH) {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// run follows the threads until the process is gone or the watch is stopped. Only
-// they are waited for, and not the end of the process: that is for its parent,
-// which may be a thread of ours.
-func (w *Watcher) run() {
-	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), urgent)
-	if err := w.seize(); err != nil {
-		w.ready <- err
-		return
-	}
-	w.ready <- nil
+func (w *Watcher) follow() {
+	defer close(w.done)
+	tick := time.NewTicker(look)
+	defer tick.Stop()
 	for {
-		select {
-		case <-w.stop:
-			return // the thread ends, and the kernel lets its tracees go on
-		default:
-		}
-		moved, gone := w.round()
-		if gone || w.killed {
+		n, err := w.count()
+		if err != nil || w.nth > 0 && n >= w.nth {
 			return
 		}
-		if !moved {
-			_ = unix.Nanosleep(&unix.Timespec{Nsec: idle}, nil)
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", w.pid)); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		select {
+		case <-w.stop:
+			return
+		case <-tick.C:
 		}
 	}
 }
 
-// round looks at each thread once. gone tells that the process has ended.
-func (w *Watcher) round() (moved, gone bool) {
-	tids, err := threads(w.pid)
-	if err != nil || len(tids) <= 1 && zombie(w.pid) {
-		return false, true
+func (w *Watcher) count() (uint64, error) {
+	var state [2]uint64
+	err := w.state.Lookup(uint32(0), &state)
+	return state[0], err
+}
+
+func (w *Watcher) close() {
+	if w.link != nil {
+		_ = w.link.Close()
 	}
-	for _, tid := range tids {
-		if w.killed {
-			break
-		}
-		if tid == w.pid && zombie(tid) {
-			continue
-		}
-		var status unix.WaitStatus
-		got, err := unix.Wait4(tid, &status, unix.WALL|unix.WNOTHREAD|unix.WNOHANG, nil)
-		if err == nil && got == tid {
-			moved = true
-			if status.Stopped() {
-				w.stopped(tid, status)
-			}
+	for _, m := range []*ebpf.Map{w.state, w.log} {
+		if m != nil {
+			_ = m.Close()
 		}
 	}
-	return moved, false
-}
-
-// zombie tells that a thread has ended and nobody has been told yet.
-func zombie(tid int) bool {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
-	_, rest, ok := bytes.Cut(raw, []byte(") "))
-	return err != nil || !ok || rest[0] == 'Z' || rest[0] == 'X'
-}
-
-// idle is how long to sleep when no thread stops, in nanoseconds.
-const idle = 50_000
-
-// stopped lets a thread go on, or kills the process.
-func (w *Watcher) stopped(tid int, status unix.WaitStatus) {
-	signal := int(status.StopSignal())
-	switch {
-	case signal == int(unix.SIGTRAP)|0x80: // a system call begins or ends
-		signal = 0
-		if what := change(w.pid, tid); what != "" {
-			w.changes = append(w.changes, what)
-			if len(w.changes) == w.nth {
-				w.killed = true
-				_ = unix.Kill(w.pid, unix.SIGKILL)
-				return // it is stopped, and is not let go on before it dies
-			}
-		}
-	case int(status)>>16 != 0: // an event of ptrace
-		signal = 0
-	case signal == int(unix.SIGURG): // Go's preemption, which would interrupt slow calls for ever
-		signal = 0
+	if w.prog != nil {
+		_ = w.prog.Close()
 	}
-	_ = unix.PtraceSyscall(tid, signal) // a thread that is killed cannot go on
-}
-
-// syscallInfo is struct ptrace_syscall_info at the entry of a system call.
-type syscallInfo struct {
-	op   uint8
-	_    [3]uint8
-	arch uint32
-	_    [2]uint64 // instruction and stack pointer
-	nr   uint64
-	args [6]uint64
-	_    [16]uint8
-}
-
-// entered is the call that a thread is about to make.
-func entered(tid int) (info syscallInfo, ok bool) {
-	n, err := ptrace(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)))
-	return info, err == nil && n > 0 && info.op == unix.PTRACE_SYSCALL_INFO_ENTRY
 }
