@@ -98,8 +98,8 @@ static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, s
 		if (ret < 0)
 			return ret;
 	} else {
-		if (f->half_open && f->dir == FLOW_REPLY) {
-			ret = ct_promote6(p, f, &x->key, &e);
+		if (unlikely(f->half_open)) {
+			ret = ct_advance6(p, f, &x->key, &e);
 			if (ret < 0)
 				return ret;
 		}
@@ -199,8 +199,8 @@ static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p,
 static __always_inline int became_service6(const struct flow *f, const struct ct_entry *e,
                                            const struct packet6 *x)
 {
-	return f->half_open && f->dir == FLOW_FORWARD && !(e->flags & (CT_SERVICE | CT_NAT)) &&
-	       frontend6(&x->t);
+	return f->half_open && f->dir == FLOW_FORWARD &&
+	       !(e->flags & (CT_SERVICE | CT_NAT | CT_REPLIED)) && frontend6(&x->t);
 }
 
 static __always_inline int pod_flow6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,

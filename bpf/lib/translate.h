@@ -84,6 +84,7 @@ static __always_inline int service_follow(struct packet *p, struct flow *f, stru
 {
 	struct flow after = {};
 	struct ct_entry *other;
+	int ret;
 
 	flow_key(&after, to);
 	other = ct_find(&after);
@@ -99,6 +100,11 @@ static __always_inline int service_follow(struct packet *p, struct flow *f, stru
 		return ct_create(p, &after, &fresh);
 	}
 	other->last_seen = bpf_jiffies64();
+	if (after.half_open) {
+		ret = ct_advance(p, &after, &other);
+		if (ret < 0)
+			return ret;
+	}
 	if (f->half_open && !after.half_open)
 		return ct_promote(p, f, e);
 	return 0;

@@ -76,6 +76,7 @@ static __always_inline int service_follow6(struct packet *p, struct packet6 *x, 
 {
 	struct flow after = {};
 	struct ct_entry *other;
+	int ret;
 
 	flow_key6(&after, &x->after, &x->to);
 	other = ct_find6(&after, &x->after);
@@ -91,6 +92,11 @@ static __always_inline int service_follow6(struct packet *p, struct packet6 *x, 
 		return ct_create6(p, &x->after, &fresh);
 	}
 	other->last_seen = bpf_jiffies64();
+	if (after.half_open) {
+		ret = ct_advance6(p, &after, &x->after, &other);
+		if (ret < 0)
+			return ret;
+	}
 	if (f->half_open && !after.half_open)
 		return ct_promote6(p, f, &x->key, e);
 	return 0;
