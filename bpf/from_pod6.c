@@ -141,7 +141,8 @@ static __always_inline int pod_service6(struct __sk_buff *skb, struct packet *p,
 			mark_world(e, &r);
 			ct_cache(e, f->dir, verdict, hop_word(r.hop, r.epoch));
 		}
-		if (f->half_open || (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
+		if (f->half_open || p->tcp_flags & (TCP_FIN | TCP_RST) ||
+		    (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
 			e->created = bpf_jiffies64();
 			ret = service_follow6(p, x, f, &e);
 			if (ret < 0)

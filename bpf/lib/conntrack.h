@@ -144,6 +144,15 @@ static __always_inline int ct_reopened(const struct ct_entry *e, const struct pa
 	       (e->tcp & CT_TCP_RST || (e->tcp & closed) == closed);
 }
 
+/* Notes that a packet ends its direction of the connection, or all of it. */
+static __always_inline void ct_end(struct ct_entry *e, const struct packet *p, __u8 dir)
+{
+	if (p->tcp_flags & TCP_RST)
+		e->tcp |= CT_TCP_RST;
+	else if (p->tcp_flags & TCP_FIN)
+		e->tcp |= dir == FLOW_REPLY ? CT_TCP_FIN_REPLY : CT_TCP_FIN_FORWARD;
+}
+
 static __always_inline void ct_touch(struct ct_entry *e, const struct packet *p, __u8 dir)
 {
 	__u32 now = bpf_jiffies64();
@@ -153,12 +162,8 @@ static __always_inline void ct_touch(struct ct_entry *e, const struct packet *p,
 		e->last_seen = now;
 	e->packets[dir]++;
 	e->bytes[dir] += p->len;
-	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
-		if (p->tcp_flags & TCP_RST)
-			e->tcp |= CT_TCP_RST;
-		else
-			e->tcp |= dir == FLOW_REPLY ? CT_TCP_FIN_REPLY : CT_TCP_FIN_FORWARD;
-	}
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		ct_end(e, p, dir);
 }
 
 static __always_inline void ct_init(struct ct_entry *e, const struct packet *p,

@@ -166,3 +166,74 @@ func forgetAfter[K maps.FlowKey](h *harness, m *ebpf.Map) {
 		}
 	}
 }
+
+// A new connection to a service does not break a live one between the same two ends
+// and ports, direct or through another service; one that is over makes room.
+func TestServiceSparesLiveConnections(t *testing.T) {
+	for _, f := range families() {
+		h := newHarness(t)
+		h.serve(f.vip, 80, tcp, f.b)
+		h.serve(f.vip, 81, tcp, f.b)
+		h.sync()
+		for name, old := range map[string]struct {
+			dst  string
+			port uint16
+		}{"direct": {f.b.ip, 8080}, "another service's": {f.vip, 81}} {
+			t.Run(f.prefix+name, func(t *testing.T) {
+				h.t = t
+				to := func(dst string, port uint16, flags string) result {
+					return h.fromPod(f.a, h.sent(f.a, segment(f.a.ip, dst, 1000, port, flags)))
+				}
+				back := func(flags string) result {
+					return h.fromPod(f.b, h.sent(f.b, segment(f.b.ip, f.a.ip, 8080, 1000, flags)))
+				}
+				h.passed(to(old.dst, old.port, "S"))
+				h.passed(back("SA"))
+				h.passed(to(old.dst, old.port, "A"))
+				h.answered(to(f.vip, 80, "S"), maps.DropTupleInUse)
+				expect(t, h.passed(back("A")).out, old.dst, old.port, f.a.ip, 1000)
+				h.passed(to(old.dst, old.port, "FA"))
+				h.passed(back("FA"))
+				h.passed(to(f.vip, 80, "S"))
+				expect(t, h.passed(back("SA")).out, f.vip, 80, f.a.ip, 1000)
+			})
+			h.forgetFlows()
+		}
+	}
+}
+
+// Both entries of a flow to a service know how it ended, so that neither is kept
+// like a live one's.
+func TestServiceFlowEnds(t *testing.T) {
+	for _, f := range families() {
+		h := newHarness(t)
+		h.serve(f.vip, 80, tcp, f.b)
+		h.sync()
+		for name, c := range map[string]struct {
+			flags string
+			want  uint8
+		}{"reset by the client": {"RA", maps.CTReset}, "closed by the client": {"FA", maps.CTFinForward}} {
+			t.Run(f.prefix+name, func(t *testing.T) {
+				h.t = t
+				to := func(flags string) { h.passed(h.fromPod(f.a, h.sent(f.a, segment(f.a.ip, f.vip, 1000, 80, flags)))) }
+				to("S")
+				h.passed(h.fromPod(f.b, h.sent(f.b, segment(f.b.ip, f.a.ip, 8080, 1000, "SA"))))
+				to("A")
+				to(c.flags)
+				ended := 0
+				flows, _ := h.flows()
+				flows6, _ := h.flows6()
+				for _, e := range flows {
+					ended += int(e.TCP & c.want / c.want)
+				}
+				for _, e := range flows6 {
+					ended += int(e.TCP & c.want / c.want)
+				}
+				if ended != 2 {
+					t.Errorf("%d entries say so, want 2", ended)
+				}
+			})
+			h.forgetFlows()
+		}
+	}
+}
