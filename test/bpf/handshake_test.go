@@ -57,13 +57,11 @@ func (h *harness) talks(f family) map[string]func(it bool, flags string) {
 	exchange := func(it, peer string, port uint16, forward, back func([]gopacket.SerializableLayer) result) func(bool, string) {
 		return func(opener bool, flags string) {
 			h.t.Helper()
-			r, ls := result{}, segment(it, peer, 1000, port, flags)
+			send, ls := back, segment(peer, it, port, 1000, flags)
 			if opener {
-				r = forward(ls)
-			} else {
-				r = back(segment(peer, it, port, 1000, flags))
+				send, ls = forward, segment(it, peer, 1000, port, flags)
 			}
-			if r.act == actShot {
+			if r := send(ls); r.act == actShot {
 				h.t.Fatalf("%s dropped: %+v", flags, h.events())
 			}
 		}
