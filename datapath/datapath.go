@@ -124,6 +124,9 @@ const (
 	// IPCIDR marks a prefix known only as a pod CIDR: a sender's claim to an
 	// address in it is believed, its identity is not known from it.
 	IPCIDR
+	// IPWithheld marks, in the kernel only, a prefix whose identity is hidden
+	// because a narrower one found no room: it is unknown, and not world.
+	IPWithheld
 )
 
 // Identity is an identity whose labels this node knows. A packet from the
