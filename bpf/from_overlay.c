@@ -54,8 +54,8 @@ static __always_inline int arrival_record(struct packet *p, struct flow *f, stru
 		ct_cache(&fresh, FLOW_FORWARD, a->verdict, hop_word(a->hop, a->epoch));
 		return ct_create(p, f, &fresh);
 	}
-	if (f->half_open && f->dir == FLOW_REPLY) {
-		ret = ct_promote(p, f, e);
+	if (f->half_open) {
+		ret = ct_advance(p, f, e);
 		if (ret < 0)
 			return ret;
 	}
@@ -209,8 +209,7 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	a.epoch = ip_epoch4(p->t.saddr);
 	flow_key(&f, &p->t);
 	e = ct_find(&f);
-	if (e && (f.dir == FLOW_FORWARD || !f.half_open) && !ct_reopened(e, p) &&
-	    tunnel_cached(p, &f, e, &a)) {
+	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && tunnel_cached(p, &f, e, &a)) {
 		ct_touch(e, p, f.dir);
 	} else {
 		ret = tunnel_slow(p, &f, &e, &a);

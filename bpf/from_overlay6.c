@@ -35,8 +35,8 @@ static __always_inline int arrival_record6(struct packet *p, struct packet6 *x, 
 		ct_cache(&fresh, FLOW_FORWARD, a->verdict, hop_word(a->hop, a->epoch));
 		return ct_create6(p, &x->key, &fresh);
 	}
-	if (f->half_open && f->dir == FLOW_REPLY) {
-		ret = ct_promote6(p, f, &x->key, e);
+	if (f->half_open) {
+		ret = ct_advance6(p, f, &x->key, e);
 		if (ret < 0)
 			return ret;
 	}
@@ -137,8 +137,7 @@ static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, s
 	a.epoch = ip_epoch6(&x->t.saddr);
 	flow_key6(&f, &x->key, &x->t);
 	e = ct_find6(&f, &x->key);
-	if (e && (f.dir == FLOW_FORWARD || !f.half_open) && !ct_reopened(e, p) &&
-	    tunnel_cached(p, &f, e, &a)) {
+	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && tunnel_cached(p, &f, e, &a)) {
 		ct_touch(e, p, f.dir);
 	} else {
 		ret = tunnel_slow6(p, x, &f, &e, &a);
