@@ -89,7 +89,7 @@ func compact(m proto.Message) string {
 	return strings.ReplaceAll(string(b), " ", "")
 }
 
-func request(t *testing.T, c *http.Client, method, path, body string) (*http.Response, map[string]any) {
+func request(t *testing.T, c *http.Client, method, path, body string) (code int, kind string, got map[string]any) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, "http://hawser"+path, strings.NewReader(body))
 	if err != nil {
@@ -104,11 +104,10 @@ func request(t *testing.T, c *http.Client, method, path, body string) (*http.Res
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]any{}
 	if err := json.Unmarshal(raw, &got); err != nil {
 		t.Errorf("%s %s: %q is no JSON object: %v", method, path, raw, err)
 	}
-	return resp, got
+	return resp.StatusCode, resp.Header.Get("Content-Type"), got
 }
 
 type nodeRoute struct{ method, path, body, request, field string }
@@ -146,9 +145,9 @@ func TestNodeRoutes(t *testing.T) {
 			t.Errorf("no path of %s is tried", name)
 			continue
 		}
-		resp, got := request(t, c, r.method, r.path, r.body)
-		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
-			t.Errorf("%s %s: %s, %s", r.method, r.path, resp.Status, resp.Header.Get("Content-Type"))
+		code, kind, got := request(t, c, r.method, r.path, r.body)
+		if code != http.StatusOK || kind != "application/json" {
+			t.Errorf("%s %s: %d, %s", r.method, r.path, code, kind)
 			continue
 		}
 		if a := <-calls; a != (asked{name, r.request}) {
@@ -169,9 +168,9 @@ func TestNodeRouteErrors(t *testing.T) {
 	} {
 		calls := make(chan asked, 1)
 		c := playNode(t, calls, status.Error(code, "no endpoint 7 on node n1"))
-		resp, got := request(t, c, http.MethodGet, "/v1/node/rules?endpoint_id=7", "")
-		if resp.StatusCode != want || got["message"] != "no endpoint 7 on node n1" || got["code"] != float64(code) {
-			t.Errorf("%s: %s %v, want %d", code, resp.Status, got, want)
+		is, _, got := request(t, c, http.MethodGet, "/v1/node/rules?endpoint_id=7", "")
+		if is != want || got["message"] != "no endpoint 7 on node n1" || got["code"] != float64(code) {
+			t.Errorf("%s: %d %v, want %d", code, is, got, want)
 		}
 	}
 	calls := make(chan asked)
@@ -185,8 +184,8 @@ func TestNodeRouteErrors(t *testing.T) {
 		{http.MethodPut, "/v1/node/endpoints/seven", "{}", http.StatusBadRequest},
 		{http.MethodPost, "/v1/node/endpoints", `{"containerId":`, http.StatusBadRequest},
 	} {
-		if resp, got := request(t, c, r.method, r.path, r.body); resp.StatusCode != r.want || got["message"] == "" {
-			t.Errorf("%s %s: %s %v, want %d", r.method, r.path, resp.Status, got, r.want)
+		if code, _, got := request(t, c, r.method, r.path, r.body); code != r.want || got["message"] == "" {
+			t.Errorf("%s %s: %d %v, want %d", r.method, r.path, code, got, r.want)
 		}
 	}
 }

@@ -121,16 +121,19 @@ static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, s
 	return ret < 0 ? ret : can_reach(skb, p, r->hop);
 }
 
+/* The host speaks of everything; whom it forwards, of flows with the outside. */
 static __always_inline int host_related(struct __sk_buff *skb, struct packet *p, struct flow *f,
                                         struct route *r)
 {
-	struct tuple4 quoted = {};
 	int ret = host_route(p, p->t.daddr, r);
+	struct tuple4 quoted = {};
+	struct ct_entry *e;
 
 	if (ret < 0)
 		return ret;
 	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
-	if (!related_flow(skb, ETH_HLEN, p, f, &quoted) && p->src_id != ID_HOST)
+	e = related_flow(skb, ETH_HLEN, p, f, &quoted);
+	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	return can_reach(skb, p, r->hop);
 }

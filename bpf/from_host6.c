@@ -117,14 +117,17 @@ static __always_inline int host_plain6(struct packet *p, struct packet6 *x, stru
 	return ret;
 }
 
+/* See host_related. */
 static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
                                          struct flow *f, struct route *r)
 {
 	int ret = host_route6(p, &x->t.daddr, r);
+	struct ct_entry *e;
 
 	if (ret < 0)
 		return ret;
-	if (!related_flow6(skb, ETH_HLEN, x, f) && p->src_id != ID_HOST)
+	e = related_flow6(skb, ETH_HLEN, x, f);
+	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
 	return 0;

@@ -142,7 +142,8 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 	return ret < 0 ? ret : arrival_record(p, f, a, e);
 }
 
-/* An ICMP error from the tunnel: its sender is checked, policy is not asked. */
+/* An ICMP error from the tunnel: its sender is checked, and that he knows of the
+ * quoted packet; policy is not asked. */
 static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *p,
                                           struct arrival *a)
 {
@@ -162,7 +163,7 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 		return ret;
 	pull(skb, TUNNEL_INNER + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
 	e = related_flow(skb, TUNNEL_INNER, p, &f, &quoted);
-	if (!e || e->flags & CT_WORLD)
+	if (!e || e->flags & CT_WORLD || !knows_packet(p, sender, quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (!a->rx && !is_own_address(p->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);

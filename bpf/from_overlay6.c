@@ -83,7 +83,7 @@ static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, str
 	return ret < 0 ? ret : arrival_record6(p, x, f, a, e);
 }
 
-/* An ICMPv6 error from the tunnel: its sender is checked, policy is not asked. */
+/* See tunnel_related. */
 static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet *p,
                                            struct packet6 *x, struct arrival *a)
 {
@@ -99,7 +99,7 @@ static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet 
 	if (ret < 0)
 		return ret;
 	e = related_flow6(skb, TUNNEL_INNER, x, &f);
-	if (!e || e->flags & CT_WORLD)
+	if (!e || e->flags & CT_WORLD || !knows_packet6(p, x, sender, &x->quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (!a->rx && !is_own_address6(&x->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);

@@ -227,7 +227,8 @@ send:
 	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 
-/* An ICMP error of a flow passes without policy. */
+/* An ICMP error of a flow passes without policy. A pod speaks for itself only: of
+ * others' flows it would say what policy does not let it say to anybody. */
 static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
 {
 	struct tuple4 quoted = {};
@@ -239,7 +240,7 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 
 	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
 	e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
-	if (!e)
+	if (!e || quoted.daddr != p->t.saddr)
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {
 		end = QUOTED_SOURCE;

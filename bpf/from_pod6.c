@@ -167,7 +167,7 @@ send:
 	return leave6(skb);
 }
 
-/* An ICMPv6 error of a flow passes without policy. */
+/* See pod_related. */
 static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
                                         struct endpoint *tx)
 {
@@ -176,7 +176,7 @@ static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p,
 	struct ct_entry *e = related_flow6(skb, ETH_HLEN, x, &f);
 	int ret, change = CHANGE_QUOTED_DESTINATION;
 
-	if (!e)
+	if (!e || !same_addr(&x->quoted.daddr, &x->t.saddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	x->to.daddr = x->t.daddr;
 	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {

@@ -109,6 +109,20 @@ static __always_inline int check_external6(struct packet *p, const struct packet
 	return 0;
 }
 
+/* See knows_packet. */
+static __always_inline int knows_packet6(const struct packet *p, const struct packet6 *x,
+                                         __u32 sender, const struct addr *daddr)
+{
+	struct ip_entry *ip;
+
+	if (same_addr(&x->t.saddr, daddr))
+		return 1;
+	if (is_workload(p->src_id))
+		return 0;
+	ip = ipcache_lookup6(daddr, 0);
+	return ip && ip->node == sender;
+}
+
 /* See check_sender. */
 static __always_inline int check_sender6(struct packet *p, const struct packet6 *x, __u32 sender,
                                          const struct node *node)

@@ -268,6 +268,20 @@ static __always_inline int check_external(struct packet *p, __u32 sender)
 	return 0;
 }
 
+/* Whether an ICMP error from the tunnel is by one who knows of a packet to daddr:
+ * whom it was for, or, unless it is a workload, whose traffic the sender carries. */
+static __always_inline int knows_packet(const struct packet *p, __u32 sender, __be32 daddr)
+{
+	struct ip_entry *ip;
+
+	if (p->t.saddr == daddr)
+		return 1;
+	if (is_workload(p->src_id))
+		return 0;
+	ip = ipcache_lookup4(daddr);
+	return ip && ip->node == sender;
+}
+
 /* Whether the sender may send from this source with this identity: a workload
  * of the sender's own cluster from an address behind the sender, or the node
  * itself from an address of its own. */

@@ -37,6 +37,11 @@ enum identity {
 	/* from 1 << 31: which ipBlocks an address is in, beside its identity */
 };
 
+static __always_inline int is_workload(__u32 id)
+{
+	return id > ID_MAX_RESERVED && id < ID_LOCAL_BASE;
+}
+
 /* Directions of policy, as seen from an endpoint. */
 enum direction {
 	DIR_INGRESS = 0,

@@ -9,16 +9,22 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 )
 
-// An acknowledgement says that its batch is stored, not those behind it, and of a
-// snapshot only the last page says anything.
-func TestAcknowledgementMeansItsBatch(t *testing.T) {
+// sender is an exporter whose frames go nowhere.
+func sender(t *testing.T) (*exporter, *peerState) {
+	t.Helper()
 	c, err := newCodec()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close()
+	t.Cleanup(c.close)
 	st := newPeerState(time.Now)
-	e := newExporter(nil, "east", "i", &Config{Window: 8}, st, c, func(*federationv1.Frame) error { return nil })
+	return newExporter(nil, "east", "i", &Config{Window: 8}, st, c, func(*federationv1.Frame) error { return nil }), st
+}
+
+// An acknowledgement says that its batch is stored, not those behind it, and of a
+// snapshot only the last page says anything.
+func TestAcknowledgementMeansItsBatch(t *testing.T) {
+	e, st := sender(t)
 	for i, b := range []struct {
 		low           int64
 		snapshot, end bool
@@ -45,13 +51,7 @@ func TestAcknowledgementMeansItsBatch(t *testing.T) {
 
 // What lies between the last batch and our low-water mark is stored with that batch.
 func TestAcknowledgementMeansAllThatWasSent(t *testing.T) {
-	c, err := newCodec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.close()
-	st := newPeerState(time.Now)
-	e := newExporter(nil, "east", "i", &Config{Window: 8}, st, c, func(*federationv1.Frame) error { return nil })
+	e, st := sender(t)
 	want := func(what string, rev int64) {
 		t.Helper()
 		if got := st.acked.GetRevision(); got != rev {

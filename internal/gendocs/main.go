@@ -157,7 +157,7 @@ func meanings() map[string]string {
 		"no masquerade port":          "no port of the node is free for a flow to this destination",
 		"unknown destination":         "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
 		"unknown endpoint":            "from a device that belongs to no endpoint",
-		"unrelated icmp error":        "an ICMP error about a flow that is not known",
+		"unrelated icmp error":        "an ICMP error about a flow that is not known, or by one who has no part in it",
 		"ip options":                  "an IPv4 header with options, such as source routing",
 		"multicast":                   "multicast or broadcast",
 		"source route":                "an IPv6 routing header: a route that the sender chose",
