@@ -90,7 +90,11 @@ func TestNoAddressIsTakenForAnothers(t *testing.T) {
 					if r.IntN(3) == 0 {
 						s.table.Delete(k)
 					} else {
-						s.table.Set(k, datapath.IPEntry{Identity: identity.LocalBase + identity.Number(r.IntN(4))})
+						row := datapath.IPEntry{Identity: identity.LocalBase + identity.Number(r.IntN(4))}
+						if name == "no room" && r.IntN(8) == 0 {
+							row.Tunnel = netip.MustParseAddr("192.0.2.9") // nor for the number of a node
+						}
+						s.table.Set(k, row)
 					}
 				}
 				check := func() {
