@@ -376,6 +376,9 @@ func (v *view) policy(c store.Change) error {
 	if err == nil && (len(objects) != 1 || objects[0].ID() != id) {
 		err = errors.New("its text is of another object")
 	}
+	if err == nil {
+		err = policy.Check(objects[0])
+	}
 	if err != nil {
 		v.policies[id] = err.Error()
 		return err

@@ -29,6 +29,7 @@ type part struct {
 	any       bool
 	deny      bool
 	selectors []*selector
+	nets      []*net      // prefixes that are its peers
 	prefixes  []prefixKey // that it uses
 	services  []string    // that it names
 	origin    uint32
@@ -123,7 +124,7 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 			e.usePrefix(k)
 			p.prefixes = append(p.prefixes, k)
 		}
-		use(cidrSelector(c))
+		p.nets = append(p.nets, newNet(c, p.origin))
 	}
 }
 

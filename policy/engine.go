@@ -6,7 +6,8 @@
 // The Engine holds all identities, all objects and the label sets of the
 // endpoints on this node. A change of any of them touches only the entries it
 // affects. Start with Engine; selectors.go says which identities a selector
-// means, prefixes.go which identities prefixes have, ruleset.go how the parts of
+// means, prefixes.go which identities prefixes have, nets.go what prefixes as peers
+// select, ruleset.go how the parts of
 // rules become entries, verdict.go how deny beats allow although the kernel stops
 // at the first hit.
 //
@@ -84,6 +85,7 @@ type Engine struct {
 	prefixes   *prefixes
 	services   *services
 	dirty      map[*ruleSet]struct{}
+	unused     []*selector // since the last sweep
 	gone       []uint32
 }
 
@@ -129,7 +131,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	for n := identity.Host; n <= identity.MaxReserved; n++ {
 		if name, _ := n.Reserved(); name != "" {
-			e.setIdentity(n, labels.New(labels.Label{Source: labels.Reserved, Key: name}))
+			e.setIdentity(n, labels.New(labels.Label{Source: labels.Reserved, Key: name}), prefixKey{})
 		}
 	}
 	return e, nil
@@ -155,21 +157,21 @@ func (e *Engine) UpsertIdentity(n identity.Number, cluster string, ls labels.Set
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.setIdentity(n, ls)
+	e.setIdentity(n, ls, prefixKey{})
 	return nil
 }
 
-func (e *Engine) setIdentity(n identity.Number, own labels.Set) {
+func (e *Engine) setIdentity(n identity.Number, own labels.Set, of prefixKey) {
 	ls := e.services.with(n, own)
 	if old, ok := e.identities[n]; ok {
 		if old.labels.Equal(ls) {
 			return
 		}
 		e.dropIdentity(old)
-		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: old.ports})
+		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: old.ports, net: of})
 		return
 	}
-	e.addIdentity(&ident{number: n, own: own, labels: ls})
+	e.addIdentity(&ident{number: n, own: own, labels: ls, net: of})
 }
 
 // DeleteIdentity forgets a workload identity.
@@ -236,6 +238,7 @@ func (e *Engine) removeObject(o *object) {
 			e.origins.release(p.origin)
 		}
 	}
+	e.sweep()
 }
 
 // AcquireRuleSet returns the number of the rule set of endpoints with these

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -95,5 +96,201 @@ func TestAuditedRuleSets(t *testing.T) {
 		if _, ok := e.RuleSet(plain); !ok {
 			t.Error("the other rule set is gone")
 		}
+	}
+}
+
+// manyExcepts is an object of rules that each allow all but a few prefixes.
+func manyExcepts(t *testing.T, rules int, cidr func(i int) string) api.Object {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: large, namespace: demo}\nspec:\n  endpointSelector: {}\n  egress:\n")
+	for i := range rules {
+		fmt.Fprintf(&b, "  - {toCIDRSet: [{%s}]}\n", cidr(i))
+	}
+	objects, err := api.Parse([]byte(b.String()))
+	if err == nil {
+		err = Check(objects...)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects[0]
+}
+
+func address(n int) string { return fmt.Sprintf("10.%d.%d.%d", n>>16, n>>8&255, n&255) }
+
+// Rules that each allow nearly every prefix of each other cost what they are, not
+// what each of them selects: in what is kept, in what is allocated to resolve
+// them, and when they go.
+func TestManyExcepts(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		rules, prefixes int
+		cidr            func(i int) string
+		allowed, denied []string // of the prefixes
+	}{
+		{"one address each", 6000, 6001, func(i int) string {
+			return "cidr: 0.0.0.0/0, except: [" + address(i) + "/32]"
+		}, []string{"0.0.0.0/0", "10.0.0.0/32", "10.0.23.111/32"}, nil},
+		{"twenty networks each", 2000, 40001, func(i int) string {
+			var list []string
+			for k := range 20 {
+				list = append(list, address((i*20+k)<<8)+"/24")
+			}
+			return "cidr: 10.0.0.0/8, except: [" + strings.Join(list, ", ") + "]"
+		}, []string{"10.0.0.0/8", "10.0.5.0/24"}, nil},
+		{"the same one each, and one more", 3000, 3002, func(i int) string {
+			return "cidr: 0.0.0.0/0, except: [192.168.0.0/16, " + address(i) + "/32]"
+		}, []string{"0.0.0.0/0", "10.0.0.1/32"}, []string{"192.168.0.0/16"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := manyExcepts(t, c.rules, c.cidr)
+			e, err := New(Config{Cluster: "east"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, err := e.AcquireRuleSet(appLabels(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.Changes()
+			all := allocated(func() { e.UpsertObject(o); e.Changes() })
+			if most := uint64(c.prefixes) * 20 << 10; all > most {
+				t.Errorf("%d MiB allocated for %d prefixes, want %d at most", all>>20, c.prefixes, most>>20)
+			}
+			pairs := 0
+			for _, i := range e.identities {
+				pairs += len(i.matched)
+			}
+			if pairs > 10 {
+				t.Errorf("%d pairs of selector and identity are kept", pairs)
+			}
+			rs, _ := e.RuleSet(id)
+			if len(rs.Entries) > c.prefixes {
+				t.Errorf("%d entries for %d prefixes", len(rs.Entries), c.prefixes)
+			}
+			numbers := map[string]identity.Number{}
+			for _, cidr := range e.CIDRChanges() {
+				numbers[cidr.Prefix.String()] = cidr.Number
+			}
+			for want, list := range map[bool][]string{true: c.allowed, false: c.denied} {
+				for _, p := range list {
+					n, ok := numbers[p]
+					if got := Decide(rs, datapath.Egress, Peer{Identity: n}, api.TCP, 80); !ok || got.Allow != want {
+						t.Errorf("%s (identity %d): %+v, want allow=%v", p, n, got, want)
+					}
+				}
+			}
+			e.DeleteObject("demo", "large")
+			e.Changes()
+			e.DropRetired()
+			e.DropRetired()
+			e.Changes()
+			if rs, _ = e.RuleSet(id); rs.Egress || len(rs.Entries) != 0 {
+				t.Errorf("left behind: egress %v, %d entries", rs.Egress, len(rs.Entries))
+			}
+			if d := e.byID[id].dirs[datapath.Egress]; len(d.nets.points)+len(d.nets.shapes)+len(d.nets.dirty)+len(d.rows) != 0 {
+				t.Errorf("left behind: %d points, %d shapes, %d dirty, %d rows", len(d.nets.points), len(d.nets.shapes), len(d.nets.dirty), len(d.rows))
+			}
+		})
+	}
+}
+
+// allocated is how many bytes do allocates, those given back included.
+func allocated(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// The rule behind an entry is one that allows it.
+func TestOriginAmongExcepts(t *testing.T) {
+	o := manyExcepts(t, 2, func(i int) string { return "cidr: 0.0.0.0/0, except: [" + address(i) + "/32]" })
+	e, err := New(Config{Cluster: "east"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := e.AcquireRuleSet(appLabels(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.UpsertObject(o)
+	e.Changes()
+	rs, _ := e.RuleSet(id)
+	for _, cidr := range e.CIDRChanges() {
+		want := map[string]string{"10.0.0.0/32": "demo/large egress[1]", "10.0.0.1/32": "demo/large egress[0]"}[cidr.Prefix.String()]
+		got := e.Origin(Decide(rs, datapath.Egress, Peer{Identity: cidr.Number}, api.TCP, 80).Origin)
+		if want != "" && got != want {
+			t.Errorf("%s is allowed by %q, want %q", cidr.Prefix, got, want)
+		}
+	}
+}
+
+// Many rules about the same peers and ports are one entry for each peer.
+func TestManyRulesOfOneSelector(t *testing.T) {
+	const identities = 2000
+	e, err := New(Config{Cluster: "east"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range identities {
+		if err := e.UpsertIdentity(identity.Number(65536+i), "east", appLabels(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id, err := e.AcquireRuleSet(appLabels(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := api.Object{Kind: api.KindRuleArray, Namespace: api.ClusterWide, Name: "same", Source: "x", Rules: []api.Rule{{Path: "[0]"}}}
+	for i := range 5000 {
+		o.Rules[0].Parts = append(o.Rules[0].Parts, api.Part{Path: fmt.Sprintf("egress[%d]", i), Direction: datapath.Egress,
+			Peers: api.Peers{Entities: []api.Entity{api.EntityCluster}}})
+	}
+	o.Rules[0].DefaultDeny[datapath.Egress] = true
+	if all := allocated(func() { e.UpsertObject(o); e.Changes() }); all > 64<<20 {
+		t.Errorf("%d MiB allocated", all>>20)
+	}
+	if rs, _ := e.RuleSet(id); len(rs.Entries) < identities || len(rs.Entries) > identities+10 {
+		t.Errorf("%d entries", len(rs.Entries))
+	}
+}
+
+// What is a product by its nature is refused, with the object's name, the number
+// and the bound.
+func TestCheckSize(t *testing.T) {
+	const head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: large, namespace: demo}\nspec:\n  endpointSelector: {}\n  egress:\n"
+	for _, c := range []struct {
+		name, rule string
+		rules      int
+		problem    string
+	}{
+		{"a port each over all", "{toCIDRSet: [{cidr: 10.0.0.0/8, except: [%[1]s/32]}], toPorts: [{ports: [{port: %[2]d, protocol: TCP}]}]}", 300,
+			"demo/large: its prefixes become 90300 entries for each kind of endpoint, more than 65536: "},
+		{"a port each over few", "{toCIDRSet: [{cidr: 10.0.0.0/8, except: [%[1]s/32]}], toPorts: [{ports: [{port: %[2]d, protocol: TCP}]}]}", 100, ""},
+		{"a port each for an address each", "{toCIDR: [%[1]s/32], toPorts: [{ports: [{port: %[2]d, protocol: TCP}]}]}", 5000, ""},
+		{"a range over many", "{toCIDR: [%[1]s/32, 10.0.0.0/8], toPorts: [{ports: [{port: 1, endPort: 65534, protocol: TCP}]}]}", 5000, "more than 65536"},
+		{"all but one", "{toEndpoints: [{matchExpressions: [{key: app, operator: NotIn, values: [a%[2]d]}]}]}", 1001,
+			"demo/large: 1001 different peer selectors ask for no label's value, or exclude some, and so may select nearly everybody each; more than 1000: "},
+		{"many that exclude", "{toEndpoints: [{matchExpressions: [{key: app, operator: NotIn, values: [a%[2]d]}]}]}", 1000, ""},
+		{"one each", "{toEndpoints: [{matchLabels: {app: a%[2]d}}]}", 5000, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var b strings.Builder
+			b.WriteString(head)
+			for i := range c.rules {
+				fmt.Fprintf(&b, "  - "+c.rule+"%[3]s\n", address(i), i+1, "")
+			}
+			objects, err := api.Parse([]byte(b.String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = Check(objects...)
+			if c.problem == "" && err != nil || c.problem != "" && (err == nil || !strings.Contains(err.Error(), c.problem)) {
+				t.Errorf("got %v, want %q", err, c.problem)
+			}
+		})
 	}
 }

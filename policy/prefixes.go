@@ -117,7 +117,7 @@ func (e *Engine) relabel(k prefixKey) {
 				}
 			}
 		}
-		e.setIdentity(p.number, labels.New(ls...))
+		e.setIdentity(p.number, labels.New(ls...), p.prefixKey)
 	}
 }
 
@@ -142,20 +142,6 @@ func (e *Engine) prefixNumber(k prefixKey) identity.Number {
 			return n
 		}
 	}
-}
-
-// cidrSelector selects the identities of the addresses that c means.
-func cidrSelector(c api.CIDR) api.Selector {
-	world := api.Requirement{Source: labels.Reserved, Key: worldLabel().Key, Operator: api.In, Values: []string{""}}
-	if c.Block {
-		world.Operator = api.NotIn
-	}
-	reqs := []api.Requirement{world,
-		{Source: labels.CIDR, Key: c.Prefix.String(), Operator: api.In, Values: []string{""}}}
-	for _, p := range c.Except {
-		reqs = append(reqs, api.Requirement{Source: labels.CIDR, Key: p.String(), Operator: api.NotIn, Values: []string{""}})
-	}
-	return api.NewSelector(reqs...)
 }
 
 func prefixKeys(c api.CIDR) []prefixKey {

@@ -31,7 +31,8 @@ type direction struct {
 	enforced bool                          // what rows were settled for
 	closed   bool                          // default deny, as rows have it
 
-	peers  map[*selector][]*part
+	peers  map[*selector]*said
+	nets   nets
 	wild   []*part // parts for any identity
 	closes int     // rules that ask for default deny
 	denies int     // parts that deny
@@ -41,10 +42,36 @@ type direction struct {
 	dirty map[identity.Number]struct{}
 }
 
+// said is what parts say about the identities that one selector selects.
+type said struct {
+	parts  []*part
+	merged []verdict // of the parts, for ports by number
+	stale  bool
+}
+
+func (s *said) add(p *part) { s.parts, s.stale = append(s.parts, p), true }
+
+func (s *said) remove(p *part) { s.parts, s.stale = without(s.parts, p), true }
+
+// verdicts are those of all parts, each cell once.
+func (s *said) verdicts() []verdict {
+	if len(s.parts) == 1 {
+		return s.parts[0].verdicts
+	}
+	if s.stale {
+		s.merged, s.stale = nil, false
+		for _, p := range s.parts {
+			s.merged = append(s.merged, p.verdicts...)
+		}
+		s.merged = slices.Clip(unique(s.merged))
+	}
+	return s.merged
+}
+
 func newRuleSet(id uint32, s Subject) *ruleSet {
 	rs := &ruleSet{id: id, labels: s.Labels, ports: s.Ports, audit: s.Audit, users: 1, rules: map[*rule]struct{}{}}
 	for i := range rs.dirs {
-		rs.dirs[i] = direction{rows: map[identity.Number][]verdict{}, peers: map[*selector][]*part{},
+		rs.dirs[i] = direction{rows: map[identity.Number][]verdict{}, peers: map[*selector]*said{}, nets: newNets(),
 			all: true, dirty: map[identity.Number]struct{}{}}
 	}
 	return rs
@@ -78,9 +105,13 @@ func (e *Engine) attach(rs *ruleSet, r *rule) {
 			d.wild = append(d.wild, p)
 		}
 		for _, s := range p.selectors {
-			d.peers[s] = append(d.peers[s], p)
+			if d.peers[s] == nil {
+				d.peers[s] = &said{}
+			}
+			d.peers[s].add(p)
 			s.ruleSets[p.dir][rs]++
 		}
+		d.nets.add(p, rs.ports, 1)
 		e.markPart(rs, p)
 	}
 }
@@ -94,13 +125,14 @@ func (e *Engine) detach(rs *ruleSet, r *rule) {
 		d := &rs.dirs[p.dir]
 		d.wild = without(d.wild, p)
 		for _, s := range p.selectors {
-			if d.peers[s] = without(d.peers[s], p); len(d.peers[s]) == 0 {
+			if d.peers[s].remove(p); len(d.peers[s].parts) == 0 {
 				delete(d.peers, s)
 			}
 			if s.ruleSets[p.dir][rs]--; s.ruleSets[p.dir][rs] == 0 {
 				delete(s.ruleSets[p.dir], rs)
 			}
 		}
+		d.nets.add(p, rs.ports, -1)
 		e.markPart(rs, p)
 	}
 }
@@ -199,6 +231,7 @@ func (e *Engine) settleDirection(rs *ruleSet, dir int, c *Change) {
 	if d.all {
 		e.settleAll(rs, dir, c)
 	} else {
+		e.spread(d)
 		if _, ok := d.dirty[0]; ok {
 			d.replace(dir, 0, rs.wildRow(dir), c)
 		}
@@ -209,6 +242,7 @@ func (e *Engine) settleDirection(rs *ruleSet, dir int, c *Change) {
 		}
 	}
 	d.all = false
+	clear(d.nets.dirty)
 	clear(d.dirty)
 }
 
@@ -248,10 +282,17 @@ func (e *Engine) rowOf(rs *ruleSet, dir int, n identity.Number) []verdict {
 	}
 	var vs []verdict
 	for _, s := range id.matched {
-		for _, p := range d.peers[s] {
-			vs = append(vs, p.verdicts...)
+		said, ok := d.peers[s]
+		if !ok {
+			continue
+		}
+		vs = append(vs, said.verdicts()...)
+		for _, p := range said.parts {
 			vs = p.resolve(vs, ports)
 		}
+	}
+	if id.net.IsValid() {
+		vs = d.nets.verdicts(vs, id.net, e.around(id.net))
 	}
 	return settle(vs, d.rows[0])
 }
@@ -295,8 +336,13 @@ func (e *Engine) settleAll(rs *ruleSet, dir int, c *Change) {
 	rows[0] = wild
 	for k, i := range touched {
 		i.scratch = 0
-		rows[i.number] = settle(buf[starts[k]:starts[k+1]:starts[k+1]], wild)
+		vs := buf[starts[k]:starts[k+1]:starts[k+1]]
+		if i.net.IsValid() {
+			vs = d.nets.verdicts(vs, i.net, e.around(i.net))
+		}
+		rows[i.number] = settle(vs, wild)
 	}
+	e.netRows(d, rows)
 	if d.enforced && hostRow(dir, identity.Host) != nil {
 		rows[identity.Host] = hostRow(dir, identity.Host)
 	}
@@ -324,6 +370,11 @@ func (e *Engine) settleOneByOne(rs *ruleSet, dir int, wild []verdict, c *Change)
 			touched[i.number] = struct{}{}
 		}
 	}
+	if len(d.nets.points) > 0 {
+		for i := range e.prefixIdentities() {
+			touched[i.number] = struct{}{}
+		}
+	}
 	d.replace(dir, 0, wild, c) // rowOf looks at it
 	delete(touched, 0)
 	for n := range touched {
@@ -332,10 +383,10 @@ func (e *Engine) settleOneByOne(rs *ruleSet, dir int, wild []verdict, c *Change)
 }
 
 func (d *direction) countVerdicts() (touched []*ident, total int) {
-	for s, parts := range d.peers {
-		n := 0
-		for _, p := range parts {
-			n += len(p.verdicts)
+	for s, said := range d.peers {
+		n := len(said.verdicts())
+		if n == 0 {
+			continue
 		}
 		for i := range s.matches {
 			if i.scratch == 0 {
@@ -349,11 +400,10 @@ func (d *direction) countVerdicts() (touched []*ident, total int) {
 }
 
 func (d *direction) layOut(buf []verdict) {
-	for s, parts := range d.peers {
+	for s, said := range d.peers {
+		vs := said.verdicts()
 		for i := range s.matches {
-			for _, p := range parts {
-				i.scratch += copy(buf[i.scratch:], p.verdicts)
-			}
+			i.scratch += copy(buf[i.scratch:], vs)
 		}
 	}
 }

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"iter"
+	"slices"
 
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
@@ -16,6 +17,7 @@ type ident struct {
 	own     labels.Set // without those of the services that it serves
 	labels  labels.Set
 	ports   []NamedPort // what workloads call their ports
+	net     prefixKey   // whose identity it is; the zero value: not of a prefix
 	matched []*selector
 	scratch int // of a full build: how many verdicts, then where they go
 }
@@ -139,6 +141,9 @@ func (e *Engine) addIdentity(id *ident) {
 		id.matched = append(id.matched, s)
 		e.markSelector(s, id.number)
 	}
+	if id.net.IsValid() {
+		e.markNet(id, true)
+	}
 }
 
 // dropIdentity undoes addIdentity.
@@ -150,6 +155,9 @@ func (e *Engine) dropIdentity(id *ident) {
 	for _, s := range id.matched {
 		delete(s.matches, id)
 		e.markSelector(s, id.number)
+	}
+	if id.net.IsValid() {
+		e.markNet(id, false)
 	}
 }
 
@@ -183,28 +191,29 @@ func (e *Engine) useSelector(sel api.Selector) *selector {
 	return s
 }
 
-// unuseSelector undoes one useSelector.
+// unuseSelector undoes one useSelector. Call sweep when all are undone.
 func (e *Engine) unuseSelector(s *selector) {
 	if s.parts--; s.parts > 0 {
 		return
 	}
 	delete(e.selectors, s.id)
 	e.selIndex.remove(s.Selector, s)
-	for i := range s.matches {
-		i.unmatch(s)
-	}
+	e.unused = append(e.unused, s)
 }
 
-func (i *ident) unmatch(s *selector) {
-	for k, m := range i.matched {
-		if m == s {
-			last := len(i.matched) - 1
-			i.matched[k] = i.matched[last]
-			i.matched[last] = nil
-			i.matched = i.matched[:last]
-			return
+// sweep has identities forget the selectors that are not in use any more, each
+// identity once.
+func (e *Engine) sweep() {
+	seen := map[*ident]struct{}{}
+	for _, s := range e.unused {
+		for i := range s.matches {
+			if _, twice := seen[i]; !twice {
+				seen[i] = struct{}{}
+				i.matched = slices.DeleteFunc(i.matched, func(s *selector) bool { return s.parts == 0 })
+			}
 		}
 	}
+	e.unused = nil
 }
 
 // identitiesFor are the identities that sel may select: those with a value of

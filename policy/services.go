@@ -140,7 +140,7 @@ func (e *Engine) setService(name string, s *service, ids []identity.Number, outs
 // refreshIdentity gives an identity the labels of what it serves now.
 func (e *Engine) refreshIdentity(n identity.Number) {
 	if id, ok := e.identities[n]; ok {
-		e.setIdentity(n, id.own)
+		e.setIdentity(n, id.own, id.net)
 	}
 }
 

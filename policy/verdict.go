@@ -51,17 +51,7 @@ type verdict struct {
 // allow is repeated for the identity. wild are the settled entries for any
 // identity (nil when settling those). It reorders vs and may return it.
 func settle(vs, wild []verdict) []verdict {
-	slices.SortFunc(vs, func(a, b verdict) int {
-		c := a.compare(b.cell)
-		if c == 0 && a.deny != b.deny {
-			if a.deny {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Or(c, cmp.Compare(a.origin, b.origin))
-	})
-	vs = slices.CompactFunc(vs, func(a, b verdict) bool { return a.cell == b.cell })
+	vs = unique(vs)
 	if !slices.ContainsFunc(vs, isDeny) && !slices.ContainsFunc(wild, isDeny) {
 		return vs
 	}
@@ -74,6 +64,9 @@ func settle(vs, wild []verdict) []verdict {
 			vs[i].deny, vs[i].origin = true, d.origin
 			continue
 		}
+		if !vs[i].anyPort() && vs[i].wild == 0 {
+			continue // covers nothing but itself
+		}
 		for _, d := range wild {
 			if d.deny && vs[i].covers(d.cell) && !has(own, d.cell) {
 				vs = append(vs, d)
@@ -85,6 +78,22 @@ func settle(vs, wild []verdict) []verdict {
 		vs = slices.CompactFunc(vs, func(a, b verdict) bool { return a.cell == b.cell })
 	}
 	return vs
+}
+
+// unique sorts verdicts and leaves one of each cell: a deny if there is one, and
+// of equals that of the lowest origin. It reorders vs and returns it.
+func unique(vs []verdict) []verdict {
+	slices.SortFunc(vs, func(a, b verdict) int {
+		c := a.compare(b.cell)
+		if c == 0 && a.deny != b.deny {
+			if a.deny {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(c, cmp.Compare(a.origin, b.origin))
+	})
+	return slices.CompactFunc(vs, func(a, b verdict) bool { return a.cell == b.cell })
 }
 
 func isDeny(v verdict) bool { return v.deny }

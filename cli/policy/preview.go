@@ -13,6 +13,7 @@ import (
 	"github.com/hawser-mesh/hawser/cli/manifest"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 	"github.com/hawser-mesh/hawser/policy/trace"
 )
@@ -64,6 +65,9 @@ func parseFiles(cmd *cobra.Command, files []string) (out []api.Object, texts []s
 			return nil, nil, session.Usage("%v", err)
 		}
 		objects, err := api.Parse([]byte(text))
+		if err == nil {
+			err = policy.Check(objects...)
+		}
 		if err != nil {
 			return nil, nil, session.Usage("%s: %v", f, err)
 		}

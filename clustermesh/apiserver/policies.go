@@ -18,6 +18,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/cas"
+	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
 
@@ -40,6 +41,9 @@ func (s *Server) policyKey(namespace, name string) kvstore.Key {
 func (s *Server) ApplyPolicy(ctx context.Context, r *hawserv1.ApplyPolicyRequest) (*hawserv1.ApplyPolicyResponse, error) {
 	objects, err := api.Parse([]byte(r.GetSource()))
 	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := policy.Check(objects...); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	resp := &hawserv1.ApplyPolicyResponse{Warnings: s.policyWarnings(ctx, objects)}
