@@ -75,17 +75,23 @@ func CollectConntrack[K FlowKey](m *ebpf.Map, t Timeouts, now uint32) (seen, del
 	if err != nil {
 		return seen, 0, err
 	}
-	for _, k := range expired {
+	deleted, err = deleteExpired(m, expired, t, now)
+	return seen, deleted, err
+}
+
+// deleteExpired deletes those of flows that are still silent.
+func deleteExpired[K FlowKey](m *ebpf.Map, flows []K, t Timeouts, now uint32) (deleted int, err error) {
+	for _, k := range flows {
 		var e CTEntry
 		if err := m.Lookup(k, &e); err != nil || !t.Expired(k.protocol(), e, now) {
 			continue
 		}
 		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return seen, deleted, fmt.Errorf("delete flow: %w", err)
+			return deleted, fmt.Errorf("delete flow: %w", err)
 		}
 		deleted++
 	}
-	return seen, deleted, nil
+	return deleted, nil
 }
 
 // CollectMasquerade deletes the ports of flows that both conntrack maps have
