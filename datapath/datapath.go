@@ -124,6 +124,9 @@ const (
 	// IPCIDR marks a prefix known only as a pod CIDR: a sender's claim to an
 	// address in it is believed, its identity is not known from it.
 	IPCIDR
+	// IPLocal marks, beside IPHost, an address of this node that other nodes do
+	// not know: nothing from the tunnel is for it.
+	IPLocal
 )
 
 // Identity is an identity whose labels this node knows. A packet from the

@@ -7,6 +7,7 @@ enum ip_flags {
 	IP_HOST = 1 << 0,        /* this node's own address */
 	IP_REMOTE_NODE = 1 << 1, /* another node's own address */
 	IP_CIDR = 1 << 2,        /* known only as a node's pod CIDR */
+	IP_LOCAL = 1 << 3,       /* with IP_HOST: one that other nodes do not know */
 };
 
 struct ip_entry {
