@@ -71,7 +71,7 @@ static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, str
 	ret = check_sender6(p, x, a->hop, node);
 	if (ret < 0)
 		return ret;
-	if (!a->rx && (!is_own_address6(&x->t.daddr) || opens_from_external(f, *e, node)))
+	if (!a->rx && (!is_mesh_address6(&x->t.daddr) || opens_from_external(f, *e, node)))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (*e && (ct_reopened(*e, p) || ((*e)->flags & CT_WORLD && f->dir == FLOW_FORWARD))) {
 		ct_delete6(&x->key);
@@ -101,7 +101,7 @@ static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet 
 	e = related_flow6(skb, TUNNEL_INNER, x, &f);
 	if (!e || e->flags & CT_WORLD || !knows_packet6(p, x, sender, &x->quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	if (!a->rx && !is_own_address6(&x->t.daddr))
+	if (!a->rx && !is_mesh_address6(&x->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	ret = tunnel_strip6(skb, p);
 	if (!ret && e->flags & CT_NAT && f.dir == FLOW_FORWARD)
