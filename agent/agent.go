@@ -317,7 +317,7 @@ func (a *Agent) makeStores() error {
 		return err
 	}
 	a.presence, err = store.NewPresence(store.PresenceConfig{
-		Client: a.kv, Cluster: a.cfg.Cluster, Node: a.cfg.Node, BootID: boot, HasPodCIDR: true, Log: a.log,
+		Client: a.kv, Cluster: a.cfg.Cluster, Node: a.cfg.Node, BootID: boot, HasPodCIDR: true, HasPodCIDR6: a.cfg.PodCIDR6.IsValid(), Log: a.log,
 	})
 	return err
 }

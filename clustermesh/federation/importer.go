@@ -105,7 +105,7 @@ func (im *importer) run(ctx context.Context) error {
 	if im.mirror, im.loaded, err = loadMirror(ctx, im.kv, im.peer); err != nil {
 		return err
 	}
-	if err := im.loadPosition(ctx); err != nil {
+	if err := errors.Join(im.loadPosition(ctx), im.recall(ctx)); err != nil {
 		return err
 	}
 	im.publish()
@@ -335,7 +335,12 @@ func (im *importer) plan(changes []judged) []planned {
 			c.err = &kvstore.BadRecord{Key: c.full, Reason: peering.ReasonLimit, Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
 		}
 		old, present := im.mirror.entries[c.rel]
-		if c.err == nil {
+		switch {
+		case c.err != nil:
+		case c.surplus != nil:
+			im.st.refuseKey(c.full, c.surplus)
+			im.refused++
+		default:
 			settled = append(settled, c.full)
 		}
 		switch {
@@ -433,7 +438,27 @@ func (im *importer) caughtUp() {
 // heed hands on what the peer's own record says of it.
 func (im *importer) heed(c judged) {
 	rec := &keyspacev1.Cluster{}
-	if c.kind == kvstore.KindCluster && im.learn != nil && proto.Unmarshal(c.value, rec) == nil {
+	if c.kind != kvstore.KindCluster || proto.Unmarshal(c.value, rec) != nil {
+		return
+	}
+	im.st.do(func() { im.st.notGranted = rec.GetNotGranted() })
+	if im.learn != nil {
 		im.learn(rec)
 	}
+}
+
+// recall shows what of the peer's ranges is not granted by the copy that there
+// is: the peer says it once.
+func (im *importer) recall(ctx context.Context) error {
+	key := kvstore.NewKey(kvstore.State, im.peer, kvstore.KindCluster)
+	kv, _, err := im.kv.Get(ctx, key.String())
+	if err != nil {
+		return fmt.Errorf("read the record of %s: %w", im.peer, err)
+	}
+	rec := &keyspacev1.Cluster{}
+	if kv != nil && proto.Unmarshal(kv.Value, rec) != nil {
+		rec.Reset() // it is copied again when it changes
+	}
+	im.st.do(func() { im.st.notGranted = rec.GetNotGranted() })
+	return nil
 }

@@ -348,8 +348,12 @@ type Cluster struct {
 	Mesh         *MeshParameters        `protobuf:"bytes,6,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	Capabilities []string               `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// host:port of the federation listeners of this cluster's API servers.
-	Endpoints     []string `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Version       string   `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	Endpoints []string `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Version   string   `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	// Of the copy at a peer alone: declared ranges that the peer does not grant, or
+	// not in full, as "service 172.31.7.0/24", "pod …", "node …". They are not
+	// in the lists above. Up to 16.
+	NotGranted    []string `protobuf:"bytes,10,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
 	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,6 +450,13 @@ func (x *Cluster) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Cluster) GetNotGranted() []string {
+	if x != nil {
+		return x.NotGranted
+	}
+	return nil
 }
 
 func (x *Cluster) GetUpdatedAt() int64 {
@@ -2457,7 +2468,8 @@ type Presence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	HasPodCidr    bool                   `protobuf:"varint,3,opt,name=has_pod_cidr,json=hasPodCidr,proto3" json:"has_pod_cidr,omitempty"` // of IPv4, which the node announces: it needs to be given none
+	HasPodCidr    bool                   `protobuf:"varint,3,opt,name=has_pod_cidr,json=hasPodCidr,proto3" json:"has_pod_cidr,omitempty"`    // of IPv4, which the node announces: it needs to be given none
+	HasPodCidr6   bool                   `protobuf:"varint,4,opt,name=has_pod_cidr6,json=hasPodCidr6,proto3" json:"has_pod_cidr6,omitempty"` // of IPv6, the same
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2510,6 +2522,13 @@ func (x *Presence) GetBootId() string {
 func (x *Presence) GetHasPodCidr() bool {
 	if x != nil {
 		return x.HasPodCidr
+	}
+	return false
+}
+
+func (x *Presence) GetHasPodCidr6() bool {
+	if x != nil {
+		return x.HasPodCidr6
 	}
 	return false
 }
@@ -3449,7 +3468,7 @@ var File_api_keyspace_v1_keyspace_proto protoreflect.FileDescriptor
 
 const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
-	"\x1eapi/keyspace/v1/keyspace.proto\x12\x12hawser.keyspace.v1\"\xc1\x02\n" +
+	"\x1eapi/keyspace/v1/keyspace.proto\x12\x12hawser.keyspace.v1\"\xe2\x02\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1b\n" +
@@ -3460,7 +3479,10 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04mesh\x18\x06 \x01(\v2\".hawser.keyspace.v1.MeshParametersR\x04mesh\x12\"\n" +
 	"\fcapabilities\x18\a \x03(\tR\fcapabilities\x12\x1c\n" +
 	"\tendpoints\x18\b \x03(\tR\tendpoints\x12\x18\n" +
-	"\aversion\x18\t \x01(\tR\aversion\x12\x1d\n" +
+	"\aversion\x18\t \x01(\tR\aversion\x12\x1f\n" +
+	"\vnot_granted\x18\n" +
+	" \x03(\tR\n" +
+	"notGranted\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x9d\x01\n" +
 	"\x0eMeshParameters\x12!\n" +
@@ -3688,12 +3710,13 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\adrained\x18\x03 \x01(\bR\adrained\x12#\n" +
 	"\rdrained_since\x18\x04 \x01(\x03R\fdrainedSince\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"x\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x9c\x01\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12 \n" +
 	"\fhas_pod_cidr\x18\x03 \x01(\bR\n" +
-	"hasPodCidr\x12\x1d\n" +
+	"hasPodCidr\x12\"\n" +
+	"\rhas_pod_cidr6\x18\x04 \x01(\bR\vhasPodCidr6\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x05\n" +
 	"\bPeerView\x12\x12\n" +
