@@ -17,7 +17,9 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
+	"github.com/hawser-mesh/hawser/datapath/reconcile"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/internal/version"
 	"github.com/hawser-mesh/hawser/loadbalancer"
@@ -85,17 +87,46 @@ func (m *endpoints) podMTU() int { return m.mtu - tunnel.VXLANOverhead4 }
 // ListIPCache implements hawserv1.NodeServer.
 func (s *service) ListIPCache(context.Context, *hawserv1.ListIPCacheRequest) (*hawserv1.ListIPCacheResponse, error) {
 	r := &hawserv1.ListIPCacheResponse{}
+	inKernel := withheld(s.a.reconciler.Withheld())
 	for _, e := range s.a.view.ips.List() {
 		row := &hawserv1.IPCacheEntry{
 			Prefix: e.Prefix.String(), Identity: uint32(e.Identity), Node: e.Node, Cluster: e.Cluster,
-			Workload: e.Workload, Source: e.Source.String(),
+			Workload: e.Workload, Source: e.Source.String(), Kernel: inKernel[e.Prefix],
 		}
+		delete(inKernel, e.Prefix)
 		if e.Tunnel.IsValid() {
 			row.TunnelAddress = e.Tunnel.String()
 		}
 		r.Entries = append(r.Entries, row)
 	}
+	for p, state := range inKernel { // the world, of which no narrower prefix is
+		if state == kernelHidden {
+			r.Entries = append(r.Entries, &hawserv1.IPCacheEntry{Prefix: p.String(), Source: ipcache.KindReserved.String(), Kernel: state})
+		}
+	}
 	return r, nil
+}
+
+// States of an IPCacheEntry in the kernel, beside as it should be.
+const (
+	kernelMissing = "missing"
+	kernelHidden  = "hidden"
+)
+
+// withheld is which addresses of the mesh's common space the kernel could not be
+// told, and which are hidden because of them.
+func withheld(w reconcile.Withheld) map[netip.Prefix]string {
+	out := map[netip.Prefix]string{}
+	note := func(keys []datapath.IPKey, state string) {
+		for _, k := range keys {
+			if k.ClusterID == 0 {
+				out[k.Prefix] = state
+			}
+		}
+	}
+	note(w.Around, kernelHidden)
+	note(w.Missing, kernelMissing)
+	return out
 }
 
 // ListMaps implements hawserv1.NodeServer.

@@ -20,7 +20,7 @@ static __always_inline __u32 host_identity4(__be32 saddr)
 	ip = ipcache_lookup4(saddr);
 	if (ip && ip->flags & IP_HOST)
 		return ID_HOST;
-	return ip && !ip->node && ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	return ip && !ip->node ? outside_identity(ip) : ID_WORLD;
 }
 
 static __always_inline int host_route(struct packet *p, __be32 daddr, struct route *r)

@@ -17,7 +17,7 @@ static __always_inline __u32 host_identity6(const struct addr *saddr)
 	ip = ipcache_lookup6(saddr, 0);
 	if (ip && ip->flags & IP_HOST)
 		return ID_HOST;
-	return ip && !ip->node && ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	return ip && !ip->node ? outside_identity(ip) : ID_WORLD;
 }
 
 static __always_inline int host_route6(struct packet *p, const struct addr *daddr, struct route *r)

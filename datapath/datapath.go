@@ -124,6 +124,9 @@ const (
 	// IPCIDR marks a prefix known only as a pod CIDR: a sender's claim to an
 	// address in it is believed, its identity is not known from it.
 	IPCIDR
+	// IPWithheld marks, in the kernel only, a prefix whose identity is hidden
+	// because a narrower one found no room: it is unknown, and not world.
+	IPWithheld
 	// IPLocal marks, beside IPHost, an address of this node that other nodes do
 	// not know: nothing from the tunnel is for it.
 	IPLocal

@@ -105,7 +105,7 @@ static __always_inline int check_external6(struct packet *p, const struct packet
 	ip = ipcache_lookup6(&x->t.saddr, 0);
 	if (!ip || ip->node != sender)
 		return DROP(p, DROP_SPOOFED_SOURCE);
-	p->src_id = ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	p->src_id = outside_identity(ip);
 	return 0;
 }
 

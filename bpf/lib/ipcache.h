@@ -7,7 +7,8 @@ enum ip_flags {
 	IP_HOST = 1 << 0,        /* this node's own address */
 	IP_REMOTE_NODE = 1 << 1, /* another node's own address */
 	IP_CIDR = 1 << 2,        /* known only as a node's pod CIDR */
-	IP_LOCAL = 1 << 3,       /* with IP_HOST: one that other nodes do not know */
+	IP_WITHHELD = 1 << 3,    /* the identity is hidden: a narrower prefix found no room */
+	IP_LOCAL = 1 << 4,       /* with IP_HOST: one that other nodes do not know */
 };
 
 struct ip_entry {
@@ -181,12 +182,20 @@ static __always_inline __u32 block_identity4(__be32 a)
 	return e ? e->identity : 0;
 }
 
-/* The identity of an address outside the mesh: the CIDR identity that policy
- * gave it, else world. What the ipcache says of addresses behind a tunnel is not
+/* The identity of what is outside the mesh: the CIDR identity that policy gave
+ * it, else world. */
+static __always_inline __u32 outside_identity(const struct ip_entry *e)
+{
+	if (e->flags & IP_WITHHELD)
+		return ID_UNKNOWN;
+	return e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
+}
+
+/* That of an address. What the ipcache says of addresses behind a tunnel is not
  * believed here: the packet did not come through one. */
 static __always_inline __u32 world_identity4(__be32 a)
 {
 	struct ip_entry *e = ipcache_lookup4(a);
 
-	return e && !e->node && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
+	return e && !e->node ? outside_identity(e) : ID_WORLD;
 }

@@ -65,7 +65,7 @@ static __always_inline __u32 world_identity6(const struct addr *a)
 {
 	struct ip_entry *e = ipcache_lookup6(a, 0);
 
-	return e && !e->node && e->identity >= ID_LOCAL_BASE ? e->identity : ID_WORLD;
+	return e && !e->node ? outside_identity(e) : ID_WORLD;
 }
 
 /* Whether an address is this node's own in the mesh. */

@@ -264,7 +264,7 @@ static __always_inline int check_external(struct packet *p, __u32 sender)
 	ip = ipcache_lookup4(p->t.saddr);
 	if (!ip || ip->node != sender)
 		return DROP(p, DROP_SPOOFED_SOURCE);
-	p->src_id = ip->identity >= ID_LOCAL_BASE ? ip->identity : ID_WORLD;
+	p->src_id = outside_identity(ip);
 	return 0;
 }
 

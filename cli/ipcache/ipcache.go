@@ -20,8 +20,11 @@ func New(s *session.Session) *cobra.Command {
 	cmd.AddCommand(&cobra.Command{
 		Use:   "list",
 		Short: "List a node's addresses with identity and tunnel endpoint",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return list(cmd, s) },
+		Long: "List a node's addresses with identity and tunnel endpoint. KERNEL is empty unless the\n" +
+			"kernel's maps are full: \"missing\" has found no room there, \"hidden\" holds something\n" +
+			"that is missing, so that endpoints with a policy drop what is of it.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return list(cmd, s) },
 	})
 	return cmd
 }
@@ -45,5 +48,6 @@ func list(cmd *cobra.Command, s *session.Session) error {
 		{Header: "NODE", Cell: row.GetNode},
 		{Header: "WORKLOAD", Cell: row.GetWorkload},
 		{Header: "FROM", Cell: row.GetSource},
+		{Header: "KERNEL", Cell: row.GetKernel},
 	}, "The ipcache is empty.")
 }

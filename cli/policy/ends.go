@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -200,6 +201,23 @@ func (k *knowledge) byAddress(name string, a netip.Addr) (trace.End, error) {
 		}
 	}
 	return trace.End{Name: name, Addr: a}, nil
+}
+
+// notInKernel says what the node that was asked does instead with an address for
+// which its kernel has no room; empty: nothing else.
+func (k *knowledge) notInKernel(a netip.Addr) string {
+	var best *hawserv1.IPCacheEntry
+	bits := -1
+	for _, e := range k.addresses {
+		if p, err := netip.ParsePrefix(e.GetPrefix()); err == nil && p.Contains(a) && p.Bits() > bits {
+			best, bits = e, p.Bits()
+		}
+	}
+	if best.GetKernel() == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s is not judged as below on the node that was asked: the kernel has no room for %s, so endpoints with a policy drop it as \"identity unknown yet\"; see: hawser status", a,
+		map[bool]string{true: best.GetPrefix(), false: "a part of " + best.GetPrefix()}[best.GetKernel() == "missing"])
 }
 
 // maxNamed bounds how many backends an error names.

@@ -55,6 +55,24 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// What the kernel has no room for is not judged as policies say, and a trace
+// tells so of it and of what is around it, and of nothing else.
+func TestTraceTellsWhatIsNotInTheKernel(t *testing.T) {
+	k := &knowledge{}
+	for _, e := range [][2]string{{"0.0.0.0/0", "hidden"}, {"50.0.0.0/8", "hidden"}, {"50.1.0.0/16", ""}, {"50.2.0.0/24", "missing"}, {"2001:db8::/32", ""}} {
+		k.addresses = append(k.addresses, &hawserv1.IPCacheEntry{Prefix: e[0], Kernel: e[1]})
+	}
+	for a, want := range map[string]string{
+		"50.2.0.7": "no room for 50.2.0.0/24", "50.3.0.7": "no room for a part of 50.0.0.0/8", "50.1.0.7": "",
+		"51.0.0.7": "no room for a part of 0.0.0.0/0", "2001:db8::7": "", "2001:db9::7": "",
+	} {
+		got := k.notInKernel(netip.MustParseAddr(a))
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", a, got, want)
+		}
+	}
+}
+
 func TestServiceAddressIsNoEnd(t *testing.T) {
 	k := &knowledge{cluster: "east"}
 	k.addServices([]*hawserv1.ServiceInfo{

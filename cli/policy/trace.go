@@ -74,6 +74,11 @@ func newTrace(s *session.Session) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("--dst: %w", err)
 			}
+			for _, a := range append(slices.Clone(from.addrs), to.addrs...) {
+				if problem := k.notInKernel(a); problem != "" {
+					s.Warn("%s", problem)
+				}
+			}
 			ps, err := packets(from, to, proto)
 			if err != nil {
 				return err

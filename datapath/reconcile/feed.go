@@ -27,28 +27,6 @@ func (f *feed[K, V]) subscribe()             { f.changes = f.table.Subscribe() }
 func (f *feed[K, V]) close()                 { f.changes.Close() }
 func (f *feed[K, V]) woken() <-chan struct{} { return f.changes.C() }
 
-// eachKey is each for a syncer that knows by itself what it has written: no
-// second copy of the rows is kept, and drop is also called for rows that came
-// and went between two passes.
-func (f *feed[K, V]) eachKey(put func(k K, v V) error, drop func(k K) error) (uint64, error) {
-	dirty, revision := f.changes.Take()
-	var errs []error
-	for k := range dirty {
-		v, ok := f.table.Get(k)
-		var err error
-		if ok {
-			err = put(k, v)
-		} else {
-			err = drop(k)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			f.changes.Requeue(k)
-		}
-	}
-	return revision, errors.Join(errs...)
-}
-
 // each calls put for every changed row, with the row last written if there is
 // one, and drop for every deleted one, also if it could not be written. A key whose
 // call failed stays changed.

@@ -3,8 +3,11 @@
 package reconcile
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
@@ -16,6 +19,10 @@ import (
 
 // ipcache writes single addresses to a hash and prefixes to a trie. Epochs are
 // bumped once per pass, after all writes.
+//
+// Narrow prefixes are written before wide ones and deleted after them, so that no
+// address is ever taken for one of a prefix that held it neither before nor
+// afterwards. What cannot be written is missing: see withheld.go.
 type ipcache struct {
 	feed[datapath.IPKey, datapath.IPEntry]
 	ids    *nodeIDs
@@ -28,6 +35,11 @@ type ipcache struct {
 	// not yet been told.
 	blocksMoved bool
 	renewBlocks func() error
+	missing     prefixSet
+	// withheld are the elements whose identity is hidden, with the one to put
+	// back if it was left by an agent before this one.
+	withheld map[maps.IPPrefix]maps.IPEntry
+	told     atomic.Pointer[Withheld]
 }
 
 func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datapath.IPEntry],
@@ -35,43 +47,135 @@ func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datap
 ) (*ipcache, error) {
 	hosts, err1 := newMirror[maps.IPKey, maps.IPEntry]("ipcache", kernel.Ipcache)
 	prefix, err2 := newMirror[maps.IPPrefix, maps.IPEntry]("ipcache_prefix", kernel.IpcachePrefix)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	prefix.spare = sparePrefixes
+	prefix.order = func(k1 maps.IPPrefix, _ maps.IPEntry, k2 maps.IPPrefix, _ maps.IPEntry) int {
+		return cmp.Compare(k2.Bits, k1.Bits)
+	}
 	return &ipcache{
 		feed: newFeed(t), ids: ids, self: self, hosts: hosts, prefix: prefix,
 		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{}, renewBlocks: renewBlocks,
-	}, errors.Join(err1, err2)
+		missing: prefixSet{}, withheld: map[maps.IPPrefix]maps.IPEntry{},
+	}, nil
 }
 
+// sync writes, hides what would be found instead of what is missing, deletes, and
+// tries once more with the room that this has made.
 func (s *ipcache) sync() (uint64, error) {
-	revision, err := s.eachKey(s.put, s.drop)
-	return revision, errors.Join(err, s.bumpMoved())
+	dirty, revision := s.changes.Take()
+	var puts, drops []datapath.IPKey
+	for k := range dirty {
+		if _, ok := s.table.Get(k); ok {
+			puts = append(puts, k)
+		} else {
+			drops = append(drops, k)
+		}
+	}
+	narrowFirst := func(a, b datapath.IPKey) int { return cmp.Compare(width(a), width(b)) }
+	slices.SortFunc(puts, narrowFirst)
+	slices.SortFunc(drops, narrowFirst)
+	slices.Reverse(drops)
+	failed, _ := s.putAll(puts)
+	leaving := map[maps.IPPrefix]struct{}{}
+	for _, k := range drops {
+		s.missing.remove(k)
+		if !maps.IsHost(k) {
+			leaving[maps.EncodeIPPrefix(k)] = struct{}{}
+		}
+	}
+	errs := []error{s.withhold(leaving)}
+	for _, k := range drops {
+		if err := s.drop(k); err != nil {
+			errs = append(errs, err)
+			s.changes.Requeue(k)
+		}
+	}
+	failed, err := s.putAll(failed)
+	for _, k := range failed {
+		s.changes.Requeue(k)
+	}
+	errs = append(errs, s.withhold(nil), s.release(), s.tell(err))
+	return revision, errors.Join(append(errs, s.bumpMoved())...)
+}
+
+// width is how many addresses a prefix has, as a power of two.
+func width(k datapath.IPKey) int { return k.Prefix.Addr().BitLen() - k.Prefix.Bits() }
+
+// putAll returns the keys that could not be written.
+func (s *ipcache) putAll(keys []datapath.IPKey) (failed []datapath.IPKey, err error) {
+	var errs []error
+	for _, k := range keys {
+		row, ok := s.table.Get(k)
+		if !ok {
+			continue // deleted meanwhile, which makes it dirty again
+		}
+		s.missing.remove(k)
+		if err := s.put(k, row); err != nil {
+			s.missing.add(k)
+			failed = append(failed, k)
+			errs = append(errs, err)
+		}
+	}
+	return failed, errors.Join(errs...)
+}
+
+func (s *ipcache) encode(row datapath.IPEntry) (v maps.IPEntry, err error) {
+	v = maps.IPEntry{Identity: uint32(row.Identity), Flags: uint8(row.Flags)}
+	if row.Tunnel.IsValid() && row.Tunnel != s.self {
+		v.Node, err = s.ids.of(row.Tunnel)
+	}
+	return v, err
 }
 
 func (s *ipcache) put(k datapath.IPKey, row datapath.IPEntry) error {
-	v := maps.IPEntry{Identity: uint32(row.Identity), Flags: uint8(row.Flags)}
-	if row.Tunnel.IsValid() && row.Tunnel != s.self {
-		id, err := s.ids.of(row.Tunnel)
-		if err != nil {
-			return err
-		}
-		v.Node = id
+	v, err := s.encode(row)
+	if err != nil {
+		return err
 	}
 	if !maps.IsHost(k) {
-		changed, err := s.prefix.set(maps.EncodeIPPrefix(k), v)
-		s.note(changed, k.ClusterID, maps.IPEpochPrefix)
-		return err
+		return s.putPrefix(k, v)
 	}
 	key := maps.EncodeIPKey(k)
 	changed, err := s.hosts.set(key, v)
 	s.note(changed, k.ClusterID, maps.IPEpochIndex(key))
+	if _, stale := s.hosts.have[key]; err != nil && stale {
+		return errors.Join(err, s.drop(k)) // who had it has it no more
+	}
 	return err
+}
+
+func (s *ipcache) putPrefix(k datapath.IPKey, v maps.IPEntry) error {
+	key := maps.EncodeIPPrefix(k)
+	hide := v.Identity != 0 && s.missing.inside(k)
+	if hide {
+		v = hidden(v)
+	}
+	changed, err := s.prefix.set(key, v)
+	s.note(changed, k.ClusterID, maps.IPEpochPrefix)
+	if err != nil {
+		return err
+	}
+	if delete(s.withheld, key); hide {
+		s.withheld[key] = maps.IPEntry{}
+	}
+	return nil
 }
 
 // drop takes away what put has written. What an agent before this one has left
 // stays for the first prune.
 func (s *ipcache) drop(k datapath.IPKey) error {
 	if !maps.IsHost(k) {
-		changed, err := s.prefix.delWanted(maps.EncodeIPPrefix(k))
+		key := maps.EncodeIPPrefix(k)
+		if _, ok := s.withheld[key]; ok && k.Prefix.Bits() == 0 {
+			return nil // release takes it away when nothing is missing
+		}
+		changed, err := s.prefix.delWanted(key)
 		s.note(changed, k.ClusterID, maps.IPEpochPrefix)
+		if changed {
+			delete(s.withheld, key)
+		}
 		return err
 	}
 	key := maps.EncodeIPKey(k)
@@ -108,7 +212,14 @@ func (s *ipcache) bumpMoved() error {
 }
 
 func (s *ipcache) repair(prune bool) error {
-	err1 := s.hosts.repair(prune, func(k maps.IPKey) { s.note(true, k.Cluster, maps.IPEpochIndex(k)) })
-	err2 := s.prefix.repair(prune, func(k maps.IPPrefix) { s.note(true, k.Cluster, maps.IPEpochPrefix) })
-	return errors.Join(err1, err2, s.bumpMoved())
+	if err := errors.Join(s.hosts.refresh(), s.prefix.refresh()); err != nil {
+		return err
+	}
+	host := func(k maps.IPKey) { s.note(true, k.Cluster, maps.IPEpochIndex(k)) }
+	prefix := func(k maps.IPPrefix) { s.note(true, clusterOf(k), maps.IPEpochPrefix) }
+	errs := []error{s.hosts.rewrite(host), s.prefix.rewrite(prefix)}
+	if prune {
+		errs = append(errs, s.prefix.prune(prefix), s.hosts.prune(host))
+	}
+	return errors.Join(append(errs, s.bumpMoved())...)
 }

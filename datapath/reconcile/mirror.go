@@ -5,6 +5,8 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	gomaps "maps"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,10 @@ type mirror[K, V comparable] struct {
 	have map[K]V
 	// plain takes out of a value what only the programs write; nil: nothing.
 	plain func(*V)
+	// order is in which order repair writes; it deletes in the reverse one. nil: any.
+	order func(k1 K, v1 V, k2 K, v2 V) int
+	// spare is for how many keys there is always room, which only force takes.
+	spare int
 }
 
 func newMirror[K, V comparable](name string, m *ebpf.Map) (*mirror[K, V], error) {
@@ -63,11 +69,22 @@ func (r *mirror[K, V]) write(k K, v V) (changed bool, err error) {
 	if old, ok := r.have[k]; ok && old == v {
 		return false, nil
 	}
+	if _, ok := r.have[k]; !ok && r.spare > 0 && len(r.have)+r.spare >= int(r.m.MaxEntries()) {
+		return false, whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, unix.ENOSPC))
+	}
+	if err := r.force(k, v); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// force writes an element also where room is spared.
+func (r *mirror[K, V]) force(k K, v V) error {
 	if err := r.m.Put(k, v); err != nil {
-		return false, whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, err))
+		return whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, err))
 	}
 	r.have[k] = v
-	return true, nil
+	return nil
 }
 
 // whenFull says what to do about a map without room; other errors stay as they
@@ -112,16 +129,22 @@ func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
 	if err := r.refresh(); err != nil {
 		return err
 	}
+	err := r.rewrite(changed)
+	if prune {
+		err = errors.Join(err, r.prune(changed))
+	}
+	return err
+}
+
+// rewrite writes what is missing or different.
+func (r *mirror[K, V]) rewrite(changed func(K)) error {
 	var errs []error
-	for k, v := range r.want {
-		if ok, err := r.write(k, v); err != nil {
+	for _, k := range r.sorted(r.want) {
+		if ok, err := r.write(k, r.want[k]); err != nil {
 			errs = append(errs, err)
 		} else if ok {
 			changed(k)
 		}
-	}
-	if prune {
-		errs = append(errs, r.prune(changed))
 	}
 	return errors.Join(errs...)
 }
@@ -129,7 +152,7 @@ func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
 // prune deletes what is in the kernel and not wanted.
 func (r *mirror[K, V]) prune(changed func(K)) error {
 	var errs []error
-	for k := range r.have {
+	for _, k := range slices.Backward(r.sorted(r.have)) {
 		if _, ok := r.want[k]; ok {
 			continue
 		}
@@ -140,6 +163,15 @@ func (r *mirror[K, V]) prune(changed func(K)) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sorted are the keys of all in the order of writing.
+func (r *mirror[K, V]) sorted(all map[K]V) []K {
+	keys := slices.Collect(gomaps.Keys(all))
+	if r.order != nil {
+		slices.SortFunc(keys, func(a, b K) int { return r.order(a, all[a], b, all[b]) })
+	}
+	return keys
 }
 
 // slots is an array: an element that nobody wants is zero.

@@ -1327,6 +1327,9 @@ type IPCacheEntry struct {
 	Cluster       string                 `protobuf:"bytes,6,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Workload      string                 `protobuf:"bytes,7,opt,name=workload,proto3" json:"workload,omitempty"` // namespace/name
 	Source        string                 `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`     // endpoint, ip, vtep, node, reserved
+	// Empty: as it says. "missing": the kernel has no room for it. "hidden": a
+	// narrower one is missing, so what is of this one is dropped by policy.
+	Kernel        string `protobuf:"bytes,9,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1413,6 +1416,13 @@ func (x *IPCacheEntry) GetWorkload() string {
 func (x *IPCacheEntry) GetSource() string {
 	if x != nil {
 		return x.Source
+	}
+	return ""
+}
+
+func (x *IPCacheEntry) GetKernel() string {
+	if x != nil {
+		return x.Kernel
 	}
 	return ""
 }
@@ -3282,7 +3292,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\bgateway6\x18* \x01(\tR\bgateway6\"\x14\n" +
 	"\x12ListIPCacheRequest\"H\n" +
 	"\x13ListIPCacheResponse\x121\n" +
-	"\aentries\x18\x01 \x03(\v2\x17.hawser.v1.IPCacheEntryR\aentries\"\xea\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.hawser.v1.IPCacheEntryR\aentries\"\x82\x02\n" +
 	"\fIPCacheEntry\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1d\n" +
 	"\n" +
@@ -3292,7 +3302,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x04node\x18\x05 \x01(\tR\x04node\x12\x18\n" +
 	"\acluster\x18\x06 \x01(\tR\acluster\x12\x1a\n" +
 	"\bworkload\x18\a \x01(\tR\bworkload\x12\x16\n" +
-	"\x06source\x18\b \x01(\tR\x06source\"\x11\n" +
+	"\x06source\x18\b \x01(\tR\x06source\x12\x16\n" +
+	"\x06kernel\x18\t \x01(\tR\x06kernel\"\x11\n" +
 	"\x0fListMapsRequest\"6\n" +
 	"\x10ListMapsResponse\x12\"\n" +
 	"\x04maps\x18\x01 \x03(\v2\x0e.hawser.v1.MapR\x04maps\"\xe7\x01\n" +
