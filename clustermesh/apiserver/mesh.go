@@ -156,6 +156,9 @@ func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1
 		}
 		return &hawserv1.LeaveResponse{}, nil
 	}
+	if err := s.refuseLeave(ctx, r.GetPeer()); err != nil {
+		return nil, err
+	}
 	n, err := s.mesh.Leave(ctx, r.GetPeer())
 	if err != nil {
 		return nil, apiError(err)

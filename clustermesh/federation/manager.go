@@ -91,7 +91,7 @@ func New(cfg Config, d Deps) (*Manager, error) {
 		}
 	}
 	if d.Listener != nil {
-		m.port = newPort(d.Listener, trust, m, m.join, d.Log)
+		m.port = newPort(d.Listener, trust, m, m.join, d.Now, d.Log)
 	}
 	return m, nil
 }

@@ -2900,8 +2900,13 @@ type Peer struct {
 	StaleAfter  *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
 	ExpireAfter *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
 	// SHA-256 of the declaration that made it; empty for one that joined.
-	Declared      []byte `protobuf:"bytes,12,opt,name=declared,proto3" json:"declared,omitempty"`
-	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Declared []byte `protobuf:"bytes,12,opt,name=declared,proto3" json:"declared,omitempty"`
+	// What that declaration said: a later one changes what it says otherwise.
+	Declaration *PeerDeclaration `protobuf:"bytes,13,opt,name=declaration,proto3" json:"declaration,omitempty"`
+	// SHA-256 of the CAs that the peer retired since, the newest last. No
+	// declaration brings them back.
+	Retired       [][]byte `protobuf:"bytes,14,rep,name=retired,proto3" json:"retired,omitempty"`
+	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3020,11 +3025,118 @@ func (x *Peer) GetDeclared() []byte {
 	return nil
 }
 
+func (x *Peer) GetDeclaration() *PeerDeclaration {
+	if x != nil {
+		return x.Declaration
+	}
+	return nil
+}
+
+func (x *Peer) GetRetired() [][]byte {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
 func (x *Peer) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
 	}
 	return 0
+}
+
+// PeerDeclaration is a peer as a file declared it.
+type PeerDeclaration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     uint32                 `protobuf:"varint,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	TrustBundle   [][]byte               `protobuf:"bytes,2,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER certificates
+	Endpoints     []string               `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	PodCidrs      []string               `protobuf:"bytes,4,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	NodeCidrs     []string               `protobuf:"bytes,5,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	ServiceCidrs  []string               `protobuf:"bytes,6,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	Namespaces    []string               `protobuf:"bytes,7,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerDeclaration) Reset() {
+	*x = PeerDeclaration{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerDeclaration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerDeclaration) ProtoMessage() {}
+
+func (x *PeerDeclaration) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerDeclaration.ProtoReflect.Descriptor instead.
+func (*PeerDeclaration) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PeerDeclaration) GetClusterId() uint32 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *PeerDeclaration) GetTrustBundle() [][]byte {
+	if x != nil {
+		return x.TrustBundle
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetNodeCidrs() []string {
+	if x != nil {
+		return x.NodeCidrs
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
 }
 
 // Grant is what a peer may publish here, and read from here; pinned at join.
@@ -3056,7 +3168,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3180,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3193,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -3202,7 +3314,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3326,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3339,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Token) GetId() string {
@@ -3313,7 +3425,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3437,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3450,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -3387,7 +3499,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3511,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3524,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{33}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -3760,7 +3872,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\".\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_COPYING\x10\x00\x12\x12\n" +
-	"\x0eSTATE_COMPLETE\x10\x01\"\xc5\x04\n" +
+	"\x0eSTATE_COMPLETE\x10\x01\"\xa6\x05\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3777,7 +3889,9 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	" \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
 	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1a\n" +
-	"\bdeclared\x18\f \x01(\fR\bdeclared\x12\x1d\n" +
+	"\bdeclared\x18\f \x01(\fR\bdeclared\x12E\n" +
+	"\vdeclaration\x18\r \x01(\v2#.hawser.keyspace.v1.PeerDeclarationR\vdeclaration\x12\x18\n" +
+	"\aretired\x18\x0e \x03(\fR\aretired\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"Y\n" +
 	"\x05State\x12\x15\n" +
@@ -3786,7 +3900,19 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
 	"\rSTATE_LEAVING\x10\x03B\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\xdf\x03\n" +
+	"\r_expire_after\"\xf2\x01\n" +
+	"\x0fPeerDeclaration\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\rR\tclusterId\x12!\n" +
+	"\ftrust_bundle\x18\x02 \x03(\fR\vtrustBundle\x12\x1c\n" +
+	"\tendpoints\x18\x03 \x03(\tR\tendpoints\x12\x1b\n" +
+	"\tpod_cidrs\x18\x04 \x03(\tR\bpodCidrs\x12\x1d\n" +
+	"\n" +
+	"node_cidrs\x18\x05 \x03(\tR\tnodeCidrs\x12#\n" +
+	"\rservice_cidrs\x18\x06 \x03(\tR\fserviceCidrs\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\a \x03(\tR\n" +
+	"namespaces\"\xdf\x03\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
@@ -3856,87 +3982,89 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
-	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
-	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
-	(Backend_State)(0),     // 2: hawser.keyspace.v1.Backend.State
-	(NodeHealth_State)(0),  // 3: hawser.keyspace.v1.NodeHealth.State
-	(Synced_State)(0),      // 4: hawser.keyspace.v1.Synced.State
-	(Peer_State)(0),        // 5: hawser.keyspace.v1.Peer.State
-	(*Cluster)(nil),        // 6: hawser.keyspace.v1.Cluster
-	(*MeshParameters)(nil), // 7: hawser.keyspace.v1.MeshParameters
-	(*Node)(nil),           // 8: hawser.keyspace.v1.Node
-	(*NodeAddress)(nil),    // 9: hawser.keyspace.v1.NodeAddress
-	(*Identity)(nil),       // 10: hawser.keyspace.v1.Identity
-	(*IdentityRef)(nil),    // 11: hawser.keyspace.v1.IdentityRef
-	(*IPEntry)(nil),        // 12: hawser.keyspace.v1.IPEntry
-	(*NamedPort)(nil),      // 13: hawser.keyspace.v1.NamedPort
-	(*VTEP)(nil),           // 14: hawser.keyspace.v1.VTEP
-	(*Service)(nil),        // 15: hawser.keyspace.v1.Service
-	(*ServicePort)(nil),    // 16: hawser.keyspace.v1.ServicePort
-	(*ServiceID)(nil),      // 17: hawser.keyspace.v1.ServiceID
-	(*BackendSlice)(nil),   // 18: hawser.keyspace.v1.BackendSlice
-	(*Backend)(nil),        // 19: hawser.keyspace.v1.Backend
-	(*BackendPort)(nil),    // 20: hawser.keyspace.v1.BackendPort
-	(*PolicyObject)(nil),   // 21: hawser.keyspace.v1.PolicyObject
-	(*NodeStatus)(nil),     // 22: hawser.keyspace.v1.NodeStatus
-	(*TrustBundle)(nil),    // 23: hawser.keyspace.v1.TrustBundle
-	(*CARotation)(nil),     // 24: hawser.keyspace.v1.CARotation
-	(*PathReport)(nil),     // 25: hawser.keyspace.v1.PathReport
-	(*NodeHealth)(nil),     // 26: hawser.keyspace.v1.NodeHealth
-	(*Gossip)(nil),         // 27: hawser.keyspace.v1.Gossip
-	(*GossipKeys)(nil),     // 28: hawser.keyspace.v1.GossipKeys
-	(*GossipKey)(nil),      // 29: hawser.keyspace.v1.GossipKey
-	(*NodeConfig)(nil),     // 30: hawser.keyspace.v1.NodeConfig
-	(*Presence)(nil),       // 31: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 32: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 33: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 34: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 35: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 36: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 37: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 38: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 39: hawser.keyspace.v1.Enrolment
-	nil,                    // 40: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 41: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 42: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 43: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 44: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 45: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(Protocol)(0),           // 0: hawser.keyspace.v1.Protocol
+	(NodeAddress_Type)(0),   // 1: hawser.keyspace.v1.NodeAddress.Type
+	(Backend_State)(0),      // 2: hawser.keyspace.v1.Backend.State
+	(NodeHealth_State)(0),   // 3: hawser.keyspace.v1.NodeHealth.State
+	(Synced_State)(0),       // 4: hawser.keyspace.v1.Synced.State
+	(Peer_State)(0),         // 5: hawser.keyspace.v1.Peer.State
+	(*Cluster)(nil),         // 6: hawser.keyspace.v1.Cluster
+	(*MeshParameters)(nil),  // 7: hawser.keyspace.v1.MeshParameters
+	(*Node)(nil),            // 8: hawser.keyspace.v1.Node
+	(*NodeAddress)(nil),     // 9: hawser.keyspace.v1.NodeAddress
+	(*Identity)(nil),        // 10: hawser.keyspace.v1.Identity
+	(*IdentityRef)(nil),     // 11: hawser.keyspace.v1.IdentityRef
+	(*IPEntry)(nil),         // 12: hawser.keyspace.v1.IPEntry
+	(*NamedPort)(nil),       // 13: hawser.keyspace.v1.NamedPort
+	(*VTEP)(nil),            // 14: hawser.keyspace.v1.VTEP
+	(*Service)(nil),         // 15: hawser.keyspace.v1.Service
+	(*ServicePort)(nil),     // 16: hawser.keyspace.v1.ServicePort
+	(*ServiceID)(nil),       // 17: hawser.keyspace.v1.ServiceID
+	(*BackendSlice)(nil),    // 18: hawser.keyspace.v1.BackendSlice
+	(*Backend)(nil),         // 19: hawser.keyspace.v1.Backend
+	(*BackendPort)(nil),     // 20: hawser.keyspace.v1.BackendPort
+	(*PolicyObject)(nil),    // 21: hawser.keyspace.v1.PolicyObject
+	(*NodeStatus)(nil),      // 22: hawser.keyspace.v1.NodeStatus
+	(*TrustBundle)(nil),     // 23: hawser.keyspace.v1.TrustBundle
+	(*CARotation)(nil),      // 24: hawser.keyspace.v1.CARotation
+	(*PathReport)(nil),      // 25: hawser.keyspace.v1.PathReport
+	(*NodeHealth)(nil),      // 26: hawser.keyspace.v1.NodeHealth
+	(*Gossip)(nil),          // 27: hawser.keyspace.v1.Gossip
+	(*GossipKeys)(nil),      // 28: hawser.keyspace.v1.GossipKeys
+	(*GossipKey)(nil),       // 29: hawser.keyspace.v1.GossipKey
+	(*NodeConfig)(nil),      // 30: hawser.keyspace.v1.NodeConfig
+	(*Presence)(nil),        // 31: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),        // 32: hawser.keyspace.v1.PeerView
+	(*Position)(nil),        // 33: hawser.keyspace.v1.Position
+	(*Synced)(nil),          // 34: hawser.keyspace.v1.Synced
+	(*Peer)(nil),            // 35: hawser.keyspace.v1.Peer
+	(*PeerDeclaration)(nil), // 36: hawser.keyspace.v1.PeerDeclaration
+	(*Grant)(nil),           // 37: hawser.keyspace.v1.Grant
+	(*Token)(nil),           // 38: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),        // 39: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),       // 40: hawser.keyspace.v1.Enrolment
+	nil,                     // 41: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                     // 42: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                     // 43: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                     // 44: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                     // 45: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                     // 46: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	7,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	9,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	40, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	41, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	13, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	16, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	41, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	42, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	43, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	42, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	43, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	44, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	19, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	20, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	44, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	45, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	45, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	46, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	25, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
 	3,  // 18: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
 	29, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
 	33, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
 	33, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
-	36, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
+	37, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
 	4,  // 23: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	36, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	37, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
 	5,  // 25: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	36, // 26: hawser.keyspace.v1.Peer.declaration:type_name -> hawser.keyspace.v1.PeerDeclaration
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -3946,14 +4074,14 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	}
 	file_api_keyspace_v1_keyspace_proto_msgTypes[26].OneofWrappers = []any{}
 	file_api_keyspace_v1_keyspace_proto_msgTypes[29].OneofWrappers = []any{}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[30].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
