@@ -272,6 +272,10 @@ func TestRestoreKeepsAgentsViews(t *testing.T) {
 		s := agent.reader.Status()
 		return s.Connected && s.Lists > 1
 	})
+	// It says so: freed numbers and the markers of kinds with many writers wait for it.
+	etcdtest.Eventually(t, patience, "the agent knows the new incarnation", func() bool {
+		return agent.reader.Status().Incarnation == r.GetIncarnation()
+	})
 	// Its services are the API server's, which has none now and says so at once:
 	// that deletion is believed. Nothing else is.
 	etcdtest.Eventually(t, patience, "the service is gone", func() bool { return !agent.has(service) })

@@ -46,6 +46,11 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Replica:     s.cfg.Replica,
 		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
+		PutBack: func(key, was string) {
+			if k, err := kvstore.ParseKey(key); err == nil {
+				s.putBack(k, was)
+			}
+		},
 	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo, Observe: s.timers.stage})
 }
 

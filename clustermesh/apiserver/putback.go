@@ -38,7 +38,7 @@ type putBacks struct {
 
 // putBackKinds are those that are watched over.
 func putBackKinds() []kvstore.Kind {
-	return []kvstore.Kind{kvstore.KindCluster, kvstore.KindNodeConfig}
+	return []kvstore.Kind{kvstore.KindCluster, kvstore.KindNodeConfig, kvstore.KindSynced}
 }
 
 // counts has an entry of each kind.

@@ -14,6 +14,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
 // leading runs the controllers of an API server until the test ends, or it is
@@ -84,6 +85,80 @@ func TestClusterRecordIsPutBack(t *testing.T) {
 	s.write(t, key, same)
 	s.damage(t, kvstore.Delete(key.String()))
 	isBack("one that is missing", 4)
+}
+
+// The leader that was replaced without knowing it insists on nothing: its record
+// may be that of an earlier time.
+func TestClusterRecordIsPutBackInOfficeOnly(t *testing.T) {
+	s := start(t, testConfig(t))
+	key := kvstore.NewKey(kvstore.State, "east", kvstore.KindCluster)
+	office := kvstore.NewKey(kvstore.Private, "east", kvstore.KindElection, "controllers").String()
+	s.damage(t, kvstore.Delete(key.String()), kvstore.Put(office, []byte("another/1")))
+	former := []kvstore.Cmp{{Key: office, Target: kvstore.CmpCreateRev, Rev: 1}}
+	if err := s.compareClusterRecord(t.Context(), key, former); err != nil {
+		t.Fatal(err)
+	}
+	if kv, _, err := s.kv.Get(t.Context(), key.String()); kv != nil || err != nil || s.back.counts()[kvstore.KindCluster] != 0 {
+		t.Errorf("a former leader wrote %v, %v; counted %v", kv, err, s.back.counts())
+	}
+	kv, _, err := s.kv.Get(t.Context(), office)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := []kvstore.Cmp{{Key: office, Target: kvstore.CmpCreateRev, Rev: kv.CreateRevision}}
+	if err := s.compareClusterRecord(t.Context(), key, now); err != nil || s.back.counts()[kvstore.KindCluster] != 1 {
+		t.Errorf("the leader did not put it back: %v", err)
+	}
+}
+
+// The own markers are as the API server said again, at once, whatever somebody did
+// to them: an agent that starts waits for them. Those of a history that is over
+// stay away.
+func TestMarkersArePutBack(t *testing.T) {
+	s := start(t, testConfig(t))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.keepMarkers(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	marks := store.SyncedMarkers{Client: s.kv, Own: "east"}
+	kinds := []kvstore.Kind{kvstore.KindPolicy, kvstore.KindIdentity, kvstore.KindSlice}
+	complete := func(what string, count uint64) {
+		t.Helper()
+		etcdtest.Eventually(t, ownRecordEvery/2, what, func() bool {
+			for _, k := range kinds {
+				if _, ok, err := marks.Complete(t.Context(), "east", k); !ok || err != nil {
+					return false
+				}
+			}
+			inc, err := marks.Incarnation(t.Context())
+			return err == nil && inc == s.incarnation && s.back.counts()[kvstore.KindSynced] == count
+		})
+	}
+	complete("the markers", 0)
+	all := kvstore.Delete(kvstore.KindPrefix(kvstore.Local, "east", kvstore.KindSynced))
+	all.Prefix = true
+	s.damage(t, all)
+	complete("all that are missing", 9)
+	key := kvstore.SyncedKey("east", "east", kvstore.KindIdentity)
+	s.damage(t, kvstore.Put(key.String(), []byte("zzz")))
+	complete("an unreadable one", 10)
+	s.write(t, key, &keyspacev1.Synced{Incarnation: s.incarnation, State: keyspacev1.Synced_STATE_COPYING})
+	complete("one that says something else", 11)
+
+	if _, err := store.Reincarnate(t.Context(), s.kv, "east"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.mark(t.Context(), s.putBack, kvstore.KindPolicy); err == nil {
+		t.Error("a marker of the former history was written")
+	}
+	if inc, err := marks.Incarnation(t.Context()); err != nil || inc != "" {
+		t.Errorf("markers of the former history are back: %q, %v", inc, err)
+	}
 }
 
 // What was decided for a node is put back, with what no other record says; not

@@ -61,8 +61,10 @@ func (c Config) name() string { return strings.Join(c.Office, "/") }
 type Term struct {
 	client kvstore.Client
 	key    string
+	holder string
 	rev    int64
-	lost   <-chan struct{}
+	ttl    time.Duration
+	lost   chan struct{} // closed by guard
 	cancel context.CancelFunc
 }
 
@@ -74,17 +76,20 @@ func Acquire(ctx context.Context, cfg Config) (*Term, error) {
 		cfg.TTL = defaultTTL
 	}
 	lctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	lease, lost, err := cfg.Client.Grant(lctx, cfg.TTL)
+	lease, ended, err := cfg.Client.Grant(lctx, cfg.TTL)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("stand for %s: %w", cfg.name(), err)
 	}
-	t := &Term{client: cfg.Client, key: cfg.key(), lost: lost, cancel: cancel}
-	holder := cfg.Replica + "/" + uuid.NewString()
+	t := &Term{
+		client: cfg.Client, key: cfg.key(), holder: cfg.Replica + "/" + uuid.NewString(),
+		ttl: time.Duration(cfg.TTL) * time.Second, lost: make(chan struct{}), cancel: cancel,
+	}
 	for {
-		again, err := t.try(ctx, cfg, holder, lease)
+		again, err := t.try(ctx, cfg, lease)
 		switch {
 		case err == nil && t.rev != 0:
+			go t.guard(lctx, ended)
 			return t, nil
 		case err == nil && again:
 			continue
@@ -92,7 +97,7 @@ func Acquire(ctx context.Context, cfg Config) (*Term, error) {
 		select {
 		case <-time.After(poll):
 			continue
-		case <-lost:
+		case <-ended:
 			err = errors.Join(errors.New("the lease ended"), err)
 		case <-ctx.Done():
 			err = ctx.Err()
@@ -105,9 +110,9 @@ func Acquire(ctx context.Context, cfg Config) (*Term, error) {
 // try takes the office if it is free, which sets rev, or clears away what an
 // earlier run of the same replica left, or who is to be ousted; then it is worth
 // trying again at once.
-func (t *Term) try(ctx context.Context, cfg Config, holder string, lease kvstore.Lease) (again bool, err error) {
+func (t *Term) try(ctx context.Context, cfg Config, lease kvstore.Lease) (again bool, err error) {
 	res, err := t.client.Txn(ctx, []kvstore.Cmp{kvstore.Absent(t.key)},
-		[]kvstore.Op{{Kind: kvstore.OpPut, Key: t.key, Value: []byte(holder), Lease: lease}},
+		[]kvstore.Op{{Kind: kvstore.OpPut, Key: t.key, Value: []byte(t.holder), Lease: lease}},
 		[]kvstore.Op{kvstore.Read(t.key)})
 	switch {
 	case err != nil:
@@ -120,7 +125,7 @@ func (t *Term) try(ctx context.Context, cfg Config, holder string, lease kvstore
 	}
 	at := res.Gets[0][0]
 	switch {
-	case string(at.Value) == holder: // our Put whose answer was lost
+	case string(at.Value) == t.holder: // our Put whose answer was lost
 		t.rev = at.CreateRevision
 	case strings.HasPrefix(string(at.Value), cfg.Replica+"/") || cfg.Oust != nil && cfg.Oust(string(at.Value)):
 		_, err = t.client.Txn(ctx, []kvstore.Cmp{kvstore.AtRevision(t.key, at.ModRevision)}, []kvstore.Op{kvstore.Delete(t.key)}, nil)
@@ -135,8 +140,57 @@ func (t *Term) Fence() []kvstore.Cmp {
 	return []kvstore.Cmp{{Key: t.key, Target: kvstore.CmpCreateRev, Rev: t.rev}}
 }
 
-// Lost is closed when the lease is.
+// Lost is closed when the lease has ended, and when the key is gone or another's.
 func (t *Term) Lost() <-chan struct{} { return t.lost }
+
+// guard closes lost when the term is over, which a Release is, too.
+func (t *Term) guard(ctx context.Context, ended <-chan struct{}) {
+	defer close(t.lost)
+	ctx, cancel := context.WithCancel(ctx)
+	taken := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(taken)
+		t.follow(ctx)
+	}()
+	select {
+	case <-ended:
+	case <-taken:
+	}
+	cancel()
+	<-taken
+}
+
+// follow returns when the key is gone or another's, or the context ends. While the
+// store does not answer the lease tells.
+func (t *Term) follow(ctx context.Context) {
+	wait := backoff.New(retryMin, retryMax)
+	for {
+		kv, rev, err := t.client.Get(ctx, t.key)
+		if err == nil {
+			if kv == nil || !t.mine(*kv) {
+				return
+			}
+			err = t.client.Watch(ctx, t.key, rev+1, func(b kvstore.WatchBatch) error {
+				wait.Reset()
+				for _, ev := range b.Events {
+					if ev.Key == t.key && (ev.Deleted || !t.mine(ev.KV)) {
+						return ErrLost
+					}
+				}
+				return nil
+			})
+		}
+		if errors.Is(err, ErrLost) || wait.Wait(ctx) != nil {
+			return
+		}
+	}
+}
+
+// mine is false of a key of another term, and of ours when somebody wrote over it:
+// then it hangs on no lease.
+func (t *Term) mine(kv kvstore.KV) bool {
+	return kv.CreateRevision == t.rev && string(kv.Value) == t.holder
+}
 
 // Held asks the store whether the office is still this term's.
 func (t *Term) Held(ctx context.Context) (bool, error) {
@@ -181,7 +235,8 @@ func Lead(ctx context.Context, cfg Config, work func(ctx context.Context, t *Ter
 	}
 }
 
-// serve runs work until it returns or the term is lost.
+// serve runs work until it returns or the term is lost. That the fence holds it asks
+// itself now and then: without it nothing that work writes is taken.
 func (t *Term) serve(ctx context.Context, work func(context.Context, *Term) error) error {
 	defer t.Release(ctx)
 	wctx, cancel := context.WithCancelCause(ctx)
@@ -189,10 +244,21 @@ func (t *Term) serve(ctx context.Context, work func(context.Context, *Term) erro
 	watching := make(chan struct{})
 	go func() { // ends with wctx, which ends with this function
 		defer close(watching)
-		select {
-		case <-t.lost:
-			cancel(ErrLost)
-		case <-wctx.Done():
+		tick := time.NewTicker(t.ttl)
+		defer tick.Stop()
+		for {
+			select {
+			case <-t.lost:
+				cancel(ErrLost)
+				return
+			case <-wctx.Done():
+				return
+			case <-tick.C:
+			}
+			if held, err := t.Held(wctx); err == nil && !held {
+				cancel(ErrLost)
+				return
+			}
 		}
 	}()
 	err := work(wctx, t)

@@ -142,3 +142,78 @@ func TestWorkEndsWithTheLease(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// Who holds an office knows when somebody takes its key away or writes over it,
+// long before its lease would end, and stands for it again.
+func TestTermEndsWithItsKey(t *testing.T) {
+	e := etcdtest.Start(t)
+	key := kvstore.NewKey(kvstore.Private, e.Cluster, kvstore.KindElection, "test").String()
+	for what, op := range map[string]kvstore.Op{"deleted": kvstore.Delete(key), "another's": kvstore.Put(key, []byte("z/1"))} {
+		term := acquire(t, patient(t, e, "a"))
+		select {
+		case <-term.Lost():
+			t.Fatalf("%s: lost while the key is as it was", what)
+		default:
+		}
+		if _, err := e.APIServer(t).Txn(t.Context(), nil, []kvstore.Op{op}, nil); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-term.Lost():
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: the term goes on", what)
+		}
+		term.Release(t.Context())
+	}
+}
+
+// deaf is a store whose watches tell nothing.
+type deaf struct{ kvstore.Client }
+
+func (deaf) Watch(ctx context.Context, _ string, _ int64, _ func(kvstore.WatchBatch) error) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Nobody may be out of office in silence: work ends, too, when only the fence
+// tells, and begins again.
+func TestWorkEndsWithTheFence(t *testing.T) {
+	e := etcdtest.Start(t)
+	for what, c := range map[string]kvstore.Client{"told": e.APIServer(t), "not told": deaf{e.APIServer(t)}} {
+		cfg := config(t, e, "a")
+		cfg.Client = c
+		cfg.TTL = 2
+		began, ended := make(chan struct{}, 9), make(chan error, 9)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = election.Lead(ctx, cfg, func(ctx context.Context, _ *election.Term) error {
+				began <- struct{}{}
+				<-ctx.Done()
+				ended <- context.Cause(ctx)
+				return nil
+			})
+		}()
+		<-began
+		key := kvstore.NewKey(kvstore.Private, e.Cluster, kvstore.KindElection, "test").String()
+		if _, err := e.APIServer(t).Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(key)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, election.ErrLost) {
+				t.Errorf("%s: ended with %v", what, err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: still leading without the key", what)
+		}
+		select {
+		case <-began:
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: nobody leads", what)
+		}
+		cancel()
+		<-done
+	}
+}

@@ -3,7 +3,6 @@
 package federation
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
-	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/internal/backoff"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -173,49 +171,6 @@ func (im *importer) uncheck(ctx context.Context) error {
 	}
 	im.checked = nil
 	return im.txn(ctx, []kvstore.Op{im.putProgress()})
-}
-
-// mark sets the synced markers of all kinds, and with the complete ones stores
-// the position; then complete is called with the status held. Markers that say so
-// already are left alone.
-func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at *keyspacev1.Position, complete func()) error {
-	prefix := kvstore.KindPrefix(kvstore.Local, im.own, kvstore.KindSynced) + im.peer + "/"
-	page, err := im.kv.List(ctx, prefix, "", 1000, 0)
-	if err != nil {
-		return fmt.Errorf("read synced markers: %w", err)
-	}
-	present := map[string][]byte{}
-	for _, kv := range page.KVs {
-		present[kv.Key] = kv.Value
-	}
-	var ops []kvstore.Op
-	var names []string
-	for _, k := range kvstore.PublicKinds {
-		key := kvstore.NewKey(kvstore.Local, im.own, kvstore.KindSynced, im.peer, string(k)).String()
-		names = append(names, string(k))
-		if old := new(keyspacev1.Synced); proto.Unmarshal(present[key], old) == nil && present[key] != nil &&
-			old.GetState() == state && old.GetIncarnation() == at.GetIncarnation() &&
-			(state == keyspacev1.Synced_STATE_COMPLETE || old.GetRevision() == at.GetRevision()) {
-			continue
-		}
-		ops = append(ops, kvstore.Put(key, encode(&keyspacev1.Synced{
-			Incarnation: at.GetIncarnation(), Revision: at.GetRevision(), State: state, UpdatedAt: im.st.now().UnixNano(),
-		})))
-	}
-	if state == keyspacev1.Synced_STATE_COMPLETE {
-		if !bytes.Equal(encode(im.stored), encode(im.position)) || !bytes.Equal(im.checked, im.mirror.content()) {
-			ops = append(ops, im.progressOp())
-		}
-	}
-	if len(ops) > 0 {
-		if err := im.txn(ctx, ops); err != nil {
-			return err
-		}
-	}
-	if state == keyspacev1.Synced_STATE_COMPLETE {
-		im.st.do(func() { im.st.synced = names; complete() })
-	}
-	return nil
 }
 
 // encode renders our own records, which always can be.

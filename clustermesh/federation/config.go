@@ -41,6 +41,11 @@ type Config struct {
 	Window       uint64 // batches not yet acknowledged [8]
 	BatchChanges int    // [1,000]
 	BatchBytes   int    // before compression [1 MiB]
+
+	// PutBack is told of each marker of a peer that somebody had removed or
+	// changed and that was put back, and what it was. It must not block [nobody
+	// is told].
+	PutBack func(key, was string)
 }
 
 // Deps are what a Manager works with.
@@ -74,6 +79,9 @@ func (c *Config) setDefaults() {
 	duration(&c.BackoffMax, 5*time.Second)
 	duration(&c.IdlePersist, time.Minute)
 	duration(&c.RepairEvery, time.Minute)
+	if c.PutBack == nil {
+		c.PutBack = func(string, string) {}
+	}
 	if c.Window == 0 {
 		c.Window = 8
 	}

@@ -85,7 +85,7 @@ type importer struct {
 
 func newImporter(im importer) *importer {
 	im.in, im.next = make(chan inbound, inboundQueued), make(chan inbound, judgedQueued)
-	im.sentry = newSentry(im.kv, im.peer)
+	im.sentry = newSentry(im.kv, im.own, im.peer)
 	return &im
 }
 

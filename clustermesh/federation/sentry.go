@@ -27,24 +27,30 @@ type suspect struct {
 	rev int64
 }
 
-// sentry watches state/<peer>/ in our store for writes that are not the
-// importer's. It holds no values: it knows the importer's transactions by their
+// sentry watches state/<peer>/ in our store, and the peer's markers, for writes
+// that are not the importer's. It holds no values: it knows the importer's transactions by their
 // revisions, and for what is left the importer reads the key again.
 type sentry struct {
-	kv     kvstore.Client
-	prefix string
-	begin  chan int64    // capacity 1: the revision behind which it watches
-	wake   chan struct{} // capacity 1: there are suspects
+	kv      kvstore.Client
+	prefix  string
+	markers string
+	begin   chan int64    // capacity 1: the revision behind which it watches
+	wake    chan struct{} // capacity 1: there are suspects, or markers to look at
+	said    said          // owned by apply
 
 	mu       sync.Mutex
 	on       bool
 	newest   int64              // revision of the importer's newest transaction
 	ours     map[int64]struct{} // those that the watch has not shown yet
 	suspects []suspect
+	marks    bool // a marker was written
 }
 
-func newSentry(kv kvstore.Client, peer string) *sentry {
-	return &sentry{kv: kv, prefix: kvstore.Prefix(kvstore.State, peer), begin: make(chan int64, 1), wake: make(chan struct{}, 1), ours: map[int64]struct{}{}}
+func newSentry(kv kvstore.Client, own, peer string) *sentry {
+	return &sentry{
+		kv: kv, prefix: kvstore.Prefix(kvstore.State, peer), markers: kvstore.KindPrefix(kvstore.Local, own, kvstore.KindSynced) + peer + "/",
+		begin: make(chan int64, 1), wake: make(chan struct{}, 1), ours: map[int64]struct{}{},
+	}
 }
 
 // start has everything watched that is written after rev and after the importer's
@@ -82,6 +88,11 @@ func (s *sentry) run(ctx context.Context, c *Config) error {
 	case <-ctx.Done():
 		return nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	defer done.Wait()
+	defer cancel()
+	done.Go(func() { s.watchMarkers(ctx, c) })
 	wait := backoff.New(c.BackoffMin, c.BackoffMax)
 	for {
 		err := s.kv.Watch(ctx, s.prefix, rev+1, func(b kvstore.WatchBatch) error {
@@ -158,6 +169,9 @@ func (s *sentry) foreign() []string {
 // often than once in RepairEvery, lest somebody who writes again and again keeps the
 // peer's changes from us.
 func (im *importer) inspect(ctx context.Context) error {
+	if err := im.remark(ctx); err != nil {
+		return err
+	}
 	for _, key := range im.sentry.foreign() {
 		if im.spoilt {
 			break // one key is enough

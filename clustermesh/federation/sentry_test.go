@@ -4,13 +4,17 @@ package federation
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
 // neverRepairs leaves a copy as somebody made it while its stream runs.
@@ -105,7 +109,7 @@ func TestDamageAgainAndAgain(t *testing.T) {
 // A transaction of ours is known as such before the watch shows it and after, and
 // nothing of it is kept then.
 func TestSentryKnowsItsOwn(t *testing.T) {
-	s := newSentry(nil, "east")
+	s := newSentry(nil, "own", "east")
 	put := func(k string) []kvstore.Op { return []kvstore.Op{kvstore.Put(s.prefix+k, nil)} }
 	event := func(k string, rev int64) kvstore.WatchBatch {
 		return kvstore.WatchBatch{Events: []kvstore.Event{{KV: kvstore.KV{Key: s.prefix + k, ModRevision: rev}}}, Revision: rev}
@@ -136,5 +140,62 @@ func TestSentryKnowsItsOwn(t *testing.T) {
 	<-s.wake
 	if n := len(s.foreign()); n != suspectsAtOnce || len(s.wake) != 1 || len(s.foreign()) != 1 {
 		t.Errorf("%d at once, then awake %d times", n, len(s.wake))
+	}
+}
+
+// Markers that somebody removes or changes are put back while the stream goes on,
+// after a snapshot as after a resume: agents that start wait for them.
+func TestPeersMarkersArePutBack(t *testing.T) {
+	var mu sync.Mutex
+	told := map[string]int{}
+	a, b := oneWay(t, func(c *testCluster) {
+		c.cfg.PutBack = func(_, was string) {
+			mu.Lock()
+			defer mu.Unlock()
+			told[was]++
+		}
+	})
+	a.fill(0, 10)
+	mirrored(t, a, b)
+	marks := store.SyncedMarkers{Client: b.kv, Own: b.name}
+	complete := func(what string, want map[string]int) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			for _, k := range kvstore.PublicKinds {
+				if _, ok, err := marks.Complete(t.Context(), a.name, k); err != nil || !ok {
+					return false
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			return maps.Equal(told, want)
+		})
+	}
+	all := len(kvstore.PublicKinds)
+	for n, began := range []string{"snapshot", "resume"} {
+		if began == "resume" {
+			b.restart()
+			connected(t, a, b)
+		}
+		want := map[string]int{}
+		if n > 0 {
+			want = map[string]int{wasMissing: all, wasChanged: 1, wasUnreadable: 1}
+		}
+		complete("nothing is put back that nobody touched", want)
+		for _, k := range kvstore.PublicKinds {
+			b.del(kvstore.SyncedKey(b.name, a.name, k).String())
+		}
+		want[wasMissing] += all
+		complete("those that are missing", want)
+		key := kvstore.SyncedKey(b.name, a.name, kvstore.KindIP).String()
+		b.putRaw(key, encode(&keyspacev1.Synced{Incarnation: "another", State: keyspacev1.Synced_STATE_COMPLETE}))
+		want[wasChanged]++
+		complete("one of another history", want)
+		b.putRaw(key, []byte{0xff})
+		want[wasUnreadable]++
+		complete("an unreadable one", want)
+	}
+	if s := b.status(a); s.GetSnapshotsReceived() != 0 || s.GetRepairs() != 0 || s.GetState() != stateConnected {
+		t.Errorf("after the resume: %v", s)
 	}
 }

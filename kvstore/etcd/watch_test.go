@@ -6,9 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -107,6 +112,58 @@ func TestWatchEndsWhenTheStoreWasWiped(t *testing.T) {
 		err := c.Watch(ctx, prefix, rev+1, func(kvstore.WatchBatch) error { return nil })
 		return errors.Is(err, kvstore.ErrFutureRevision)
 	})
+}
+
+// answers is a watch that is served what it holds.
+type answers struct{ of []clientv3.WatchResponse }
+
+func (a answers) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
+	ch := make(chan clientv3.WatchResponse, len(a.of))
+	for _, r := range a.of {
+		ch <- r
+	}
+	return ch
+}
+
+func (answers) RequestProgress(context.Context) error { return nil }
+
+func (answers) Close() error { return nil }
+
+// etcd's client moves a watch to another endpoint by itself. Should that be another
+// store, its events are not of the history that is watched: none is delivered.
+func TestWatchEndsWhenAnotherStoreAnswers(t *testing.T) {
+	e := etcdtest.Start(t)
+	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
+	_, rev, err := e.APIServer(t).Get(t.Context(), prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := func(store uint64, n int64) clientv3.WatchResponse {
+		kv := &mvccpb.KeyValue{Key: []byte(prefix + "cluster"), ModRevision: rev + n}
+		return clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: store, Revision: rev + n}, Events: []*clientv3.Event{{Type: mvccpb.PUT, Kv: kv}}}
+	}
+	for what, c := range map[string]struct {
+		second uint64
+		want   int
+	}{"the same": {7, 2}, "another": {8, 1}} {
+		client := e.APIServer(t)
+		client.WatchThrough(answers{of: []clientv3.WatchResponse{event(7, 1), event(c.second, 2)}})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		got := 0
+		err := client.Watch(ctx, prefix, rev+1, func(b kvstore.WatchBatch) error {
+			if got += len(b.Events); got == 2 {
+				return errEnough
+			}
+			return nil
+		})
+		cancel()
+		if got != c.want || errors.Is(err, errEnough) != (c.want == 2) || err == nil {
+			t.Errorf("%s store: %d events, %v", what, got, err)
+		}
+		if c.want == 1 && !strings.Contains(err.Error(), "another store answers") {
+			t.Errorf("ended with %v", err)
+		}
+	}
 }
 
 func TestWatchReportsProgressWhenIdle(t *testing.T) {

@@ -12,8 +12,9 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
-// errHistoryChanged ends a listing that may mix two histories.
-var errHistoryChanged = errors.New("the store's history changed while it was listed")
+// errHistoryChanged ends a listing that may mix two histories, and a watch under
+// whose feet the history got another name.
+var errHistoryChanged = errors.New("the store's history has another name than before")
 
 // list delivers what is stored and differs from what was delivered, then the
 // deletion of what vanished; in another history the latter waits as ghosts. inc

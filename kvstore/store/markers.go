@@ -4,6 +4,7 @@ package store
 
 import (
 	"context"
+	"errors"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -13,6 +14,9 @@ import (
 type Markers interface {
 	// Incarnation names the store's history; "" while it has no name yet.
 	Incarnation(ctx context.Context) (string, error)
+	// Renamed blocks until the history has a name that is not known, and returns
+	// nil then; an error says that it cannot tell any more.
+	Renamed(ctx context.Context, known string) error
 	// Complete reports whether all records of a kind of a cluster are in the
 	// store again, and the revision at which that was said.
 	Complete(ctx context.Context, cluster string, k kvstore.Kind) (rev int64, ok bool, err error)
@@ -49,6 +53,38 @@ func (m SyncedMarkers) Incarnation(ctx context.Context) (string, error) {
 		}
 	}
 	return inc, nil
+}
+
+// errRenamed ends the watch of the markers.
+var errRenamed = errors.New("the store's history has another name")
+
+// Renamed reads the markers whenever one changes. That there are none is no name:
+// they are replaced, or somebody removed them.
+func (m SyncedMarkers) Renamed(ctx context.Context, known string) error {
+	prefix := kvstore.KindPrefix(kvstore.Local, m.Own, kvstore.KindSynced) + m.Own + "/"
+	_, rev, err := m.Client.Get(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	look := func() error {
+		inc, err := m.Incarnation(ctx)
+		if err == nil && inc != "" && inc != known {
+			return errRenamed
+		}
+		return err
+	}
+	if err = look(); err == nil {
+		err = m.Client.Watch(ctx, prefix, rev+1, func(b kvstore.WatchBatch) error {
+			if len(b.Events) == 0 {
+				return nil
+			}
+			return look()
+		})
+	}
+	if errors.Is(err, errRenamed) {
+		return nil
+	}
+	return err
 }
 
 // Complete goes by the marker of the kind. Both directories of identities share

@@ -209,13 +209,18 @@ func (r *Reader) follow(ctx context.Context, pos *position) error {
 			return err
 		}
 	}
-	thawing, stop := context.WithCancel(ctx)
+	watching, stop := context.WithCancelCause(ctx)
 	var done sync.WaitGroup
 	defer done.Wait()
-	defer stop()
-	done.Go(func() { r.thaw(thawing) })
+	defer stop(nil)
+	done.Go(func() { r.thaw(watching) })
+	done.Go(func() {
+		if r.renamed(watching, inc) {
+			stop(errHistoryChanged)
+		}
+	})
 
-	err = r.cfg.Client.Watch(ctx, r.cfg.Prefix, pos.rev+1, func(b kvstore.WatchBatch) error {
+	err = r.cfg.Client.Watch(watching, r.cfg.Prefix, pos.rev+1, func(b kvstore.WatchBatch) error {
 		r.watched(b)
 		pos.rev, pos.served = b.Revision, true
 		return nil
@@ -227,6 +232,26 @@ func (r *Reader) follow(ctx context.Context, pos *position) error {
 		pos.rev = 0
 	}
 	return err
+}
+
+// renamed waits until the store's history has another name than the one that was
+// listed: after a restore it has none until the API server is there again, and
+// markers of the former history may be read before they are replaced. What has
+// another name is listed again, since a name that is read beside the watch may be
+// that of another store. It returns false when the context ends.
+func (r *Reader) renamed(ctx context.Context, inc string) bool {
+	if r.cfg.Markers == nil {
+		return false
+	}
+	wait := backoff.New(backoffMin, backoffMax)
+	for {
+		if r.cfg.Markers.Renamed(ctx, inc) == nil {
+			return ctx.Err() == nil
+		}
+		if wait.Wait(ctx) != nil {
+			return false
+		}
+	}
 }
 
 func (r *Reader) incarnation(ctx context.Context) (string, error) {

@@ -242,6 +242,33 @@ func TestReaderIsNotFooledByEqualRevisions(t *testing.T) {
 	})
 }
 
+// The history's name is learned while the watch goes on: after a restore it comes
+// late, and markers of the former name may have been read. Without markers it keeps
+// its name.
+func TestReaderLearnsTheHistorysName(t *testing.T) {
+	e := etcdtest.Start(t)
+	api := e.APIServer(t)
+	putMany(t, api, e, 0, 3)
+	v := newView()
+	agent := e.Agent(t, "n1")
+	r := follow(t, store.ReaderConfig{Client: agent, Markers: store.SyncedMarkers{Client: agent, Own: e.Cluster}}, v)
+	reach(t, r, 1)
+	for _, name := range []string{"first", "second"} {
+		mark(t, api, e, kvstore.KindVTEP, name, keyspacev1.Synced_STATE_COMPLETE)
+		etcdtest.Eventually(t, patience, "the name is "+name, func() bool { return r.Status().Incarnation == name })
+	}
+	lists := r.Status().Lists
+	del(t, api, kvstore.SyncedKey(e.Cluster, e.Cluster, kvstore.KindVTEP))
+	mark(t, api, e, kvstore.KindVTEP, "second", keyspacev1.Synced_STATE_COMPLETE)
+	reach(t, r, put(t, api, vtep(e, 4), vtepRecord(vtep(e, 4), "192.0.2.9")))
+	if s := r.Status(); s.Incarnation != "second" || s.Lists != lists || !s.Connected {
+		t.Errorf("after the markers were removed and came back: %+v", s)
+	}
+	if v.deletes != 0 || v.size() != 4 {
+		t.Errorf("%d deletions, %v", v.deletes, v.names())
+	}
+}
+
 func TestReaderDeliversRaw(t *testing.T) {
 	e := etcdtest.Start(t)
 	api := e.APIServer(t)
