@@ -46,7 +46,8 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Replica:     s.cfg.Replica,
 		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
-	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo, Observe: s.timers.stage})
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo, Observe: s.timers.stage,
+		PutBack: func(key kvstore.Key, found *kvstore.KV) { s.putBack(key, was(key, found)) }})
 }
 
 // Invite makes a token with which one cluster can join, once.
@@ -157,6 +158,9 @@ func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1
 		return &hawserv1.LeaveResponse{}, nil
 	}
 	n, err := s.mesh.Leave(ctx, r.GetPeer())
+	if errors.Is(err, peering.ErrNoPeer) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
 	if err != nil {
 		return nil, apiError(err)
 	}

@@ -55,6 +55,10 @@ type Deps struct {
 	// Observe is told how long the stages of a peer's changes took. It must not
 	// block; nil: nobody is told.
 	Observe func(peer string, s stages.Stage, took time.Duration)
+	// PutBack is told of each record of ours that was written again because
+	// somebody else had removed or changed it, and of what was found instead (nil:
+	// nothing). It must not block; nil: nobody is told.
+	PutBack func(key kvstore.Key, found *kvstore.KV)
 	// Listener overrides Config.Listen; the Manager closes it.
 	Listener net.Listener
 }

@@ -37,6 +37,9 @@ const (
 	// changes, so that a slow store gets fewer and fuller transactions. It is
 	// half of what a sender may have under way: the rest arrives meanwhile.
 	groupChanges = 4000
+	// noteWithin is how long the end of a stream, and so that of an API server,
+	// waits for the store to note that a copy is whole.
+	noteWithin = 2 * time.Second
 )
 
 var (
@@ -392,7 +395,9 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	im.publish() // before "complete", so that who waits for that sees all of it
 	// A copy that is whole is noted as such even if the stream ends right now, as
 	// when another one takes its place: the next one resumes.
-	err := im.mark(context.WithoutCancel(ctx), keyspacev1.Synced_STATE_COMPLETE, im.position, func() {
+	mctx, cancel := outlasting(ctx, noteWithin)
+	defer cancel()
+	err := im.mark(mctx, keyspacev1.Synced_STATE_COMPLETE, im.position, func() {
 		im.st.snapshotsReceived++
 		if im.st.spoilt = ""; repaired {
 			im.st.repairs++
@@ -404,6 +409,13 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	}
 	im.log.Info("snapshot complete", "peer", im.peer, "revision", rev, "keys", len(im.mirror.entries), "swept", len(sweep), "refused", im.refused)
 	return nil
+}
+
+// outlasting is a context that ends so long after ctx does.
+func outlasting(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
+	return out, func() { stop(); cancel() }
 }
 
 // idle moves the position on while nothing changes; it is stored only now and

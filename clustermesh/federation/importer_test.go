@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"strings"
 	"testing"
 	"time"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/election"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -102,5 +105,46 @@ func TestBatchesBeforeABrokenOneCount(t *testing.T) {
 	}
 	if im.stored.GetRevision() != 102 || len(*sent) != 1 || (*sent)[0].GetSequence() != 2 {
 		t.Errorf("stored %d, acknowledged %v; want 102 and batch 2", im.stored.GetRevision(), *sent)
+	}
+}
+
+// Of a snapshot as much is taken as the grant allows, and not more: what stood
+// before counts for nothing, what is mentioned twice once. What is beyond is
+// refused and, if it stood, removed.
+func TestSnapshotEndsAtTheLimit(t *testing.T) {
+	grant, err := peering.GrantFor(describe("west", 2, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	grant.MaxIps = 3
+	guard, err := peering.NewGuard(&keyspacev1.Peer{Name: "west", ClusterId: 2, Grant: grant}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, _ := waiting(t, &txnLog{})
+	im.guard, im.peer = guard, "west"
+	ip := func(rel string, value string) judged {
+		return judged{rel: rel, full: kvstore.Prefix(kvstore.State, "west") + rel, kind: kvstore.KindIP, value: []byte(value), hash: hashOf([]byte(value)), weight: 1}
+	}
+	for _, rel := range []string{"ips/old1", "ips/old2", "ips/e"} { // the limit is reached by what stands
+		im.mirror.set(rel, entry{kvstore.KindIP, hashOf(nil), 1})
+	}
+	im.snapshot = &federationv1.Resync{}
+	im.mirror.beginSnapshot()
+	got := map[string]bool{} // key → written, not deleted
+	for _, batch := range [][]judged{{ip("ips/a", "1"), ip("ips/b", "1")}, {ip("ips/a", "2"), ip("ips/c", "1"), ip("ips/d", "1")}, {ip("ips/e", "1")}} {
+		for _, p := range im.plan(batch) {
+			got[strings.TrimPrefix(p.key, kvstore.Prefix(kvstore.State, "west"))] = !p.deleted
+		}
+	}
+	want := map[string]bool{"ips/a": true, "ips/b": true, "ips/c": true, "ips/e": false}
+	if !maps.Equal(got, want) {
+		t.Errorf("written (false: removed) %v, want %v", got, want)
+	}
+	if im.refused != 2 || im.st.refused[peering.ReasonLimit] != 2 {
+		t.Errorf("%d refused, by reason %v; want 2 by the limit", im.refused, im.st.refused)
+	}
+	if left := len(im.mirror.unseen()); left != 2 {
+		t.Errorf("%d keys are swept, want the two that were not mentioned", left)
 	}
 }
