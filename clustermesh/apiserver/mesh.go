@@ -178,6 +178,9 @@ func (s *Server) peers(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 // MeshStatus reports on all peers.
 func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
 	peers, err := s.peers(ctx)
+	if err == nil && s.cfg.Etcd.Shared {
+		err = s.judgeNeighbours(ctx, peers)
+	}
 	if err != nil {
 		return nil, apiError(err)
 	}

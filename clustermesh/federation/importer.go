@@ -335,7 +335,7 @@ func (im *importer) plan(changes []judged) []planned {
 			continue
 		}
 		if c.err == nil && !c.deleted && !im.mirror.fits(c, im.guard.Limit(c.kind)) {
-			c.err = &kvstore.BadRecord{Key: c.full, Reason: peering.ReasonLimit, Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
+			c.err = overLimit(c, im.guard)
 		}
 		old, present := im.mirror.entries[c.rel]
 		if c.err == nil {

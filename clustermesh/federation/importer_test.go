@@ -9,8 +9,11 @@ import (
 	"log/slog"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -22,10 +25,13 @@ import (
 // txnLog is a store that keeps nothing but what was asked of it.
 type txnLog struct {
 	kvstore.Client
+	mu   sync.Mutex
 	txns [][]kvstore.Op
 }
 
 func (l *txnLog) Txn(_ context.Context, _ []kvstore.Cmp, thens, _ []kvstore.Op) (kvstore.TxnResult, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.txns = append(l.txns, thens)
 	return kvstore.TxnResult{Succeeded: true, Revision: int64(len(l.txns))}, nil
 }
@@ -146,5 +152,45 @@ func TestSnapshotEndsAtTheLimit(t *testing.T) {
 	}
 	if left := len(im.mirror.unseen()); left != 2 {
 		t.Errorf("%d keys are swept, want the two that were not mentioned", left)
+	}
+}
+
+// The position of a batch that takes several transactions is stored by the last
+// of them: one that ends in between is resumed from where it began.
+func TestPositionIsStoredLast(t *testing.T) {
+	kv := &txnLog{}
+	im, _ := waiting(t, kv)
+	im.stored, im.position = &keyspacev1.Position{Incarnation: "i", Revision: 50}, &keyspacev1.Position{Incarnation: "i", Revision: 50}
+	im.checked = im.mirror.content()
+	i := inbound{batch: &federationv1.Batch{Sequence: 1, Revision: 400, Count: 300}}
+	for n := range 300 { // of two ranks
+		rel := fmt.Sprintf("ips/%d", n)
+		i.changes = append(i.changes, judged{rel: rel, full: "hawser/v1/state/east/" + rel, kind: kvstore.KindIP, value: []byte{1}, hash: hashOf([]byte{1}), weight: 1, deleted: n%2 == 0})
+		im.mirror.set(rel, entry{kind: kvstore.KindIP, weight: 1})
+	}
+	if err := im.batches(t.Context(), &i); err != nil {
+		t.Fatal(err)
+	}
+	if len(kv.txns) < 4 {
+		t.Fatalf("%d transactions: too few to tell", len(kv.txns))
+	}
+	data := 0
+	for n, ops := range kv.txns {
+		for _, op := range ops {
+			if op.Key != im.progressKey() {
+				data++
+				continue
+			}
+			at := &keyspacev1.Position{}
+			if err := proto.Unmarshal(op.Value, at); err != nil {
+				t.Fatal(err)
+			}
+			if at.GetRevision() != 50 && n != len(kv.txns)-1 {
+				t.Errorf("transaction %d of %d stores position %d", n+1, len(kv.txns), at.GetRevision())
+			}
+		}
+	}
+	if data != 300 || im.stored.GetRevision() != 400 {
+		t.Errorf("%d changes written, position %d; want 300 and 400", data, im.stored.GetRevision())
 	}
 }
