@@ -40,7 +40,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_gossip_refused_total", Help: "Gossip messages refused: a wrong key, none, or another cluster's.", Kind: c},
 		{Name: "hawser_pod_ranges", Help: "Ranges of a pool of pod addresses: used (nodes that have one), free (that can still be handed out).", Kind: g, Labels: []string{"pool", "state"}},
 		{Name: "hawser_node_health_changes_total", Help: "Verdicts on nodes of this cluster that this API server wrote, by the health that they gave.", Kind: c, Labels: []string{"health"}},
-		{Name: "hawser_records_put_back_total", Help: "Records that only the API server writes (cluster, nodeconfig, synced) and that it put back, because somebody else had removed or changed them.", Kind: c, Labels: []string{"kind"}},
+		{Name: "hawser_records_put_back_total", Help: "Records that only the API server writes (cluster, nodeconfig, synced; peers: the view of a peer) and that it put back, as the leader or the one that has the peer's stream, because somebody else had removed or changed them.", Kind: c, Labels: []string{"kind"}},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this cluster.", Kind: g},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
