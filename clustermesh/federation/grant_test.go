@@ -223,8 +223,9 @@ func TestGrowthAloneIsRefused(t *testing.T) {
 	is("granted again", all)
 }
 
-// A node that has one more range than is granted stays with the others; one of
-// which nothing is granted, or with an address that is not the peer's, does not.
+// A node that has one more range than is granted stays with the others, and so do
+// the backends that are granted; one of which nothing is granted, or with an address
+// that is not the peer's, does not.
 func TestNodesOfAPeerThatGrows(t *testing.T) {
 	a, b := pair(t)
 	node := func(name, addr string, pods ...string) string {
@@ -238,7 +239,23 @@ func TestNodesOfAPeerThatGrows(t *testing.T) {
 	moved := node("moved", "192.168.2.2", "10.66.0.0/24")
 	lying := node("lying", "fd00:1:0:1::1", "10.2.2.0/24", "fd00:2:0:2::/64")
 	ours := node("ours", "192.168.1.7", "10.2.3.0/24", "192.168.1.0/24")
-	eventually(t, "all judged", func() bool { return a.status(b).GetRefused()["address"] == 4 })
+	slice := kvstore.NewKey(kvstore.State, b.name, kvstore.KindSlice, "demo", "web", "s")
+	b.put(slice, &keyspacev1.BackendSlice{Namespace: "demo", Service: "web", Name: "s",
+		Backends: []*keyspacev1.Backend{{Ip: "10.2.1.7"}, {Ip: "fd00:2:0:1::7"}, {Ip: "10.1.0.7"}}})
+	eventually(t, "all judged", func() bool { return a.status(b).GetRefused()["address"] == 5 })
+	backends := func() (out []string) {
+		s := &keyspacev1.BackendSlice{}
+		if err := proto.Unmarshal(a.get(slice.String()), s); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range s.GetBackends() {
+			out = append(out, b.GetIp())
+		}
+		return out
+	}
+	if got := backends(); !slices.Equal(got, []string{"10.2.1.7"}) {
+		t.Errorf("backends %q, want the one that is granted", got)
+	}
 	for _, k := range []string{moved, lying, ours} {
 		if a.get(k) != nil {
 			t.Errorf("%s has landed", k)
@@ -256,6 +273,7 @@ func TestNodesOfAPeerThatGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("granted", 2, 2)
+	eventually(t, "its backend too", func() bool { return slices.Equal(backends(), []string{"10.2.1.7", "fd00:2:0:1::7"}) })
 }
 
 // What a peer may read beside the public records is by its grant, too.

@@ -19,8 +19,8 @@ import (
 const maxSurplus = 16
 
 // Within is what of a record the grant lets in, to be judged by Check: a Cluster
-// record, or that of a node, which says more ranges than are granted is one with
-// what is granted of them, so that a cluster that grows, or a grant that shrinks,
+// record, that of a node, or a slice of backends, which says more ranges or
+// addresses than are granted is one with what is granted of them, so that a cluster that grows, or a grant that shrinks,
 // changes nothing for the rest. surplus says what was left out; nil: nothing was.
 // What Check refuses for another reason it refuses still. rec is not changed.
 func (g *Guard) Within(k kvstore.Key, rec proto.Message) (in proto.Message, surplus *kvstore.BadRecord) {
@@ -32,6 +32,8 @@ func (g *Guard) Within(k kvstore.Key, rec proto.Message) (in proto.Message, surp
 		in, out = g.clusterWithin(r)
 	case *keyspacev1.Node:
 		in, out = g.nodeWithin(r)
+	case *keyspacev1.BackendSlice:
+		in, out = g.sliceWithin(r)
 	}
 	if len(out) == 0 {
 		return in, nil
@@ -91,6 +93,25 @@ func (g *Guard) nodeWithin(r *keyspacev1.Node) (proto.Message, []string) {
 		more[i] = "pod CIDR " + p
 	}
 	return n, more
+}
+
+// sliceWithin leaves out the backends that are not granted, as long as one is.
+func (g *Guard) sliceWithin(r *keyspacev1.BackendSlice) (proto.Message, []string) {
+	var more []string
+	var granted []*keyspacev1.Backend
+	for _, b := range r.GetBackends() {
+		if g.address("backend", b.GetIp(), g.pods, g.nodes) == nil {
+			granted = append(granted, b)
+		} else {
+			more = append(more, "backend "+b.GetIp())
+		}
+	}
+	if len(granted) == 0 || len(more) == 0 {
+		return r, nil
+	}
+	s := proto.CloneOf(r)
+	s.Backends = granted
+	return s, more
 }
 
 // cut is what of the declared ranges is granted, and those declared that are not
