@@ -25,16 +25,16 @@ const (
 
 // Reasons for which a handshake fails, beside those of peering.HandshakeReasons.
 const (
-	reasonClosed  = "closed"  // the caller hung up, as a check of the port does
-	reasonTimeout = "timeout" // it did not finish in time
-	reasonRemote  = "remote"  // the caller does not believe our certificate
-	reasonTLS     = "tls"     // no TLS 1.3, no certificate, another protocol
+	handshakeClosed  = "closed"  // the caller hung up, as a check of the port does
+	handshakeTimeout = "timeout" // it did not finish in time
+	handshakeRemote  = "remote"  // the caller does not believe our certificate
+	handshakeTLS     = "tls"     // no TLS 1.3, no certificate, another protocol
 )
 
 // HandshakeReasons are all those for which a connection to the federation port is
 // refused; counters begin with all of them at 0.
 func HandshakeReasons() []string {
-	return append(peering.HandshakeReasons(), reasonClosed, reasonTimeout, reasonRemote, reasonTLS)
+	return append(peering.HandshakeReasons(), handshakeClosed, handshakeTimeout, handshakeRemote, handshakeTLS)
 }
 
 func handshakeReason(err error) string {
@@ -44,13 +44,13 @@ func handshakeReason(err error) string {
 	case errors.As(err, &bad):
 		return bad.Reason
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return reasonTimeout
+		return handshakeTimeout
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
-		return reasonClosed
+		return handshakeClosed
 	case errors.As(err, &op) && op.Op == "remote error":
-		return reasonRemote
+		return handshakeRemote
 	}
-	return reasonTLS
+	return handshakeTLS
 }
 
 // handshakes counts those that were refused, and tells of a few in a minute.
@@ -72,7 +72,7 @@ func (h *handshakes) refuse(log *slog.Logger, from net.Addr, err error) {
 		h.counts = map[string]uint64{}
 	}
 	h.counts[reason]++
-	if reason == reasonClosed { // who looks whether the port is open is no enemy
+	if reason == handshakeClosed { // who looks whether the port is open is no enemy
 		log.Debug("handshake refused", "from", from.String(), "reason", reason, "err", err)
 		return
 	}
