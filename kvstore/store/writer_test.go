@@ -223,6 +223,33 @@ func TestWriterRepairsAfterReconnect(t *testing.T) {
 	})
 }
 
+// What somebody removes or changes while the connection stands is put right when the
+// store is compared again.
+func TestWriterComparesNowAndThen(t *testing.T) {
+	e := etcdtest.Start(t)
+	api := e.APIServer(t)
+	w, err := store.NewWriter(store.WriterConfig{
+		Client: api, Prefixes: []string{kvstore.Prefix(kvstore.State, e.Cluster)}, Resync: 200 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, w, vtep(e, 0), "192.0.2.1")
+	set(t, w, vtep(e, 1), "192.0.2.1")
+	run(t, w.Run)
+	flush(t, w)
+	del(t, api, vtep(e, 0))
+	putRaw(t, api, vtep(e, 1).String(), []byte("zzz"))
+	etcdtest.Eventually(t, patience, "both keys are as they should be", func() bool {
+		a, b := stored(t, api, vtep(e, 0)), stored(t, api, vtep(e, 1))
+		if a == nil || b == nil {
+			return false
+		}
+		_, err := kvstore.Decode(vtep(e, 1), b.Value)
+		return err == nil
+	})
+}
+
 func TestWriterFillsAWipedStore(t *testing.T) {
 	e := etcdtest.Start(t)
 	api := e.APIServer(t)
