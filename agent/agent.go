@@ -317,7 +317,7 @@ func (a *Agent) makeStores() error {
 		return err
 	}
 	a.presence, err = store.NewPresence(store.PresenceConfig{
-		Client: a.kv, Cluster: a.cfg.Cluster, Node: a.cfg.Node, BootID: boot, HasPodCIDR: true, Log: a.log,
+		Client: a.kv, Cluster: a.cfg.Cluster, Node: a.cfg.Node, BootID: boot, HasPodCIDR: true, HasPodCIDR6: a.cfg.PodCIDR6.IsValid(), Log: a.log,
 	})
 	return err
 }
@@ -338,6 +338,7 @@ func (a *Agent) run(ctx context.Context) error {
 	for _, n := range []identity.Number{identity.RemoteNode, identity.Health} {
 		a.tables.Identities.Set(n, datapath.Identity{Number: n})
 	}
+	addrs := a.tellHostAddrs(nil)
 	a.view.flush()
 	lis, err := unixsocket.Listen(ctx, a.cfg.Socket)
 	if err != nil {
@@ -369,6 +370,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.presence.Run(ctx) })
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error { return a.keepRoutes(ctx) })
+	g.Go(func() error { return a.keepHostAddrs(ctx, addrs) })
 	a.watch() // what an earlier agent was asked for is over
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
 	g.Go(func() error { return a.dp.RunGC(ctx, loader.GCConfig{}) })

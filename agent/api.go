@@ -231,7 +231,7 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled, Now: time.Now().UnixNano(),
 		Pools: a.pools(),
 	}
-	r.Problems = append(r.Problems, fullPools(r.GetPools())...)
+	r.Problems = append(append(r.Problems, fullPools(r.GetPools())...), fullConntrack(a.dp.Flows())...)
 	if cert, err := pki.ReadCertificate(pki.FilesIn(a.cfg.TLSDir, "tls").Cert); err == nil {
 		r.CertificateExpiresAt = cert.NotAfter.UnixNano()
 		if id, err := pki.CertificateID(cert); err == nil {

@@ -54,7 +54,8 @@ type granted struct {
 	early  bool
 	passed map[kvstore.Kind]map[string]uint64 // key → how much of the grant it uses
 	used   map[kvstore.Kind]uint64
-	// refused are the keys that do not pass as they are now, and why.
+	// refused are the keys that do not pass as they are now, or not with all that
+	// they say, and why.
 	refused map[string]string
 	limited bool // one of them only because there are too many
 	due     bool // to be read again
@@ -104,7 +105,7 @@ func (g *grants) state(b store.Batch) {
 	defer g.mu.Unlock()
 	pass := make([]store.Change, 0, len(b.Changes))
 	for _, c := range b.Changes {
-		if g.passes(c) {
+		if g.passes(&c) {
 			pass = append(pass, c)
 		}
 	}
@@ -112,8 +113,9 @@ func (g *grants) state(b store.Batch) {
 	g.use(b)
 }
 
-// passes says whether a change of the reader may pass. The caller holds mu.
-func (g *grants) passes(c store.Change) bool {
+// passes says whether a change of the reader may pass, and leaves in it what may.
+// The caller holds mu.
+func (g *grants) passes(c *store.Change) bool {
 	if c.Key.Cluster == g.own {
 		return true
 	}
@@ -126,7 +128,7 @@ func (g *grants) passes(c store.Change) bool {
 
 // judge is passes for what is not brought by the reader, too. The caller holds
 // mu.
-func (g *grants) judge(of *granted, c store.Change) bool {
+func (g *grants) judge(of *granted, c *store.Change) bool {
 	key := c.KV.Key
 	if c.Deleted {
 		delete(of.refused, key)
@@ -137,6 +139,8 @@ func (g *grants) judge(of *granted, c store.Change) bool {
 		of.early = true
 		return false
 	}
+	within, surplus := of.guard.Within(c.Key, c.Record)
+	c.Record = within
 	weight, old := weightOf(c.Record), of.passed[c.Key.Kind][key]
 	err := of.guard.Check(c.Key, c.Record)
 	if limit := of.guard.Limit(c.Key.Kind); err == nil && of.used[c.Key.Kind]-old+weight > limit {
@@ -147,7 +151,11 @@ func (g *grants) judge(of *granted, c store.Change) bool {
 		g.refuse(of, c.Key.Cluster, key, err)
 		return false
 	}
-	delete(of.refused, key)
+	if surplus != nil {
+		g.refuse(of, c.Key.Cluster, key, surplus)
+	} else {
+		delete(of.refused, key)
+	}
 	if of.passed[c.Key.Kind] == nil {
 		of.passed[c.Key.Kind] = map[string]uint64{}
 	}

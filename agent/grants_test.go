@@ -84,6 +84,7 @@ type bench struct {
 	mu      sync.Mutex
 	stored  map[string]kvstore.KV
 	seen    map[string]bool
+	ranges  []string // of west, by its Cluster record
 	refused int
 }
 
@@ -99,6 +100,9 @@ func newBench(t *testing.T) *bench {
 			name := strings.TrimPrefix(c.KV.Key, kvstore.Root+"state/")
 			if b.seen[name] = true; c.Deleted {
 				delete(b.seen, name)
+			}
+			if r, ok := c.Record.(*keyspacev1.Cluster); ok {
+				b.ranges = slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs())
 			}
 		}
 	}, func(...string) { b.refused++ })
@@ -246,16 +250,60 @@ func TestGrantsHaveAllParts(t *testing.T) {
 	other.Record.(*keyspacev1.IPEntry).Namespace = "kube-system"
 	cluster := &keyspacev1.Cluster{Name: "west", Id: 2, PodCidrs: []string{"10.2.0.0/16"}, ServiceCidrs: []string{"8.0.0.0/8"}}
 	b.put(other, changeOf(kvstore.NewKey(kvstore.State, "west", kvstore.KindCluster), cluster))
-	b.expect("another namespace; service ranges that cut off the world", "west/slices/demo/echo/c")
+	b.expect("another namespace; service ranges that cut off the world", "west/cluster", "west/slices/demo/echo/c")
+	if b.settled(); !slices.Equal(b.ranges, []string{"10.2.0.0/16"}) {
+		t.Errorf("believed of the ranges: %q", b.ranges)
+	}
 	ps := b.problems()
 	if len(ps) != 1 || ps[0].GetObject() != "records of west" || !strings.Contains(ps[0].GetProblem(), "2 are outside") ||
-		!strings.Contains(ps[0].GetProblem(), "8.0.0.0/8 is not within") {
+		!strings.Contains(ps[0].GetProblem(), "8.0.0.0/8: not within") {
 		t.Errorf("shown: %v", ps)
 	}
 	b.put(without(other), without(changeOf(kvstore.NewKey(kvstore.State, "west", kvstore.KindCluster), cluster)))
 	if ps := b.problems(); len(ps) != 0 {
 		t.Errorf("still shown: %v", ps)
 	}
+}
+
+// A cluster that declares more than is granted, or of which less is granted than
+// before, keeps what is granted: without its record nothing of it would pass.
+func TestRangesAreCutToTheGrant(t *testing.T) {
+	b := newBench(t)
+	b.tell(store.Batch{Changes: []store.Change{granting(t, func(*keyspacev1.Grant) {})}})
+	is := func(step string, shown bool, want ...string) {
+		t.Helper()
+		var got []string
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			b.grants.mu.Lock()
+			if got = nil; b.seen["west/cluster"] {
+				got = slices.Clone(b.ranges)
+			}
+			b.grants.mu.Unlock()
+			if slices.Equal(got, want) && (len(b.problems()) > 0) == shown {
+				return
+			}
+		}
+		t.Errorf("%s: %q, want %q; shown: %v", step, got, want, b.problems())
+	}
+	say := func(more ...string) {
+		b.put(changeOf(kvstore.NewKey(kvstore.State, "west", kvstore.KindCluster), &keyspacev1.Cluster{
+			Name: "west", Id: 2, PodCidrs: append([]string{"10.2.0.0/16"}, more...), ServiceCidrs: []string{"172.18.0.0/16"},
+			Mesh: &keyspacev1.MeshParameters{ClusterBits: 8, TunnelPort: 8472},
+		}))
+	}
+	grant := func(pods ...string) {
+		b.tell(store.Batch{Changes: []store.Change{granting(t, func(g *keyspacev1.Grant) { g.PodCidrs = pods })}})
+	}
+	say()
+	is("as granted", false, "10.2.0.0/16", "172.18.0.0/16")
+	say("10.1.0.0/16", "10.66.0.0/16")
+	is("grown", true, "10.2.0.0/16", "172.18.0.0/16")
+	grant("10.2.1.0/24", "10.66.0.0/16")
+	is("another grant", true, "10.2.1.0/24", "10.66.0.0/16", "172.18.0.0/16")
+	say()
+	is("narrowed to a part", true, "10.2.1.0/24", "172.18.0.0/16")
+	grant("10.2.0.0/16")
+	is("granted again", false, "10.2.0.0/16", "172.18.0.0/16")
 }
 
 // A peer that lies without end fills neither the log nor the store's time.

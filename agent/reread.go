@@ -139,8 +139,10 @@ func (g *grants) rejudge(name string, kvs []kvstore.KV, limits kvstore.Limits) {
 		kv.ModRevision = 0 // of what was not in order nothing follows
 		c := store.Change{Key: k, KV: kv, Record: record}
 		_, refusedBefore := of.refused[kv.Key]
-		switch pass := g.judge(of, c); {
-		case pass && (!had || refusedBefore):
+		pass := g.judge(of, &c)
+		_, cut := of.refused[kv.Key]
+		switch {
+		case pass && (!had || refusedBefore || cut):
 			b.Changes = append(b.Changes, c)
 		case !pass && had:
 			g.drop(of, k.Kind, kv.Key)

@@ -62,8 +62,8 @@ static __always_inline int host_record(struct packet *p, struct flow *f, struct 
 		ct_init(&fresh, p, f, flags);
 		return ct_create(p, f, &fresh);
 	}
-	if (f->half_open && f->dir == FLOW_REPLY) {
-		ret = ct_promote(p, f, &e);
+	if (f->half_open) {
+		ret = ct_advance(p, f, &e);
 		if (ret < 0)
 			return ret;
 	}

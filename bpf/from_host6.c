@@ -57,8 +57,8 @@ static __always_inline int host_record6(struct packet *p, struct packet6 *x, str
 		ct_init(&fresh, p, f, flags);
 		return ct_create6(p, &x->key, &fresh);
 	}
-	if (f->half_open && f->dir == FLOW_REPLY) {
-		ret = ct_promote6(p, f, &x->key, &e);
+	if (f->half_open) {
+		ret = ct_advance6(p, f, &x->key, &e);
 		if (ret < 0)
 			return ret;
 	}

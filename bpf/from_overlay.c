@@ -54,8 +54,8 @@ static __always_inline int arrival_record(struct packet *p, struct flow *f, stru
 		ct_cache(&fresh, FLOW_FORWARD, a->verdict, hop_word(a->hop, a->epoch));
 		return ct_create(p, f, &fresh);
 	}
-	if (f->half_open && f->dir == FLOW_REPLY) {
-		ret = ct_promote(p, f, e);
+	if (f->half_open) {
+		ret = ct_advance(p, f, e);
 		if (ret < 0)
 			return ret;
 	}
@@ -94,6 +94,17 @@ static __always_inline int is_own_address(__be32 a)
 	return ip && ip->flags & IP_HOST;
 }
 
+/* Whether nodes of the mesh may ask for an address of this node. */
+static __always_inline int is_mesh_address(__be32 a)
+{
+	struct ip_entry *ip;
+
+	if (a == node_addr4)
+		return 1;
+	ip = ipcache_exact4(a);
+	return ip && (ip->flags & (IP_HOST | IP_LOCAL)) == IP_HOST;
+}
+
 /* Whether the entry's outcome holds: same sender node, same identity, nothing
  * changed since. */
 static __always_inline int tunnel_cached(struct packet *p, const struct flow *f, struct ct_entry *e,
@@ -130,7 +141,7 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 	ret = check_sender(p, a->hop, node);
 	if (ret < 0)
 		return ret;
-	if (!a->rx && (!is_own_address(p->t.daddr) || opens_from_external(f, *e, node)))
+	if (!a->rx && (!is_mesh_address(p->t.daddr) || opens_from_external(f, *e, node)))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (*e && (ct_reopened(*e, p) || ((*e)->flags & CT_WORLD && f->dir == FLOW_FORWARD))) {
 		ct_delete(f);
@@ -165,7 +176,7 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 	e = related_flow(skb, TUNNEL_INNER, p, &f, &quoted);
 	if (!e || e->flags & CT_WORLD || !knows_packet(p, sender, quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	if (!a->rx && !is_own_address(p->t.daddr))
+	if (!a->rx && !is_mesh_address(p->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
 		vip = e->nat_addr.w[3];
@@ -209,8 +220,7 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	a.epoch = ip_epoch4(p->t.saddr);
 	flow_key(&f, &p->t);
 	e = ct_find(&f);
-	if (e && (f.dir == FLOW_FORWARD || !f.half_open) && !ct_reopened(e, p) &&
-	    tunnel_cached(p, &f, e, &a)) {
+	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && tunnel_cached(p, &f, e, &a)) {
 		ct_touch(e, p, f.dir);
 	} else {
 		ret = tunnel_slow(p, &f, &e, &a);

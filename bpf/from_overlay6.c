@@ -35,8 +35,8 @@ static __always_inline int arrival_record6(struct packet *p, struct packet6 *x, 
 		ct_cache(&fresh, FLOW_FORWARD, a->verdict, hop_word(a->hop, a->epoch));
 		return ct_create6(p, &x->key, &fresh);
 	}
-	if (f->half_open && f->dir == FLOW_REPLY) {
-		ret = ct_promote6(p, f, &x->key, e);
+	if (f->half_open) {
+		ret = ct_advance6(p, f, &x->key, e);
 		if (ret < 0)
 			return ret;
 	}
@@ -71,7 +71,7 @@ static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, str
 	ret = check_sender6(p, x, a->hop, node);
 	if (ret < 0)
 		return ret;
-	if (!a->rx && (!is_own_address6(&x->t.daddr) || opens_from_external(f, *e, node)))
+	if (!a->rx && (!is_mesh_address6(&x->t.daddr) || opens_from_external(f, *e, node)))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (*e && (ct_reopened(*e, p) || ((*e)->flags & CT_WORLD && f->dir == FLOW_FORWARD))) {
 		ct_delete6(&x->key);
@@ -101,7 +101,7 @@ static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet 
 	e = related_flow6(skb, TUNNEL_INNER, x, &f);
 	if (!e || e->flags & CT_WORLD || !knows_packet6(p, x, sender, &x->quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	if (!a->rx && !is_own_address6(&x->t.daddr))
+	if (!a->rx && !is_mesh_address6(&x->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	ret = tunnel_strip6(skb, p);
 	if (!ret && e->flags & CT_NAT && f.dir == FLOW_FORWARD)
@@ -137,8 +137,7 @@ static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, s
 	a.epoch = ip_epoch6(&x->t.saddr);
 	flow_key6(&f, &x->key, &x->t);
 	e = ct_find6(&f, &x->key);
-	if (e && (f.dir == FLOW_FORWARD || !f.half_open) && !ct_reopened(e, p) &&
-	    tunnel_cached(p, &f, e, &a)) {
+	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && tunnel_cached(p, &f, e, &a)) {
 		ct_touch(e, p, f.dir);
 	} else {
 		ret = tunnel_slow6(p, x, &f, &e, &a);

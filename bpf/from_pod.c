@@ -142,8 +142,8 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		if (ret < 0)
 			return ret;
 	} else {
-		if (f->half_open && f->dir == FLOW_REPLY) {
-			ret = ct_promote(p, f, &e);
+		if (unlikely(f->half_open)) {
+			ret = ct_advance(p, f, &e);
 			if (ret < 0)
 				return ret;
 		}
@@ -193,7 +193,8 @@ static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, 
 			mark_world(e, &r);
 			ct_cache(e, f->dir, verdict, hop_word(r.hop, r.epoch));
 		}
-		if (f->half_open || (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
+		if (f->half_open || p->tcp_flags & (TCP_FIN | TCP_RST) ||
+		    (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
 			e->created = bpf_jiffies64();
 			ret = service_follow(p, f, &e, &to);
 			if (ret < 0)
@@ -267,8 +268,8 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 static __always_inline int became_service(const struct flow *f, const struct ct_entry *e,
                                           const struct packet *p)
 {
-	return f->half_open && f->dir == FLOW_FORWARD && !(e->flags & (CT_SERVICE | CT_NAT)) &&
-	       frontend4(&p->t);
+	return f->half_open && f->dir == FLOW_FORWARD &&
+	       !(e->flags & (CT_SERVICE | CT_NAT | CT_REPLIED)) && frontend4(&p->t);
 }
 
 static __always_inline int pod_flow(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)

@@ -98,8 +98,8 @@ static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, s
 		if (ret < 0)
 			return ret;
 	} else {
-		if (f->half_open && f->dir == FLOW_REPLY) {
-			ret = ct_promote6(p, f, &x->key, &e);
+		if (unlikely(f->half_open)) {
+			ret = ct_advance6(p, f, &x->key, &e);
 			if (ret < 0)
 				return ret;
 		}
@@ -141,7 +141,8 @@ static __always_inline int pod_service6(struct __sk_buff *skb, struct packet *p,
 			mark_world(e, &r);
 			ct_cache(e, f->dir, verdict, hop_word(r.hop, r.epoch));
 		}
-		if (f->half_open || (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
+		if (f->half_open || p->tcp_flags & (TCP_FIN | TCP_RST) ||
+		    (__u32)bpf_jiffies64() - e->created > FOLLOW_JIFFIES) {
 			e->created = bpf_jiffies64();
 			ret = service_follow6(p, x, f, &e);
 			if (ret < 0)
@@ -199,8 +200,8 @@ static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p,
 static __always_inline int became_service6(const struct flow *f, const struct ct_entry *e,
                                            const struct packet6 *x)
 {
-	return f->half_open && f->dir == FLOW_FORWARD && !(e->flags & (CT_SERVICE | CT_NAT)) &&
-	       frontend6(&x->t);
+	return f->half_open && f->dir == FLOW_FORWARD &&
+	       !(e->flags & (CT_SERVICE | CT_NAT | CT_REPLIED)) && frontend6(&x->t);
 }
 
 static __always_inline int pod_flow6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,

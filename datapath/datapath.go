@@ -127,6 +127,9 @@ const (
 	// IPWithheld marks, in the kernel only, a prefix whose identity is hidden
 	// because a narrower one found no room: it is unknown, and not world.
 	IPWithheld
+	// IPLocal marks, beside IPHost, an address of this node that other nodes do
+	// not know: nothing from the tunnel is for it.
+	IPLocal
 )
 
 // Identity is an identity whose labels this node knows. A packet from the

@@ -3,8 +3,9 @@
  *
  * One entry per flow under a key that is equal for both directions (the lower
  * address first). A flow to a service has a second one, from the tuple before
- * translation. Half-open flows live in a small LRU; the first reply promotes
- * them to the preallocated hash, which never evicts.
+ * translation. Half-open flows live in a small LRU; the first reply, in TCP the
+ * first segment after it that acknowledges it, promotes them to the preallocated
+ * hash, which never evicts.
  *
  * Per direction of packets two words say what was decided, each read and
  * written whole:
@@ -41,7 +42,7 @@ enum ct_flags {
 	CT_NAT = 1 << 2,         /* replies go back through nat, the frontend */
 	CT_HAIRPIN = 1 << 3,     /* the originator serves itself */
 	CT_WORLD = 1 << 4,       /* the peer is outside the mesh and its tunnels */
-	CT_REPLIED = 1 << 5,
+	CT_REPLIED = 1 << 5,     /* half-open: TCP that has not said yet that it heard it */
 };
 
 enum ct_tcp {
@@ -143,6 +144,15 @@ static __always_inline int ct_reopened(const struct ct_entry *e, const struct pa
 	       (e->tcp & CT_TCP_RST || (e->tcp & closed) == closed);
 }
 
+/* Notes that a packet ends its direction of the connection, or all of it. */
+static __always_inline void ct_end(struct ct_entry *e, const struct packet *p, __u8 dir)
+{
+	if (p->tcp_flags & TCP_RST)
+		e->tcp |= CT_TCP_RST;
+	else if (p->tcp_flags & TCP_FIN)
+		e->tcp |= dir == FLOW_REPLY ? CT_TCP_FIN_REPLY : CT_TCP_FIN_FORWARD;
+}
+
 static __always_inline void ct_touch(struct ct_entry *e, const struct packet *p, __u8 dir)
 {
 	__u32 now = bpf_jiffies64();
@@ -152,12 +162,8 @@ static __always_inline void ct_touch(struct ct_entry *e, const struct packet *p,
 		e->last_seen = now;
 	e->packets[dir]++;
 	e->bytes[dir] += p->len;
-	if (p->tcp_flags & (TCP_FIN | TCP_RST)) {
-		if (p->tcp_flags & TCP_RST)
-			e->tcp |= CT_TCP_RST;
-		else
-			e->tcp |= dir == FLOW_REPLY ? CT_TCP_FIN_REPLY : CT_TCP_FIN_FORWARD;
-	}
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		ct_end(e, p, dir);
 }
 
 static __always_inline void ct_init(struct ct_entry *e, const struct packet *p,
@@ -197,6 +203,30 @@ static __always_inline int ct_promote(struct packet *p, struct flow *f, struct c
 	*e = bpf_map_lookup_elem(&ct4, &f->key);
 	f->half_open = 0;
 	return *e ? 0 : DROP(p, DROP_CONNTRACK_FULL);
+}
+
+/* Whether a half-open flow may take a step with a packet in this direction. */
+static __always_inline int ct_steps(const struct flow *f, const struct ct_entry *e)
+{
+	return f->half_open && (f->dir == FLOW_REPLY || e->flags & CT_REPLIED);
+}
+
+/* Whether a packet of who opened the flow shows that the answer has reached him.
+ * Whoever only sends SYNs, from wherever, gets answers and takes no room for good. */
+static __always_inline int ct_confirms(const struct packet *p)
+{
+	return p->t.proto != IPPROTO_TCP ||
+	       (p->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK;
+}
+
+/* What a packet makes of a half-open flow. */
+static __always_inline int ct_advance(struct packet *p, struct flow *f, struct ct_entry **e)
+{
+	if (f->dir == FLOW_REPLY && p->t.proto == IPPROTO_TCP) {
+		(*e)->flags |= CT_REPLIED;
+		return 0;
+	}
+	return ct_steps(f, *e) && ct_confirms(p) ? ct_promote(p, f, e) : 0;
 }
 
 static __always_inline __u64 verdict_word(const struct flow *f, __u32 policy_epoch, __u32 hop_epoch,

@@ -101,3 +101,14 @@ static __always_inline int ct_promote6(struct packet *p, struct flow *f, const s
 	f->half_open = 0;
 	return *e ? 0 : DROP(p, DROP_CONNTRACK_FULL);
 }
+
+/* See ct_advance. */
+static __always_inline int ct_advance6(struct packet *p, struct flow *f, const struct tuple6 *key,
+                                       struct ct_entry **e)
+{
+	if (f->dir == FLOW_REPLY && p->t.proto == IPPROTO_TCP) {
+		(*e)->flags |= CT_REPLIED;
+		return 0;
+	}
+	return ct_steps(f, *e) && ct_confirms(p) ? ct_promote6(p, f, key, e) : 0;
+}

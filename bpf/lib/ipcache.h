@@ -8,6 +8,7 @@ enum ip_flags {
 	IP_REMOTE_NODE = 1 << 1, /* another node's own address */
 	IP_CIDR = 1 << 2,        /* known only as a node's pod CIDR */
 	IP_WITHHELD = 1 << 3,    /* the identity is hidden: a narrower prefix found no room */
+	IP_LOCAL = 1 << 4,       /* with IP_HOST: one that other nodes do not know */
 };
 
 struct ip_entry {

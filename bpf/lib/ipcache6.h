@@ -84,3 +84,14 @@ static __always_inline int is_own_address6(const struct addr *a)
 	ip = ipcache_exact6(a, 0);
 	return ip && ip->flags & IP_HOST;
 }
+
+/* Whether nodes of the mesh may ask for an address of this node. */
+static __always_inline int is_mesh_address6(const struct addr *a)
+{
+	struct ip_entry *ip;
+
+	if (is_node_addr6(a))
+		return 1;
+	ip = ipcache_exact6(a, 0);
+	return ip && (ip->flags & (IP_HOST | IP_LOCAL)) == IP_HOST;
+}

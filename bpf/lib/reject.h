@@ -163,7 +163,7 @@ static __always_inline int finish_answering(struct __sk_buff *skb, struct packet
 		return act; /* the first one's answer is enough; errors have none (RFC 1122) */
 	if (verdict == -DROP_PACKET_TOO_BIG && p->mtu)
 		return answer_icmp(skb, ICMP_CODE_FRAG_NEEDED, p->mtu);
-	if (verdict != -DROP_NO_BACKEND)
+	if (verdict != -DROP_NO_BACKEND && verdict != -DROP_TUPLE_IN_USE)
 		return act;
 	if (p->t.proto != IPPROTO_TCP)
 		return answer_icmp(skb, ICMP_CODE_PORT, 0);

@@ -117,7 +117,7 @@ static __always_inline int finish_answering6(struct __sk_buff *skb, struct packe
 		return act;
 	if (verdict == -DROP_PACKET_TOO_BIG && p->mtu)
 		return answer_icmp6(skb, ICMP6_TOO_BIG, 0, p->mtu);
-	if (verdict != -DROP_NO_BACKEND)
+	if (verdict != -DROP_NO_BACKEND && verdict != -DROP_TUPLE_IN_USE)
 		return act;
 	if (p->t.proto != IPPROTO_TCP)
 		return answer_icmp6(skb, ICMP6_UNREACHABLE, ICMP6_CODE_PORT, 0);

@@ -44,6 +44,18 @@ static __always_inline int backend_alive(const struct ct_entry *e)
 	return b && is_addr4(&b->addr, e->nat_addr.w[3]) && b->port == e->nat_port;
 }
 
+/* Whether the tuple that a flow to a service becomes is a live connection's, which
+ * the client has with the backend directly or through another service. Its own old
+ * entry is no other. Datagrams have no end, so that nobody can wait for it. */
+static __always_inline int tuple_in_use(const struct ct_entry *e, const struct flow *f,
+                                        const struct packet *p, const struct choice *c)
+{
+	if (p->t.proto != IPPROTO_TCP || f->half_open || e->tcp & CT_TCP_RST ||
+	    (e->tcp & CT_TCP_CLOSED) == CT_TCP_CLOSED)
+		return 0;
+	return !(e->flags & CT_NAT && e->frontend == c->frontend);
+}
+
 /* Makes both entries of a new flow to a service: from before and after
  * translation. */
 static __always_inline int service_create(struct packet *p, struct flow *f, const struct tuple4 *to,
@@ -51,14 +63,17 @@ static __always_inline int service_create(struct packet *p, struct flow *f, cons
                                           const struct route *r)
 {
 	__u16 flags = c->flags;
-	struct ct_entry e;
+	struct ct_entry e, *old;
 	struct flow after = {};
 	int ret;
 
 	if (r->hop == HOP_WORLD)
 		flags |= CT_WORLD;
 	flow_key(&after, to);
-	if (ct_find(&after))
+	old = ct_find(&after);
+	if (old && tuple_in_use(old, &after, p, c))
+		return DROP(p, DROP_TUPLE_IN_USE);
+	if (old)
 		ct_delete(&after);
 	ct_init(&e, p, &after, flags | CT_NAT);
 	e.nat_addr = addr4(p->t.daddr);
@@ -78,12 +93,14 @@ static __always_inline int service_create(struct packet *p, struct flow *f, cons
 }
 
 /* The entry from after translation sees only replies: keep it as young as the
- * flow, make it again if it went, and follow it when it is established. */
+ * flow, make it again if it went, tell it of the flow's end, and follow it when it is
+ * established. */
 static __always_inline int service_follow(struct packet *p, struct flow *f, struct ct_entry **e,
                                           const struct tuple4 *to)
 {
 	struct flow after = {};
 	struct ct_entry *other;
+	int ret;
 
 	flow_key(&after, to);
 	other = ct_find(&after);
@@ -99,6 +116,12 @@ static __always_inline int service_follow(struct packet *p, struct flow *f, stru
 		return ct_create(p, &after, &fresh);
 	}
 	other->last_seen = bpf_jiffies64();
+	ct_end(other, p, FLOW_FORWARD);
+	if (after.half_open) {
+		ret = ct_advance(p, &after, &other);
+		if (ret < 0)
+			return ret;
+	}
 	if (f->half_open && !after.half_open)
 		return ct_promote(p, f, e);
 	return 0;

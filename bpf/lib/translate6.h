@@ -45,13 +45,16 @@ static __always_inline int service_create6(struct packet *p, struct packet6 *x, 
 {
 	__u16 flags = c->flags;
 	struct flow after = {};
-	struct ct_entry e;
+	struct ct_entry e, *old;
 	int ret;
 
 	if (r->hop == HOP_WORLD)
 		flags |= CT_WORLD;
 	flow_key6(&after, &x->after, &x->to);
-	if (ct_find6(&after, &x->after))
+	old = ct_find6(&after, &x->after);
+	if (old && tuple_in_use(old, &after, p, c))
+		return DROP(p, DROP_TUPLE_IN_USE);
+	if (old)
 		ct_delete6(&x->after);
 	ct_init(&e, p, &after, flags | CT_NAT);
 	e.nat_addr = x->t.daddr;
@@ -76,6 +79,7 @@ static __always_inline int service_follow6(struct packet *p, struct packet6 *x, 
 {
 	struct flow after = {};
 	struct ct_entry *other;
+	int ret;
 
 	flow_key6(&after, &x->after, &x->to);
 	other = ct_find6(&after, &x->after);
@@ -91,6 +95,12 @@ static __always_inline int service_follow6(struct packet *p, struct packet6 *x, 
 		return ct_create6(p, &x->after, &fresh);
 	}
 	other->last_seen = bpf_jiffies64();
+	ct_end(other, p, FLOW_FORWARD);
+	if (after.half_open) {
+		ret = ct_advance6(p, &after, &x->after, &other);
+		if (ret < 0)
+			return ret;
+	}
 	if (f->half_open && !after.half_open)
 		return ct_promote6(p, f, &x->key, e);
 	return 0;

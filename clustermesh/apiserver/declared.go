@@ -6,21 +6,60 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 )
 
 // declaredPoll is how often --peers-file is looked at.
 const declaredPoll = 2 * time.Second
 
-// declared is what is wrong with the peers of a file.
+// declared is what is known of the peers of a file.
 type declared struct {
-	mu  sync.Mutex
-	why map[string]string // by object
+	mu    sync.Mutex
+	why   map[string]string // what is wrong, by object
+	read  bool              // the file was readable once
+	names []string          // of the peers in it when it was last readable
+}
+
+// listed notes which peers the file has.
+func (d *declared) listed(want []peering.Declaration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.read, d.names = true, nil
+	for _, p := range want {
+		d.names = append(d.names, p.Name)
+	}
+}
+
+// refuseLeave says why a peer that the file has cannot leave: it would be taken
+// up again at once. A peer that joined by token leaves, whatever the file says.
+func (s *Server) refuseLeave(ctx context.Context, name string) error {
+	s.declared.mu.Lock()
+	read, listed := s.declared.read, slices.Contains(s.declared.names, name)
+	s.declared.mu.Unlock()
+	if s.cfg.PeersFile == "" || read && !listed {
+		return nil
+	}
+	peers, _, err := s.mesh.Peers(ctx)
+	if err != nil {
+		return apiError(err)
+	}
+	if !slices.ContainsFunc(peers, func(p *keyspacev1.Peer) bool { return p.GetName() == name && len(p.GetDeclared()) > 0 }) {
+		return nil
+	}
+	if !read {
+		return status.Errorf(codes.FailedPrecondition, "leave %s: --peers-file %s, which declared it, could not be read yet, and would bring it back; correct the file (hawser status says what is wrong), without the peer", name, s.cfg.PeersFile)
+	}
+	return status.Errorf(codes.FailedPrecondition, "leave %s: it is declared in --peers-file %s and would be taken up again at once; remove it there, and it leaves by itself", name, s.cfg.PeersFile)
 }
 
 func (d *declared) set(why map[string]string) (changed bool) {
@@ -78,6 +117,7 @@ func (s *Server) declarePeers(ctx context.Context) map[string]error {
 			return map[string]error{file: err}
 		}
 	}
+	s.declared.listed(want)
 	wrong, err := s.mesh.Declare(ctx, want)
 	if err != nil {
 		return map[string]error{file: err}

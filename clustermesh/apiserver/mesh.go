@@ -46,12 +46,8 @@ func (s *Server) newFederation() (*federation.Manager, error) {
 		Replica:     s.cfg.Replica,
 		StaleAfter:  s.cfg.StaleAfter,
 		ExpireAfter: expire,
-		PutBack: func(key, was string) {
-			if k, err := kvstore.ParseKey(key); err == nil {
-				s.putBack(k, was)
-			}
-		},
-	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo, Observe: s.timers.stage})
+	}, federation.Deps{KV: s.kv, Creds: s.creds, Log: s.log, Explain: s.explainTo, Observe: s.timers.stage,
+		PutBack: func(key kvstore.Key, found *kvstore.KV) { s.putBack(key, was(key, found)) }})
 }
 
 // Invite makes a token with which one cluster can join, once.
@@ -161,7 +157,13 @@ func (s *Server) Leave(ctx context.Context, r *hawserv1.LeaveRequest) (*hawserv1
 		}
 		return &hawserv1.LeaveResponse{}, nil
 	}
+	if err := s.refuseLeave(ctx, r.GetPeer()); err != nil {
+		return nil, err
+	}
 	n, err := s.mesh.Leave(ctx, r.GetPeer())
+	if errors.Is(err, peering.ErrNoPeer) {
+		return nil, status.Error(codes.NotFound, err.Error())
+	}
 	if err != nil {
 		return nil, apiError(err)
 	}
@@ -179,6 +181,9 @@ func (s *Server) peers(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 // MeshStatus reports on all peers.
 func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
 	peers, err := s.peers(ctx)
+	if err == nil && s.cfg.Etcd.Shared {
+		err = s.judgeNeighbours(ctx, peers)
+	}
 	if err != nil {
 		return nil, apiError(err)
 	}

@@ -40,7 +40,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_gossip_refused_total", Help: "Gossip messages refused: a wrong key, none, or another cluster's.", Kind: c},
 		{Name: "hawser_pod_ranges", Help: "Ranges of a pool of pod addresses: used (nodes that have one), free (that can still be handed out).", Kind: g, Labels: []string{"pool", "state"}},
 		{Name: "hawser_node_health_changes_total", Help: "Verdicts on nodes of this cluster that this API server wrote, by the health that they gave.", Kind: c, Labels: []string{"health"}},
-		{Name: "hawser_records_put_back_total", Help: "Records that only the API server writes (cluster, nodeconfig, synced) and that it put back, because somebody else had removed or changed them.", Kind: c, Labels: []string{"kind"}},
+		{Name: "hawser_records_put_back_total", Help: "Records that only the API server writes (cluster, nodeconfig, synced; peers: the view of a peer) and that it put back, as the leader or the one that has the peer's stream, because somebody else had removed or changed them.", Kind: c, Labels: []string{"kind"}},
 		{Name: "hawser_problems", Help: "Problems that `hawser status` shows for this cluster.", Kind: g},
 		{Name: "hawser_certificate_expiry_timestamp_seconds", Help: "When a certificate ends: the API server's (apiserver) or the CA (ca).", Kind: g, Labels: []string{"certificate"}},
 		{Name: "hawser_federation_connected", Help: "1 while the peer's stream is up.", Kind: g, Labels: peer},
@@ -59,6 +59,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_repairs_total", Help: "Copies of the peer that were made again because somebody else had changed them here.", Kind: c, Labels: peer},
 		{Name: "hawser_federation_refused_total", Help: "Records of the peer that were refused, by reason.", Kind: c, Labels: []string{"target_cluster", "reason"}},
 		{Name: "hawser_federation_certificate_expiry_timestamp_seconds", Help: "When the certificate that the peer shows ends.", Kind: g, Labels: peer},
+		{Name: "hawser_federation_handshakes_refused_total", Help: "Connections to the federation port that were refused: certificate (none of a cluster's), stranger (of no peer), authority (another CA than the peer's), expired, role (no API server's), own (this cluster's), remote (the caller does not believe ours), timeout, tls, closed (the caller hung up, as a check of the port does).", Kind: c, Labels: []string{"reason"}},
 		{Name: "hawser_api_refused_total", Help: "Calls on the API port that were refused for the caller's certificate.", Kind: c},
 		{Name: "hawser_etcd_no_space", Help: "1 while etcd refuses writes because its database or its disk is full.", Kind: g},
 		{Name: "hawser_identities_free", Help: "Identity numbers of this cluster that can still be given.", Kind: g},
@@ -84,11 +85,12 @@ func (t *timers) kept() []metrics.Kept { return append(t.etcd.Kept(), t.propagat
 
 // clusterState is all that the metrics are made of.
 type clusterState struct {
-	status  *hawserv1.ClusterStatusReport
-	mesh    *hawserv1.MeshStatusResponse
-	nodes   *hawserv1.ListNodesResponse
-	certs   map[string]time.Time
-	refused uint64
+	status     *hawserv1.ClusterStatusReport
+	mesh       *hawserv1.MeshStatusResponse
+	nodes      *hawserv1.ListNodesResponse
+	certs      map[string]time.Time
+	refused    uint64
+	handshakes map[string]uint64 // refused, by reason
 
 	members       map[liveness.Witness]int
 	gossipRefused uint64
@@ -100,8 +102,9 @@ type clusterState struct {
 func (s *Server) metricsSource() metrics.Source {
 	return func(ctx context.Context, emit metrics.Emit) error {
 		c := clusterState{
-			refused: s.refused.Load(),
-			certs:   map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.authority().Certificate().NotAfter},
+			refused:    s.refused.Load(),
+			handshakes: s.mesh.RefusedHandshakes(),
+			certs:      map[string]time.Time{"apiserver": s.creds.expires(), "ca": s.creds.authority().Certificate().NotAfter},
 		}
 		c.members, c.gossipRefused = s.watchman.gossipState()
 		c.verdicts = s.watchman.verdictCounts()
@@ -133,6 +136,9 @@ func (c *clusterState) emit(emit metrics.Emit) {
 		}
 	}
 	emit("hawser_api_refused_total", float64(c.refused))
+	for reason, n := range c.handshakes {
+		emit("hawser_federation_handshakes_refused_total", float64(n), reason)
+	}
 	for name, end := range c.certs {
 		emit("hawser_certificate_expiry_timestamp_seconds", float64(end.Unix()), name)
 	}

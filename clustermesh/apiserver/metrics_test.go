@@ -39,7 +39,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		nodes:   &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{{Cluster: "east", State: nodePresent, Health: "alive"}, {Cluster: "east", State: nodePresent, Health: "dead"}}},
 		members: map[liveness.Witness]int{liveness.Up: 3, liveness.Down: 1}, gossipRefused: 2,
 		verdicts: map[string]uint64{"dead": 1}, putBacks: map[kvstore.Kind]uint64{kvstore.KindCluster: 1},
-		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5,
+		certs: map[string]time.Time{"ca": time.Unix(6, 0)}, refused: 5, handshakes: map[string]uint64{"authority": 4},
 	}
 	kept := newTimers()
 	kept.etcd.Observe("get", "ok", time.Millisecond)
@@ -68,6 +68,7 @@ func TestEveryDocumentedMetricExists(t *testing.T) {
 		`hawser_certificate_expiry_timestamp_seconds{certificate="ca"}`:                 6, `hawser_api_refused_total`: 5,
 		`hawser_federation_keys{kind="ips",target_cluster="west"}`: 7,
 		`hawser_federation_synced{target_cluster="west"}`:          1, `hawser_federation_synced{target_cluster="north"}`: 0,
+		`hawser_federation_handshakes_refused_total{reason="authority"}`: 4,
 		`hawser_etcd_no_space`: 1, `hawser_identities_free`: 12, `hawser_identities_max`: 255,
 		`hawser_etcd_operations_total{operation="get",result="ok"}`: 1, `hawser_etcd_operations_total{operation="watch",result="compacted"}`: 1,
 		`hawser_etcd_operation_seconds_count{operation="get"}`: 1, `hawser_etcd_operation_seconds_count{operation="watch"}`: 0,

@@ -175,7 +175,7 @@ func (r *registrar) allocate(ctx context.Context, own owners, node, family strin
 	if err != nil || !found {
 		return err
 	}
-	if family == ipv4 && presence.msg.GetHasPodCidr() {
+	if family == ipv4 && presence.msg.GetHasPodCidr() || family == ipv6 && presence.msg.GetHasPodCidr6() {
 		return nil // it is about to announce the one that it has
 	}
 	var taken []netip.Prefix

@@ -68,6 +68,29 @@ func TestNoPodCIDRBesideOnesOwn(t *testing.T) {
 	}
 }
 
+// The same holds for IPv6: a node that brings its own range is given none beside
+// it, one that brings an IPv4 range alone is given an IPv6 one.
+func TestNoIPv6PodCIDRBesideOnesOwn(t *testing.T) {
+	s, step := registrarOf(t, 24, "10.1.0.0/22", "fd00:10:1::/48")
+	for name, brings := range map[string]*keyspacev1.Presence{
+		"n1": {Node: "n1", HasPodCidr: true, HasPodCidr6: true},
+		"n2": {Node: "n2", HasPodCidr: true},
+	} {
+		s.write(t, kvstore.NewKey(kvstore.Local, "east", kvstore.KindPresence, name), brings)
+		s.watchman.present[name] = true
+	}
+	step()
+	if one, two := s.rangesOf(t, "n1"), s.rangesOf(t, "n2"); one != "" || two != "fd00:10:1::/64" {
+		t.Errorf("n1 was given %q, n2 %q", one, two)
+	}
+	s.write(t, kvstore.NewKey(kvstore.State, "east", kvstore.KindNode, "n1"),
+		&keyspacev1.Node{Name: "n1", Cluster: "east", PodCidrs: []string{"10.1.0.0/24", "fd00:10:1:1::/64"}})
+	step()
+	if one := s.rangesOf(t, "n1"); one != "10.1.0.0/24,fd00:10:1:1::/64" || len(s.ranges.problems()) != 0 {
+		t.Errorf("n1 owns %q, problems %v; want what it announces", one, s.ranges.problems())
+	}
+}
+
 // Each node that comes without a range gets one that is nobody's, which it keeps
 // until it is forgotten; what an operator told a node counts as taken.
 func TestPodCIDRs(t *testing.T) {

@@ -38,7 +38,7 @@ type putBacks struct {
 
 // putBackKinds are those that are watched over.
 func putBackKinds() []kvstore.Kind {
-	return []kvstore.Kind{kvstore.KindCluster, kvstore.KindNodeConfig, kvstore.KindSynced}
+	return []kvstore.Kind{kvstore.KindCluster, kvstore.KindNodeConfig, kvstore.KindSynced, kvstore.KindPeerView}
 }
 
 // counts has an entry of each kind.
@@ -50,6 +50,17 @@ func (p *putBacks) counts() map[kvstore.Kind]uint64 {
 		out[k] = p.kind[k]
 	}
 	return out
+}
+
+// was says what was wrong with what was found in a record's place.
+func was(key kvstore.Key, found *kvstore.KV) string {
+	if found == nil {
+		return wasMissing
+	}
+	if _, err := kvstore.Decode(key, found.Value); err != nil {
+		return wasUnreadable
+	}
+	return wasChanged
 }
 
 // putBack notes that a record is as it should be again.
@@ -93,19 +104,16 @@ func (s *Server) compareClusterRecord(ctx context.Context, key kvstore.Key, fenc
 	if err != nil {
 		return err
 	}
-	was, cmp := wasMissing, kvstore.Absent(key.String())
+	cmp := kvstore.Absent(key.String())
 	if old != nil {
 		if kvstore.SameRecord(key, old.Value, op.Value) {
 			return nil
 		}
-		was, cmp = wasChanged, kvstore.AtRevision(key.String(), old.ModRevision)
-		if _, err := kvstore.Decode(key, old.Value); err != nil {
-			was = wasUnreadable
-		}
+		cmp = kvstore.AtRevision(key.String(), old.ModRevision)
 	}
 	r, err := s.kv.Txn(ctx, append(slices.Clone(fence), cmp), []kvstore.Op{op}, nil)
 	if err == nil && r.Succeeded {
-		s.putBack(key, was)
+		s.putBack(key, was(key, old))
 	}
 	return err // lost to another write: that wakes us again
 }

@@ -98,6 +98,12 @@ func TestREST(t *testing.T) {
 	if code, body := call(t, admin, http.MethodGet, base+"/v1/mesh/peers/nowhere/diff", ""); code != http.StatusNotFound || !strings.Contains(body, "no such peer") {
 		t.Errorf("comparing with a peer that is none: %d %s", code, body)
 	}
+	if code, body := call(t, admin, http.MethodDelete, base+"/v1/mesh/peers/nowhere", ""); code != http.StatusNotFound || !strings.Contains(body, "no such peer") {
+		t.Errorf("leaving a peer that is none: %d %s", code, body)
+	}
+	if code, body := call(t, admin, http.MethodPut, base+"/v1/mesh/peers/nowhere", ""); code != http.StatusMethodNotAllowed {
+		t.Errorf("a wrong method: %d %s", code, body)
+	}
 	if code, _ := call(t, admin, http.MethodPost, base+"/v1/mesh/invite", "{}", "Sec-Fetch-Site", "cross-site"); code != http.StatusForbidden {
 		t.Errorf("a browser on behalf of another site: %d", code)
 	}

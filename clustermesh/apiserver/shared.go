@@ -242,7 +242,8 @@ func (s *Server) markNeighbour(ctx context.Context, name string, seen bool) erro
 	return nil
 }
 
-// neighbourStatus is MeshStatus of the clusters of a shared etcd.
+// neighbourStatus is the status of the clusters of a shared etcd, but for what
+// judgeNeighbours fills in.
 func (s *Server) neighbourStatus(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 	views, err := list[*keyspacev1.PeerView](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPeerView)
 	if err != nil {
@@ -250,13 +251,9 @@ func (s *Server) neighbourStatus(ctx context.Context) ([]*hawserv1.PeerStatus, e
 	}
 	var out []*hawserv1.PeerStatus
 	for _, v := range views {
-		keys, err := s.client.Count(ctx, kvstore.Prefix(kvstore.State, v.msg.GetPeer()))
-		if err != nil {
-			return nil, err
-		}
 		p := &hawserv1.PeerStatus{
 			Name: v.msg.GetPeer(), ClusterId: v.msg.GetClusterId(), State: peerConnected, Since: v.msg.GetSince(),
-			Address: "the same etcd", Data: v.msg.GetData(), Keys: uint64(keys), LastSync: "shared etcd",
+			Address: "the same etcd", Data: v.msg.GetData(), LastSync: "shared etcd",
 		}
 		if !v.msg.GetConnected() {
 			p.State, p.LastError = peerGone, "nothing of it is left in the etcd; what it was granted is kept until: hawser mesh leave "+p.GetName()

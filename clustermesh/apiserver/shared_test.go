@@ -251,3 +251,59 @@ func TestGrantOutlivesTheCluster(t *testing.T) {
 		t.Errorf("released, and yet: %v", g)
 	}
 }
+
+// Of a cluster that shares the etcd those keys are counted that its grant allows;
+// the others are refused, with the reason and the key.
+func TestSharedEtcdCountsWhatIsBelieved(t *testing.T) {
+	e := etcdtest.StartKind(t, etcdtest.External)
+	api, _ := serve(t, on(t, e, "east", 1))
+	other, stopWest := serve(t, on(t, e, "west", 2))
+	answers(t, other)
+	status := func() *hawserv1.PeerStatus {
+		t.Helper()
+		r, err := api.MeshStatus(t.Context(), &hawserv1.MeshStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.GetPeers()) != 1 {
+			return &hawserv1.PeerStatus{}
+		}
+		return r.GetPeers()[0]
+	}
+	etcdtest.Eventually(t, patience, "they see each other", func() bool { return status().GetState() == "connected" })
+	stopWest() // what it publishes stays as it is
+	few := uint64(2)
+	if _, err := api.ChangeGrant(t.Context(), &hawserv1.ChangeGrantRequest{Peer: "west", MaxIps: &few}); err != nil {
+		t.Fatal(err)
+	}
+	before := status()
+	if before.GetKeys() == 0 || len(before.GetRefused()) != 0 {
+		t.Fatalf("before: %v", before)
+	}
+	root := e.Root(t)
+	for _, prefix := range []string{"10.2.0.5/32", "10.2.0.6/32", "10.2.0.7/32", "10.1.0.5/32"} {
+		key := kvstore.NewKey(kvstore.State, "west", kvstore.KindIP, prefix)
+		value, err := kvstore.Encode(key, &keyspacev1.IPEntry{Prefix: prefix, Identity: 2<<16 + 1, Node: "n", TunnelAddress: "192.168.2.5"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := root.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(key.String(), value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bad := kvstore.NewKey(kvstore.State, "west", kvstore.KindNode, "n").String()
+	if _, err := root.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(bad, []byte("zzz"))}, nil); err != nil {
+		t.Fatal(err)
+	}
+	after := status()
+	if n := after.GetKeys() - before.GetKeys(); n != 2 || after.GetKeysByKind()["ips"] != 2 {
+		t.Errorf("%d keys more are believed, want 2: %v", n, after)
+	}
+	r := after.GetRefused()
+	if after.GetRefusedNow() != 3 || r["limit"] != 1 || r["decode"] != 1 || len(r) != 3 {
+		t.Errorf("refused: %v", after)
+	}
+	if text := strings.Join(after.GetLastRefused(), "\n"); !strings.Contains(text, "prefix 10.1.0.5/32 is not within a granted range") || !strings.Contains(text, "ips/10.2.0.7%2F32: limit") {
+		t.Errorf("what is refused is not said: %s", text)
+	}
+}

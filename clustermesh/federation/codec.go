@@ -84,6 +84,7 @@ type judged struct {
 	weight    uint64 // what it counts against its kind's limit
 	deleted   bool
 	err       *kvstore.BadRecord
+	surplus   *kvstore.BadRecord // what of it is not taken; value is the rest
 }
 
 // judge checks one change against the keyspace's rules and the peer's grant.

@@ -41,11 +41,6 @@ type Config struct {
 	Window       uint64 // batches not yet acknowledged [8]
 	BatchChanges int    // [1,000]
 	BatchBytes   int    // before compression [1 MiB]
-
-	// PutBack is told of each marker of a peer that somebody had removed or
-	// changed and that was put back, and what it was. It must not block [nobody
-	// is told].
-	PutBack func(key, was string)
 }
 
 // Deps are what a Manager works with.
@@ -60,6 +55,10 @@ type Deps struct {
 	// Observe is told how long the stages of a peer's changes took. It must not
 	// block; nil: nobody is told.
 	Observe func(peer string, s stages.Stage, took time.Duration)
+	// PutBack is told of each record of ours, or marker of a peer, that was written again because
+	// somebody else had removed or changed it, and of what was found instead (nil:
+	// nothing). It must not block; nil: nobody is told.
+	PutBack func(key kvstore.Key, found *kvstore.KV)
 	// Listener overrides Config.Listen; the Manager closes it.
 	Listener net.Listener
 }
@@ -79,9 +78,6 @@ func (c *Config) setDefaults() {
 	duration(&c.BackoffMax, 5*time.Second)
 	duration(&c.IdlePersist, time.Minute)
 	duration(&c.RepairEvery, time.Minute)
-	if c.PutBack == nil {
-		c.PutBack = func(string, string) {}
-	}
 	if c.Window == 0 {
 		c.Window = 8
 	}

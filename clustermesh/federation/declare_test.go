@@ -5,6 +5,7 @@ package federation
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/internal/pki"
@@ -68,6 +69,63 @@ func TestDeclaredPeers(t *testing.T) {
 	eventually(t, "what is not declared any more to leave", func() bool { return a.peer(b.name) == nil && len(a.keys(b)) == 0 })
 	if a.peer(c.name) == nil {
 		t.Error("the one that joined left with it")
+	}
+}
+
+// An edit of a peer's ranges brings back neither the CA that it retired nor what
+// an operator set otherwise.
+func TestEditOfADeclarationKeepsTheRest(t *testing.T) {
+	a, b := newCluster(t, 1), newCluster(t, 2)
+	file := declaration(b)
+	for at, text := range map[*testCluster]string{a: file, b: declaration(a)} {
+		if w := declare(t, at, text); len(w) > 0 {
+			t.Fatal(w)
+		}
+	}
+	connected(t, a, b)
+	old := b.etcd.CA
+	next, err := pki.NewCA(b.name, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.creds.set(nil, old.Certificate(), next.Certificate())
+	eventually(t, "both believed", func() bool { return len(peerOf(t, a, b).GetTrustBundle()) == 2 })
+	b.creds.set(apiServerOf(t, next), next.Certificate())
+	eventually(t, "the old one retired", func() bool { return len(peerOf(t, a, b).GetTrustBundle()) == 1 })
+	stale, expire := 7*time.Minute, time.Hour
+	if err := a.m.SetAges(t.Context(), b.name, peering.Ages{Stale: &stale, Expire: &expire}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{MaxServices: new(uint64(42))}); err != nil {
+		t.Fatal(err)
+	}
+
+	wider := declaration(b, "podCIDRs: [10.2.0.0/16]", "podCIDRs: [10.2.0.0/16, 10.88.0.0/16]")
+	if w := declare(t, a, wider); len(w) > 0 {
+		t.Fatal(w)
+	}
+	p := peerOf(t, a, b)
+	if g := p.GetGrant(); len(g.GetPodCidrs()) != 2 || g.GetMaxServices() != 42 {
+		t.Errorf("granted is %v, want both ranges of pods and 42 services", g)
+	}
+	if p.GetStaleAfter() != int64(stale) || p.GetExpireAfter() != int64(expire) {
+		t.Errorf("ages are %d and %d, want %d and %d", p.GetStaleAfter(), p.GetExpireAfter(), stale, expire)
+	}
+	b.restart()
+	connected(t, a, b)
+	b.creds.set(apiServerOf(t, old), next.Certificate())
+	b.restart()
+	eventually(t, "the old certificate refused", func() bool { return a.status(b).GetState() == stateLost })
+
+	// The file of before goes on being applied; one that names the old CA anew is not.
+	ca := func(c *pki.CA) string {
+		return strings.ReplaceAll(strings.TrimSpace(string(pki.EncodeCertificate(c.Certificate()))), "\n", "\n    ")
+	}
+	if w := declare(t, a, strings.ReplaceAll(wider, ca(old), ca(next))); len(w) > 0 {
+		t.Fatal(w)
+	}
+	if w := declare(t, a, wider); w[b.name] == nil || !strings.Contains(w[b.name].Error(), "replaced it by another one") {
+		t.Errorf("a declaration with the retired CA: %v", w)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/clustermesh/peering"
 )
 
 const (
@@ -50,6 +51,12 @@ func (p *peerState) findings(s *hawserv1.PeerStatus) []*hawserv1.Finding {
 	}
 	if p.narrowed != nil {
 		add("grant", strings.ReplaceAll(p.narrowed.Error(), "\n", "; "), "give one of the clusters other ranges, and join again")
+	}
+	for _, r := range p.notGranted {
+		if flag, what := peering.GrantFlag(r); flag != "" {
+			add("grant", fmt.Sprintf("it declares %s, which is not granted, or not all of it: what is not granted is not used, the rest is", what),
+				"if it is right: hawser mesh grant "+s.GetName()+" "+flag)
+		}
 	}
 	var broke []string
 	for _, reason := range slices.Sorted(maps.Keys(p.refused)) {

@@ -4,8 +4,11 @@ package federation
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
@@ -144,11 +147,133 @@ func TestServiceRangesArePinned(t *testing.T) {
 	say("172.32.0.0/16")
 	eventually(t, "what was declared is there", func() bool { return a.get(key) != nil })
 	say("172.32.0.0/16", "93.184.0.0/16")
-	eventually(t, "another range refused", func() bool { return a.status(b).GetRefused()["address"] == 1 && a.get(key) == nil })
+	eventually(t, "another range refused", func() bool { return a.status(b).GetRefused()["address"] == 1 })
+	if got := a.declared(b); !slices.Equal(got, []string{"10.2.0.0/16", "192.168.2.0/24", "172.32.0.0/16"}) {
+		t.Errorf("the copy says %q, want all but what is not granted", got)
+	}
 	if _, _, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{AddServices: []string{"93.184.0.0/16"}}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a wider grant lets it in", func() bool { return a.get(key) != nil })
+	eventually(t, "a wider grant lets it in", func() bool { return slices.Contains(a.declared(b), "93.184.0.0/16") })
+}
+
+// declared are the ranges of a peer by the copy of its record; nil: there is none.
+func (c *testCluster) declared(peer *testCluster) []string {
+	c.t.Helper()
+	kv := c.get(kvstore.NewKey(kvstore.State, peer.name, kvstore.KindCluster).String())
+	r := &keyspacev1.Cluster{}
+	if kv == nil {
+		return nil
+	}
+	if err := proto.Unmarshal(kv, r); err != nil {
+		c.t.Fatal(err)
+	}
+	return slices.Concat(r.GetPodCidrs(), r.GetNodeCidrs(), r.GetServiceCidrs())
+}
+
+// A peer that declares more than is granted loses that alone; so does one of which
+// less is granted than before. What is left out is named until it is granted, also
+// by an API server that was started since.
+func TestGrowthAloneIsRefused(t *testing.T) {
+	a, b := pair(t)
+	key := kvstore.NewKey(kvstore.State, b.name, kvstore.KindCluster)
+	named := func() (out string) {
+		for _, f := range a.status(b).GetFindings() {
+			if f.GetCheck() == "grant" {
+				out += f.GetProblem() + ": " + f.GetFix() + "\n"
+			}
+		}
+		return out
+	}
+	is := func(step string, ranges []string, names ...string) {
+		t.Helper()
+		eventually(t, step, func() bool {
+			ok := slices.Equal(a.declared(b), ranges) && (named() == "") == (len(names) == 0) && (a.status(b).GetRefusedNow() == 0) == (len(names) == 0)
+			for _, n := range names {
+				ok = ok && strings.Contains(named(), n)
+			}
+			return ok
+		})
+	}
+	grown := describe(b.name, 2, "x:1")
+	grown.NotGranted = []string{"pod 10.99.0.0/16"} // which only its copy says
+	b.put(key, grown)
+	all := []string{"10.2.0.0/16", "192.168.2.0/24", "172.18.0.0/16"}
+	is("as declared at the join", all)
+	grown.PodCidrs = append(grown.PodCidrs, "10.66.0.0/16", "10.1.0.0/16")
+	grown.NodeCidrs = append(grown.NodeCidrs, "192.168.66.0/24")
+	grown.ServiceCidrs = append(grown.ServiceCidrs, "172.31.7.0/24")
+	b.put(key, grown)
+	names := []string{"pod CIDR 10.66.0.0/16", "pod CIDR 10.1.0.0/16", "grant " + b.name + " --add-node-cidr 192.168.66.0/24", "grant " + b.name + " --add-service-cidr 172.31.7.0/24"}
+	is("the growth is refused, the rest stays", all, names...)
+	a.restart()
+	connected(t, a, b)
+	eventually(t, "named after a restart", func() bool { return strings.Contains(named(), names[2]) && slices.Equal(a.declared(b), all) })
+	b.put(key, describe(b.name, 2, "x:1"))
+	is("taken back by the peer", all)
+	change := func(c peering.GrantChange) {
+		t.Helper()
+		if _, _, err := a.m.ChangeGrant(t.Context(), b.name, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(peering.GrantChange{RemovePods: []string{"10.2.0.0/16"}, AddPods: []string{"10.2.1.0/24"}})
+	is("narrowed to a part", []string{"10.2.1.0/24", "192.168.2.0/24", "172.18.0.0/16"}, "pod CIDR 10.2.0.0/16")
+	change(peering.GrantChange{AddPods: []string{"10.2.0.0/16"}})
+	is("granted again", all)
+}
+
+// A node that has one more range than is granted stays with the others, and so do
+// the backends that are granted; one of which nothing is granted, or with an address
+// that is not the peer's, does not.
+func TestNodesOfAPeerThatGrows(t *testing.T) {
+	a, b := pair(t)
+	node := func(name, addr string, pods ...string) string {
+		k := kvstore.NewKey(kvstore.State, b.name, kvstore.KindNode, name)
+		b.put(k, &keyspacev1.Node{Name: name, Cluster: b.name, PodCidrs: pods, TunnelAddress: "192.168.2.1", Addresses: []*keyspacev1.NodeAddress{
+			{Type: keyspacev1.NodeAddress_TYPE_INTERNAL, Ip: "192.168.2.1"}, {Type: keyspacev1.NodeAddress_TYPE_INTERNAL, Ip: addr},
+		}})
+		return k.String()
+	}
+	grown := node("grown", "fd00:2:0:1::1", "10.2.1.0/24", "fd00:2:0:1::/64")
+	moved := node("moved", "192.168.2.2", "10.66.0.0/24")
+	lying := node("lying", "fd00:1:0:1::1", "10.2.2.0/24", "fd00:2:0:2::/64")
+	ours := node("ours", "192.168.1.7", "10.2.3.0/24", "192.168.1.0/24")
+	slice := kvstore.NewKey(kvstore.State, b.name, kvstore.KindSlice, "demo", "web", "s")
+	b.put(slice, &keyspacev1.BackendSlice{Namespace: "demo", Service: "web", Name: "s",
+		Backends: []*keyspacev1.Backend{{Ip: "10.2.1.7"}, {Ip: "fd00:2:0:1::7"}, {Ip: "10.1.0.7"}}})
+	eventually(t, "all judged", func() bool { return a.status(b).GetRefused()["address"] == 5 })
+	backends := func() (out []string) {
+		s := &keyspacev1.BackendSlice{}
+		if err := proto.Unmarshal(a.get(slice.String()), s); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range s.GetBackends() {
+			out = append(out, b.GetIp())
+		}
+		return out
+	}
+	if got := backends(); !slices.Equal(got, []string{"10.2.1.7"}) {
+		t.Errorf("backends %q, want the one that is granted", got)
+	}
+	for _, k := range []string{moved, lying, ours} {
+		if a.get(k) != nil {
+			t.Errorf("%s has landed", k)
+		}
+	}
+	is := func(step string, pods, addresses int) {
+		t.Helper()
+		eventually(t, step, func() bool {
+			r, kv := &keyspacev1.Node{}, a.get(grown)
+			return kv != nil && proto.Unmarshal(kv, r) == nil && len(r.GetPodCidrs()) == pods && len(r.GetAddresses()) == addresses
+		})
+	}
+	is("without the range that is not granted", 1, 1)
+	if _, _, err := a.m.ChangeGrant(t.Context(), b.name, peering.GrantChange{AddPods: []string{"fd00:2::/48"}}); err != nil {
+		t.Fatal(err)
+	}
+	is("granted", 2, 2)
+	eventually(t, "its backend too", func() bool { return slices.Equal(backends(), []string{"10.2.1.7", "fd00:2:0:1::7"}) })
 }
 
 // What a peer may read beside the public records is by its grant, too.

@@ -81,6 +81,7 @@ type testCluster struct {
 	// explain answers peers.
 	explain Explainer
 	observe func(peer string, s stages.Stage, took time.Duration)
+	putBack func(kvstore.Key, *kvstore.KV)
 
 	m    *Manager
 	stop func()
@@ -124,7 +125,7 @@ func (c *testCluster) start() {
 	if c.wrap != nil {
 		kv = c.wrap(kv)
 	}
-	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis, Explain: c.explain, Observe: c.observe})
+	c.m, err = New(c.cfg, Deps{KV: kv, Creds: c.creds, Now: c.now, Log: log, Listener: lis, Explain: c.explain, Observe: c.observe, PutBack: c.putBack})
 	if err != nil {
 		c.t.Fatal(err)
 	}

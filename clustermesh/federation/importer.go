@@ -37,6 +37,9 @@ const (
 	// changes, so that a slow store gets fewer and fuller transactions. It is
 	// half of what a sender may have under way: the rest arrives meanwhile.
 	groupChanges = 4000
+	// noteWithin is how long the end of a stream, and so that of an API server,
+	// waits for the store to note that a copy is whole.
+	noteWithin = 2 * time.Second
 )
 
 var (
@@ -59,6 +62,8 @@ type importer struct {
 	source string
 	// learn takes what the peer says of itself.
 	learn func(*keyspacev1.Cluster)
+	// putBack is told of the markers that were put back; nil: nobody wants to know.
+	putBack func(kvstore.Key, *kvstore.KV)
 
 	in     chan inbound
 	next   chan inbound
@@ -105,7 +110,7 @@ func (im *importer) run(ctx context.Context) error {
 	if im.mirror, im.loaded, err = loadMirror(ctx, im.kv, im.peer); err != nil {
 		return err
 	}
-	if err := im.loadPosition(ctx); err != nil {
+	if err := errors.Join(im.loadPosition(ctx), im.recall(ctx)); err != nil {
 		return err
 	}
 	im.publish()
@@ -332,10 +337,15 @@ func (im *importer) plan(changes []judged) []planned {
 			continue
 		}
 		if c.err == nil && !c.deleted && !im.mirror.fits(c, im.guard.Limit(c.kind)) {
-			c.err = &kvstore.BadRecord{Key: c.full, Reason: peering.ReasonLimit, Detail: fmt.Sprintf("more than the granted %d of kind %s", im.guard.Limit(c.kind), c.kind)}
+			c.err = overLimit(c, im.guard)
 		}
 		old, present := im.mirror.entries[c.rel]
-		if c.err == nil {
+		switch {
+		case c.err != nil:
+		case c.surplus != nil:
+			im.st.refuseKey(c.full, c.surplus)
+			im.refused++
+		default:
 			settled = append(settled, c.full)
 		}
 		switch {
@@ -392,7 +402,9 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	im.publish() // before "complete", so that who waits for that sees all of it
 	// A copy that is whole is noted as such even if the stream ends right now, as
 	// when another one takes its place: the next one resumes.
-	err := im.mark(context.WithoutCancel(ctx), keyspacev1.Synced_STATE_COMPLETE, im.position, func() {
+	mctx, cancel := outlasting(ctx, noteWithin)
+	defer cancel()
+	err := im.mark(mctx, keyspacev1.Synced_STATE_COMPLETE, im.position, func() {
 		im.st.snapshotsReceived++
 		if im.st.spoilt = ""; repaired {
 			im.st.repairs++
@@ -404,6 +416,13 @@ func (im *importer) finish(ctx context.Context, rev int64) error {
 	}
 	im.log.Info("snapshot complete", "peer", im.peer, "revision", rev, "keys", len(im.mirror.entries), "swept", len(sweep), "refused", im.refused)
 	return nil
+}
+
+// outlasting is a context that ends so long after ctx does.
+func outlasting(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
+	return out, func() { stop(); cancel() }
 }
 
 // idle moves the position on while nothing changes; it is stored only now and
@@ -433,7 +452,27 @@ func (im *importer) caughtUp() {
 // heed hands on what the peer's own record says of it.
 func (im *importer) heed(c judged) {
 	rec := &keyspacev1.Cluster{}
-	if c.kind == kvstore.KindCluster && im.learn != nil && proto.Unmarshal(c.value, rec) == nil {
+	if c.kind != kvstore.KindCluster || proto.Unmarshal(c.value, rec) != nil {
+		return
+	}
+	im.st.do(func() { im.st.notGranted = rec.GetNotGranted() })
+	if im.learn != nil {
 		im.learn(rec)
 	}
+}
+
+// recall shows what of the peer's ranges is not granted by the copy that there
+// is: the peer says it once.
+func (im *importer) recall(ctx context.Context) error {
+	key := kvstore.NewKey(kvstore.State, im.peer, kvstore.KindCluster)
+	kv, _, err := im.kv.Get(ctx, key.String())
+	if err != nil {
+		return fmt.Errorf("read the record of %s: %w", im.peer, err)
+	}
+	rec := &keyspacev1.Cluster{}
+	if kv != nil && proto.Unmarshal(kv.Value, rec) != nil {
+		rec.Reset() // it is copied again when it changes
+	}
+	im.st.do(func() { im.st.notGranted = rec.GetNotGranted() })
+	return nil
 }

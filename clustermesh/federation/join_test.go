@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -293,6 +294,39 @@ func TestUnconfirmedPeerExpires(t *testing.T) {
 	}
 	at.advance(2 * time.Minute)
 	eventually(t, "pending peers removed", func() bool { return a.peer(b.name) == nil && b.peer(a.name) == nil })
+}
+
+// noticing tells of each transaction that was done.
+type noticing struct {
+	kvstore.Client
+	did func([]kvstore.Op)
+}
+
+func (n noticing) Txn(ctx context.Context, cmps []kvstore.Cmp, then, otherwise []kvstore.Op) (kvstore.TxnResult, error) {
+	res, err := n.Client.Txn(ctx, cmps, then, otherwise)
+	if err == nil && res.Succeeded {
+		n.did(then)
+	}
+	return res, err
+}
+
+// A token that ends between the two steps of a join confirms nothing.
+func TestTokenEndsBeforeTheConfirmation(t *testing.T) {
+	at, b := &clock{}, newCluster(t, 2)
+	a := newCluster(t, 1, func(c *testCluster) {
+		c.now = at.now
+		c.wrap = func(kv kvstore.Client) kvstore.Client {
+			return noticing{kv, func(ops []kvstore.Op) {
+				prepared := kvstore.NewKey(kvstore.Private, c.name, kvstore.KindPeerView, b.name).String()
+				if slices.ContainsFunc(ops, func(o kvstore.Op) bool { return o.Key == prepared }) {
+					at.advance(16 * time.Minute)
+				}
+			}}
+		}
+	})
+	_, err := b.m.Join(t.Context(), invite(t, a, b.name), false)
+	wantErr(t, err, "the token expired before the join was confirmed")
+	eventually(t, "nothing left at the inviter", func() bool { return a.peer(b.name) == nil })
 }
 
 func TestJoinIsRepeatableUntilConfirmed(t *testing.T) {

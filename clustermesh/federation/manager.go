@@ -51,6 +51,7 @@ type Manager struct {
 	deps    peering.Deps
 	explain Explainer
 	observe func(peer string, s stages.Stage, took time.Duration) // nil: nobody wants to know
+	putBack func(kvstore.Key, *kvstore.KV)                        // as observe
 	workers sync.WaitGroup                                        // runners and leaves
 
 	mu      sync.Mutex
@@ -84,14 +85,14 @@ func New(cfg Config, d Deps) (*Manager, error) {
 		states: map[string]*peerState{}, leaves: map[string]*leave{}, withdrawing: map[string]bool{}}
 	m.deps = peering.Deps{Own: m.description, Store: m.store, Trust: trust, Creds: d.Creds, Now: d.Now, Log: d.Log}
 	m.join = peering.NewService(m.deps)
-	m.explain, m.observe = d.Explain, d.Observe
+	m.explain, m.observe, m.putBack = d.Explain, d.Observe, d.PutBack
 	if d.Listener == nil && cfg.Listen != "" {
 		if d.Listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("listen for federation on %s: %w", cfg.Listen, err)
 		}
 	}
 	if d.Listener != nil {
-		m.port = newPort(d.Listener, trust, m, m.join, d.Log)
+		m.port = newPort(d.Listener, trust, m, m.join, d.Now, d.Log)
 	}
 	return m, nil
 }
@@ -290,7 +291,7 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 		}
 		return err
 	}
-	r := &runner{believe: believe, kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain,
+	r := &runner{believe: believe, kv: m.kv, store: m.store, cfg: &m.cfg, trust: m.trust, peer: p, guard: guard, st: st, log: m.log, explain: m.explain, putBack: m.putBack,
 		office: newOffice(m.kv, &m.cfg, m.own(), p.GetName()), terms: termsOf(p, &m.cfg), learned: make(chan []string, 1),
 		stopped: make(chan struct{}), finish: cancel, ended: make(chan struct{}), change: make(chan struct{})}
 	m.mu.Lock()

@@ -14,13 +14,6 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
-// What a marker was that is put back, for the log.
-const (
-	wasMissing    = "missing"
-	wasUnreadable = "unreadable"
-	wasChanged    = "changed"
-)
-
 // said is what the markers of a peer's kinds say.
 type said struct {
 	state keyspacev1.Synced_State
@@ -57,32 +50,26 @@ func (im *importer) mark(ctx context.Context, state keyspacev1.Synced_State, at 
 	return nil
 }
 
-// unmarked are the writes after which all markers say so, and what those were
-// that do not.
-func (im *importer) unmarked(ctx context.Context, say said) (ops []kvstore.Op, was []string, err error) {
+// unmarked are the writes after which all markers say so, and what was found in
+// their places.
+func (im *importer) unmarked(ctx context.Context, say said) (ops []kvstore.Op, was []*kvstore.KV, err error) {
 	page, err := im.kv.List(ctx, im.sentry.markers, "", 1000, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read synced markers: %w", err)
 	}
-	present := map[string][]byte{}
+	present := map[string]*kvstore.KV{}
 	for _, kv := range page.KVs {
-		present[kv.Key] = kv.Value
+		present[kv.Key] = &kv
 	}
 	for _, k := range kvstore.PublicKinds {
 		key := kvstore.SyncedKey(im.own, im.peer, k).String()
-		value, found := present[key]
-		old, how := new(keyspacev1.Synced), wasMissing
-		switch {
-		case !found:
-		case proto.Unmarshal(value, old) != nil:
-			how = wasUnreadable
-		case old.GetState() == say.state && old.GetIncarnation() == say.at.GetIncarnation() &&
-			(say.state == keyspacev1.Synced_STATE_COMPLETE || old.GetRevision() == say.at.GetRevision()):
+		found, old := present[key], new(keyspacev1.Synced)
+		if found != nil && proto.Unmarshal(found.Value, old) == nil &&
+			old.GetState() == say.state && old.GetIncarnation() == say.at.GetIncarnation() &&
+			(say.state == keyspacev1.Synced_STATE_COMPLETE || old.GetRevision() == say.at.GetRevision()) {
 			continue
-		default:
-			how = wasChanged
 		}
-		was = append(was, how)
+		was = append(was, found)
 		ops = append(ops, kvstore.Put(key, encode(&keyspacev1.Synced{
 			Incarnation: say.at.GetIncarnation(), Revision: say.at.GetRevision(), State: say.state, UpdatedAt: im.st.now().UnixNano(),
 		})))
@@ -104,7 +91,9 @@ func (im *importer) remark(ctx context.Context) error {
 		return err
 	}
 	for i, op := range ops {
-		im.cfg.PutBack(op.Key, was[i])
+		if key, err := kvstore.ParseKey(op.Key); err == nil && im.putBack != nil {
+			im.putBack(key, was[i])
+		}
 	}
 	return nil
 }

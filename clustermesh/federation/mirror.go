@@ -122,6 +122,9 @@ func weightOf(k kvstore.Key, value []byte) uint64 {
 func judgeValue(k kvstore.Key, guard *peering.Guard, j *judged) *kvstore.BadRecord {
 	rec, err := kvstore.Decode(k, j.value)
 	if err == nil {
+		if within, surplus := guard.Within(k, rec); within != rec {
+			rec, j.surplus, j.value = within, surplus, encode(within)
+		}
 		err = guard.Check(k, rec)
 		if s, ok := rec.(*keyspacev1.BackendSlice); ok {
 			j.weight = max(1, uint64(len(s.GetBackends())))

@@ -40,6 +40,8 @@ type port struct {
 	log   *slog.Logger
 	fed   *grpc.Server
 	join  *grpc.Server
+	// refused are the handshakes that failed.
+	refused handshakes
 
 	mu    sync.Mutex
 	conns map[string]map[*conn]struct{} // federation connections by peer
@@ -59,13 +61,13 @@ func (c *conn) Close() error {
 	return c.NetConn().Close()
 }
 
-func newPort(lis net.Listener, trust *peering.Trust, fed federationv1.FederationServer, join federationv1.JoinServer, log *slog.Logger) *port {
+func newPort(lis net.Listener, trust *peering.Trust, fed federationv1.FederationServer, join federationv1.JoinServer, now func() time.Time, log *slog.Logger) *port {
 	opts := append(tlsgrpc.ServerWindows(streamWindow),
 		grpc.Creds(tlsgrpc.Handshaken{}), grpc.MaxRecvMsgSize(maxFrameBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
 	)
-	p := &port{lis: lis, trust: trust, log: log, conns: map[string]map[*conn]struct{}{},
+	p := &port{lis: lis, trust: trust, log: log, refused: handshakes{now: now}, conns: map[string]map[*conn]struct{}{},
 		fed: grpc.NewServer(opts...), join: grpc.NewServer(opts...)}
 	federationv1.RegisterFederationServer(p.fed, fed)
 	federationv1.RegisterJoinServer(p.join, join)
@@ -115,7 +117,9 @@ func (p *port) accept(ctx context.Context, fed, join *handover) error {
 			hctx, cancel := context.WithTimeout(ctx, handshakeWithin)
 			defer cancel()
 			if err := c.HandshakeContext(hctx); err != nil {
-				p.log.Debug("handshake refused", "from", raw.RemoteAddr().String(), "err", err)
+				if ctx.Err() == nil {
+					p.refused.refuse(p.log, raw.RemoteAddr(), err)
+				}
 				raw.Close()
 				return
 			}
@@ -128,6 +132,7 @@ func (p *port) accept(ctx context.Context, fed, join *handover) error {
 func (p *port) route(c *tls.Conn, fed, join *handover) {
 	cs := c.ConnectionState()
 	if cs.NegotiatedProtocol != "h2" {
+		p.refused.refuse(p.log, c.RemoteAddr(), errors.New("the caller does not speak HTTP/2"))
 		c.NetConn().Close()
 		return
 	}
@@ -149,6 +154,7 @@ func (p *port) route(c *tls.Conn, fed, join *handover) {
 	p.conns[cluster][tc] = struct{}{}
 	p.mu.Unlock()
 	if !p.trust.Has(cluster) { // removed between the handshake and here
+		p.refused.refuse(p.log, c.RemoteAddr(), peering.NoPeerAnyMore(cluster))
 		tc.Close()
 		return
 	}

@@ -31,6 +31,7 @@ var (
 	errDuplicate = errors.New("there is another stream, which stays")
 	errReplaced  = errors.New("another stream took its place")
 	errStopped   = errors.New("the peering ended")
+	errChanged   = errors.New("it changed meanwhile")
 )
 
 const (
@@ -52,6 +53,7 @@ type runner struct {
 	log     *slog.Logger
 	office  *office
 	explain Explainer
+	putBack func(kvstore.Key, *kvstore.KV) // nil: nobody wants to know
 	stopped chan struct{}
 	finish  context.CancelFunc // ends run
 	ended   chan struct{}      // closed when run has returned
@@ -254,7 +256,7 @@ func (r *runner) carry(ctx context.Context, s *session, term *election.Term, inc
 	defer c.close()
 	ex := newExporter(r.kv, r.own(), incarnation, r.cfg, r.st, c, s.send)
 	im := newImporter(importer{kv: r.kv, own: r.own(), peer: r.name(), lock: term, cfg: r.cfg,
-		guard: r.guard, st: r.st, codec: c, send: s.send, log: r.log, source: s.agreed.incarnation,
+		guard: r.guard, st: r.st, codec: c, putBack: r.putBack, send: s.send, log: r.log, source: s.agreed.incarnation,
 		learn: func(c *keyspacev1.Cluster) { r.learn(c.GetEndpoints()) }})
 	s.bundle, s.learn = r.trust.Bundle, r.believe
 	return s.run(ctx, r.cfg, r.st, ex, im)
@@ -265,15 +267,16 @@ func (r *runner) carry(ctx context.Context, s *session, term *election.Term, inc
 // replica of ours may reach the peer.
 func (r *runner) dial(ctx context.Context) error {
 	b := backoff.New(r.cfg.BackoffMin, r.cfg.BackoffMax)
-	patience, began := r.cfg.CloseAfter, time.Now()
+	patience, began := r.cfg.CloseAfter, time.Now() // began: but for what streams took, nothing was reached since
 	var last *election.Term
+	streaming := false
 	for ctx.Err() == nil {
 		cur, change := r.current()
 		term, office := r.office.current()
-		if term != last || cur != nil {
+		if term != last || cur != nil || streaming {
 			last, began = term, time.Now()
 		}
-		if cur != nil {
+		if streaming = cur != nil; streaming {
 			patience = r.cfg.CloseAfter
 		}
 		if cur != nil || term == nil || len(r.endpoints()) == 0 {
@@ -285,10 +288,10 @@ func (r *runner) dial(ctx context.Context) error {
 			}
 			continue
 		}
-		tried := time.Now()
-		err := r.dialOnce(ctx)
-		if time.Since(tried) >= provedAfter {
+		lived, err := r.dialOnce(ctx)
+		if began = began.Add(lived); lived >= provedAfter {
 			b.Reset()
+			patience, began = r.cfg.CloseAfter, time.Now()
 		}
 		if err != nil && !errors.Is(err, errDuplicate) && !errors.Is(err, errStandby) && ctx.Err() == nil {
 			r.st.failed(err)
@@ -302,8 +305,9 @@ func (r *runner) dial(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// dialOnce tries the endpoints until one gives a stream, and carries that.
-func (r *runner) dialOnce(ctx context.Context) error {
+// dialOnce tries the endpoints until one gives a stream, and carries that; lived
+// is for how long.
+func (r *runner) dialOnce(ctx context.Context) (lived time.Duration, err error) {
 	var errs []error
 	for _, ep := range r.endpoints() {
 		cc, c, err := dialPeer(ctx, r.trust, r.name(), ep)
@@ -311,13 +315,17 @@ func (r *runner) dialOnce(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
+		began := time.Now()
 		attached, err := r.over(ctx, ep, cc, c)
-		if attached || errors.Is(err, errDuplicate) || ctx.Err() != nil {
-			return err
+		if attached {
+			return time.Since(began), err
+		}
+		if errors.Is(err, errDuplicate) || ctx.Err() != nil {
+			return 0, err
 		}
 		errs = append(errs, fmt.Errorf("stream to %s: %w", ep, err))
 	}
-	return errors.Join(errs...)
+	return 0, errors.Join(errs...)
 }
 
 // over carries a stream on a connection that we dialled.

@@ -149,7 +149,15 @@ func TestPeersMarkersArePutBack(t *testing.T) {
 	var mu sync.Mutex
 	told := map[string]int{}
 	a, b := oneWay(t, func(c *testCluster) {
-		c.cfg.PutBack = func(_, was string) {
+		c.putBack = func(key kvstore.Key, found *kvstore.KV) {
+			was := "missing"
+			if found != nil {
+				if _, err := kvstore.Decode(key, found.Value); err != nil {
+					was = "unreadable"
+				} else {
+					was = "changed"
+				}
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			told[was]++
@@ -179,20 +187,20 @@ func TestPeersMarkersArePutBack(t *testing.T) {
 		}
 		want := map[string]int{}
 		if n > 0 {
-			want = map[string]int{wasMissing: all, wasChanged: 1, wasUnreadable: 1}
+			want = map[string]int{"missing": all, "changed": 1, "unreadable": 1}
 		}
 		complete("nothing is put back that nobody touched", want)
 		for _, k := range kvstore.PublicKinds {
 			b.del(kvstore.SyncedKey(b.name, a.name, k).String())
 		}
-		want[wasMissing] += all
+		want["missing"] += all
 		complete("those that are missing", want)
 		key := kvstore.SyncedKey(b.name, a.name, kvstore.KindIP).String()
 		b.putRaw(key, encode(&keyspacev1.Synced{Incarnation: "another", State: keyspacev1.Synced_STATE_COMPLETE}))
-		want[wasChanged]++
+		want["changed"]++
 		complete("one of another history", want)
 		b.putRaw(key, []byte{0xff})
-		want[wasUnreadable]++
+		want["unreadable"]++
 		complete("an unreadable one", want)
 	}
 	if s := b.status(a); s.GetSnapshotsReceived() != 0 || s.GetRepairs() != 0 || s.GetState() != stateConnected {

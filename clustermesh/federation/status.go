@@ -75,10 +75,13 @@ type peerState struct {
 	// trustAcked is the hash of our bundle that the peer says it believes.
 	trustAcked []byte
 
-	waiting   time.Time // since when acknowledgements do not move on; zero: none is due
-	agreed    agreement // of the newest stream
-	narrowed  error     // what of its grant is not in force
-	elsewhere *keyspacev1.PeerView
+	waiting  time.Time // since when acknowledgements do not move on; zero: none is due
+	agreed   agreement // of the newest stream
+	narrowed error     // what of its grant is not in force
+	// notGranted are the ranges that its Cluster record declares beyond its grant,
+	// as the copy names them.
+	notGranted []string
+	elsewhere  *keyspacev1.PeerView
 	// syncedElsewhere are the kinds that another replica of ours has copied.
 	syncedElsewhere []string
 }

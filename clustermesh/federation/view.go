@@ -66,6 +66,8 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 	wrote, asked := time.Now(), time.Now()
 	t := time.NewTicker(viewEvery)
 	defer t.Stop()
+	touched := r.followView(ctx)
+	defer touched.stop()
 	for {
 		v := r.view()
 		moved := (!proto.Equal(last.GetAcknowledged(), v.GetAcknowledged()) || drifted(last, v, driftSlow)) && time.Since(wrote) >= r.cfg.IdlePersist ||
@@ -100,6 +102,11 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 		}
 		select {
 		case <-t.C:
+		case <-touched.wake:
+			if err := r.putBackView(ctx, term, last); err != nil && ctx.Err() == nil {
+				r.st.failed(fmt.Errorf("put back view of %s: %w", r.name(), err))
+				touched.again()
+			}
 		case <-over:
 			return
 		case <-ctx.Done():

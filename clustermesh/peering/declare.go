@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/internal/manifest"
@@ -173,8 +172,8 @@ func (p *Declaration) cluster(own *keyspacev1.Cluster) *keyspacev1.Cluster {
 
 // Declare makes the peers that a file declares what it says, and has those leave
 // that it declared before and does not any more. It returns what is wrong with
-// each peer that is not as declared. Peers that joined are never touched, and
-// between two changes of its declaration a peer's CA may be replaced by the peer.
+// each peer that is not as declared. Peers that joined are never touched, and of
+// a declaration that changes only what it says otherwise than before is applied.
 func (s *Store) Declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509.Certificate, want []Declaration) (map[string]error, error) {
 	wrong := map[string]error{}
 	for _, p := range want {
@@ -207,8 +206,16 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 		return fmt.Errorf("it is a peer that joined by token; to declare it, leave it first: hawser mesh leave %s", p.Name)
 	case at.Rev != 0 && at.Msg.GetState() == keyspacev1.Peer_STATE_LEAVING:
 		return errors.New("it is leaving; it is taken up when that is done")
-	case at.Rev != 0 && string(at.Msg.GetDeclared()) == string(p.hash()):
+	case at.Rev != 0 && at.Msg.GetDeclaration() != nil && string(at.Msg.GetDeclared()) == string(p.hash()):
 		return nil
+	}
+	rec, err := p.apply(own, at.Msg, s.now())
+	if err != nil {
+		return err
+	}
+	bundle, err := parseBundle(rec.GetTrustBundle())
+	if err != nil {
+		return err
 	}
 	all, bad, err := s.Known(ctx)
 	if err != nil {
@@ -216,7 +223,7 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 	}
 	others := slices.DeleteFunc(all, func(o *keyspacev1.Peer) bool { return o.GetName() == p.Name })
 	var errs []error
-	for _, f := range Preflight(Side{Own: own, CA: ca, Peers: others, Unreadable: bad, Now: s.now()}, Candidate{Cluster: p.cluster(own), Bundle: p.CAs}) {
+	for _, f := range Preflight(Side{Own: own, CA: ca, Peers: others, Unreadable: bad, Now: s.now()}, Candidate{Cluster: p.cluster(own), Bundle: bundle}) {
 		if f.GetBlocking() {
 			errs = append(errs, fmt.Errorf("%s; %s", f.GetProblem(), f.GetFix()))
 		}
@@ -224,16 +231,8 @@ func (s *Store) declare(ctx context.Context, own *keyspacev1.Cluster, ca []*x509
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	rec, err := newPeer(p.cluster(own), rawBundle(p.CAs), "", s.now(), 0)
-	if err != nil {
-		return err
-	}
-	rec.State, rec.PendingUntil, rec.Declared = keyspacev1.Peer_STATE_CONFIRMED, 0, p.hash()
-	rec.Grant.Namespaces, rec.Grant.ServiceCidrsPinned = p.Namespaces, len(p.ServiceCIDRs) > 0 // files of before name none
 	if at.Rev != 0 {
-		rec.CreatedAt = at.Msg.GetCreatedAt()
 		return s.commit(ctx, s.putPeer(rec, at.Rev))
 	}
-	rec.CreatedAt = s.now().Round(time.Nanosecond).UnixNano()
 	return s.createPeer(ctx, rec, 0)
 }

@@ -50,6 +50,7 @@ func (s *Store) LearnTrust(ctx context.Context, t *Trust, name string, bundle []
 		if !slices.ContainsFunc(certs, func(c *x509.Certificate) bool { return slices.ContainsFunc(known, c.Equal) }) {
 			return errors.New("it has no CA in common with the one before; if that is meant, leave and join again")
 		}
+		retire(p.Msg, bundle)
 		p.Msg.TrustBundle = bundle
 		return s.commit(ctx, s.putPeer(p.Msg, p.Rev))
 	})

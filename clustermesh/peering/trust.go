@@ -138,7 +138,7 @@ func (t *Trust) ServerConfig() *tls.Config {
 	fed.VerifyConnection = func(cs tls.ConnectionState) error {
 		cluster, err := t.verify(cs, RoleAPIServer)
 		if err == nil && cluster == t.own {
-			return fmt.Errorf("certificate of cluster %s: that is ourselves", cluster)
+			return &HandshakeError{handshakeOwn, fmt.Errorf("certificate of cluster %s: that is ourselves", cluster)}
 		}
 		return err
 	}
@@ -193,10 +193,10 @@ func (t *Trust) JoinClientConfig(inviter string, caHash [32]byte) *tls.Config {
 func (t *Trust) verify(cs tls.ConnectionState, role string) (string, error) {
 	id, _, err := x509svid.Verify(cs.PeerCertificates, t.set, x509svid.WithTime(t.now()))
 	if err != nil {
-		return "", fmt.Errorf("verify certificate: %w", err)
+		return "", t.unbelieved(id, fmt.Errorf("verify certificate: %w", err))
 	}
 	if got := roleOf(id); got != role {
-		return "", fmt.Errorf("certificate %s: role %s is not admitted here, only %s", id, got, role)
+		return "", &HandshakeError{handshakeRole, fmt.Errorf("certificate %s: role %s is not admitted here, only %s", id, got, role)}
 	}
 	return id.TrustDomain().Name(), nil
 }

@@ -17,7 +17,7 @@ import (
 type GCConfig struct {
 	Interval time.Duration // between passes, 10 s
 	TCP      time.Duration // established, 8,000 s
-	HalfOpen time.Duration // unanswered, 60 s
+	HalfOpen time.Duration // unanswered, or TCP whose answer is not confirmed, 60 s
 	Closing  time.Duration // closed or reset, 10 s
 	Other    time.Duration // UDP, ICMP and others, answered, 60 s
 }
@@ -40,6 +40,8 @@ const (
 	// From this fill on the timeouts shrink, the more the fuller.
 	pressureFill   = 0.9
 	pressureShrink = 8
+	// refusedFor is how long it is told that new flows found no room, in seconds.
+	refusedFor = 60
 	// hzSample is how long the kernel's clock is watched to learn its rate.
 	hzSample = time.Second
 )
@@ -77,11 +79,14 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 		TCP: ticks(cfg.TCP), HalfOpen: ticks(cfg.HalfOpen),
 		Closing: ticks(cfg.Closing), Other: ticks(cfg.Other),
 	}
-	_, _, err1 := maps.CollectConntrack[maps.Tuple4](d.maps.Ct4Open, timeouts, now)
-	_, _, err2 := maps.CollectConntrack[maps.Tuple6](d.maps.Ct6Open, timeouts, now)
+	_, _, err1 := maps.CollectConntrack[maps.Tuple4](d.maps.Ct4Open, timeouts.OfHalfOpen(), now)
+	_, _, err2 := maps.CollectConntrack[maps.Tuple6](d.maps.Ct6Open, timeouts.OfHalfOpen(), now)
 	seen4, gone4, err3 := maps.CollectConntrack[maps.Tuple4](d.maps.Ct4, timeouts, now)
 	seen6, gone6, err4 := maps.CollectConntrack[maps.Tuple6](d.maps.Ct6, timeouts, now)
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return shrink, err
+	}
+	if err := d.noteFlows(now, hz, seen4-gone4, seen6-gone6); err != nil {
 		return shrink, err
 	}
 	if _, _, err := maps.CollectMasquerade(d.maps.Snat4, d.maps.Ct4, d.maps.Ct4Open, timeouts.Closing, now); err != nil {

@@ -30,6 +30,9 @@ type Datapath struct {
 
 	mu sync.Mutex // serialises links
 
+	flowsMu sync.Mutex
+	flows   FlowReport
+
 	settleMu  sync.Mutex // below mu
 	unsettled unsettled
 }

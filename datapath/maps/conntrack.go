@@ -13,7 +13,7 @@ import (
 // Timeouts are how long a flow may be silent, in jiffies.
 type Timeouts struct {
 	TCP      uint32 // established
-	HalfOpen uint32 // not answered yet
+	HalfOpen uint32 // not answered yet, or the answer not confirmed
 	Closing  uint32 // both sides have finished, or one has reset
 	Other    uint32 // UDP, ICMP and the rest, answered
 }
@@ -26,6 +26,13 @@ const ProtocolTCP = 6
 func (t Timeouts) Expired(protocol uint8, e CTEntry, now uint32) bool {
 	age := int32(now - e.LastSeen)
 	return age > 0 && uint32(age) > t.limit(protocol, e)
+}
+
+// OfHalfOpen are the timeouts of the maps of half-open flows: TCP that is answered
+// is there until who opened it has confirmed the answer, and has not long for it.
+func (t Timeouts) OfHalfOpen() Timeouts {
+	t.TCP = t.HalfOpen
+	return t
 }
 
 func (t Timeouts) limit(protocol uint8, e CTEntry) uint32 {
@@ -68,17 +75,23 @@ func CollectConntrack[K FlowKey](m *ebpf.Map, t Timeouts, now uint32) (seen, del
 	if err != nil {
 		return seen, 0, err
 	}
-	for _, k := range expired {
+	deleted, err = deleteExpired(m, expired, t, now)
+	return seen, deleted, err
+}
+
+// deleteExpired deletes those of flows that are still silent.
+func deleteExpired[K FlowKey](m *ebpf.Map, flows []K, t Timeouts, now uint32) (deleted int, err error) {
+	for _, k := range flows {
 		var e CTEntry
 		if err := m.Lookup(k, &e); err != nil || !t.Expired(k.protocol(), e, now) {
 			continue
 		}
 		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return seen, deleted, fmt.Errorf("delete flow: %w", err)
+			return deleted, fmt.Errorf("delete flow: %w", err)
 		}
 		deleted++
 	}
-	return seen, deleted, nil
+	return deleted, nil
 }
 
 // CollectMasquerade deletes the ports of flows that both conntrack maps have

@@ -36,6 +36,7 @@ const (
 	DropSourceRoute
 	DropExtensionHeaders
 	DropRouterSolicitation
+	DropTupleInUse
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -54,6 +55,7 @@ func ReasonName(r datapath.DropReason) string {
 		"multicast", "unknown rule set", "rewrite failed",
 		"fragment before its first", "overlapping fragment", "no masquerade port",
 		"source route", "too many extension headers", "router solicitation",
+		"translated tuple in use",
 	}
 	if int(r) < len(names) {
 		return names[r]

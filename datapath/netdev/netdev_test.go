@@ -3,6 +3,7 @@
 package netdev_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -364,4 +366,43 @@ func TestHostDeviceIPv6(t *testing.T) {
 
 func macString(m [6]byte) string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// Addresses of any device are the host's; those that nobody else can send to are
+// not told, and each change wakes who watches.
+func TestLocalAddrs(t *testing.T) {
+	inNode(t, func(string) error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		changed, err := netdev.WatchAddrs(ctx)
+		if err != nil {
+			return err
+		}
+		for _, text := range []string{"172.30.77.1", "127.0.0.53", "169.254.7.7", "fd77::1", "fe80::7"} {
+			if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(netip.MustParseAddr(text).AsSlice())}); err != nil {
+				return fmt.Errorf("add %s: %w", text, err)
+			}
+		}
+		select {
+		case <-changed:
+		case <-time.After(5 * time.Second):
+			t.Error("new addresses wake nobody")
+		}
+		got, err := netdev.LocalAddrs()
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(got, netip.Addr.Compare)
+		if want := []netip.Addr{netip.MustParseAddr("172.30.77.1"), netip.MustParseAddr("fd77::1")}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		return nil
+	})
 }

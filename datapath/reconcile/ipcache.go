@@ -85,7 +85,7 @@ func (s *ipcache) sync() (uint64, error) {
 			leaving[maps.EncodeIPPrefix(k)] = struct{}{}
 		}
 	}
-	errs := []error{s.withhold(leaving)}
+	errs := []error{s.withhold(leaving), s.dropStale(failed)}
 	for _, k := range drops {
 		if err := s.drop(k); err != nil {
 			errs = append(errs, err)
@@ -140,10 +140,22 @@ func (s *ipcache) put(k datapath.IPKey, row datapath.IPEntry) error {
 	key := maps.EncodeIPKey(k)
 	changed, err := s.hosts.set(key, v)
 	s.note(changed, k.ClusterID, maps.IPEpochIndex(key))
-	if _, stale := s.hosts.have[key]; err != nil && stale {
-		return errors.Join(err, s.drop(k)) // who had it has it no more
-	}
 	return err
+}
+
+// dropStale deletes who had the addresses before that could not be written.
+func (s *ipcache) dropStale(failed []datapath.IPKey) error {
+	var errs []error
+	for _, k := range failed {
+		if !maps.IsHost(k) {
+			continue // withhold hides it
+		}
+		key := maps.EncodeIPKey(k)
+		changed, err := s.hosts.del(key)
+		s.note(changed, k.ClusterID, maps.IPEpochIndex(key))
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func (s *ipcache) putPrefix(k datapath.IPKey, v maps.IPEntry) error {

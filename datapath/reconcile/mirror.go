@@ -5,7 +5,6 @@ package reconcile
 import (
 	"errors"
 	"fmt"
-	gomaps "maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -25,6 +24,7 @@ type mirror[K, V comparable] struct {
 	plain func(*V)
 	// order is in which order repair writes; it deletes in the reverse one. nil: any.
 	order func(k1 K, v1 V, k2 K, v2 V) int
+	wrote func() // a test's: called after each change of the kernel's
 	// spare is for how many keys there is always room, which only force takes.
 	spare int
 }
@@ -84,7 +84,14 @@ func (r *mirror[K, V]) force(k K, v V) error {
 		return whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, err))
 	}
 	r.have[k] = v
+	r.tell()
 	return nil
+}
+
+func (r *mirror[K, V]) tell() {
+	if r.wrote != nil {
+		r.wrote()
+	}
 }
 
 // whenFull says what to do about a map without room; other errors stay as they
@@ -107,6 +114,7 @@ func (r *mirror[K, V]) del(k K) (changed bool, err error) {
 		return false, fmt.Errorf("delete %s %v: %w", r.name, k, err)
 	}
 	delete(r.have, k)
+	r.tell()
 	return true, nil
 }
 
@@ -139,7 +147,8 @@ func (r *mirror[K, V]) repair(prune bool, changed func(K)) error {
 // rewrite writes what is missing or different.
 func (r *mirror[K, V]) rewrite(changed func(K)) error {
 	var errs []error
-	for _, k := range r.sorted(r.want) {
+	differs := func(k K) bool { v, ok := r.have[k]; return !ok || v != r.want[k] }
+	for _, k := range r.sorted(r.want, differs) {
 		if ok, err := r.write(k, r.want[k]); err != nil {
 			errs = append(errs, err)
 		} else if ok {
@@ -152,10 +161,8 @@ func (r *mirror[K, V]) rewrite(changed func(K)) error {
 // prune deletes what is in the kernel and not wanted.
 func (r *mirror[K, V]) prune(changed func(K)) error {
 	var errs []error
-	for _, k := range slices.Backward(r.sorted(r.have)) {
-		if _, ok := r.want[k]; ok {
-			continue
-		}
+	unwanted := func(k K) bool { _, ok := r.want[k]; return !ok }
+	for _, k := range slices.Backward(r.sorted(r.have, unwanted)) {
 		if ok, err := r.del(k); err != nil {
 			errs = append(errs, err)
 		} else if ok {
@@ -165,9 +172,14 @@ func (r *mirror[K, V]) prune(changed func(K)) error {
 	return errors.Join(errs...)
 }
 
-// sorted are the keys of all in the order of writing.
-func (r *mirror[K, V]) sorted(all map[K]V) []K {
-	keys := slices.Collect(gomaps.Keys(all))
+// sorted are the keys of those of all that are chosen, in the order of writing.
+func (r *mirror[K, V]) sorted(all map[K]V, chosen func(K) bool) []K {
+	var keys []K
+	for k := range all {
+		if chosen(k) {
+			keys = append(keys, k)
+		}
+	}
 	if r.order != nil {
 		slices.SortFunc(keys, func(a, b K) int { return r.order(a, all[a], b, all[b]) })
 	}
@@ -180,6 +192,8 @@ type slots[V comparable] struct {
 	m    *ebpf.Map
 	want map[uint32]V
 	have map[uint32]V // the elements that are not zero
+	// wrote is a test's: called after each change of the kernel's.
+	wrote func()
 }
 
 func newSlots[V comparable](name string, m *ebpf.Map) (*slots[V], error) {
@@ -219,6 +233,9 @@ func (r *slots[V]) set(k uint32, v V) (bool, error) {
 		delete(r.have, k)
 	} else {
 		r.have[k] = v
+	}
+	if r.wrote != nil {
+		r.wrote()
 	}
 	return true, nil
 }

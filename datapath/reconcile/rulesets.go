@@ -3,8 +3,10 @@
 package reconcile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	gomaps "maps"
 	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -14,10 +16,14 @@ import (
 	"github.com/hawser-mesh/hawser/internal/table"
 )
 
-// ruleSets writes policy. An edit goes in an order in which no state between is
-// weaker than both ends: probes for new kinds of entries are switched on, new
-// denies, new allows, deletions; last, in one word, the new defaults and the new
-// epoch, which makes every flow of the rule set be judged again.
+// ruleSets writes policy. An edit goes in an order in which no state between lets
+// pass what both ends deny: probes for new kinds of entries are switched on; new
+// denies, then new allows; the new defaults; what is gone, allows before denies;
+// last, in one word, the probes that are left and the new epoch, which makes every
+// flow of the rule set be judged again. That holds because every allow stands
+// beside all denies of its own end, and because entries for ipBlocks, which are
+// asked beside the others, only allow. A rule set without a word is invalid, and
+// drops: it comes last with a new one and goes first with an old one.
 type ruleSets struct {
 	feed[uint32, datapath.RuleSet]
 	entries *mirror[maps.PolicyKey, maps.PolicyEntry]
@@ -33,6 +39,9 @@ func newRuleSets(kernel *objects.HawserMaps, t *table.Table[uint32, datapath.Rul
 	words, err2 := newSlots[uint64]("rule_sets", kernel.RuleSets)
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
+	}
+	entries.order = func(_ maps.PolicyKey, v1 maps.PolicyEntry, _ maps.PolicyKey, v2 maps.PolicyEntry) int {
+		return cmp.Compare(v2.Deny, v1.Deny) // and deletions in the reverse order
 	}
 	s := &ruleSets{
 		feed: newFeed(t), entries: entries, words: words,
@@ -98,7 +107,8 @@ func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 	if row.ID >= s.max {
 		return fmt.Errorf("write rule set %d: the rule_sets map has only %d places", row.ID, s.max)
 	}
-	if _, torn := s.torn[row.ID]; torn {
+	_, torn := s.torn[row.ID]
+	if torn {
 		was = nil
 	}
 	s.torn[row.ID] = struct{}{}
@@ -129,33 +139,51 @@ func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 		}
 	}
 	old := maps.RulesFrom(s.words.have[row.ID])
-	if err := s.widen(row.ID, old, rules); err != nil {
-		return err
-	}
-	changed, err := s.writeEntries(row.ID, edit)
+	changed, err := s.carryOut(row.ID, edit, old, rules)
 	if err != nil {
 		return err
 	}
-	delete(s.torn, row.ID)
 	rules.Epoch = old.Epoch
-	if !changed && rules == old {
+	if !changed && !torn && rules == old {
 		s.words.want[row.ID] = rules.Word()
-		return nil
+	} else {
+		s.epoch++
+		rules.Epoch = s.epoch
+		if _, err := s.words.set(row.ID, rules.Word()); err != nil {
+			return err
+		}
 	}
-	s.epoch++
-	rules.Epoch = s.epoch
-	_, err = s.words.set(row.ID, rules.Word())
-	return err
+	delete(s.torn, row.ID)
+	return nil
 }
 
-// widen makes the programs probe for new kinds of entries before there are any.
-func (s *ruleSets) widen(id uint32, old, rules maps.Rules) error {
-	wide := old
-	wide.Widen(rules)
-	if !old.Valid || wide == old {
+// carryOut does all of an edit but its last step.
+func (s *ruleSets) carryOut(id uint32, e edit, old, rules maps.Rules) (changed bool, err error) {
+	if err := s.between(id, old, old, rules); err != nil {
+		return false, err
+	}
+	if changed, err = s.putEntries(e); err != nil {
+		return changed, err
+	}
+	if len(e.gone) == 0 {
+		return changed, nil
+	}
+	if err := s.between(id, old, rules, old); err != nil {
+		return changed, err
+	}
+	gone, err := s.deleteEntries(id, e.gone)
+	return changed || gone, err
+}
+
+// between gives a rule set the defaults of rules and the probes of both, and lets
+// it keep its epoch. One that is invalid stays so.
+func (s *ruleSets) between(id uint32, old, rules, other maps.Rules) error {
+	if !old.Valid {
 		return nil
 	}
-	_, err := s.words.set(id, wide.Word())
+	rules.Widen(other)
+	rules.Epoch = old.Epoch
+	_, err := s.words.set(id, rules.Word())
 	return err
 }
 
@@ -200,8 +228,8 @@ func (e *edit) defaults(was *datapath.RuleSet, row datapath.RuleSet) (keys []map
 	return keys
 }
 
-func (s *ruleSets) writeEntries(id uint32, e edit) (bool, error) {
-	changed := false
+// putEntries writes denies before allows.
+func (s *ruleSets) putEntries(e edit) (changed bool, err error) {
 	for _, puts := range [][]put{e.denies, e.allows} {
 		for _, p := range puts {
 			ok, err := s.entries.set(p.key, p.entry)
@@ -212,7 +240,15 @@ func (s *ruleSets) writeEntries(id uint32, e edit) (bool, error) {
 			changed = changed || ok
 		}
 	}
-	for _, k := range e.gone {
+	return changed, nil
+}
+
+// deleteEntries deletes allows before denies.
+func (s *ruleSets) deleteEntries(id uint32, gone []maps.PolicyKey) (changed bool, err error) {
+	slices.SortFunc(gone, func(a, b maps.PolicyKey) int {
+		return cmp.Compare(s.entries.have[a].Deny, s.entries.have[b].Deny)
+	})
+	for _, k := range gone {
 		ok, err := s.entries.del(k)
 		if err != nil {
 			return changed, err
@@ -246,34 +282,75 @@ func (s *ruleSets) remove(id uint32) error {
 	if _, err := s.words.del(id); err != nil {
 		return err
 	}
-	var all edit
-	for k := range s.bySet[id] {
-		all.gone = append(all.gone, k)
+	_, err := s.deleteEntries(id, slices.Collect(gomaps.Keys(s.bySet[id])))
+	if err == nil {
+		delete(s.bySet, id)
+		delete(s.torn, id)
 	}
-	_, err := s.writeEntries(id, all)
-	delete(s.bySet, id)
 	return err
 }
 
-// repair writes what differs from the kernel; a repaired rule set gets a new
-// epoch.
+// repair writes what differs from the kernel, in the order of an edit; a repaired
+// rule set gets a new epoch.
 func (s *ruleSets) repair(prune bool) error {
+	if err := errors.Join(s.entries.refresh(), s.words.refresh()); err != nil {
+		return err
+	}
 	changed := map[uint32]struct{}{}
-	err := s.entries.repair(prune, func(k maps.PolicyKey) { changed[k.RuleSet] = struct{}{} })
+	note := func(k maps.PolicyKey) { changed[k.RuleSet] = struct{}{} }
+	wanted, old := gomaps.Clone(s.words.want), gomaps.Clone(s.words.have)
+	errs := []error{s.eachWord(wanted, old, prune, false), s.entries.rewrite(note)}
+	if errors.Join(errs...) != nil { // what is not whole keeps its defaults
+		for id := range changed {
+			errs = append(errs, s.finish(id, s.words.have[id], old[id], true))
+		}
+		gomaps.Copy(s.words.want, wanted)
+		return errors.Join(errs...)
+	}
+	if prune {
+		errs = append(errs, s.eachWord(wanted, old, true, true), s.entries.prune(note))
+	}
 	clear(s.bySet)
 	for k := range s.entries.have {
 		s.note(k)
 	}
-	err = errors.Join(err, s.words.repair(prune))
-	for id := range changed {
-		rules := maps.RulesFrom(s.words.have[id])
-		if !rules.Valid {
-			continue
+	for id, w := range wanted {
+		_, moved := changed[id]
+		errs = append(errs, s.finish(id, w, old[id], moved))
+	}
+	return errors.Join(errs...)
+}
+
+// eachWord has all rule sets of the kernel probe for what they have and for what
+// they are to have, and gives them their new defaults if that is set. Those that
+// nobody wants become invalid if prune is set.
+func (s *ruleSets) eachWord(wanted, old map[uint32]uint64, prune, defaults bool) error {
+	var errs []error
+	for id, w := range old {
+		now, ok := wanted[id]
+		is, to := maps.RulesFrom(w), maps.RulesFrom(now)
+		var err error
+		switch {
+		case ok && defaults:
+			err = s.between(id, is, to, is)
+		case ok:
+			err = s.between(id, is, is, to)
+		case prune:
+			_, err = s.words.del(id)
 		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// finish gives a rule set its word, with a new epoch if its entries have changed
+// or the kernel had another word.
+func (s *ruleSets) finish(id uint32, w, old uint64, changed bool) error {
+	rules := maps.RulesFrom(w)
+	if rules.Valid && (changed || w != old) {
 		s.epoch++
 		rules.Epoch = s.epoch
-		_, e := s.words.set(id, rules.Word())
-		err = errors.Join(err, e)
 	}
+	_, err := s.words.set(id, rules.Word())
 	return err
 }

@@ -32,6 +32,8 @@ func newTestRuleSets(t *testing.T, room uint32) *ruleSets {
 		s := spec.Maps[name].Copy()
 		if name == "policy" {
 			s.MaxEntries, s.Flags = room, 0
+		} else {
+			s.MaxEntries = 64
 		}
 		if *at, err = ebpf.NewMap(s); err != nil {
 			t.Fatal(err)

@@ -17,6 +17,7 @@ const (
 	KindNode
 	KindIP
 	KindVTEP
+	KindHost     // an address of this node that its record does not have
 	KindRange    // a cluster's pod or service range: what nobody has in it is nowhere
 	KindCIDR     // a prefix outside the mesh that policies use
 	KindReserved // no claim: the answer for what nobody claims
@@ -33,6 +34,8 @@ func (k Kind) String() string {
 		return "ip"
 	case KindVTEP:
 		return "vtep"
+	case KindHost:
+		return "host"
 	case KindExternal:
 		return "external"
 	case KindRange:

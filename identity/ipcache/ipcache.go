@@ -65,6 +65,8 @@ type Cache struct {
 	nodes      map[nodeKey]nodeClaims
 	clusters   map[string]uint32
 	ranges     map[string][]netip.Prefix // of each cluster
+	host       []netip.Addr              // as told to SetHostAddrs
+	hostClaims map[netip.Prefix]struct{} // those of them that are claimed
 	dirtyAddrs map[netip.Prefix]struct{}
 	dirtyNodes map[netip.Addr]struct{}
 }
@@ -93,6 +95,7 @@ func New(cfg Config) (*Cache, error) {
 		nodes:      map[nodeKey]nodeClaims{},
 		clusters:   map[string]uint32{},
 		ranges:     map[string][]netip.Prefix{},
+		hostClaims: map[netip.Prefix]struct{}{},
 		dirtyAddrs: map[netip.Prefix]struct{}{},
 		dirtyNodes: map[netip.Addr]struct{}{},
 	}, nil

@@ -252,6 +252,7 @@ func (c *Cache) SetRanges(cluster string, ranges []netip.Prefix) {
 	for _, p := range ranges {
 		c.claim(s, Entry{Prefix: p, IPEntry: datapath.IPEntry{Flags: datapath.IPCIDR}, Cluster: cluster, Source: KindRange})
 	}
+	c.claimHost()
 }
 
 // DeleteCluster forgets a cluster's number and ranges.

@@ -147,6 +147,7 @@ func meanings() map[string]string {
 		"identity unknown yet":        "the labels of the sender's identity have not arrived here",
 		"conntrack full":              "no room for a new flow; flows that exist go on",
 		"no backend":                  "the service has no backend",
+		"translated tuple in use":     "the client has a live connection to the chosen backend from the same port, which a new one through the service's address would break: it is reset, and its next try has another port",
 		"unsupported protocol":        "a protocol that the datapath does not carry",
 		"packet too big":              "larger than the path to its destination takes",
 		"no tunnel endpoint":          "the node that has the destination is not known",

@@ -4,7 +4,7 @@
 //
 // Split shares one listener between gRPC and HTTP/1, as the unix sockets do;
 // Either shares one HTTP server between both, as the API port does. Handler
-// guards a gateway. What is where is in api/openapi.
+// guards a gateway. What is where is in api/openapi; routes.go answers what is nowhere.
 package rest
 
 import (
@@ -44,9 +44,13 @@ func Gateway(ctx context.Context, socket string, register Register) (http.Handle
 		return nil, fmt.Errorf("dial %s: %w", socket, err)
 	}
 	context.AfterFunc(ctx, func() { _ = conn.Close() })
+	routes, err := routesOf(ctx, socket, register)
+	if err != nil {
+		return nil, err
+	}
 	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
 		MarshalOptions: protojson.MarshalOptions{EmitUnpopulated: true},
-	}))
+	}), runtime.WithRoutingErrorHandler(routes.refuse))
 	if err := register(ctx, mux, conn); err != nil {
 		return nil, fmt.Errorf("make the REST gateway: %w", err)
 	}

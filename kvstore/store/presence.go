@@ -27,9 +27,11 @@ type PresenceConfig struct {
 	BootID  string
 	// HasPodCIDR says that the node has its IPv4 range and waits for none.
 	HasPodCIDR bool
-	TTL        int64 // seconds; 0 means 60
-	Now        func() time.Time
-	Log        *slog.Logger
+	// HasPodCIDR6 says the same of its IPv6 range.
+	HasPodCIDR6 bool
+	TTL         int64 // seconds; 0 means 60
+	Now         func() time.Time
+	Log         *slog.Logger
 }
 
 // Presence keeps local/<c>/presence/<node>, the node's one leased key. When the
@@ -80,7 +82,8 @@ func (p *Presence) hold(ctx context.Context) (stored bool, err error) {
 	defer cancel(nil)
 	k := kvstore.NewKey(kvstore.Local, p.cfg.Cluster, kvstore.KindPresence, p.cfg.Node)
 	value, err := kvstore.Encode(k, &keyspacev1.Presence{
-		Node: p.cfg.Node, BootId: p.cfg.BootID, HasPodCidr: p.cfg.HasPodCIDR, UpdatedAt: p.cfg.Now().UnixNano(),
+		Node: p.cfg.Node, BootId: p.cfg.BootID, HasPodCidr: p.cfg.HasPodCIDR, HasPodCidr6: p.cfg.HasPodCIDR6,
+		UpdatedAt: p.cfg.Now().UnixNano(),
 	})
 	if err != nil {
 		return false, err

@@ -185,7 +185,10 @@ func peerAmong(cidrs []policy.CIDR, end End) policy.Peer {
 	p := policy.Peer{Identity: identity.World}
 	longest := [2]int{-1, -1}
 	for _, c := range cidrs {
-		space := map[bool]int{true: 1}[c.Block]
+		space := 0
+		if c.Block {
+			space = 1
+		}
 		if !end.Addr.IsValid() || !c.Prefix.Contains(end.Addr) || c.Prefix.Bits() <= longest[space] {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/gopacket/gopacket"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
@@ -35,13 +36,16 @@ func floodSparesLiveFlows(t *testing.T, f family) {
 		h.establishFrom(f.a, f.r, 1000+port)
 	}
 	flood := int(float64(sizes.Conntrack+sizes.HalfOpen) * 1.2)
-	index := h.ifindex("eth0")
-	packet := h.plain(segment(f.outside, f.a.ip, 1, 80, "S"))
-	end := 14 + 16 // of the source's address
-	if isIPv6(f.outside) {
-		end = 14 + 24
+	pod, overlay, tunnel := h.d.Programs().FromPod, h.d.Programs().FromOverlay, 14+20+8+8
+	syn := func(src string) []gopacket.SerializableLayer { return segment(src, f.a.ip, 1, 80, "S") }
+	answer := func(dst string) []byte { return h.sent(f.a, segment(f.a.ip, dst, 80, 1, "SA")) }
+	for _, from := range []stream{
+		{overlay, "eth0", h.plain(syn(f.outside)), 0, actRedirect, answer(f.outside), actOK},
+		{overlay, "eth0", h.tunnelled(node2, idR, syn(f.r.ip)), tunnel, actRedirect, answer(f.r.ip), actRedirect},
+		{pod, f.b.name, h.sent(f.b, syn(f.b.ip)), 0, actRedirect, answer(f.b.ip), actRedirect},
+	} {
+		h.flood(from, f, flood)
 	}
-	h.flood(packet, index, flood, func(i int) { packet[end-2], packet[end-1] = byte(i>>8), byte(i) })
 	if n, open := h.entries(f); n-open != live || open == 0 || open > int(sizes.HalfOpen) {
 		t.Errorf("%d established flows, want %d; %d half-open", n-open, live, open)
 	}
@@ -49,25 +53,55 @@ func floodSparesLiveFlows(t *testing.T, f family) {
 		h.passed(h.fromPod(f.a, h.sent(f.a, segment(f.a.ip, f.r.ip, 1000+port, 80, "A"))))
 		h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(f.r.ip, f.a.ip, 80, 1000+port, "A"))))
 	}
-	if n := h.moved(metric{maps.DropConntrackFull, datapath.Ingress, "from_overlay"}); n != 0 {
-		t.Errorf("%d packets dropped as conntrack full", n)
+	for _, at := range []metric{{maps.DropConntrackFull, datapath.Ingress, "from_overlay"}, {maps.DropConntrackFull, datapath.Egress, "from_pod"}} {
+		if n := h.moved(at); n != 0 {
+			t.Errorf("%s dropped %d packets as conntrack full", at.program, n)
+		}
 	}
-	h.establishFrom(f.a, f.r, 5000) // and a new one is made meanwhile
-	t.Logf("%d live flows, %d SYNs", live, flood)
+	h.establishFrom(f.a, f.r, 5000) // and a new one gets in at once
+	if n, open := h.entries(f); n-open != live+1 {
+		t.Errorf("%d established flows, want %d", n-open, live+1)
+	}
+	t.Logf("%d live flows, %d SYNs", live, 3*flood)
 }
 
-// flood hands n packets to from_overlay, each changed before.
-func (h *harness) flood(packet []byte, index uint32, n int, change func(int)) {
+// stream is the SYNs of one sender to podA, and its answers.
+type stream struct {
+	prog    *ebpf.Program
+	dev     string
+	syn     []byte
+	outer   int // bytes before the packet of the flow
+	act     uint32
+	answer  []byte // from podA
+	leaving uint32 // its verdict
+}
+
+// flood has n connections opened and answered; who opens them says no more.
+func (h *harness) flood(from stream, f family, n int) {
 	h.t.Helper()
+	ip := 20
+	if isIPv6(f.a.ip) {
+		ip = 40
+	}
+	in, out, answered := skb{IfIndex: h.ifindex(from.dev)}, skb{IfIndex: h.ifindex(f.a.name)}, 14+ip+2
+	at := from.outer + 14 + ip
+	run := func(prog *ebpf.Program, packet []byte, ctx skb, want uint32) error {
+		act, err := prog.Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 256), Context: ctx})
+		if err == nil && act != want {
+			err = fmt.Errorf("verdict %d", act)
+		}
+		return err
+	}
 	err := h.onCPU(0, func() error {
 		for i := range n {
-			change(i)
-			act, err := h.d.Programs().FromOverlay.Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, 256), Context: skb{IfIndex: index}})
-			if err != nil {
-				return err
+			port := 20000 + i
+			from.syn[at], from.syn[at+1] = byte(port>>8), byte(port)
+			from.answer[answered], from.answer[answered+1] = byte(port>>8), byte(port)
+			if err := run(from.prog, from.syn, in, from.act); err != nil {
+				return fmt.Errorf("SYN %d of the flood: %w", i, err)
 			}
-			if act != actRedirect {
-				return fmt.Errorf("packet %d of the flood: verdict %d", i, act)
+			if err := run(h.d.Programs().FromPod, from.answer, out, from.leaving); err != nil {
+				return fmt.Errorf("answer %d: %w", i, err)
 			}
 		}
 		return nil

@@ -31,9 +31,6 @@ func TestPodToLocalPod(t *testing.T) {
 		t.Errorf("%d flows, %d half-open after a SYN, want 1 and 1", len(all), open)
 	}
 	h.passed(h.fromPod(podB, h.sent(podB, segment(podB.ip, podA.ip, 80, 1000, "SA"))))
-	if all, open := h.flows(); len(all) != 1 || open != 0 {
-		t.Errorf("%d flows, %d half-open after a reply, want 1 and 0", len(all), open)
-	}
 }
 
 func TestPodToRemotePod(t *testing.T) {

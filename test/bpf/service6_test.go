@@ -219,8 +219,7 @@ func TestHostToService6(t *testing.T) {
 
 func TestConntrackFull6(t *testing.T) {
 	h := newHarness(t)
-	h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
-	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1000, "SA"))))
+	h.establishFrom(podA6, podR6, 1000)
 	ct := h.d.Maps().Ct6
 	for i := range ct.MaxEntries() - 1 {
 		k := maps.Tuple6{Source: maps.Addr{1, byte(i >> 16), byte(i >> 8), byte(i)}}
@@ -229,7 +228,8 @@ func TestConntrackFull6(t *testing.T) {
 		}
 	}
 	h.passed(h.from6(segment(podA6.ip, podR6.ip, 1001, 80, "S")))
-	h.dropped(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1001, "SA"))), maps.DropConntrackFull)
+	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1001, "SA"))))
+	h.dropped(h.from6(segment(podA6.ip, podR6.ip, 1001, 80, "A")), maps.DropConntrackFull)
 	h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "A")))
 	// IPv4 has a table of its own.
 	h.establish(1000)
@@ -237,8 +237,7 @@ func TestConntrackFull6(t *testing.T) {
 
 func TestConntrackCounts6(t *testing.T) {
 	h := newHarness(t)
-	h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
-	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1000, "SA"))))
+	h.establishFrom(podA6, podR6, 1000)
 	h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "FA")))
 	all, open := h.flows6()
 	if len(all) != 1 || open != 0 {
@@ -247,7 +246,7 @@ func TestConntrackCounts6(t *testing.T) {
 	var now uint32
 	for k, e := range all {
 		now = e.LastSeen
-		if e.Packets != [2]uint32{2, 1} || e.Bytes[0] == 0 || e.TCP != maps.CTFinForward || e.SrcID != uint32(idA) ||
+		if e.Packets != [2]uint32{3, 1} || e.Bytes[0] == 0 || e.TCP != maps.CTFinForward || e.SrcID != uint32(idA) ||
 			e.DstID != uint32(idR) || e.Flags&maps.CTReplied == 0 || k.Source.Netip().String() != podA6.ip || k.SourcePort.Uint16() != 1000 {
 			t.Errorf("%+v: %+v", k, e)
 		}

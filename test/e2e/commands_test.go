@@ -25,7 +25,8 @@ import (
 )
 
 // commands are those that scripts have beside testscript's; see also
-// eventually. PLACE is CLUSTER/POD, CLUSTER/ctl, a node, fabric or an address.
+// eventually. PLACE is CLUSTER/POD, CLUSTER/ctl, a node, fabric, an address,
+// or NODE=ADDRESS, one of its addresses.
 func commands() map[string]command {
 	return map[string]command{
 		"lab":         cmdLab,        // the lab that the script runs in
@@ -64,6 +65,7 @@ func commands() map[string]command {
 		"publish":     cmdPublish,    // a key into a cluster's etcd
 		"token":       cmdToken,      // a join token, changed
 		"peers":       cmdPeers,      // addresses that a node has TCP connections with
+		"own":         cmdOwn,        // one more address of a node
 		"mtu":         cmdMTU,        // of a pod's route
 		"dns":         cmdDNS,        // what a pod's name server answers
 		"upstream":    cmdUpstream,   // a resolver outside the mesh
@@ -279,6 +281,32 @@ func cmdRoute(s *script, args []string) (string, error) {
 		}
 		return netlink.RouteDel(r)
 	})
+}
+
+// cmdOwn is `own add|del NODE ADDRESS`: the address is on the node's loopback
+// device, or not any more.
+func cmdOwn(s *script, args []string) (string, error) {
+	if len(args) != 3 || args[0] != "add" && args[0] != "del" {
+		return "", usage("own add|del NODE ADDRESS")
+	}
+	node, err := s.place(args[1] + "=" + args[2])
+	if err != nil {
+		return "", err
+	}
+	change := func(do func(netlink.Link, *netlink.Addr) error) error {
+		return nsthread.InNetns(node.netns, func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			return do(lo, &netlink.Addr{IPNet: netlink.NewIPNet(node.addr.AsSlice())})
+		})
+	}
+	if args[0] == "del" {
+		return "", change(netlink.AddrDel)
+	}
+	s.ts.Defer(func() { _ = change(netlink.AddrDel) }) // may be gone
+	return "", change(netlink.AddrAdd)
 }
 
 // cmdMTU is `mtu POD`: prints the MTU of the pod's default route.

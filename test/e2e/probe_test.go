@@ -116,6 +116,9 @@ func (p probe) dial() (net.Conn, error) {
 	if p.to.addr.Is6() {
 		local = netip.AddrPortFrom(netip.IPv6Unspecified(), p.source)
 	}
+	if p.from.bound {
+		local = netip.AddrPortFrom(p.from.addr, p.source)
+	}
 	if d.LocalAddr = net.TCPAddrFromAddrPort(local); p.protocol == "udp" {
 		d.LocalAddr = net.UDPAddrFromAddrPort(local)
 	}

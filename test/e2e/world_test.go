@@ -299,6 +299,7 @@ type place struct {
 	addr  netip.Addr
 	pod   *lab.Pod // nil for others
 	node  string
+	bound bool // NODE=ADDRESS: asks from this address
 }
 
 // six is what a place's name ends with when its IPv6 address is meant.
@@ -315,6 +316,15 @@ func (s *script) place(name string) (place, error) {
 	}
 	if p, ok := s.externals[name]; ok {
 		return p, nil
+	}
+	if node, text, ok := strings.Cut(name, "="); ok {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return place{}, err
+		}
+		p, err := s.place(node)
+		p.addr, p.bound = a, true
+		return p, err
 	}
 	name, has6 := strings.CutSuffix(name, six)
 	// Pods come and go by the CLI: the record on disk has them.

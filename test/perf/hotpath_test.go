@@ -51,17 +51,22 @@ func (g *rig) flows(n int) {
 	progs := g.d.Programs()
 	out := g.segment(g.pod(), g.peer(0), rigClientPort, rigServerPort, syn)
 	in := g.tunnelled(g.segment(g.peer(0), g.pod(), rigServerPort, rigClientPort, synAck))
+	heard := g.segment(g.pod(), g.peer(0), rigClientPort, rigServerPort, ack)
 	const dst, src = 14 + 16, 50 + 14 + 12
 	g.in(func() error {
 		for i := range n {
 			a := g.peer(i).As4() // there are none of IPv6
 			copy(out[dst:], a[:])
 			copy(in[src:], a[:])
+			copy(heard[dst:], a[:])
 			if _, err := g.run(progs.FromPod, out, g.ep.IfIndex, 1); err != nil {
 				return fmt.Errorf("flow %d: %w", i, err)
 			}
 			if _, err := g.run(progs.FromOverlay, in, g.eth, 1); err != nil {
 				return fmt.Errorf("flow %d back: %w", i, err)
+			}
+			if _, err := g.run(progs.FromPod, heard, g.ep.IfIndex, 1); err != nil {
+				return fmt.Errorf("flow %d established: %w", i, err)
 			}
 		}
 		return nil

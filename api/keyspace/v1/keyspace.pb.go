@@ -348,8 +348,12 @@ type Cluster struct {
 	Mesh         *MeshParameters        `protobuf:"bytes,6,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	Capabilities []string               `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// host:port of the federation listeners of this cluster's API servers.
-	Endpoints     []string `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Version       string   `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	Endpoints []string `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Version   string   `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	// Of the copy at a peer alone: declared ranges that the peer does not grant, or
+	// not in full, as "service 172.31.7.0/24", "pod …", "node …". They are not
+	// in the lists above. Up to 16.
+	NotGranted    []string `protobuf:"bytes,10,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
 	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -446,6 +450,13 @@ func (x *Cluster) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Cluster) GetNotGranted() []string {
+	if x != nil {
+		return x.NotGranted
+	}
+	return nil
 }
 
 func (x *Cluster) GetUpdatedAt() int64 {
@@ -2457,7 +2468,8 @@ type Presence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	HasPodCidr    bool                   `protobuf:"varint,3,opt,name=has_pod_cidr,json=hasPodCidr,proto3" json:"has_pod_cidr,omitempty"` // of IPv4, which the node announces: it needs to be given none
+	HasPodCidr    bool                   `protobuf:"varint,3,opt,name=has_pod_cidr,json=hasPodCidr,proto3" json:"has_pod_cidr,omitempty"`    // of IPv4, which the node announces: it needs to be given none
+	HasPodCidr6   bool                   `protobuf:"varint,4,opt,name=has_pod_cidr6,json=hasPodCidr6,proto3" json:"has_pod_cidr6,omitempty"` // of IPv6, the same
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2510,6 +2522,13 @@ func (x *Presence) GetBootId() string {
 func (x *Presence) GetHasPodCidr() bool {
 	if x != nil {
 		return x.HasPodCidr
+	}
+	return false
+}
+
+func (x *Presence) GetHasPodCidr6() bool {
+	if x != nil {
+		return x.HasPodCidr6
 	}
 	return false
 }
@@ -2881,8 +2900,13 @@ type Peer struct {
 	StaleAfter  *int64 `protobuf:"varint,10,opt,name=stale_after,json=staleAfter,proto3,oneof" json:"stale_after,omitempty"`
 	ExpireAfter *int64 `protobuf:"varint,11,opt,name=expire_after,json=expireAfter,proto3,oneof" json:"expire_after,omitempty"`
 	// SHA-256 of the declaration that made it; empty for one that joined.
-	Declared      []byte `protobuf:"bytes,12,opt,name=declared,proto3" json:"declared,omitempty"`
-	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Declared []byte `protobuf:"bytes,12,opt,name=declared,proto3" json:"declared,omitempty"`
+	// What that declaration said: a later one changes what it says otherwise.
+	Declaration *PeerDeclaration `protobuf:"bytes,13,opt,name=declaration,proto3" json:"declaration,omitempty"`
+	// SHA-256 of the CAs that the peer retired since, the newest last. No
+	// declaration brings them back.
+	Retired       [][]byte `protobuf:"bytes,14,rep,name=retired,proto3" json:"retired,omitempty"`
+	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3001,11 +3025,118 @@ func (x *Peer) GetDeclared() []byte {
 	return nil
 }
 
+func (x *Peer) GetDeclaration() *PeerDeclaration {
+	if x != nil {
+		return x.Declaration
+	}
+	return nil
+}
+
+func (x *Peer) GetRetired() [][]byte {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
 func (x *Peer) GetUpdatedAt() int64 {
 	if x != nil {
 		return x.UpdatedAt
 	}
 	return 0
+}
+
+// PeerDeclaration is a peer as a file declared it.
+type PeerDeclaration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     uint32                 `protobuf:"varint,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	TrustBundle   [][]byte               `protobuf:"bytes,2,rep,name=trust_bundle,json=trustBundle,proto3" json:"trust_bundle,omitempty"` // DER certificates
+	Endpoints     []string               `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	PodCidrs      []string               `protobuf:"bytes,4,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	NodeCidrs     []string               `protobuf:"bytes,5,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	ServiceCidrs  []string               `protobuf:"bytes,6,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	Namespaces    []string               `protobuf:"bytes,7,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerDeclaration) Reset() {
+	*x = PeerDeclaration{}
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerDeclaration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerDeclaration) ProtoMessage() {}
+
+func (x *PeerDeclaration) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerDeclaration.ProtoReflect.Descriptor instead.
+func (*PeerDeclaration) Descriptor() ([]byte, []int) {
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PeerDeclaration) GetClusterId() uint32 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *PeerDeclaration) GetTrustBundle() [][]byte {
+	if x != nil {
+		return x.TrustBundle
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetNodeCidrs() []string {
+	if x != nil {
+		return x.NodeCidrs
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetServiceCidrs() []string {
+	if x != nil {
+		return x.ServiceCidrs
+	}
+	return nil
+}
+
+func (x *PeerDeclaration) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
 }
 
 // Grant is what a peer may publish here, and read from here; pinned at join.
@@ -3037,7 +3168,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3180,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[30]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3193,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{30}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Grant) GetPodCidrs() []string {
@@ -3183,7 +3314,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +3326,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[31]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3208,7 +3339,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{31}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Token) GetId() string {
@@ -3294,7 +3425,7 @@ type VIPOwner struct {
 
 func (x *VIPOwner) Reset() {
 	*x = VIPOwner{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3437,7 @@ func (x *VIPOwner) String() string {
 func (*VIPOwner) ProtoMessage() {}
 
 func (x *VIPOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[32]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3450,7 @@ func (x *VIPOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIPOwner.ProtoReflect.Descriptor instead.
 func (*VIPOwner) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{32}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VIPOwner) GetIp() string {
@@ -3368,7 +3499,7 @@ type Enrolment struct {
 
 func (x *Enrolment) Reset() {
 	*x = Enrolment{}
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3380,7 +3511,7 @@ func (x *Enrolment) String() string {
 func (*Enrolment) ProtoMessage() {}
 
 func (x *Enrolment) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[33]
+	mi := &file_api_keyspace_v1_keyspace_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3393,7 +3524,7 @@ func (x *Enrolment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrolment.ProtoReflect.Descriptor instead.
 func (*Enrolment) Descriptor() ([]byte, []int) {
-	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{33}
+	return file_api_keyspace_v1_keyspace_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Enrolment) GetNode() string {
@@ -3449,7 +3580,7 @@ var File_api_keyspace_v1_keyspace_proto protoreflect.FileDescriptor
 
 const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
-	"\x1eapi/keyspace/v1/keyspace.proto\x12\x12hawser.keyspace.v1\"\xc1\x02\n" +
+	"\x1eapi/keyspace/v1/keyspace.proto\x12\x12hawser.keyspace.v1\"\xe2\x02\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1b\n" +
@@ -3460,7 +3591,10 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x04mesh\x18\x06 \x01(\v2\".hawser.keyspace.v1.MeshParametersR\x04mesh\x12\"\n" +
 	"\fcapabilities\x18\a \x03(\tR\fcapabilities\x12\x1c\n" +
 	"\tendpoints\x18\b \x03(\tR\tendpoints\x12\x18\n" +
-	"\aversion\x18\t \x01(\tR\aversion\x12\x1d\n" +
+	"\aversion\x18\t \x01(\tR\aversion\x12\x1f\n" +
+	"\vnot_granted\x18\n" +
+	" \x03(\tR\n" +
+	"notGranted\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x9d\x01\n" +
 	"\x0eMeshParameters\x12!\n" +
@@ -3688,12 +3822,13 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\adrained\x18\x03 \x01(\bR\adrained\x12#\n" +
 	"\rdrained_since\x18\x04 \x01(\x03R\fdrainedSince\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"x\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x9c\x01\n" +
 	"\bPresence\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12 \n" +
 	"\fhas_pod_cidr\x18\x03 \x01(\bR\n" +
-	"hasPodCidr\x12\x1d\n" +
+	"hasPodCidr\x12\"\n" +
+	"\rhas_pod_cidr6\x18\x04 \x01(\bR\vhasPodCidr6\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x05\n" +
 	"\bPeerView\x12\x12\n" +
@@ -3737,7 +3872,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\".\n" +
 	"\x05State\x12\x11\n" +
 	"\rSTATE_COPYING\x10\x00\x12\x12\n" +
-	"\x0eSTATE_COMPLETE\x10\x01\"\xc5\x04\n" +
+	"\x0eSTATE_COMPLETE\x10\x01\"\xa6\x05\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3754,7 +3889,9 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	" \x01(\x03H\x00R\n" +
 	"staleAfter\x88\x01\x01\x12&\n" +
 	"\fexpire_after\x18\v \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x1a\n" +
-	"\bdeclared\x18\f \x01(\fR\bdeclared\x12\x1d\n" +
+	"\bdeclared\x18\f \x01(\fR\bdeclared\x12E\n" +
+	"\vdeclaration\x18\r \x01(\v2#.hawser.keyspace.v1.PeerDeclarationR\vdeclaration\x12\x18\n" +
+	"\aretired\x18\x0e \x03(\fR\aretired\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"Y\n" +
 	"\x05State\x12\x15\n" +
@@ -3763,7 +3900,19 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x0fSTATE_CONFIRMED\x10\x02\x12\x11\n" +
 	"\rSTATE_LEAVING\x10\x03B\x0e\n" +
 	"\f_stale_afterB\x0f\n" +
-	"\r_expire_after\"\xdf\x03\n" +
+	"\r_expire_after\"\xf2\x01\n" +
+	"\x0fPeerDeclaration\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\rR\tclusterId\x12!\n" +
+	"\ftrust_bundle\x18\x02 \x03(\fR\vtrustBundle\x12\x1c\n" +
+	"\tendpoints\x18\x03 \x03(\tR\tendpoints\x12\x1b\n" +
+	"\tpod_cidrs\x18\x04 \x03(\tR\bpodCidrs\x12\x1d\n" +
+	"\n" +
+	"node_cidrs\x18\x05 \x03(\tR\tnodeCidrs\x12#\n" +
+	"\rservice_cidrs\x18\x06 \x03(\tR\fserviceCidrs\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\a \x03(\tR\n" +
+	"namespaces\"\xdf\x03\n" +
 	"\x05Grant\x12\x1b\n" +
 	"\tpod_cidrs\x18\x01 \x03(\tR\bpodCidrs\x12\x1d\n" +
 	"\n" +
@@ -3833,87 +3982,89 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
-	(Protocol)(0),          // 0: hawser.keyspace.v1.Protocol
-	(NodeAddress_Type)(0),  // 1: hawser.keyspace.v1.NodeAddress.Type
-	(Backend_State)(0),     // 2: hawser.keyspace.v1.Backend.State
-	(NodeHealth_State)(0),  // 3: hawser.keyspace.v1.NodeHealth.State
-	(Synced_State)(0),      // 4: hawser.keyspace.v1.Synced.State
-	(Peer_State)(0),        // 5: hawser.keyspace.v1.Peer.State
-	(*Cluster)(nil),        // 6: hawser.keyspace.v1.Cluster
-	(*MeshParameters)(nil), // 7: hawser.keyspace.v1.MeshParameters
-	(*Node)(nil),           // 8: hawser.keyspace.v1.Node
-	(*NodeAddress)(nil),    // 9: hawser.keyspace.v1.NodeAddress
-	(*Identity)(nil),       // 10: hawser.keyspace.v1.Identity
-	(*IdentityRef)(nil),    // 11: hawser.keyspace.v1.IdentityRef
-	(*IPEntry)(nil),        // 12: hawser.keyspace.v1.IPEntry
-	(*NamedPort)(nil),      // 13: hawser.keyspace.v1.NamedPort
-	(*VTEP)(nil),           // 14: hawser.keyspace.v1.VTEP
-	(*Service)(nil),        // 15: hawser.keyspace.v1.Service
-	(*ServicePort)(nil),    // 16: hawser.keyspace.v1.ServicePort
-	(*ServiceID)(nil),      // 17: hawser.keyspace.v1.ServiceID
-	(*BackendSlice)(nil),   // 18: hawser.keyspace.v1.BackendSlice
-	(*Backend)(nil),        // 19: hawser.keyspace.v1.Backend
-	(*BackendPort)(nil),    // 20: hawser.keyspace.v1.BackendPort
-	(*PolicyObject)(nil),   // 21: hawser.keyspace.v1.PolicyObject
-	(*NodeStatus)(nil),     // 22: hawser.keyspace.v1.NodeStatus
-	(*TrustBundle)(nil),    // 23: hawser.keyspace.v1.TrustBundle
-	(*CARotation)(nil),     // 24: hawser.keyspace.v1.CARotation
-	(*PathReport)(nil),     // 25: hawser.keyspace.v1.PathReport
-	(*NodeHealth)(nil),     // 26: hawser.keyspace.v1.NodeHealth
-	(*Gossip)(nil),         // 27: hawser.keyspace.v1.Gossip
-	(*GossipKeys)(nil),     // 28: hawser.keyspace.v1.GossipKeys
-	(*GossipKey)(nil),      // 29: hawser.keyspace.v1.GossipKey
-	(*NodeConfig)(nil),     // 30: hawser.keyspace.v1.NodeConfig
-	(*Presence)(nil),       // 31: hawser.keyspace.v1.Presence
-	(*PeerView)(nil),       // 32: hawser.keyspace.v1.PeerView
-	(*Position)(nil),       // 33: hawser.keyspace.v1.Position
-	(*Synced)(nil),         // 34: hawser.keyspace.v1.Synced
-	(*Peer)(nil),           // 35: hawser.keyspace.v1.Peer
-	(*Grant)(nil),          // 36: hawser.keyspace.v1.Grant
-	(*Token)(nil),          // 37: hawser.keyspace.v1.Token
-	(*VIPOwner)(nil),       // 38: hawser.keyspace.v1.VIPOwner
-	(*Enrolment)(nil),      // 39: hawser.keyspace.v1.Enrolment
-	nil,                    // 40: hawser.keyspace.v1.Node.LabelsEntry
-	nil,                    // 41: hawser.keyspace.v1.Service.AnnotationsEntry
-	nil,                    // 42: hawser.keyspace.v1.Service.SelectorEntry
-	nil,                    // 43: hawser.keyspace.v1.Service.LabelsEntry
-	nil,                    // 44: hawser.keyspace.v1.NodeStatus.SeenEntry
-	nil,                    // 45: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	(Protocol)(0),           // 0: hawser.keyspace.v1.Protocol
+	(NodeAddress_Type)(0),   // 1: hawser.keyspace.v1.NodeAddress.Type
+	(Backend_State)(0),      // 2: hawser.keyspace.v1.Backend.State
+	(NodeHealth_State)(0),   // 3: hawser.keyspace.v1.NodeHealth.State
+	(Synced_State)(0),       // 4: hawser.keyspace.v1.Synced.State
+	(Peer_State)(0),         // 5: hawser.keyspace.v1.Peer.State
+	(*Cluster)(nil),         // 6: hawser.keyspace.v1.Cluster
+	(*MeshParameters)(nil),  // 7: hawser.keyspace.v1.MeshParameters
+	(*Node)(nil),            // 8: hawser.keyspace.v1.Node
+	(*NodeAddress)(nil),     // 9: hawser.keyspace.v1.NodeAddress
+	(*Identity)(nil),        // 10: hawser.keyspace.v1.Identity
+	(*IdentityRef)(nil),     // 11: hawser.keyspace.v1.IdentityRef
+	(*IPEntry)(nil),         // 12: hawser.keyspace.v1.IPEntry
+	(*NamedPort)(nil),       // 13: hawser.keyspace.v1.NamedPort
+	(*VTEP)(nil),            // 14: hawser.keyspace.v1.VTEP
+	(*Service)(nil),         // 15: hawser.keyspace.v1.Service
+	(*ServicePort)(nil),     // 16: hawser.keyspace.v1.ServicePort
+	(*ServiceID)(nil),       // 17: hawser.keyspace.v1.ServiceID
+	(*BackendSlice)(nil),    // 18: hawser.keyspace.v1.BackendSlice
+	(*Backend)(nil),         // 19: hawser.keyspace.v1.Backend
+	(*BackendPort)(nil),     // 20: hawser.keyspace.v1.BackendPort
+	(*PolicyObject)(nil),    // 21: hawser.keyspace.v1.PolicyObject
+	(*NodeStatus)(nil),      // 22: hawser.keyspace.v1.NodeStatus
+	(*TrustBundle)(nil),     // 23: hawser.keyspace.v1.TrustBundle
+	(*CARotation)(nil),      // 24: hawser.keyspace.v1.CARotation
+	(*PathReport)(nil),      // 25: hawser.keyspace.v1.PathReport
+	(*NodeHealth)(nil),      // 26: hawser.keyspace.v1.NodeHealth
+	(*Gossip)(nil),          // 27: hawser.keyspace.v1.Gossip
+	(*GossipKeys)(nil),      // 28: hawser.keyspace.v1.GossipKeys
+	(*GossipKey)(nil),       // 29: hawser.keyspace.v1.GossipKey
+	(*NodeConfig)(nil),      // 30: hawser.keyspace.v1.NodeConfig
+	(*Presence)(nil),        // 31: hawser.keyspace.v1.Presence
+	(*PeerView)(nil),        // 32: hawser.keyspace.v1.PeerView
+	(*Position)(nil),        // 33: hawser.keyspace.v1.Position
+	(*Synced)(nil),          // 34: hawser.keyspace.v1.Synced
+	(*Peer)(nil),            // 35: hawser.keyspace.v1.Peer
+	(*PeerDeclaration)(nil), // 36: hawser.keyspace.v1.PeerDeclaration
+	(*Grant)(nil),           // 37: hawser.keyspace.v1.Grant
+	(*Token)(nil),           // 38: hawser.keyspace.v1.Token
+	(*VIPOwner)(nil),        // 39: hawser.keyspace.v1.VIPOwner
+	(*Enrolment)(nil),       // 40: hawser.keyspace.v1.Enrolment
+	nil,                     // 41: hawser.keyspace.v1.Node.LabelsEntry
+	nil,                     // 42: hawser.keyspace.v1.Service.AnnotationsEntry
+	nil,                     // 43: hawser.keyspace.v1.Service.SelectorEntry
+	nil,                     // 44: hawser.keyspace.v1.Service.LabelsEntry
+	nil,                     // 45: hawser.keyspace.v1.NodeStatus.SeenEntry
+	nil,                     // 46: hawser.keyspace.v1.NodeStatus.EnforcedEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	7,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
 	9,  // 1: hawser.keyspace.v1.Node.addresses:type_name -> hawser.keyspace.v1.NodeAddress
-	40, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
+	41, // 2: hawser.keyspace.v1.Node.labels:type_name -> hawser.keyspace.v1.Node.LabelsEntry
 	1,  // 3: hawser.keyspace.v1.NodeAddress.type:type_name -> hawser.keyspace.v1.NodeAddress.Type
 	13, // 4: hawser.keyspace.v1.IPEntry.named_ports:type_name -> hawser.keyspace.v1.NamedPort
 	0,  // 5: hawser.keyspace.v1.NamedPort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	16, // 6: hawser.keyspace.v1.Service.ports:type_name -> hawser.keyspace.v1.ServicePort
-	41, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
-	42, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
-	43, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
+	42, // 7: hawser.keyspace.v1.Service.annotations:type_name -> hawser.keyspace.v1.Service.AnnotationsEntry
+	43, // 8: hawser.keyspace.v1.Service.selector:type_name -> hawser.keyspace.v1.Service.SelectorEntry
+	44, // 9: hawser.keyspace.v1.Service.labels:type_name -> hawser.keyspace.v1.Service.LabelsEntry
 	0,  // 10: hawser.keyspace.v1.ServicePort.protocol:type_name -> hawser.keyspace.v1.Protocol
 	19, // 11: hawser.keyspace.v1.BackendSlice.backends:type_name -> hawser.keyspace.v1.Backend
 	20, // 12: hawser.keyspace.v1.Backend.ports:type_name -> hawser.keyspace.v1.BackendPort
 	2,  // 13: hawser.keyspace.v1.Backend.state:type_name -> hawser.keyspace.v1.Backend.State
 	0,  // 14: hawser.keyspace.v1.BackendPort.protocol:type_name -> hawser.keyspace.v1.Protocol
-	44, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
-	45, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	45, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
+	46, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	25, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
 	3,  // 18: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
 	29, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
 	33, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
 	33, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
-	36, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
+	37, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
 	4,  // 23: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	36, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	37, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
 	5,  // 25: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	36, // 26: hawser.keyspace.v1.Peer.declaration:type_name -> hawser.keyspace.v1.PeerDeclaration
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -3923,14 +4074,14 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 	}
 	file_api_keyspace_v1_keyspace_proto_msgTypes[26].OneofWrappers = []any{}
 	file_api_keyspace_v1_keyspace_proto_msgTypes[29].OneofWrappers = []any{}
-	file_api_keyspace_v1_keyspace_proto_msgTypes[30].OneofWrappers = []any{}
+	file_api_keyspace_v1_keyspace_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
