@@ -180,7 +180,7 @@ func TestNodeRouteErrors(t *testing.T) {
 		want               int
 	}{
 		{http.MethodGet, "/v1/node/nothing", "", http.StatusNotFound},
-		{http.MethodPut, "/v1/node/status", "", http.StatusNotImplemented},
+		{http.MethodPut, "/v1/node/status", "", http.StatusMethodNotAllowed},
 		{http.MethodPut, "/v1/node/endpoints/seven", "{}", http.StatusBadRequest},
 		{http.MethodPost, "/v1/node/endpoints", `{"containerId":`, http.StatusBadRequest},
 	} {
