@@ -26,6 +26,7 @@ import (
 // crashed is a pod that an agent makes or removes when it is killed.
 type crashed struct {
 	*script
+	lab    *lab.Lab // as it is now: commands have restarted agents
 	node   *node
 	server place
 	netns  string
@@ -45,7 +46,11 @@ func cmdCrash(s *script, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c := &crashed{script: s, node: s.world.nodes[args[1]], server: server, id: "crash"}
+	l, err := lab.Open(s.world.lab.Name())
+	if err != nil {
+		return "", err
+	}
+	c := &crashed{script: s, lab: l, node: s.world.nodes[args[1]], server: server, id: "crash"}
 	c.netns = filepath.Join(s.ts.MkAbs("."), args[0])
 	if err := nsthread.CreateNetns(c.netns); err != nil {
 		return "", err
@@ -145,14 +150,14 @@ func (c *crashed) watch(n int, do func(context.Context) error) (changes []string
 	if err != nil || !killed {
 		return changes, false, errors.Join(err, failed)
 	}
-	return changes, true, c.world.lab.Restart(ctx, lab.AgentProgram, c.node.Name)
+	return changes, true, c.lab.Restart(ctx, lab.AgentProgram, c.node.Name)
 }
 
 // agent is the process.
 func (c *crashed) agent() int {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	for _, r := range c.world.lab.Status(ctx).Rows {
+	for _, r := range c.lab.Status(ctx).Rows {
 		if r.Name == c.node.Name {
 			return r.PID
 		}
