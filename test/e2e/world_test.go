@@ -86,7 +86,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := withEtcd(lab.NewSpec(name, 2, 2))
 		s.IPv6 = true
 		return s, lab.Options{Demo: true}, nil
-	case "closed": // two clusters of one node that deny by default, and whose selectors mean the mesh
+	case "modes": // two clusters of one node that deny by default, and whose selectors mean the mesh
 		s := withEtcd(lab.NewSpec(name, 2, 1))
 		s.Agent = map[string]string{"policy-enforcement": "always", "policy-default-scope": "mesh"}
 		return s, lab.Options{}, nil
@@ -101,7 +101,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, closed, listed or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, modes, listed or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -118,7 +118,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|closed|listed|brief|down")
+		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|modes|listed|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
