@@ -104,12 +104,10 @@ func TestLeadersTakeTurns(t *testing.T) {
 	wg.Wait()
 }
 
-func TestWorkEndsWithTheLease(t *testing.T) {
-	e := etcdtest.Start(t)
-	p := e.Proxy(t)
-	cfg := config(t, e, "a")
-	cfg.Client = e.ClientAt(t, p.Endpoint(), "apiserver", "")
-	began, ended := make(chan struct{}, 9), make(chan error, 9)
+// lead stands for an office until stop is called, and has begun to work in it.
+func lead(t *testing.T, cfg election.Config) (began chan struct{}, ended chan error, stop func()) {
+	t.Helper()
+	began, ended = make(chan struct{}, 9), make(chan error, 9)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -122,6 +120,18 @@ func TestWorkEndsWithTheLease(t *testing.T) {
 		})
 	}()
 	<-began
+	return began, ended, func() {
+		cancel()
+		<-done
+	}
+}
+
+func TestWorkEndsWithTheLease(t *testing.T) {
+	e := etcdtest.Start(t)
+	p := e.Proxy(t)
+	cfg := config(t, e, "a")
+	cfg.Client = e.ClientAt(t, p.Endpoint(), "apiserver", "")
+	began, ended, stop := lead(t, cfg)
 	p.Cut()
 	select {
 	case err := <-ended:
@@ -139,8 +149,7 @@ func TestWorkEndsWithTheLease(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("does not stand again once it can")
 	}
-	cancel()
-	<-done
+	stop()
 }
 
 // Who holds an office knows when somebody takes its key away or writes over it,
@@ -183,19 +192,7 @@ func TestWorkEndsWithTheFence(t *testing.T) {
 		cfg := config(t, e, "a")
 		cfg.Client = c
 		cfg.TTL = 2
-		began, ended := make(chan struct{}, 9), make(chan error, 9)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = election.Lead(ctx, cfg, func(ctx context.Context, _ *election.Term) error {
-				began <- struct{}{}
-				<-ctx.Done()
-				ended <- context.Cause(ctx)
-				return nil
-			})
-		}()
-		<-began
+		began, ended, stop := lead(t, cfg)
 		key := kvstore.NewKey(kvstore.Private, e.Cluster, kvstore.KindElection, "test").String()
 		if _, err := e.APIServer(t).Txn(t.Context(), nil, []kvstore.Op{kvstore.Delete(key)}, nil); err != nil {
 			t.Fatal(err)
@@ -213,7 +210,6 @@ func TestWorkEndsWithTheFence(t *testing.T) {
 		case <-time.After(20 * time.Second):
 			t.Errorf("%s: nobody leads", what)
 		}
-		cancel()
-		<-done
+		stop()
 	}
 }

@@ -5,10 +5,7 @@ package reconcile
 import (
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"testing"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -19,24 +16,8 @@ import (
 // newTestIPCache writes into maps of its own with room for few entries.
 func newTestIPCache(t *testing.T, hosts, prefixes uint32) *ipcache {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes eBPF maps")
-	}
-	spec, err := objects.LoadHawser()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kernel := &objects.HawserMaps{}
-	for name, m := range map[string]struct {
-		at   **ebpf.Map
-		room uint32
-	}{"ipcache": {&kernel.Ipcache, hosts}, "ipcache_prefix": {&kernel.IpcachePrefix, prefixes}, "ipcache_epochs": {&kernel.IpcacheEpochs, maps.IPEpochs + 1}} {
-		s := spec.Maps[name].Copy()
-		s.MaxEntries = m.room
-		if *m.at, err = ebpf.NewMap(s); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = (*m.at).Close() })
+	kernel := &objects.HawserMaps{
+		Ipcache: testMap(t, "ipcache", hosts), IpcachePrefix: testMap(t, "ipcache_prefix", prefixes), IpcacheEpochs: testMap(t, "ipcache_epochs", maps.IPEpochs+1),
 	}
 	s, err := newIPCache(kernel, datapath.NewTables().IPCache, &nodeIDs{}, netip.MustParseAddr("192.0.2.1"), func() error { return nil })
 	if err != nil {

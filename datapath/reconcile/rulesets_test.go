@@ -4,11 +4,8 @@ package reconcile
 
 import (
 	"errors"
-	"os"
 	"strings"
 	"testing"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -20,26 +17,7 @@ type entries = map[datapath.PolicyKey]datapath.PolicyEntry
 // newTestRuleSets writes into maps of its own with room for few entries.
 func newTestRuleSets(t *testing.T, room uint32) *ruleSets {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes eBPF maps")
-	}
-	spec, err := objects.LoadHawser()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kernel := &objects.HawserMaps{}
-	for name, at := range map[string]**ebpf.Map{"policy": &kernel.Policy, "rule_sets": &kernel.RuleSets} {
-		s := spec.Maps[name].Copy()
-		if name == "policy" {
-			s.MaxEntries, s.Flags = room, 0
-		} else {
-			s.MaxEntries = 64
-		}
-		if *at, err = ebpf.NewMap(s); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = (*at).Close() })
-	}
+	kernel := &objects.HawserMaps{Policy: testMap(t, "policy", room), RuleSets: testMap(t, "rule_sets", 64)}
 	s, err := newRuleSets(kernel, datapath.NewTables().RuleSets)
 	if err != nil {
 		t.Fatal(err)
