@@ -190,6 +190,7 @@ func steadyReal(t *testing.T, r *report, store storage) {
 	o := startCluster(t, farID, store, secondHost(), "")
 	c.peerWith(t, o)
 	source, local := o.watchLag(t, o.Name), c.watchLag(t, o.Name)
+	settle(t, o, source, local)
 	cpu := []float64{c.server.seconds(), o.server.seconds(), c.data.seconds(), o.data.seconds()}
 	writes := writeSteadily(t, o, steadyRate, steadySeconds)
 	whole := local.end(t, len(writes))
@@ -209,6 +210,26 @@ func steadyReal(t *testing.T, r *report, store storage) {
 	addLag(r, fmt.Sprintf("the same, from the beginning of the write, %s", store), "", "", whole)
 	addLag(r, fmt.Sprintf("the write itself until it is committed, %s", store), "", "", committed)
 	addLag(r, fmt.Sprintf("the write itself until its writer has the answer, %s", store), "", "", answered)
+}
+
+// settle writes until the mirror follows the source and forgets that. A stream
+// begins with a watch from the past of etcd, which etcd brings up to now within
+// 100 ms: what is written until then waits for it, once for each stream.
+func settle(t *testing.T, o *cluster, watches ...*lag) {
+	t.Helper()
+	first := writeSteadily(t, o, steadyRate, 1)
+	for _, l := range watches {
+		etcdtest.Eventually(t, within, "the first changes have arrived", func() bool { return l.count() >= len(first) })
+		l.forget()
+	}
+}
+
+// forget drops what came until now.
+func (l *lag) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ms = nil
+	clear(l.at)
 }
 
 // write is one of a writer's: when it began and when it was answered, Unix ns.
