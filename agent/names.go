@@ -3,12 +3,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hawser-mesh/hawser/agent/dns"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -21,6 +23,7 @@ type names struct {
 	own         string // cluster
 	lb          *loadbalancer.Desired
 	ready, full <-chan struct{}
+	judged      atomic.Bool // it is known which peers' data has expired
 
 	mu         sync.RWMutex
 	vips       map[netip.Addr]map[serviceName]struct{}
@@ -149,10 +152,19 @@ func (n *names) Backends(namespace, name string) []dns.Backend {
 	return out
 }
 
+// believes reports whether the workloads of a cluster have names: not those of a
+// peer whose data has expired, by what its backends are withdrawn for, too.
+func (n *names) believes(cluster string) bool {
+	return cluster == n.own || n.judged.Load() && n.lb.Age(cluster) != loadbalancer.Expired
+}
+
 // Workload implements dns.Directory.
 func (n *names) Workload(cluster, namespace, name string) []netip.Addr {
 	if cluster == "" {
 		cluster = n.own
+	}
+	if !n.believes(cluster) {
+		return nil
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -176,11 +188,12 @@ func (n *names) Namespace(name string) bool {
 
 // Names implements dns.Directory. Workloads of peers have their cluster in
 // front, as when they are asked for: what a peer publishes never looks like a
-// name of the own cluster.
+// name of the own cluster. Those of a peer whose data is stale come last.
 func (n *names) Names(a netip.Addr) []string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	var out []string
+	ages := map[string]loadbalancer.Age{}
 	for s := range n.vips[a] {
 		out = append(out, s.name+"."+s.namespace)
 	}
@@ -189,12 +202,16 @@ func (n *names) Names(a netip.Addr) []string {
 		if _, isService := n.services[serviceName{w.namespace, w.name}]; isService {
 			continue // the name means something else
 		}
+		if !n.believes(w.cluster) {
+			continue
+		}
 		if w.cluster != n.own {
 			name = w.cluster + "." + name
+			ages[name] = n.lb.Age(w.cluster)
 		}
 		out = append(out, name)
 	}
-	slices.Sort(out)
+	slices.SortFunc(out, func(a, b string) int { return cmp.Or(cmp.Compare(ages[a], ages[b]), cmp.Compare(a, b)) })
 	return out
 }
 

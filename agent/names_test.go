@@ -7,7 +7,10 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/hawser-mesh/hawser/agent/dns"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 )
 
@@ -17,6 +20,7 @@ func TestNamesFollowTheRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := newNames("east", lb, make(chan struct{}), make(chan struct{}))
+	n.judged.Store(true)
 	addr := netip.MustParseAddr
 	record := func(a, ns, name string) *keyspacev1.IPEntry {
 		return &keyspacev1.IPEntry{Prefix: a + "/32", Namespace: ns, Workload: name}
@@ -74,6 +78,60 @@ func TestNamesFollowTheRecords(t *testing.T) {
 	if len(n.workloads)+len(n.called)+len(n.byKey)+len(n.namespaces)+len(n.vips)+len(n.services) != 0 {
 		t.Errorf("something is left: %+v", n)
 	}
+}
+
+// A peer whose data has expired has no names, as it has no backends: neither its
+// pods, nor their addresses, nor what stands behind a headless service. A stale
+// one's are the last. They come back; the own cluster's are not touched.
+func TestExpiredPeerHasNoNames(t *testing.T) {
+	v := testView(t)
+	addr := netip.MustParseAddr
+	pod := func(cluster, a, name string) store.Change {
+		k := kvstore.NewKey(kvstore.State, cluster, kvstore.KindIP, a+"/32")
+		return store.Change{Key: k, KV: kvstore.KV{Key: k.String()}, Record: &keyspacev1.IPEntry{Prefix: a + "/32", Namespace: "demo", Workload: name}}
+	}
+	apply := func(cs ...store.Change) { v.apply(store.Batch{Changes: cs}) }
+	check := func(when string, west bool, called ...string) {
+		t.Helper()
+		if got := v.names.Workload("west", "demo", "web"); (len(got) == 1) != west {
+			t.Errorf("%s: west's web is %v", when, got)
+		}
+		if got := v.names.Names(addr("10.2.1.2")); (len(got) == 1) != west {
+			t.Errorf("%s: the address of west's web is called %v", when, got)
+		}
+		if got := v.names.Backends("demo", "db"); slices.ContainsFunc(got, func(b dns.Backend) bool { return b.Cluster == "west" }) != west || len(got) == 0 {
+			t.Errorf("%s: behind the headless service are %v", when, got)
+		}
+		if got := v.names.Names(addr("10.9.1.9")); !slices.Equal(got, called) {
+			t.Errorf("%s: an address that several claim is called %v, want %v", when, got, called)
+		}
+		if got := v.names.Workload("", "demo", "web"); !slices.Equal(got, []netip.Addr{addr("10.1.1.2")}) {
+			t.Errorf("%s: our own web is %v", when, got)
+		}
+	}
+	for cluster, a := range map[string]string{"east": "10.1.1.3", "west": "10.2.1.3"} {
+		from := loadbalancer.Source{Cluster: cluster}
+		v.lb.SetCluster(cluster, 1)
+		v.lb.UpsertService(from, &keyspacev1.Service{Namespace: "demo", Name: "db", Headless: true, Global: true, Shared: true})
+		v.lb.UpsertSlice(from, &keyspacev1.BackendSlice{Namespace: "demo", Service: "db", Name: "n", Backends: []*keyspacev1.Backend{
+			{Ip: a, Workload: "demo/db-" + cluster, State: keyspacev1.Backend_STATE_ACTIVE, Ports: []*keyspacev1.BackendPort{{Port: 1}}},
+		}})
+	}
+	apply(pod("east", "10.1.1.2", "web"), pod("west", "10.2.1.2", "web"))
+	apply(pod("north", "10.9.1.9", "x"), pod("west", "10.9.1.9", "x"), pod("east", "10.9.1.9", "x"))
+	if got := v.names.Workload("west", "demo", "web"); got != nil {
+		t.Errorf("before it is known whether it has expired: %v", got)
+	}
+	v.verdictsRead()
+	check("fresh", true, "north.x.demo", "west.x.demo", "x.demo")
+	apply(aged("north", "stale"))
+	check("another one is stale", true, "west.x.demo", "x.demo", "north.x.demo")
+	apply(aged("west", "stale"))
+	check("stale", true, "x.demo", "north.x.demo", "west.x.demo")
+	apply(aged("west", "expired"))
+	check("expired", false, "x.demo", "north.x.demo")
+	apply(aged("north", "fresh"), aged("west", "fresh"))
+	check("back", true, "north.x.demo", "west.x.demo", "x.demo")
 }
 
 func TestBackendsThatTakeConnectionsHaveNames(t *testing.T) {
