@@ -5,7 +5,7 @@ package agent
 import (
 	"cmp"
 	"context"
-	"maps"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,10 +26,10 @@ type names struct {
 	judged      atomic.Bool // it is known which peers' data has expired
 
 	mu         sync.RWMutex
-	vips       map[netip.Addr]map[serviceName]struct{}
+	vips       map[netip.Addr]few[serviceName]
 	services   map[serviceName][]netip.Addr
-	workloads  map[workload]map[netip.Addr]struct{}
-	called     map[netip.Addr]map[workload]struct{}
+	workloads  map[workload]few[netip.Addr]
+	called     map[netip.Addr]few[workload]
 	byKey      map[string]addressed // key of an address's record
 	namespaces map[string]int       // of services and of the own cluster's workloads
 	ranges     map[string][]netip.Prefix
@@ -45,8 +45,8 @@ type addressed struct {
 func newNames(own string, lb *loadbalancer.Desired, ready, full <-chan struct{}) *names {
 	return &names{
 		own: own, lb: lb, ready: ready, full: full,
-		vips: map[netip.Addr]map[serviceName]struct{}{}, services: map[serviceName][]netip.Addr{},
-		workloads: map[workload]map[netip.Addr]struct{}{}, called: map[netip.Addr]map[workload]struct{}{},
+		vips: map[netip.Addr]few[serviceName]{}, services: map[serviceName][]netip.Addr{},
+		workloads: map[workload]few[netip.Addr]{}, called: map[netip.Addr]few[workload]{},
 		byKey: map[string]addressed{}, namespaces: map[string]int{}, ranges: map[string][]netip.Prefix{},
 	}
 }
@@ -117,17 +117,55 @@ func (n *names) count(namespace string, by int) {
 	}
 }
 
-func put[A, B comparable](m map[A]map[B]struct{}, a A, b B) {
-	if m[a] == nil {
-		m[a] = map[B]struct{}{}
-	}
-	m[a][b] = struct{}{}
+// few is a set that nearly always has one member: a map for each would be most of
+// what the index takes.
+type few[T comparable] struct {
+	first T
+	more  map[T]struct{}
 }
 
-func drop[A, B comparable](m map[A]map[B]struct{}, a A, b B) {
-	if delete(m[a], b); len(m[a]) == 0 {
-		delete(m, a)
+// members are those of a's set, none if there is none.
+func members[A, B comparable](m map[A]few[B], a A) iter.Seq[B] {
+	f, ok := m[a]
+	return func(yield func(B) bool) {
+		if !ok || !yield(f.first) {
+			return
+		}
+		for v := range f.more {
+			if !yield(v) {
+				return
+			}
+		}
 	}
+}
+
+func put[A, B comparable](m map[A]few[B], a A, b B) {
+	f, ok := m[a]
+	switch {
+	case !ok:
+		f.first = b
+	case f.first == b:
+		return
+	case f.more == nil:
+		f.more = map[B]struct{}{b: {}}
+	default:
+		f.more[b] = struct{}{}
+	}
+	m[a] = f
+}
+
+func drop[A, B comparable](m map[A]few[B], a A, b B) {
+	f, ok := m[a]
+	if !ok || f.first != b {
+		delete(f.more, b)
+		return
+	}
+	for f.first = range f.more {
+		delete(f.more, f.first)
+		m[a] = f
+		return
+	}
+	delete(m, a)
 }
 
 // Service implements dns.Directory.
@@ -168,7 +206,7 @@ func (n *names) Workload(cluster, namespace, name string) []netip.Addr {
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return slices.SortedFunc(maps.Keys(n.workloads[workload{cluster, namespace, name}]), netip.Addr.Compare)
+	return slices.SortedFunc(members(n.workloads, workload{cluster, namespace, name}), netip.Addr.Compare)
 }
 
 // Cluster implements dns.Directory.
@@ -194,10 +232,10 @@ func (n *names) Names(a netip.Addr) []string {
 	defer n.mu.RUnlock()
 	var out []string
 	ages := map[string]loadbalancer.Age{}
-	for s := range n.vips[a] {
+	for s := range members(n.vips, a) {
 		out = append(out, s.name+"."+s.namespace)
 	}
-	for w := range n.called[a] {
+	for w := range members(n.called, a) {
 		name := w.name + "." + w.namespace
 		if _, isService := n.services[serviceName{w.namespace, w.name}]; isService {
 			continue // the name means something else

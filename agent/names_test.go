@@ -3,6 +3,8 @@
 package agent
 
 import (
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -182,6 +184,30 @@ func TestWhoMayAskForNames(t *testing.T) {
 	} {
 		if may(netip.MustParseAddr(a)) != want {
 			t.Errorf("%s may ask: %v, want %v", a, !want, want)
+		}
+	}
+}
+
+func TestFewIsASet(t *testing.T) {
+	few, model := map[int]few[int]{}, map[int]map[int]bool{}
+	random := rand.New(rand.NewPCG(1, 2))
+	for step := range 20_000 {
+		a, b := random.IntN(3), random.IntN(4)
+		if random.IntN(2) == 0 {
+			put(few, a, b)
+			if model[a] == nil {
+				model[a] = map[int]bool{}
+			}
+			model[a][b] = true
+		} else {
+			drop(few, a, b)
+			delete(model[a], b)
+		}
+		for a := range 3 {
+			got, want := slices.Sorted(members(few, a)), slices.Sorted(maps.Keys(model[a]))
+			if _, there := few[a]; !slices.Equal(got, want) || there != (len(want) > 0) {
+				t.Fatalf("step %d: %v, want %v", step, got, want)
+			}
 		}
 	}
 }
