@@ -59,7 +59,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_repairs_total", Help: "Copies of the peer that were made again because somebody else had changed them here.", Kind: c, Labels: peer},
 		{Name: "hawser_federation_refused_total", Help: "Records of the peer that were refused, by reason.", Kind: c, Labels: []string{"target_cluster", "reason"}},
 		{Name: "hawser_federation_certificate_expiry_timestamp_seconds", Help: "When the certificate that the peer shows ends.", Kind: g, Labels: peer},
-		{Name: "hawser_federation_handshakes_refused_total", Help: "Connections to the federation port that were refused: certificate (none of a cluster's), stranger (of no peer), authority (another CA than the peer's), expired, role (no API server's), own (this cluster's), remote (the caller does not believe ours), timeout, tls, closed (the caller hung up, as a check of the port does).", Kind: c, Labels: []string{"reason"}},
+		{Name: "hawser_federation_handshakes_refused_total", Help: "Connections to the federation port that were refused: certificate (none of a cluster's), stranger (of no peer), authority (another CA than the peer's), expired, role (no API server's), own (this cluster's), remote (the caller does not believe ours), timeout, tls, crowd (its address has too many that are not finished), closed (the caller hung up, as a check of the port does).", Kind: c, Labels: []string{"reason"}},
 		{Name: "hawser_api_refused_total", Help: "Calls on the API port that were refused for the caller's certificate.", Kind: c},
 		{Name: "hawser_etcd_no_space", Help: "1 while etcd refuses writes because its database or its disk is full.", Kind: g},
 		{Name: "hawser_identities_free", Help: "Identity numbers of this cluster that can still be given.", Kind: g},
