@@ -180,11 +180,17 @@ func (s *Server) peers(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 
 // MeshStatus reports on all peers.
 func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
+	return s.meshStatus(ctx, s.judgeNeighbours)
+}
+
+// meshStatus is MeshStatus with the way in which the clusters of a shared etcd are
+// judged.
+func (s *Server) meshStatus(ctx context.Context, judge func(context.Context, []*hawserv1.PeerStatus) error) (*hawserv1.MeshStatusResponse, error) {
 	peers, err := s.peers(ctx)
 	switch {
 	case err != nil:
 	case s.cfg.Etcd.Shared:
-		err = s.judgeNeighbours(ctx, peers)
+		err = judge(ctx, peers)
 	default:
 		err = s.countCopies(ctx, peers)
 	}

@@ -49,7 +49,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_stale", Help: "1 while the peer's data is not fresh.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_clock_offset_seconds", Help: "The peer's clock minus ours, by the quickest of the last heartbeats.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_unacknowledged_seconds", Help: "How long the peer has not acknowledged what was sent to it; 0 when nothing is due.", Kind: g, Labels: peer},
-		{Name: "hawser_federation_keys", Help: "Keys of the peer held here, by kind.", Kind: g, Labels: []string{"target_cluster", "kind"}},
+		{Name: "hawser_federation_keys", Help: "Keys of the peer held here, by kind; of a cluster that shares the etcd those that its grant allows, counted once a minute.", Kind: g, Labels: []string{"target_cluster", "kind"}},
 		{Name: "hawser_federation_lag_events", Help: "Changes of the peer that are not applied here yet.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_lag_seconds", Help: "How far the copy of the peer is behind now.", Kind: g, Labels: peer},
 		{Name: "hawser_federation_apply_seconds", Help: "From a change at the peer to its being applied here, over the last five minutes, by quantile.", Kind: g, Labels: []string{"target_cluster", "quantile"}},
@@ -59,7 +59,7 @@ func Metrics() []metrics.Def {
 		{Name: "hawser_federation_repairs_total", Help: "Copies of the peer that were made again because somebody else had changed them here.", Kind: c, Labels: peer},
 		{Name: "hawser_federation_refused_total", Help: "Records of the peer that were refused, by reason.", Kind: c, Labels: []string{"target_cluster", "reason"}},
 		{Name: "hawser_federation_certificate_expiry_timestamp_seconds", Help: "When the certificate that the peer shows ends.", Kind: g, Labels: peer},
-		{Name: "hawser_federation_handshakes_refused_total", Help: "Connections to the federation port that were refused: certificate (none of a cluster's), stranger (of no peer), authority (another CA than the peer's), expired, role (no API server's), own (this cluster's), remote (the caller does not believe ours), timeout, tls, closed (the caller hung up, as a check of the port does).", Kind: c, Labels: []string{"reason"}},
+		{Name: "hawser_federation_handshakes_refused_total", Help: "Connections to the federation port that were refused: certificate (none of a cluster's), stranger (of no peer), authority (another CA than the peer's), expired, role (no API server's), own (this cluster's), remote (the caller does not believe ours), timeout, tls, crowd (its address has too many that are not finished), closed (the caller hung up, as a check of the port does).", Kind: c, Labels: []string{"reason"}},
 		{Name: "hawser_api_refused_total", Help: "Calls on the API port that were refused for the caller's certificate.", Kind: c},
 		{Name: "hawser_etcd_no_space", Help: "1 while etcd refuses writes because its database or its disk is full.", Kind: g},
 		{Name: "hawser_identities_free", Help: "Identity numbers of this cluster that can still be given.", Kind: g},
@@ -111,7 +111,7 @@ func (s *Server) metricsSource() metrics.Source {
 		c.putBacks = s.back.counts()
 		var errs [3]error
 		c.status, errs[0] = s.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
-		c.mesh, errs[1] = s.MeshStatus(ctx, &hawserv1.MeshStatusRequest{})
+		c.mesh, errs[1] = s.meshStatus(ctx, s.judged.tell)
 		c.nodes, errs[2] = s.ListNodes(ctx, &hawserv1.ListNodesRequest{})
 		c.emit(emit)
 		return errors.Join(errs[:]...)

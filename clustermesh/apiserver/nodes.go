@@ -97,11 +97,12 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 	if err != nil {
 		return nil, apiError(err)
 	}
-	if len(keys) == 0 && was == nil {
-		return nil, status.Errorf(codes.NotFound, "no node %q in cluster %s; see: hawser node list", node, s.cfg.Cluster)
-	}
+	// Also when nothing is found: an earlier attempt may have ended here.
 	if err := s.replaceGossipKeys(ctx); err != nil {
 		return nil, apiError(fmt.Errorf("forgot node %s, but the gossip keys that it knows are not replaced: %w; try again", node, err))
+	}
+	if len(keys) == 0 && was == nil {
+		return nil, status.Errorf(codes.NotFound, "no node %q in cluster %s, or not any more: nothing of it is left; see: hawser node list", node, s.cfg.Cluster)
 	}
 	s.log.Info("node forgotten", "node", node, "keys", len(keys), "enrolled", was != nil)
 	return &hawserv1.ForgetNodeResponse{

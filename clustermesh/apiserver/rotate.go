@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
 	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/inspect"
 )
 
 // RotateCA does the next step of the replacement of the cluster's CA: it makes
@@ -100,7 +102,7 @@ func (s *Server) nodesConfirmed(ctx context.Context, r *hawserv1.RotateCARequest
 	if len(missing) == 0 {
 		return nil
 	}
-	return status.Errorf(codes.FailedPrecondition, "not confirmed by node %s: the step to %q would cut it off; wait for it, start its agent, or remove it (hawser node forget); to cut it off all the same: hawser mesh rotate-ca --leave-node %s, and invite it again afterwards",
+	return status.Errorf(codes.FailedPrecondition, "not confirmed by node %s: the step to %q would cut it off; wait for it, start its agent, or remove it (hawser node forget, also where hawser node list does not show it any more); to cut it off all the same: hawser mesh rotate-ca --leave-node %s, and invite it again afterwards",
 		strings.Join(missing, ", "), r.GetTo(), strings.Join(missing, ","))
 }
 
@@ -173,7 +175,7 @@ func (s *Server) CAStatus(ctx context.Context, _ *hawserv1.CAStatusRequest) (*ha
 // nodesTrusting asks of each node whether it believes the bundle and has a
 // certificate of the CA that signs.
 func (s *Server) nodesTrusting(ctx context.Context, bundle [][]byte, note func(string, bool)) error {
-	nodes, err := list[*keyspacev1.Node](ctx, s, kvstore.State, s.cfg.Cluster, kvstore.KindNode)
+	nodes, err := s.certified(ctx)
 	if err != nil {
 		return err
 	}
@@ -186,9 +188,30 @@ func (s *Server) nodesTrusting(ctx context.Context, bundle [][]byte, note func(s
 		said[st.msg.GetNode()] = st.msg
 	}
 	trust, signer := peering.BundleHash(bundle), sha256.Sum256(bundle[0])
-	for _, n := range nodes {
-		st := said[n.msg.GetName()]
-		note("node "+n.msg.GetName(), bytes.Equal(st.GetTrust(), trust[:]) && bytes.Equal(st.GetSigner(), signer[:]))
+	for _, name := range nodes {
+		st := said[name]
+		note("node "+name, bytes.Equal(st.GetTrust(), trust[:]) && bytes.Equal(st.GetSigner(), signer[:]))
 	}
 	return nil
+}
+
+// certified are all nodes that may have a certificate of this cluster: those with a
+// record, also one that cannot be read, and those whose record was removed because
+// they were away for long. Their enrolment stays, and what was decided for them.
+func (s *Server) certified(ctx context.Context) ([]string, error) {
+	names := map[string]bool{}
+	for kind, sub := range map[kvstore.Kind]kvstore.Subtree{
+		kvstore.KindNode: kvstore.State, kvstore.KindEnrolment: kvstore.Private, kvstore.KindNodeConfig: kvstore.Local,
+	} {
+		_, err := inspect.Walk(ctx, s.kv, kvstore.KindPrefix(sub, s.cfg.Cluster, kind), func(kv kvstore.KV) error {
+			if key, err := kvstore.ParseKey(kv.Key); err == nil && len(key.Names) == 1 {
+				names[key.Names[0]] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return slices.Sorted(maps.Keys(names)), nil
 }

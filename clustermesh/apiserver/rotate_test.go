@@ -70,3 +70,34 @@ func TestNoNodeIsLeftBehind(t *testing.T) {
 	}
 	phase(pki.PhaseNone)
 }
+
+// A node that was away for so long that its record was removed is waited for, and
+// so is one whose record cannot be read.
+func TestNoNodeThatIsNotListedIsLeftBehind(t *testing.T) {
+	s := startPort(t)
+	joined(t, s, "enrolled")
+	joined(t, s, "forgotten")
+	ops := []kvstore.Op{kvstore.Put(kvstore.NewKey(kvstore.State, "east", kvstore.KindNode, "unreadable").String(), []byte("damaged"))}
+	given, err := put(s.nodeConfigKey("given"), &keyspacev1.NodeConfig{Node: "given", PodCidrs: []string{"10.1.7.0/24"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.kv.Txn(t.Context(), nil, append(ops, given), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := forget(t, s, "forgotten"); err != nil {
+		t.Fatal(err)
+	}
+	step := func(to pki.Phase, leave ...string) error {
+		_, err := s.RotateCA(t.Context(), &hawserv1.RotateCARequest{To: string(to), LeaveNodes: leave})
+		return err
+	}
+	if err := step(pki.PhaseAnnounced); err != nil {
+		t.Fatal(err)
+	}
+	wantRefusal(t, step(pki.PhaseSwitched), "not confirmed by node enrolled, given, unreadable:")
+	wantRefusal(t, step(pki.PhaseSwitched, "enrolled", "given"), "--leave-node unreadable,")
+	if err := step(pki.PhaseSwitched, "enrolled", "given", "unreadable"); err != nil {
+		t.Error(err)
+	}
+}

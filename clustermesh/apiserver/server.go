@@ -50,6 +50,7 @@ type Server struct {
 	opened      [][]byte        // the CAs that it believes since it began, the signing one first
 	settled     string          // phase of the CA's replacement of which all is told; followRotation's own
 	unwanted    refusals        // clusters of a shared etcd
+	judged      judgements      // the same
 	declared    declared        // peers of --peers-file
 	cut         cutOffs         // peers
 	held        held            // departed nodes
@@ -63,7 +64,8 @@ type Server struct {
 }
 
 func newServer(cfg Config) *Server {
-	return &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now(), reopen: make(chan *errReopen, 1), timers: newTimers()}
+	return &Server{cfg: cfg, log: cfg.Log.With("cluster", cfg.Cluster), started: time.Now(), reopen: make(chan *errReopen, 1), timers: newTimers(),
+		judged: judgements{wanted: make(chan struct{}, 1), last: map[string]*hawserv1.PeerStatus{}}}
 }
 
 // Run starts an API server and blocks until the context ends or a part of it
@@ -186,6 +188,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g.Go(func() error { return s.keepMarkers(ctx) })
 	g.Go(func() error { return s.keepDeclared(ctx) })
 	g.Go(func() error { return s.followRotation(ctx) })
+	g.Go(func() error { return s.keepJudging(ctx) })
 	g.Go(func() error { return s.creds.keep(ctx, time.Now, s.log) })
 	g.Go(func() error { return s.watchIncarnation(ctx) })
 	g.Go(func() error { return s.lead(ctx) })

@@ -10,6 +10,7 @@ import (
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/cas"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/kvstore/inspect"
 )
@@ -21,19 +22,45 @@ func (s *Service) user(keyHash []byte) string {
 	return etcd.NodeUser(s.CA.Cluster(), h)
 }
 
-// changeUser admits one key of a node to etcd and expels the one before; either
-// may be none.
-func (s *Service) changeUser(ctx context.Context, node string, former, key []byte) error {
+// settle makes etcd's users what the enrolment of a node says: the key that it
+// names is admitted, each other one of the keys expelled. The enrolment is read
+// again afterwards: who was admitted by what it said before does not stay.
+func (s *Service) settle(ctx context.Context, node string, keys ...[]byte) error {
 	if s.Access == nil {
 		return nil
 	}
-	if len(key) > 0 {
-		if err := s.Access.AdmitNode(ctx, s.CA.Cluster(), node, s.user(key)); err != nil {
+	return cas.Retry(ctx, func() error {
+		was, err := s.enrolment(ctx, node)
+		if err != nil {
 			return err
 		}
-	}
-	if len(former) > 0 && !bytes.Equal(former, key) {
-		return s.Access.ExpelNode(ctx, s.user(former))
+		named := was.Msg.GetKeyHash()
+		if err := s.expel(ctx, named, keys...); err != nil {
+			return err
+		}
+		if len(named) > 0 {
+			if err := s.Access.AdmitNode(ctx, s.CA.Cluster(), node, s.user(named)); err != nil {
+				return err
+			}
+		}
+		now, err := s.enrolment(ctx, node)
+		if err != nil || bytes.Equal(now.Msg.GetKeyHash(), named) {
+			return err
+		}
+		keys = append(keys, named)
+		return cas.ErrConflict
+	})
+}
+
+// expel takes etcd from each of the keys but one; they may be empty.
+func (s *Service) expel(ctx context.Context, but []byte, keys ...[]byte) error {
+	for _, k := range keys {
+		if s.Access == nil || len(k) == 0 || bytes.Equal(k, but) {
+			continue
+		}
+		if err := s.Access.ExpelNode(ctx, s.user(k)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -51,47 +78,76 @@ func (s *Service) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("admit nodes to etcd: %w", err)
 	}
-	surplus := map[string]bool{}
-	for _, u := range there {
-		surplus[u] = true
-	}
-	var errs []error
-	var unreadable []string
-	err = s.eachEnrolment(ctx, func(key string, r *keyspacev1.Enrolment) {
-		if r == nil {
-			unreadable = append(unreadable, key)
-			return
-		}
-		u := s.user(r.GetKeyHash())
-		errs = append(errs, s.Access.AdmitNode(ctx, s.CA.Cluster(), r.GetNode(), u))
-		delete(surplus, u)
-	})
+	enrolled, unreadable, err := s.enrolled(ctx)
 	if err != nil {
 		return fmt.Errorf("admit nodes to etcd: %w", err)
 	}
+	var errs []error
+	for node, key := range enrolled {
+		errs = append(errs, s.Access.AdmitNode(ctx, s.CA.Cluster(), node, s.user(key)))
+	}
+	// Other replicas forget nodes and give their names to other keys meanwhile.
+	now, _, err := s.enrolled(ctx)
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("admit nodes to etcd: %w", err))...)
+	}
+	for node, key := range enrolled {
+		if !bytes.Equal(now[node], key) {
+			errs = append(errs, s.settle(ctx, node, key))
+		}
+	}
+	return errors.Join(append(errs, s.expelSurplus(ctx, there, enrolled, unreadable))...)
+}
+
+// sweep expels the users that no enrolment names.
+func (s *Service) sweep(ctx context.Context) error {
+	if s.Access == nil {
+		return nil
+	}
+	there, err := s.Access.NodeUsers(ctx, s.CA.Cluster()) // first, as in Reconcile
+	if err != nil {
+		return err
+	}
+	enrolled, unreadable, err := s.enrolled(ctx)
+	if err != nil {
+		return err
+	}
+	return s.expelSurplus(ctx, there, enrolled, unreadable)
+}
+
+func (s *Service) expelSurplus(ctx context.Context, there []string, enrolled map[string][]byte, unreadable []string) error {
 	if len(unreadable) > 0 {
 		s.Log.Error("enrolments cannot be read; no node's access to etcd is taken away until they can; remove those keys (hawser kvstore del KEY --write) and invite the nodes again (hawser node invite NODE)", "keys", unreadable)
-		return errors.Join(errs...)
+		return nil
 	}
-	for u := range surplus {
-		errs = append(errs, s.Access.ExpelNode(ctx, u))
+	named := map[string]bool{}
+	for _, key := range enrolled {
+		named[s.user(key)] = true
+	}
+	var errs []error
+	for _, u := range there {
+		if !named[u] {
+			errs = append(errs, s.Access.ExpelNode(ctx, u))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// eachEnrolment calls fn with each record and its key; the record is nil where it
-// cannot be read.
-func (s *Service) eachEnrolment(ctx context.Context, fn func(key string, r *keyspacev1.Enrolment)) error {
+// enrolled are the keys of all nodes by name, and the enrolments that cannot be read.
+func (s *Service) enrolled(ctx context.Context) (keys map[string][]byte, unreadable []string, err error) {
+	keys = map[string][]byte{}
 	prefix := kvstore.KindPrefix(kvstore.Private, s.CA.Cluster(), kvstore.KindEnrolment)
-	_, err := inspect.Walk(ctx, s.KV, prefix, func(kv kvstore.KV) error {
-		var r *keyspacev1.Enrolment
+	_, err = inspect.Walk(ctx, s.KV, prefix, func(kv kvstore.KV) error {
 		if k, err := kvstore.ParseKey(kv.Key); err == nil {
 			if m, err := kvstore.Decode(k, kv.Value); err == nil {
-				r, _ = m.(*keyspacev1.Enrolment)
+				if r, ok := m.(*keyspacev1.Enrolment); ok {
+					keys[r.GetNode()] = r.GetKeyHash()
+					return nil
+				}
 			}
 		}
-		fn(kv.Key, r)
+		unreadable = append(unreadable, kv.Key)
 		return nil
 	})
-	return err
+	return keys, unreadable, err
 }

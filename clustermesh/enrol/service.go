@@ -158,10 +158,15 @@ func (s *Service) admit(ctx context.Context, tok cas.Record[*keyspacev1.Token], 
 		return nil, err
 	}
 	tok.Msg.UsedBy = key[:]
+	// The former key loses etcd before its name is gone from the record: after an
+	// error this is done again, and nothing else says which key that was.
+	if err := s.expel(ctx, key[:], former); err != nil {
+		return nil, invitation.Unavailable(err)
+	}
 	if err := cas.Commit(ctx, s.KV, s.tokens.Put(tok), s.put(rec)); err != nil {
 		return nil, invitation.Unavailable(err)
 	}
-	return der, invitation.Unavailable(s.changeUser(ctx, node, former, key[:]))
+	return der, invitation.Unavailable(s.settle(context.WithoutCancel(ctx), node, former, key[:]))
 }
 
 // Renew implements hawserv1.EnrolmentServer.
@@ -198,7 +203,8 @@ func (s *Service) Renew(ctx context.Context, r *hawserv1.RenewRequest) (*hawserv
 		if err := cas.Commit(ctx, s.KV, s.put(rec)); err != nil {
 			return invitation.Unavailable(err)
 		}
-		return invitation.Unavailable(s.changeUser(ctx, id.Name, nil, rec.Msg.GetKeyHash()))
+		// Not given up when the caller hangs up: it may have been forgotten meanwhile.
+		return invitation.Unavailable(s.settle(context.WithoutCancel(ctx), id.Name, rec.Msg.GetKeyHash()))
 	})
 	if err != nil {
 		s.Log.Warn("renewal refused", "node", id.Name, "error", err)
@@ -271,18 +277,27 @@ func (s *Service) put(r cas.Record[*keyspacev1.Enrolment]) cas.Write {
 
 // Forget ends the node's enrolment: its certificate is not renewed any more, and
 // the cluster's own etcd admits it no more. It returns what is forgotten; nil if
-// there was none. Tokens for the node that are still open are revoked.
+// there was none. Tokens for the node that are still open are revoked. After an
+// error it can be repeated, and finishes what is left.
 func (s *Service) Forget(ctx context.Context, node string) (was *keyspacev1.Enrolment, err error) {
 	err = cas.Retry(ctx, func() error {
 		rec, err := s.enrolment(ctx, node)
 		if err != nil || rec.Rev == 0 {
 			return err
 		}
+		// Before the record goes, which alone names the key.
+		if err := s.expel(ctx, nil, rec.Msg.GetKeyHash()); err != nil {
+			return err
+		}
 		was = rec.Msg
 		return cas.Commit(ctx, s.KV, cas.Write{Key: s.key(node), Rev: rec.Rev})
 	})
-	if err == nil && was != nil {
-		err = s.changeUser(ctx, node, was.GetKeyHash(), nil)
+	switch {
+	case err != nil:
+	case was != nil: // it may have been renewed in between
+		err = s.settle(ctx, node, was.GetKeyHash())
+	default: // an earlier attempt may have ended there
+		err = s.sweep(ctx)
 	}
 	if err == nil {
 		err = s.tokens.RevokeNode(ctx, node)

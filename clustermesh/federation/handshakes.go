@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -29,12 +30,15 @@ const (
 	handshakeTimeout = "timeout" // it did not finish in time
 	handshakeRemote  = "remote"  // the caller does not believe our certificate
 	handshakeTLS     = "tls"     // no TLS 1.3, no certificate, another protocol
+	handshakeCrowd   = "crowd"   // not begun: too many from that address are under way
 )
+
+var errCrowd = errors.New("too many handshakes from this address are not finished, while many are under way")
 
 // HandshakeReasons are all those for which a connection to the federation port is
 // refused; counters begin with all of them at 0.
 func HandshakeReasons() []string {
-	return append(peering.HandshakeReasons(), handshakeClosed, handshakeTimeout, handshakeRemote, handshakeTLS)
+	return append(peering.HandshakeReasons(), handshakeClosed, handshakeTimeout, handshakeRemote, handshakeTLS, handshakeCrowd)
 }
 
 func handshakeReason(err error) string {
@@ -43,6 +47,8 @@ func handshakeReason(err error) string {
 	switch {
 	case errors.As(err, &bad):
 		return bad.Reason
+	case errors.Is(err, errCrowd):
+		return handshakeCrowd
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return handshakeTimeout
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
@@ -96,6 +102,44 @@ func (h *handshakes) byReason() map[string]uint64 {
 	defer h.mu.Unlock()
 	maps.Copy(out, h.counts)
 	return out
+}
+
+// sources are the handshakes under way by address, an IPv6 one's /64 as one: who
+// begins them and says nothing leaves room for others.
+type sources struct {
+	mu    sync.Mutex
+	begun map[netip.Prefix]int
+}
+
+// enter reports whether one more may begin; scarce says that room is getting so.
+func (s *sources) enter(from netip.Prefix, scarce bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if scarce && s.begun[from] >= handshakesOfOne {
+		return false
+	}
+	s.begun[from]++
+	return true
+}
+
+func (s *sources) leave(from netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun[from]--; s.begun[from] == 0 {
+		delete(s.begun, from)
+	}
+}
+
+func sourceOf(a net.Addr) netip.Prefix {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Prefix{} // not TCP: all as one
+	}
+	ip, bits := ap.Addr().Unmap().WithZone(""), 32
+	if ip.Is6() {
+		bits = 64
+	}
+	return netip.PrefixFrom(ip, bits).Masked()
 }
 
 // RefusedHandshakes is how many connections to the federation port were refused,

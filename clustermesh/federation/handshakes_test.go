@@ -4,11 +4,13 @@ package federation
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -168,6 +170,77 @@ func TestPeerRemovedBetweenHandshakeAndService(t *testing.T) {
 		}
 		raw.Close()
 		lis.Close()
+	}
+}
+
+// Who opens connections and says nothing leaves room for callers from elsewhere.
+func TestSilentCallersLeaveRoom(t *testing.T) {
+	a, b := newCluster(t, 1), newCluster(t, 2)
+	trust, err := peering.NewTrust(a.name, a.creds, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := trust.SetPeer(b.name, [][]byte{b.etcd.CA.Certificate().Raw}); err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPort(lis, trust, a.m, a.m.join, time.Now, slog.New(slog.DiscardHandler))
+	p.within = time.Hour // the silent stay
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = p.run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	for range 2 * handshakesAtOne {
+		c, err := net.Dial("tcp", lis.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	eventually(t, "the silent to be hung up on, but for half", func() bool {
+		return p.refused.byReason()["crowd"] == 2*handshakesAtOne-handshakesAtOne/2
+	})
+	elsewhere := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}, Timeout: within}
+	for range handshakesOfOne / 2 {
+		c, err := tls.DialWithDialer(elsewhere, "tcp", lis.Addr().String(), &tls.Config{Certificates: []tls.Certificate{*apiServerOf(t, b.etcd.CA)},
+			InsecureSkipVerify: true, ServerName: peering.FederationServerName, NextProtos: []string{"h2"}})
+		if err != nil {
+			t.Fatalf("a peer from another address: %v", err)
+		}
+		c.Close()
+	}
+	if n := p.refused.byReason()["timeout"]; n != 0 {
+		t.Errorf("%d of the silent have ended: this shows nothing", n)
+	}
+}
+
+// What counts as one caller.
+func TestSourcesOfHandshakes(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.7:1": "192.0.2.7/32", "[::ffff:192.0.2.7]:1": "192.0.2.7/32", "[2001:db8::1:2:3:4]:1": "2001:db8::/64", "[fe80::1%eth0]:1": "fe80::/64",
+	} {
+		if got := sourceOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got.String() != want {
+			t.Errorf("%s counts as %s, want %s", addr, got, want)
+		}
+	}
+	s := sources{begun: map[netip.Prefix]int{}}
+	one, two := netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("192.0.2.8/32")
+	for range handshakesOfOne {
+		if !s.enter(one, true) {
+			t.Fatal("too few")
+		}
+	}
+	if s.enter(one, true) || !s.enter(two, true) || !s.enter(one, false) {
+		t.Error("one address is limited, when room is scarce")
+	}
+	for range handshakesOfOne + 1 {
+		s.leave(one)
+	}
+	if s.leave(two); len(s.begun) != 0 || !s.enter(one, true) {
+		t.Errorf("still under way: %v", s.begun)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -24,6 +25,8 @@ import (
 const (
 	handshakeWithin = 5 * time.Second
 	handshakesAtOne = 64 // time; more wait in the kernel's queue
+	// handshakesOfOne address at a time, once half of all are under way.
+	handshakesOfOne = 8
 	keepaliveEvery  = 10 * time.Second
 	keepaliveWait   = 5 * time.Second
 	// streamWindow is how many bytes may be under way to one side: all of the
@@ -42,6 +45,7 @@ type port struct {
 	join  *grpc.Server
 	// refused are the handshakes that failed.
 	refused handshakes
+	within  time.Duration // in which a handshake ends
 
 	mu    sync.Mutex
 	conns map[string]map[*conn]struct{} // federation connections by peer
@@ -67,7 +71,7 @@ func newPort(lis net.Listener, trust *peering.Trust, fed federationv1.Federation
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
 	)
-	p := &port{lis: lis, trust: trust, log: log, refused: handshakes{now: now}, conns: map[string]map[*conn]struct{}{},
+	p := &port{lis: lis, trust: trust, log: log, refused: handshakes{now: now}, within: handshakeWithin, conns: map[string]map[*conn]struct{}{},
 		fed: grpc.NewServer(opts...), join: grpc.NewServer(opts...)}
 	federationv1.RegisterFederationServer(p.fed, fed)
 	federationv1.RegisterJoinServer(p.join, join)
@@ -97,7 +101,7 @@ func (p *port) run(ctx context.Context) error {
 
 func (p *port) accept(ctx context.Context, fed, join *handover) error {
 	cfg := p.trust.ServerConfig()
-	slots := make(chan struct{}, handshakesAtOne)
+	slots, from := make(chan struct{}, handshakesAtOne), sources{begun: map[netip.Prefix]int{}}
 	for {
 		raw, err := p.lis.Accept()
 		if err != nil {
@@ -110,11 +114,17 @@ func (p *port) accept(ctx context.Context, fed, join *handover) error {
 			}
 			return fmt.Errorf("accept on %s: %w", p.lis.Addr(), err)
 		}
+		src := sourceOf(raw.RemoteAddr())
+		if !from.enter(src, len(slots) >= handshakesAtOne/2) {
+			p.refused.refuse(p.log, raw.RemoteAddr(), errCrowd)
+			raw.Close()
+			continue
+		}
 		slots <- struct{}{}
 		go func() { // ends with the handshake, which is bounded
-			defer func() { <-slots }()
+			defer func() { <-slots; from.leave(src) }()
 			c := tls.Server(raw, cfg)
-			hctx, cancel := context.WithTimeout(ctx, handshakeWithin)
+			hctx, cancel := context.WithTimeout(ctx, p.within)
 			defer cancel()
 			if err := c.HandshakeContext(hctx); err != nil {
 				if ctx.Err() == nil {
