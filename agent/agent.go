@@ -279,9 +279,7 @@ func (a *Agent) makeStores() error {
 		a.grants.state(b)
 		a.watchman.state(b)
 		a.unreadable.apply(kvstore.State, b)
-		if a.ids.concerned(b) {
-			a.view.wakeIdentities()
-		}
+		a.putBack(b, a.ids.concerned(b))
 		if b.Listed {
 			a.view.listed(kvstore.KindIdentity, b.Revision)
 		}
@@ -303,6 +301,7 @@ func (a *Agent) makeStores() error {
 		a.trust.apply(b)
 		a.watchman.local(b)
 		a.publisher.configure(b)
+		a.putBack(b, a.ids.unreferenced(b))
 		a.marks.local(b)
 	}); err != nil {
 		return err

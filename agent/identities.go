@@ -141,6 +141,17 @@ func (n *numbers) concerned(b store.Batch) bool {
 	}
 }
 
+// unreferenced reports whether a reference of this node to an identity in use is
+// to be put back.
+func (n *numbers) unreferenced(b store.Batch) bool {
+	select {
+	case <-n.known:
+		return n.err == nil && n.alloc.Unreferenced(b)
+	default:
+		return false
+	}
+}
+
 // pruneRefs removes this node's references to numbers that it does not use.
 func (n *numbers) pruneRefs(ctx context.Context) error {
 	a, err := n.await(ctx)
@@ -154,10 +165,20 @@ func (n *numbers) pruneRefs(ctx context.Context) error {
 	return err
 }
 
+// putBack has what somebody else removed or changed of this node's own keys
+// written again: those of the writer, and, when they are concerned, what it holds
+// of the identities in use.
+func (a *Agent) putBack(b store.Batch, identities bool) {
+	if identities {
+		a.view.wakeIdentities()
+	}
+	a.writer.Observe(b)
+}
+
 // keepIdentities confirms the identities in use whenever one of the cluster's
-// vanished, one in use became unreadable or another's, or the store has another
-// history, until the context ends. A store
-// that fails is asked again.
+// vanished, one in use became unreadable or another's, this node's reference to one
+// vanished, or the store has another history, until the context ends. A store that
+// fails is asked again.
 func (a *Agent) keepIdentities(ctx context.Context) error {
 	tick := time.NewTicker(identityCheck)
 	defer tick.Stop()

@@ -180,19 +180,22 @@ func (s *Server) peers(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 
 // MeshStatus reports on all peers.
 func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
-	return s.meshStatus(ctx, s.judgeNeighbours)
+	return s.meshStatus(ctx, s.countPeers)
 }
 
-// meshStatus is MeshStatus with the way in which the clusters of a shared etcd are
-// judged.
+// countPeers counts what the store has of the peers.
+func (s *Server) countPeers(ctx context.Context, peers []*hawserv1.PeerStatus) error {
+	if s.cfg.Etcd.Shared {
+		return s.judgeNeighbours(ctx, peers)
+	}
+	return s.countCopies(ctx, peers)
+}
+
+// meshStatus is MeshStatus with the way in which the peers are judged.
 func (s *Server) meshStatus(ctx context.Context, judge func(context.Context, []*hawserv1.PeerStatus) error) (*hawserv1.MeshStatusResponse, error) {
 	peers, err := s.peers(ctx)
-	switch {
-	case err != nil:
-	case s.cfg.Etcd.Shared:
+	if err == nil {
 		err = judge(ctx, peers)
-	default:
-		err = s.countCopies(ctx, peers)
 	}
 	if err != nil {
 		return nil, apiError(err)

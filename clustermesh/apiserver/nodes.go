@@ -63,22 +63,51 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 		return nil, status.Errorf(codes.FailedPrecondition,
 			"node %s is present: stop its agent and wait a minute, or use --force; a running agent would write its keys again", node)
 	}
-	keys, err := s.keysOf(ctx, node)
+	count, err := s.removeNode(ctx, node)
 	if err != nil {
 		return nil, apiError(err)
 	}
-	ranges, err := s.podCIDROwners(ctx)
+	was, err := s.enrol.Forget(ctx, node)
 	if err != nil {
 		return nil, apiError(err)
+	}
+	if was != nil && s.enrol.Access != nil {
+		// An agent that runs puts back what is removed, until it is cut off.
+		if _, err := s.removeNode(ctx, node); err != nil {
+			return nil, apiError(fmt.Errorf("forgot node %s, but not what its agent wrote since: %w; try again", node, err))
+		}
+	}
+	// Also when nothing is found: an earlier attempt may have ended here.
+	if err := s.replaceGossipKeys(ctx); err != nil {
+		return nil, apiError(fmt.Errorf("forgot node %s, but the gossip keys that it knows are not replaced: %w; try again", node, err))
+	}
+	if count == 0 && was == nil {
+		return nil, status.Errorf(codes.NotFound, "no node %q in cluster %s, or not any more: nothing of it is left; see: hawser node list", node, s.cfg.Cluster)
+	}
+	s.log.Info("node forgotten", "node", node, "keys", count, "enrolled", was != nil)
+	return &hawserv1.ForgetNodeResponse{
+		KeysRemoved: uint64(count), WasEnrolled: was != nil, CertificateExpiresAt: was.GetExpiresAt(),
+		CutOff: was != nil && s.enrol.Access != nil,
+	}, nil
+}
+
+// removeNode removes what a node wrote and what was decided for it, and returns
+// how many keys that were.
+func (s *Server) removeNode(ctx context.Context, node string) (count int, err error) {
+	keys, err := s.keysOf(ctx, node)
+	if err != nil {
+		return 0, err
+	}
+	ranges, err := s.podCIDROwners(ctx)
+	if err != nil {
+		return 0, err
 	}
 	// What was decided for it goes in one transaction with all that shows that it is
 	// a node: else the leader would put it back.
 	config, record := s.nodeConfigKey(node).String(), s.nodeKey(node).String()
-	var rest, last []kvstore.Op
+	rest, last := []kvstore.Op{}, []kvstore.Op{kvstore.Delete(config), kvstore.Delete(record)}
 	for _, k := range keys {
-		if k == config || k == record {
-			last = append(last, kvstore.Delete(k))
-		} else {
+		if k != config && k != record {
 			rest = append(rest, kvstore.Delete(k))
 		}
 	}
@@ -90,25 +119,10 @@ func (s *Server) ForgetNode(ctx context.Context, r *hawserv1.ForgetNodeRequest) 
 	}
 	for _, ops := range [][]kvstore.Op{rest, last} {
 		if err := s.commit(ctx, ops); err != nil {
-			return nil, apiError(err)
+			return 0, err
 		}
 	}
-	was, err := s.enrol.Forget(ctx, node)
-	if err != nil {
-		return nil, apiError(err)
-	}
-	// Also when nothing is found: an earlier attempt may have ended here.
-	if err := s.replaceGossipKeys(ctx); err != nil {
-		return nil, apiError(fmt.Errorf("forgot node %s, but the gossip keys that it knows are not replaced: %w; try again", node, err))
-	}
-	if len(keys) == 0 && was == nil {
-		return nil, status.Errorf(codes.NotFound, "no node %q in cluster %s, or not any more: nothing of it is left; see: hawser node list", node, s.cfg.Cluster)
-	}
-	s.log.Info("node forgotten", "node", node, "keys", len(keys), "enrolled", was != nil)
-	return &hawserv1.ForgetNodeResponse{
-		KeysRemoved: uint64(len(keys)), WasEnrolled: was != nil, CertificateExpiresAt: was.GetExpiresAt(),
-		CutOff: was != nil && s.enrol.Access != nil,
-	}, nil
+	return len(keys), nil
 }
 
 // keysOf lists all that a node wrote about itself, its node record last.

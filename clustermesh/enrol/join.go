@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
@@ -23,7 +24,10 @@ import (
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 )
 
-const callTimeout = 15 * time.Second
+const (
+	callTimeout = 15 * time.Second // for one endpoint
+	askTimeout  = 30 * time.Second // for all
+)
 
 // Node is a node's side of its enrolment.
 type Node struct {
@@ -91,33 +95,23 @@ func (n *Node) enrol(ctx context.Context, tok invitation.Token) (State, error) {
 	return state, remove(pending)
 }
 
-// ask proves the token to the first endpoint that answers.
-func (n *Node) ask(ctx context.Context, tok invitation.Token, key crypto.Signer) (*hawserv1.EnrolResponse, error) {
+// ask proves the token to the first endpoint that answers. The proof is made for
+// one connection, the key is the same for all: an endpoint that enrolled it, but
+// whose answer was lost, does not keep the next one from doing so again.
+func (n *Node) ask(ctx context.Context, tok invitation.Token, key crypto.Signer) (resp *hawserv1.EnrolResponse, err error) {
 	request, hash, err := newRequest(key)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dialFirst(ctx, tok.Endpoints, joinTLS(tok, n.Now))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
-	proof, err := invitation.Proof(tok.Secret, conn.ConnectionState(), stepEnrol, tok.CAHash, hash)
-	if err != nil {
-		return nil, err
-	}
-	cc, err := tlsgrpc.ClientOver(conn)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = cc.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	resp, err := hawserv1.NewEnrolmentClient(cc).Enrol(ctx, &hawserv1.EnrolRequest{TokenId: tok.ID, Proof: proof, Request: request})
-	if err != nil {
-		return nil, refusal(err)
-	}
-	return resp, nil
+	err = askFirst(ctx, tok.Endpoints, joinTLS(tok, n.Now), func(ctx context.Context, conn *tls.Conn, c hawserv1.EnrolmentClient) error {
+		proof, err := invitation.Proof(tok.Secret, conn.ConnectionState(), stepEnrol, tok.CAHash, hash)
+		if err != nil {
+			return err
+		}
+		resp, err = c.Enrol(ctx, &hawserv1.EnrolRequest{TokenId: tok.ID, Proof: proof, Request: request})
+		return err
+	})
+	return resp, err
 }
 
 // joinTLS dials a server that is known only by its cluster and its CA's hash.
@@ -167,16 +161,45 @@ func newLeaf(der []byte, cas []*x509.Certificate, key crypto.Signer, want pki.ID
 	return &pki.Leaf{Cert: cert, Key: key, CA: cas[0], Also: cas[1:]}, nil
 }
 
-func dialFirst(ctx context.Context, endpoints []string, cfg *tls.Config) (*tls.Conn, error) {
+// askFirst makes a call over a connection to the first endpoint that answers it.
+// One that cannot be reached, is not available or does not answer in time is
+// passed over, whatever it has done of the call: it must be one that may be
+// repeated.
+func askFirst(ctx context.Context, endpoints []string, cfg *tls.Config, call func(context.Context, *tls.Conn, hawserv1.EnrolmentClient) error) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	var errs []error
+	hint := "no API endpoint answers; is --listen-api reachable from this host? "
 	for _, ep := range endpoints {
-		conn, err := tlsgrpc.Dial(ctx, ep, cfg)
-		if err == nil {
-			return conn, nil
+		dialled, err := askOne(ctx, ep, cfg, call)
+		switch code := status.Code(err); {
+		case err == nil:
+			return nil
+		case dialled && code != codes.Unavailable && code != codes.DeadlineExceeded:
+			return refusal(err)
+		case dialled:
+			hint = ""
+			err = fmt.Errorf("%s: %w", ep, refusal(err))
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("no API endpoint answers; is --listen-api reachable from this host? %w", errors.Join(errs...))
+	return fmt.Errorf("%s%w", hint, errors.Join(errs...))
+}
+
+func askOne(ctx context.Context, endpoint string, cfg *tls.Config, call func(context.Context, *tls.Conn, hawserv1.EnrolmentClient) error) (dialled bool, err error) {
+	conn, err := tlsgrpc.Dial(ctx, endpoint, cfg)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = conn.Close() }()
+	cc, err := tlsgrpc.ClientOver(conn)
+	if err != nil {
+		return true, err
+	}
+	defer func() { _ = cc.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return true, call(ctx, conn, hawserv1.NewEnrolmentClient(cc))
 }
 
 // refusal shortens a gRPC status to what a person needs.

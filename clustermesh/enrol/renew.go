@@ -4,12 +4,12 @@ package enrol
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/pki"
-	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 )
 
 const (
@@ -106,21 +106,13 @@ func (r *Renewer) askAgain(ctx context.Context, state State, files pki.Files, le
 		return nil, err
 	}
 	cfg.NextProtos = []string{"h2"}
-	conn, err := dialFirst(ctx, state.APIEndpoints, cfg)
+	var resp *hawserv1.RenewResponse
+	err = askFirst(ctx, state.APIEndpoints, cfg, func(ctx context.Context, _ *tls.Conn, c hawserv1.EnrolmentClient) (err error) {
+		resp, err = c.Renew(ctx, &hawserv1.RenewRequest{Request: request})
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
-	cc, err := tlsgrpc.ClientOver(conn)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = cc.Close() }()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	resp, err := hawserv1.NewEnrolmentClient(cc).Renew(ctx, &hawserv1.RenewRequest{Request: request})
-	if err != nil {
-		return nil, fmt.Errorf("renew: %w", refusal(err))
+		return nil, fmt.Errorf("renew: %w", err)
 	}
 	return resp, nil
 }

@@ -55,6 +55,9 @@ func TestFullMesh(t *testing.T) {
 	hub.identity(first+1, "mesh:cluster="+hub.name) // to all who are connected
 	for _, p := range ps {
 		eventually(t, p.name+" has our identities", func() bool {
+			if err := p.fault(); err != nil {
+				t.Fatalf("%s: its stream ended: %v", p.name, err)
+			}
 			_, early := p.has("identities/id/" + a)
 			_, late := p.has("identities/id/" + b)
 			return early && late

@@ -330,3 +330,10 @@ func (p *player) status() *hawserv1.PeerStatus {
 	}
 	return st.status(peer, &m.cfg, terms{r.endpoints(), r.ages()})
 }
+
+// fault says why the player's stream has ended; nil while it has not.
+func (p *player) fault() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}

@@ -129,10 +129,13 @@ func TestATokenShowsNothingOfTheNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close()
-	a := newCluster(t, 1)
+	// How often one may ask counts by time, of which clusters take some to start.
+	at := time.Now()
+	still := func(c *testCluster) { c.now = func() time.Time { return at } }
+	a := newCluster(t, 1, still)
 	ask := func(endpoint string, more ...string) (problem string) {
 		t.Helper()
-		b := newCluster(t, 2, func(c *testCluster) { c.cfg.Cluster.Endpoints = append([]string{endpoint}, more...) })
+		b := newCluster(t, 2, still, func(c *testCluster) { c.cfg.Cluster.Endpoints = append([]string{endpoint}, more...) })
 		res, err := b.m.Join(t.Context(), invite(t, a, b.name), true)
 		if err != nil || peering.Blocks(res.Findings) || len(res.Findings) == 0 || res.Findings[0].GetCheck() != "reach" {
 			t.Fatalf("%s: %v %v", endpoint, res.Findings, err)

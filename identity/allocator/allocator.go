@@ -93,6 +93,7 @@ type entry struct {
 	// Guarded by Allocator.mu; number changes only while lock is held, too.
 	users  int // including callers at work
 	number identity.Number
+	refRev int64 // at which this node's reference was last put
 }
 
 // New returns an Allocator. It starts no goroutine.
@@ -171,6 +172,13 @@ func (a *Allocator) assign(e *entry, n identity.Number) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	e.number = n
+}
+
+// referred notes when an entry's reference was put.
+func (a *Allocator) referred(e *entry, rev int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e.refRev = rev
 }
 
 func (a *Allocator) resolve(ctx context.Context, e *entry) (identity.Number, error) {

@@ -3,6 +3,7 @@
 package allocator
 
 import (
+	"cmp"
 	"slices"
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -56,6 +57,29 @@ func (a *Allocator) Concerned(b store.Batch) bool {
 		}
 	}
 	return due
+}
+
+// Unreferenced reports whether a batch of a Reader of local/<own>/ says that this
+// node's reference to a number in use was removed by somebody else. Without it the
+// number would be collected. Confirm puts it back.
+func (a *Allocator) Unreferenced(b store.Batch) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range b.Changes {
+		k := c.Key
+		if !c.Deleted || k.Kind != kvstore.KindRef || k.Cluster != a.cfg.Cluster || k.Names[1] != a.cfg.Node {
+			continue
+		}
+		n, ok := kvstore.ParseNumber(k.Names[0])
+		rev := cmp.Or(c.KV.ModRevision, b.Revision)
+		for _, e := range a.entries {
+			// One that was put again since was removed by Release.
+			if ok && n != 0 && e.number == identity.Number(n) && e.refRev < rev {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // agrees reports whether a record says of an entry what this node goes by.

@@ -21,13 +21,13 @@ type Move struct {
 
 // Confirm checks every number in use against the store and puts back what
 // vanished or cannot be read any more: the number, its labels and this node's
-// reference. Where someone else
-// has taken the labels or the number meanwhile, the labels move to the newer
-// number; where there is none for them, the others are confirmed all the same
-// and the error is an ErrExhausted. Call it when Concerned says so, when an
-// identity in use vanishes, after a restart, and when the store has another history. It costs one round
-// trip for each number that is as it should be, and stops at the first error of
-// the store; what moved until then is returned with it.
+// reference. Where someone else has taken the labels or the number meanwhile, the
+// labels move to the newer number; where there is none for them, the others are
+// confirmed all the same and the error is an ErrExhausted. Call it when Concerned or
+// Unreferenced says so, when an identity in use vanishes, after a restart, and when
+// the store has another history. It costs one round trip for each number that is as
+// it should be, and stops at the first error of the store; what moved until then is
+// returned with it.
 func (a *Allocator) Confirm(ctx context.Context) ([]Move, error) {
 	var moves []Move
 	var short []error
@@ -149,6 +149,9 @@ func (a *Allocator) restore(ctx context.Context, e *entry, n identity.Number, s 
 	}
 	conds = append(conds, s.ref.unchanged(all[2].Key))
 	res, err := a.cfg.Client.Txn(ctx, conds, append(ops, all[2]), nil)
+	if err == nil && res.Succeeded {
+		a.referred(e, res.Revision)
+	}
 	return res.Succeeded, err
 }
 

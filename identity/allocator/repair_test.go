@@ -130,6 +130,89 @@ func TestConcerned(t *testing.T) {
 	}
 }
 
+// A reference that somebody else removed is noticed and put back; that of a number
+// that this node itself let go is not, however late that is heard of.
+func TestUnreferenced(t *testing.T) {
+	e := etcdtest.Start(t)
+	api := e.APIServer(t)
+	n := newNode(t, e, "n1", last)
+	var mu sync.Mutex
+	var heard []store.Batch
+	r, err := store.NewReader(store.ReaderConfig{
+		Client: api, Prefix: kvstore.Prefix(kvstore.Local, e.Cluster), Apply: func(b store.Batch) {
+			mu.Lock()
+			defer mu.Unlock()
+			heard = append(heard, b)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() { _ = r.Run(ctx) })
+	t.Cleanup(func() { cancel(); done.Wait() })
+	ref := func(num identity.Number, node string) string {
+		return kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindRef, kvstore.NumberName(uint32(num)), node).String()
+	}
+	noticed := func() (times int) {
+		t.Helper()
+		_, rev, err := api.Get(t.Context(), ref(1, "n1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.WaitRevision(t.Context(), rev); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, b := range heard {
+			if n.Unreferenced(b) {
+				times++
+			}
+		}
+		heard = nil
+		return times
+	}
+	web, db := setOf(e, "web"), setOf(e, "db")
+	number := allocate(t, n, web)
+	write(t, api, kvstore.Put(ref(number, "n2"), nil))
+	write(t, api, kvstore.Delete(ref(number, "n2")))
+	if noticed() != 0 {
+		t.Error("another node's reference is taken for its own")
+	}
+	allocate(t, n, db)
+	if err := n.Release(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	allocate(t, n, db) // before it hears that the reference was removed
+	if noticed() != 0 {
+		t.Error("what it released is taken for lost")
+	}
+	write(t, api, kvstore.Delete(ref(number, "n1")))
+	if noticed() != 1 {
+		t.Fatal("its reference is gone, and it does not notice")
+	}
+	if moves, err := n.Confirm(t.Context()); err != nil || len(moves) != 0 || len(keys(t, api, ref(number, "n1"))) != 1 {
+		t.Fatalf("not put back: %v, %v", moves, err)
+	}
+	if noticed() != 0 {
+		t.Error("noticed what it has put back")
+	}
+	// A listing that misses it tells no revision of its own.
+	k, err := kvstore.ParseKey(ref(number, "n1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := store.Batch{Changes: []store.Change{{Key: k, KV: kvstore.KV{Key: k.String()}, Deleted: true}}, Revision: 1}
+	if n.Unreferenced(gone) {
+		t.Error("a listing from before it was put counts")
+	}
+	if gone.Revision = 1 << 40; !n.Unreferenced(gone) {
+		t.Error("a listing that misses it does not count")
+	}
+}
+
 // Nodes repair the same records while the leader collects what is unused: no
 // number in use is lost, none is given twice, and all records can be read in the
 // end.

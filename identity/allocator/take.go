@@ -29,6 +29,7 @@ func (a *Allocator) take(ctx context.Context, e *entry) (identity.Number, error)
 			return 0, err
 		}
 		if res.Succeeded {
+			a.referred(e, res.Revision)
 			return n, nil
 		}
 	}
@@ -83,8 +84,12 @@ func (a *Allocator) create(ctx context.Context, e *entry, n identity.Number, vac
 		number: n, cmps: []kvstore.Cmp{vacant, kvstore.Absent(a.idKey(n)), kvstore.Absent(a.retiredKey(n))},
 		thens: ops, elses: []kvstore.Op{kvstore.Read(a.labelsKey(e))},
 	})
-	if err != nil || res.Succeeded {
-		return res.Succeeded, nil, err
+	if err == nil && res.Succeeded {
+		a.referred(e, res.Revision)
+		return true, nil, nil
+	}
+	if err != nil {
+		return false, nil, err
 	}
 	if kvs := res.Gets[0]; len(kvs) > 0 {
 		held = &kvs[0]
@@ -146,6 +151,7 @@ func (a *Allocator) join(ctx context.Context, e *entry, held kvstore.KV) (identi
 	if err != nil || !res.Succeeded {
 		return 0, lost, err
 	}
+	a.referred(e, res.Revision)
 	return n, joined, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hawser-mesh/hawser/kvstore"
 )
@@ -46,14 +47,21 @@ func (w *Writer) session(ctx context.Context) (served bool, err error) {
 	case err := <-broken:
 		return false, quiet(ctx, err)
 	}
+	due := time.NewTimer(w.cfg.Resync)
+	defer due.Stop()
 	for {
-		if err := w.flush(ctx); err != nil {
+		wait, err := w.flush(ctx)
+		if err != nil {
 			cancel()
 			<-broken //nolint:errcheck // the flush's error is the cause
 			return true, quiet(ctx, err)
 		}
+		if wait > 0 {
+			due.Reset(wait)
+		}
 		select {
 		case <-w.wake:
+		case <-due.C:
 		case err := <-broken:
 			return true, quiet(ctx, err)
 		}
@@ -70,7 +78,8 @@ func quiet(ctx context.Context, err error) error {
 
 // load reads the own keys of all prefixes and marks what differs.
 func (w *Writer) load(ctx context.Context) (rev int64, err error) {
-	stored := map[string][]byte{}
+	w.listing()
+	stored := map[string]have{}
 	for _, prefix := range w.cfg.Prefixes {
 		after, at := "", int64(0)
 		for {
@@ -82,7 +91,7 @@ func (w *Writer) load(ctx context.Context) (rev int64, err error) {
 			rev = max(rev, at)
 			for _, kv := range p.KVs {
 				if w.owns(kv) {
-					stored[kv.Key] = kv.Value
+					stored[kv.Key] = fromKV(kv)
 				}
 			}
 			if !p.More || len(p.KVs) == 0 {
@@ -93,7 +102,7 @@ func (w *Writer) load(ctx context.Context) (rev int64, err error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.stored = stored
+	w.loaded(stored)
 	clear(w.refused) // rights may have changed since
 	w.compare()
 	w.signal()
@@ -130,8 +139,8 @@ func (w *Writer) compare() {
 	if !w.pruning {
 		return
 	}
-	for key := range w.stored {
-		if _, ok := w.desired[key]; ok {
+	for key, h := range w.stored {
+		if _, ok := w.desired[key]; ok || h.gone {
 			continue
 		}
 		k, err := kvstore.ParseKey(key)
@@ -148,11 +157,11 @@ func (w *Writer) compare() {
 // satisfied reports whether the store has a key as it is wanted. The caller
 // holds mu.
 func (w *Writer) satisfied(key string, d desired) bool {
-	have, ok := w.stored[key]
-	if d.gone || !ok {
-		return d.gone && !ok
+	h, ok := w.stored[key]
+	if exists := ok && !h.gone; d.gone || !exists {
+		return d.gone && !exists
 	}
-	return kvstore.SameRecord(d.key, have, d.value)
+	return kvstore.SameRecord(d.key, h.value, d.value)
 }
 
 // write is one key about to be committed.
@@ -169,18 +178,19 @@ func (w write) op() kvstore.Op {
 	return kvstore.Put(w.name, w.value)
 }
 
-// flush commits what is dirty, in transactions, until nothing is.
-func (w *Writer) flush(ctx context.Context) error {
+// flush commits what is dirty, in transactions, until nothing is but what has to
+// wait, and says how long that has; 0 if there is nothing.
+func (w *Writer) flush(ctx context.Context) (time.Duration, error) {
 	for {
-		due := w.due()
+		due, wait := w.due()
 		if len(due) == 0 {
 			w.failed(nil)
-			return nil
+			return wait, nil
 		}
 		for len(due) > 0 {
 			n := txnSize(due)
 			if err := w.commit(ctx, due[:n]); err != nil {
-				return err
+				return 0, err
 			}
 			due = due[n:]
 		}
@@ -188,11 +198,11 @@ func (w *Writer) flush(ctx context.Context) error {
 }
 
 // due drops the marks of what turns out to be stored already and returns the
-// rest in the order of writing.
-func (w *Writer) due() []write {
+// rest in the order of writing, and how long the first of those takes that have to
+// wait.
+func (w *Writer) due() (out []write, wait time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var out []write
 	for key, s := range w.dirty {
 		d := w.desired[key]
 		switch {
@@ -202,12 +212,18 @@ func (w *Writer) due() []write {
 			// are stored: a Remove deletes them in any case.
 			w.settled(key)
 		default:
+			if left := w.waits(key, s); left > 0 {
+				if wait == 0 || left < wait {
+					wait = left
+				}
+				continue
+			}
 			out = append(out, write{d, key, s.last})
 		}
 	}
 	w.announce()
 	slices.SortFunc(out, inOrder)
-	return out
+	return out, wait
 }
 
 // settled forgets the mark of a key, and all of one that is gone. The caller
@@ -260,7 +276,7 @@ func (w *Writer) commit(ctx context.Context, ws []write) error {
 	for i, x := range ws {
 		ops[i] = x.op()
 	}
-	_, err := w.cfg.Client.Txn(ctx, nil, ops, nil)
+	res, err := w.cfg.Client.Txn(ctx, nil, ops, nil)
 	switch {
 	case errors.Is(err, kvstore.ErrDenied) && len(ws) > 1:
 		for _, x := range ws {
@@ -275,7 +291,7 @@ func (w *Writer) commit(ctx context.Context, ws []write) error {
 	case err != nil:
 		return err
 	}
-	w.committed(ws)
+	w.committed(ws, res.Revision)
 	return nil
 }
 
@@ -287,20 +303,20 @@ func (w *Writer) refuse(key string, err error) {
 	w.announce()
 }
 
-func (w *Writer) committed(ws []write) {
+func (w *Writer) committed(ws []write, rev int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, x := range ws {
-		if x.gone {
-			delete(w.stored, x.name)
-		} else {
-			w.stored[x.name] = x.value
+		// What Observe heard of before this answer came may be newer.
+		if w.stored[x.name].rev <= rev {
+			w.stored[x.name] = have{value: x.value, rev: rev, gone: x.gone}
 		}
 		if s := w.dirty[x.name]; s.last == x.last {
 			w.settled(x.name)
 		} else { // set again meanwhile
 			w.dirty[x.name] = span{first: x.last + 1, last: s.last}
 		}
+		w.disturbed(x.name)
 	}
 	w.announce()
 }

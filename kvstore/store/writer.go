@@ -18,7 +18,12 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
-const defaultResync = 5 * time.Minute
+const (
+	defaultResync = 5 * time.Minute
+	// repairGap is how long a key is left alone at first that somebody else changed
+	// and, at once, again.
+	repairGap = time.Second
+)
 
 // WriterConfig is what a Writer keeps.
 type WriterConfig struct {
@@ -33,21 +38,25 @@ type WriterConfig struct {
 	// Resync is how often the store is compared with what is wanted while
 	// nothing seems to be wrong; 0 means 5 minutes.
 	Resync time.Duration
-	// Now stamps records; nil means time.Now.
+	// Now stamps records, and tells how long ago a key was put back; nil means
+	// time.Now.
 	Now func() time.Time
 	Log *slog.Logger
 }
 
 // Writer keeps its owner's keys as they were last set, through lost connections
 // and stores that were wiped. Of several values set for one key only the newest
-// is written; the backlog is at most one entry for each key.
+// is written; the backlog is at most one entry for each key. What others do to its
+// keys it learns by Observe; without, when it compares all again.
 type Writer struct {
 	cfg WriterConfig
 
 	mu      sync.Mutex
 	desired map[string]desired
-	stored  map[string][]byte // own keys as the store had them last
+	stored  map[string]have // own keys as the store had them last
+	during  map[string]have // what Observe heard of them while they are listed
 	dirty   map[string]span
+	repairs map[string]repair
 	refused map[string]error // keys that the store does not take
 	seq     uint64
 	pruning bool
@@ -88,7 +97,7 @@ func NewWriter(cfg WriterConfig) (*Writer, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Writer{
-		cfg: cfg, desired: map[string]desired{}, stored: map[string][]byte{}, dirty: map[string]span{},
+		cfg: cfg, desired: map[string]desired{}, stored: map[string]have{}, repairs: map[string]repair{}, dirty: map[string]span{},
 		refused: map[string]error{}, changed: make(chan struct{}), wake: make(chan struct{}, 1),
 	}, nil
 }
@@ -139,7 +148,7 @@ func (w *Writer) Flush(ctx context.Context) error {
 		left, last, ch := 0, w.lastErr, w.changed
 		var refused []error
 		for key, s := range w.dirty {
-			if s.first > target {
+			if s.first > target || w.waits(key, s) > 0 {
 				continue
 			}
 			if err := w.refused[key]; err != nil {
