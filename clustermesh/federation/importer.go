@@ -174,6 +174,9 @@ func (im *importer) judgeAll(ctx context.Context) error {
 			}
 			i.changes = make([]judged, len(changes))
 			for n, c := range changes {
+				if ctx.Err() != nil {
+					return nil // whoever ends the stream waits for us
+				}
 				i.changes[n] = judge(im.peer, im.guard, c)
 			}
 		}
