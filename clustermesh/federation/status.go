@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/internal/plain"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
@@ -113,7 +115,7 @@ func (p *peerState) down(s *session, err error) {
 		}
 		p.session, p.since, p.waiting = nil, p.now(), time.Time{}
 		if err != nil {
-			p.lastError = err.Error()
+			p.lastError = told(err)
 		}
 	})
 }
@@ -122,7 +124,7 @@ func (p *peerState) down(s *session, err error) {
 // goes back when it asks for older records, as after a restore.
 func (p *peerState) acknowledged(pos *keyspacev1.Position) { p.do(func() { p.acked = pos }) }
 
-func (p *peerState) failed(err error) { p.do(func() { p.lastError = err.Error() }) }
+func (p *peerState) failed(err error) { p.do(func() { p.lastError = told(err) }) }
 
 // refuse notes what is wrong with a stream, or with what a peer says of itself.
 func (p *peerState) refuse(bad *kvstore.BadRecord) {
@@ -145,7 +147,7 @@ func (p *peerState) refuseKey(key string, bad *kvstore.BadRecord) {
 
 func (p *peerState) countLocked(bad *kvstore.BadRecord) {
 	p.refused[bad.Reason]++
-	p.lastRefused = append(p.lastRefused, fmt.Sprintf("%s: %s: %s", bad.Key, bad.Reason, shorten(bad.Detail)))
+	p.lastRefused = append(p.lastRefused, fmt.Sprintf("%s: %s: %s", plain.Text(bad.Key, maxKeyBytes), bad.Reason, shorten(bad.Detail)))
 	if n := len(p.lastRefused) - keptRefusals; n > 0 {
 		p.lastRefused = slices.Delete(p.lastRefused, 0, n)
 	}
@@ -294,11 +296,16 @@ func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspa
 	return v
 }
 
-// shorten keeps what a peer sent from filling logs and status.
+// told is an error for status, on one line: what a peer says of it is part of it.
+func told(err error) string {
+	return plain.Text(strings.ReplaceAll(err.Error(), "\n", "; "), maxReason)
+}
+
+// shorten keeps what a peer sent from filling logs and status, and from more.
 func shorten(s string) string {
 	const most = 300
 	if len(s) > most {
-		return s[:most] + "…"
+		return plain.Text(s, most) + "…"
 	}
-	return s
+	return plain.Text(s, most)
 }

@@ -155,7 +155,7 @@ func checkNames(f *findings, s Side, c Candidate) {
 	}
 }
 
-// checkSizes refuses what no record of a cluster may hold.
+// checkSizes refuses what no record of a cluster, and of a peer, may hold.
 func checkSizes(f *findings, c *keyspacev1.Cluster) {
 	for _, l := range []struct {
 		what string
@@ -164,6 +164,9 @@ func checkSizes(f *findings, c *keyspacev1.Cluster) {
 		if len(l.list) > kvstore.MaxRanges {
 			f.add(true, "cidr", fmt.Sprintf("it has %d %s CIDRs; at most %d are allowed", len(l.list), l.what, kvstore.MaxRanges), "declare fewer and wider ranges")
 		}
+	}
+	if err := CheckEndpoints(c.GetEndpoints()); err != nil {
+		f.add(true, "endpoints", fmt.Sprintf("its API server cannot be dialled: %v", err), "correct its federation endpoints")
 	}
 }
 
