@@ -37,6 +37,7 @@ func (s *Server) lead(ctx context.Context) error {
 		g.Go(func() error { return ranges.decided.run(ctx, s) })
 		g.Go(func() error { return ranges.run(ctx) })
 		g.Go(func() error { return s.keepClusterRecord(ctx, t.Fence()) })
+		g.Go(func() error { return s.leadDeclared(ctx, t.Fence()) })
 		vips := &vipKeeper{s: s, fence: t.Fence(), now: time.Now}
 		g.Go(func() error { return s.repeat(ctx, "compare service addresses", vipsEvery, vips.step) })
 		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", min(sweepEvery, look), departed.step) })
