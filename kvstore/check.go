@@ -64,7 +64,7 @@ func checkInternal(k Key, m proto.Message) error {
 	case *keyspacev1.Presence:
 		return agree(k, "node", r.GetNode())
 	case *keyspacev1.NodeConfig:
-		if err := checkPrefixes(k, r.GetPodCidrs()); err != nil {
+		if err := checkPrefixes(k, "pod CIDRs", r.GetPodCidrs(), MaxNodeRanges); err != nil {
 			return err
 		}
 		return agree(k, "node", r.GetNode())
@@ -147,6 +147,9 @@ func (l Limits) checkIdentity(k Key, r *keyspacev1.Identity) error {
 	if err := agree(k, "number", NumberName(r.GetNumber())); err != nil {
 		return err
 	}
+	if err := bounded(k, "labels", len(r.GetLabels()), MaxLabels); err != nil {
+		return err
+	}
 	set, err := labels.ParseSet(r.GetLabels(), labels.Any)
 	if err != nil {
 		return bad(k, ReasonLabels, "%v", err)
@@ -199,10 +202,8 @@ func (l Limits) checkServiceID(k Key, r *keyspacev1.ServiceID) error {
 	if err := l.checkServiceNumber(k, r.GetNumber()); err != nil {
 		return err
 	}
-	for _, v := range r.GetVips() {
-		if err := checkAddr(k, "vip", v); err != nil {
-			return err
-		}
+	if err := checkVIPs(k, r.GetVips()); err != nil {
+		return err
 	}
 	if r.GetNamespace() == "" || r.GetName() == "" {
 		return bad(k, ReasonMismatch, "no namespace or no name")

@@ -29,17 +29,21 @@ func (l Limits) checkCluster(k Key, r *keyspacev1.Cluster) error {
 			return bad(k, ReasonMismatch, "cluster id %d, but it is known as %d", r.GetId(), id)
 		}
 	}
-	for _, list := range [][]string{r.GetPodCidrs(), r.GetNodeCidrs(), r.GetServiceCidrs()} {
-		if err := checkPrefixes(k, list); err != nil {
-			return err
-		}
+	if err := checkPrefixes(k, "pod CIDRs", r.GetPodCidrs(), MaxRanges); err != nil {
+		return err
 	}
-	return nil
+	if err := checkPrefixes(k, "node CIDRs", r.GetNodeCidrs(), MaxRanges); err != nil {
+		return err
+	}
+	return checkPrefixes(k, "service CIDRs", r.GetServiceCidrs(), MaxRanges)
 }
 
 func (l Limits) checkNode(k Key, r *keyspacev1.Node) error {
 	if r.GetCluster() != k.Cluster {
 		return bad(k, ReasonMismatch, "the record's cluster is %q", r.GetCluster())
+	}
+	if err := bounded(k, "addresses", len(r.GetAddresses()), MaxAddresses); err != nil {
+		return err
 	}
 	for _, a := range r.GetAddresses() {
 		if err := checkAddr(k, "address", a.GetIp()); err != nil {
@@ -55,7 +59,7 @@ func (l Limits) checkNode(k Key, r *keyspacev1.Node) error {
 	if r.GetMtu() > maxPort {
 		return bad(k, ReasonRange, "MTU %d is above %d", r.GetMtu(), maxPort)
 	}
-	if err := checkPrefixes(k, r.GetPodCidrs()); err != nil {
+	if err := checkPrefixes(k, "pod CIDRs", r.GetPodCidrs(), MaxNodeRanges); err != nil {
 		return err
 	}
 	return agree(k, "name", r.GetName())
@@ -78,6 +82,9 @@ func (l Limits) checkIP(k Key, r *keyspacev1.IPEntry) error {
 		return bad(k, ReasonMismatch, "no node")
 	}
 	if err := checkOptionalAddr(k, "tunnel address", r.GetTunnelAddress()); err != nil {
+		return err
+	}
+	if err := bounded(k, "named ports", len(r.GetNamedPorts()), MaxNamedPorts); err != nil {
 		return err
 	}
 	for _, p := range r.GetNamedPorts() {
@@ -110,25 +117,29 @@ func (l Limits) checkService(k Key, r *keyspacev1.Service) error {
 			return err
 		}
 	}
+	if err := bounded(k, "ports", len(r.GetPorts()), MaxPorts); err != nil {
+		return err
+	}
 	for _, p := range r.GetPorts() {
 		if err := checkPort(k, p.GetPort()); err != nil {
 			return err
 		}
 	}
-	for _, v := range r.GetVips() {
-		if err := checkAddr(k, "vip", v); err != nil {
-			return err
-		}
+	if err := checkVIPs(k, r.GetVips()); err != nil {
+		return err
 	}
 	return agree(k, "namespace", r.GetNamespace(), "name", r.GetName())
 }
 
 func checkSlice(k Key, r *keyspacev1.BackendSlice) error {
-	if n := len(r.GetBackends()); n > MaxBackends {
-		return bad(k, ReasonSize, "%d backends, at most %d are allowed", n, MaxBackends)
+	if err := bounded(k, "backends", len(r.GetBackends()), MaxBackends); err != nil {
+		return err
 	}
 	for _, b := range r.GetBackends() {
 		if err := checkAddr(k, "backend", b.GetIp()); err != nil {
+			return err
+		}
+		if err := bounded(k, "ports of one backend", len(b.GetPorts()), MaxPorts); err != nil {
 			return err
 		}
 		for _, p := range b.GetPorts() {
@@ -169,7 +180,22 @@ func checkAddr(k Key, what, s string) error {
 	return nil
 }
 
-func checkPrefixes(k Key, list []string) error {
+func checkVIPs(k Key, vips []string) error {
+	if err := bounded(k, "addresses", len(vips), MaxAddresses); err != nil {
+		return err
+	}
+	for _, v := range vips {
+		if err := checkAddr(k, "vip", v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkPrefixes(k Key, what string, list []string, most int) error {
+	if err := bounded(k, what, len(list), most); err != nil {
+		return err
+	}
 	for _, s := range list {
 		if err := checkPrefix(k, s); err != nil {
 			return err

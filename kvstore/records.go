@@ -17,12 +17,6 @@ import (
 // MaxRecord is the largest value accepted, in bytes.
 const MaxRecord = 1 << 20
 
-// MaxBackends is the largest number of backends in one slice.
-const MaxBackends = 100
-
-// MaxTrust is the most CAs that a cluster believes at once.
-const MaxTrust = 4
-
 // ErrUnknownKind says that this version has no record type for a key. Readers
 // skip such keys without counting them as bad; mirrors keep them.
 var ErrUnknownKind = errors.New("no record type is known for this kind")

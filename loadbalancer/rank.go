@@ -3,8 +3,6 @@
 package loadbalancer
 
 import (
-	"slices"
-
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/datapath"
 )
@@ -27,10 +25,14 @@ func taking(all []BackendView, p *keyspacev1.ServicePort) []datapath.Backend {
 }
 
 // keeping are the backends of a port that keep the flows that they have, and are
-// not among those taken.
+// not among those that are taken of the same ones, in the same order.
 func keeping(all []BackendView, p *keyspacev1.ServicePort, taken []datapath.Backend) (out []datapath.Backend) {
 	for _, b := range all {
-		if b.PortName == p.GetName() && b.Protocol == p.GetProtocol() && b.keeps() && !slices.Contains(taken, b.row()) {
+		switch {
+		case b.PortName != p.GetName() || b.Protocol != p.GetProtocol():
+		case len(taken) > 0 && taken[0] == b.row():
+			taken = taken[1:]
+		case b.keeps():
 			out = append(out, b.row())
 		}
 	}

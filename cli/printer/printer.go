@@ -20,6 +20,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"sigs.k8s.io/yaml"
+
+	"github.com/hawser-mesh/hawser/internal/plain"
 )
 
 // Format is a value of -o.
@@ -95,7 +97,7 @@ func table[T any](w io.Writer, rows []T, cols Columns[T], empty string) error {
 	for _, r := range rows {
 		cells := make([]string, len(cols))
 		for i, c := range cols {
-			if cells[i] = c.Cell(r); cells[i] == "" {
+			if cells[i] = plain.Cell(c.Cell(r)); cells[i] == "" {
 				cells[i] = "–"
 			}
 		}
@@ -135,7 +137,7 @@ func Fields(w io.Writer, pairs ...string) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if pairs[i+1] != "" {
-			_, _ = fmt.Fprintf(tw, "%s:\t%s\n", pairs[i], pairs[i+1])
+			_, _ = fmt.Fprintf(tw, "%s:\t%s\n", pairs[i], plain.Cell(pairs[i+1]))
 		}
 	}
 	return tw.Flush()

@@ -15,6 +15,9 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
+// leftEvery is how often what peers without a record left is looked for.
+const leftEvery = time.Minute
+
 // lead runs the cluster's controllers whenever this API server is the one that
 // was elected to, until the context ends.
 func (s *Server) lead(ctx context.Context) error {
@@ -34,6 +37,7 @@ func (s *Server) lead(ctx context.Context) error {
 		g.Go(func() error { return ranges.decided.run(ctx, s) })
 		g.Go(func() error { return ranges.run(ctx) })
 		g.Go(func() error { return s.keepClusterRecord(ctx, t.Fence()) })
+		g.Go(func() error { return s.leadDeclared(ctx, t.Fence()) })
 		vips := &vipKeeper{s: s, fence: t.Fence(), now: time.Now}
 		g.Go(func() error { return s.repeat(ctx, "compare service addresses", vipsEvery, vips.step) })
 		g.Go(func() error { return s.repeat(ctx, "look for departed nodes", min(sweepEvery, look), departed.step) })
@@ -44,6 +48,10 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		if s.cfg.Etcd.Shared {
 			g.Go(func() error { return s.keepNeighbours(ctx) })
+		} else {
+			g.Go(func() error {
+				return s.repeat(ctx, "withdraw what is left of peers without a record", leftEvery, s.mesh.WithdrawLeft)
+			})
 		}
 		return g.Wait()
 	})

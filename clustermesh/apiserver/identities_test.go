@@ -4,6 +4,7 @@ package apiserver
 
 import (
 	"context"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,11 @@ func TestIdentityStates(t *testing.T) {
 	viewKey := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPeerView, "west")
 	reportKey := kvstore.NewKey(kvstore.Local, "east", kvstore.KindStatus, "n1")
 	if _, err := s.putIfChanged(t.Context(), viewKey, view); err != nil {
+		t.Fatal(err)
+	}
+	// Without a record of the peer what is left of it would be withdrawn.
+	peer := &keyspacev1.Peer{Name: "west", State: keyspacev1.Peer_STATE_PENDING, PendingUntil: math.MaxInt64}
+	if _, err := s.putIfChanged(t.Context(), kvstore.NewKey(kvstore.Private, "east", kvstore.KindPeerView, "west"), peer); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.putIfChanged(t.Context(), reportKey, report); err != nil {

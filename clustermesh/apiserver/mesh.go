@@ -260,7 +260,7 @@ func (s *Server) ClusterStatus(ctx context.Context, _ *hawserv1.ClusterStatusReq
 		return nil, apiError(err)
 	}
 	s.reportEtcd(r, stats)
-	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems()...)
+	r.Problems = append(append(r.Problems, s.refusedProblems()...), s.declared.problems(s.peersFile())...)
 	r.Problems = append(r.Problems, append(s.watchman.problems(), s.held.problems(s.cfg.departedAfter())...)...)
 	r.Problems = append(r.Problems, s.ranges.problems()...)
 	policies, err := s.policyProblems(ctx)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/hawser-mesh/hawser/kvstore"
 )
 
 // Families of addresses, as Kubernetes calls them.
@@ -72,6 +74,9 @@ func validatePrefixes(flag string, ps []netip.Prefix, required bool) []error {
 	var errs []error
 	if required && len(ps) == 0 {
 		errs = append(errs, fmt.Errorf("%s: at least one is needed", flag))
+	}
+	if len(ps) > kvstore.MaxRanges {
+		errs = append(errs, fmt.Errorf("%s: %d ranges; at most %d are possible, so give wider ones", flag, len(ps), kvstore.MaxRanges))
 	}
 	for _, p := range ps {
 		switch {

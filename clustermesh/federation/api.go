@@ -108,9 +108,11 @@ func (m *Manager) ChangeGrant(ctx context.Context, peer string, c peering.GrantC
 	return p, changed, err
 }
 
-// Declare makes peers what a file declares; see peering.Store.Declare.
-func (m *Manager) Declare(ctx context.Context, want []peering.Declaration) (map[string]error, error) {
-	return m.store.Declare(ctx, m.cfg.Cluster, m.deps.Creds.CA(), want)
+// Declare makes peers what a file declares; see peering.Store.Declare. fence is a
+// condition that every transaction carries (nil for none): of API servers whose
+// files differ for a moment, only one may.
+func (m *Manager) Declare(ctx context.Context, want []peering.Declaration, fence []kvstore.Cmp) (map[string]error, error) {
+	return m.store.Fenced(fence).Declare(ctx, m.cfg.Cluster, m.deps.Creds.CA(), want)
 }
 
 // Peers are the records of all peers. Those that cannot be read are in bad alone.

@@ -30,7 +30,7 @@ func declare(t *testing.T, at *testCluster, text string) map[string]error {
 			t.Fatal(err)
 		}
 	}
-	wrong, err := at.m.Declare(t.Context(), want)
+	wrong, err := at.m.Declare(t.Context(), want, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,12 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
-	"unicode"
-	"unicode/utf8"
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
+	"github.com/hawser-mesh/hawser/internal/plain"
 )
 
 // ErrNotConnected is of a question that could not be put: there is no stream with
@@ -48,22 +46,6 @@ const questionsWaiting = 16
 
 // maxReason is the most bytes of a peer's reason that are shown.
 const maxReason = 1024
-
-// fitToShow is a peer's text for a terminal: what would move its cursor is
-// replaced, and what is too long cut.
-func fitToShow(text string, most int) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(text, "?"))
-	for len(text) > most {
-		_, size := utf8.DecodeLastRuneInString(text)
-		text = text[:len(text)-size]
-	}
-	return text
-}
 
 // questions are both directions of explaining on one stream.
 type questions struct {
@@ -109,7 +91,7 @@ func (q *questions) answered(a *federationv1.Explanation) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if waiting, ok := q.waiting[a.GetId()]; ok {
-		a.Reason = fitToShow(a.GetReason(), maxReason)
+		a.Reason = plain.Text(a.GetReason(), maxReason)
 		select {
 		case waiting <- a:
 		default: // answered twice

@@ -91,6 +91,7 @@ type importer struct {
 func newImporter(im importer) *importer {
 	im.in, im.next = make(chan inbound, inboundQueued), make(chan inbound, judgedQueued)
 	im.sentry = newSentry(im.kv, im.own, im.peer)
+	im.sentry.off = im.cfg.RepairEvery < 0
 	return &im
 }
 
@@ -142,7 +143,11 @@ func (im *importer) loadPosition(ctx context.Context) error {
 		// What was refused may be granted now, and the other way round.
 		im.stored = &keyspacev1.Position{}
 	}
-	if im.checked = im.stored.GetContent(); im.checked != nil && !bytes.Equal(im.checked, im.mirror.content()) {
+	switch im.checked = im.stored.GetContent(); {
+	case im.checked == nil:
+	case bytes.Equal(im.checked, im.mirror.content()):
+		im.st.do(func() { im.st.spoilt = "" }) // whoever changed it has changed it back
+	default:
 		// What went missing behind our back comes by no change of the peer's.
 		im.log.Warn("the copy is not what was stored; all is copied again", "peer", im.peer, "keys", len(im.mirror.entries))
 		im.stored, im.damaged = &keyspacev1.Position{}, true
@@ -174,6 +179,9 @@ func (im *importer) judgeAll(ctx context.Context) error {
 			}
 			i.changes = make([]judged, len(changes))
 			for n, c := range changes {
+				if ctx.Err() != nil {
+					return nil // whoever ends the stream waits for us
+				}
 				i.changes[n] = judge(im.peer, im.guard, c)
 			}
 		}

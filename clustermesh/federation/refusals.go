@@ -11,6 +11,7 @@ import (
 
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/peering"
+	"github.com/hawser-mesh/hawser/internal/plain"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -86,7 +87,7 @@ func (r *refusals) lines() []string {
 	slices.SortFunc(all, func(a, b refusal) int { return cmp.Compare(a.at, b.at) })
 	var out []string
 	for _, one := range all[max(0, len(all)-keptRefusals):] {
-		out = append(out, fmt.Sprintf("%s: %s: %s", one.bad.Key, one.bad.Reason, one.bad.Detail))
+		out = append(out, fmt.Sprintf("%s: %s: %s", plain.Text(one.bad.Key, maxKeyBytes), one.bad.Reason, one.bad.Detail))
 	}
 	return out
 }
@@ -160,11 +161,11 @@ func (p *peerState) rejudge(peer string, guard *peering.Guard) {
 	})
 }
 
-// shorten keeps what a peer sent from filling logs and status.
+// shorten keeps what a peer sent from filling logs and status, and from more.
 func shorten(s string) string {
 	const most = 300
 	if len(s) > most {
-		return s[:most] + "…"
+		return plain.Text(s, most) + "…"
 	}
-	return s
+	return plain.Text(s, most)
 }

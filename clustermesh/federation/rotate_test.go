@@ -45,8 +45,20 @@ func TestPeersFollowAChangeOfCA(t *testing.T) {
 	b.restart() // new connections show the new certificate
 	connected(t, a, b)
 	eventually(t, "the new order confirmed", func() bool { return b.m.Trusting()[a.name] })
+	runner := a.m.runner(b.name)
+	stream, _ := runner.current()
 	b.creds.set(nil, next.Certificate())
 	eventually(t, "the old one retired", func() bool { return b.m.Trusting()[a.name] && len(peerOf(t, a, b).GetTrustBundle()) == 1 })
+	eventually(t, "a has seen it", func() bool {
+		a.m.mu.Lock()
+		defer a.m.mu.Unlock()
+		return len(a.m.peers[b.name].GetRetired()) == 1
+	})
+	if now := a.m.runner(b.name); now != runner {
+		t.Error("the last step ended the peering and began it anew")
+	} else if cur, _ := now.current(); cur != stream {
+		t.Error("the last step interrupted the stream")
+	}
 	b.restart()
 	connected(t, a, b)
 

@@ -37,6 +37,7 @@ type sentry struct {
 	begin   chan int64    // capacity 1: the revision behind which it watches
 	wake    chan struct{} // capacity 1: there are suspects, or markers to look at
 	said    said          // owned by apply
+	off     bool          // it watches nothing
 
 	mu       sync.Mutex
 	on       bool
@@ -58,7 +59,7 @@ func newSentry(kv kvstore.Client, own, peer string) *sentry {
 func (s *sentry) start(rev int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.on {
+	if s.on || s.off {
 		return
 	}
 	s.on = true
@@ -79,7 +80,7 @@ func (s *sentry) wrote(ops []kvstore.Op, rev int64) {
 // run watches once it is started, until the context ends. An error says that the
 // mirror has to be read anew.
 func (s *sentry) run(ctx context.Context, c *Config) error {
-	if c.RepairEvery < 0 {
+	if s.off {
 		return nil
 	}
 	var rev int64

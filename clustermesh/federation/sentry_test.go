@@ -3,6 +3,7 @@
 package federation
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -103,6 +104,52 @@ func TestDamageAgainAndAgain(t *testing.T) {
 	mirrored(t, a, b)
 	if s := finding(); s != "" {
 		t.Errorf("copied again, and still said: %s", s)
+	}
+}
+
+// A key that was changed and changed back is not told of for ever, once the copy
+// was found to be what it should be.
+func TestDamageThatWasUndone(t *testing.T) {
+	a, b := pair(t, func(c *testCluster) { c.cfg.RepairEvery = time.Hour })
+	a.fill(0, 10)
+	mirrored(t, a, b)
+	key := func(n int) string { k, _ := a.ipRecord(n, ""); return k.String() }
+	b.del(key(7))
+	eventually(t, "a first repair", func() bool { return b.status(a).GetRepairs() == 1 })
+	connected(t, a, b)
+	mirrored(t, a, b)
+	spoilt := func() string {
+		b.m.mu.Lock()
+		st := b.m.states[a.name]
+		b.m.mu.Unlock()
+		var key string
+		st.do(func() { key = st.spoilt })
+		return key
+	}
+	was := b.get(key(3))
+	b.del(key(3))
+	eventually(t, "it is said", func() bool { return spoilt() == key(3) })
+	b.putRaw(key(3), was)
+	stream, _ := b.m.runner(a.name).current()
+	stream.end(errors.New("cut by the test"))
+	<-stream.done
+	connected(t, a, b)
+	eventually(t, "nothing is said any more", func() bool { return spoilt() == "" })
+	mirrored(t, a, b)
+	if s := b.status(a); s.GetRepairs() != 1 {
+		t.Errorf("copied again for it: %v", s)
+	}
+}
+
+// A sentry that is off keeps nothing of what is written.
+func TestSentryThatIsOff(t *testing.T) {
+	for every, want := range map[time.Duration]int{-1: 0, time.Minute: 1} {
+		im := newImporter(importer{own: "own", peer: "east", cfg: &Config{RepairEvery: every}})
+		im.sentry.start(0)
+		im.sentry.wrote([]kvstore.Op{kvstore.Delete(kvstore.Prefix(kvstore.State, "east") + "ips/x")}, 5)
+		if n := len(im.sentry.ours); n != want {
+			t.Errorf("repairs every %s: %d transactions are kept, want %d", every, n, want)
+		}
 	}
 }
 

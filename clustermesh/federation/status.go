@@ -5,6 +5,7 @@ package federation
 import (
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
+	"github.com/hawser-mesh/hawser/internal/plain"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
@@ -106,7 +108,7 @@ func (p *peerState) down(s *session, err error) {
 		}
 		p.session, p.since, p.waiting = nil, p.now(), time.Time{}
 		if err != nil {
-			p.lastError = err.Error()
+			p.lastError = told(err)
 		}
 	})
 }
@@ -115,7 +117,7 @@ func (p *peerState) down(s *session, err error) {
 // goes back when it asks for older records, as after a restore.
 func (p *peerState) acknowledged(pos *keyspacev1.Position) { p.do(func() { p.acked = pos }) }
 
-func (p *peerState) failed(err error) { p.do(func() { p.lastError = err.Error() }) }
+func (p *peerState) failed(err error) { p.do(func() { p.lastError = told(err) }) }
 
 // received notes a batch that waits to be applied.
 func (p *peerState) received(count uint64, oldest int64) {
@@ -255,4 +257,9 @@ func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspa
 		v.BelievedFor = proto.Int64(int64(*b))
 	}
 	return v
+}
+
+// told is an error for status, on one line: what a peer says of it is part of it.
+func told(err error) string {
+	return plain.Text(strings.ReplaceAll(err.Error(), "\n", "; "), maxReason)
 }

@@ -47,7 +47,8 @@ func samePeer(a, b *keyspacev1.Peer) bool {
 	x, y := proto.CloneOf(a), proto.CloneOf(b)
 	for _, p := range []*keyspacev1.Peer{x, y} {
 		p.UpdatedAt, p.Endpoints, p.StaleAfter, p.ExpireAfter = 0, nil, nil, nil
-		p.TrustBundle = nil // taken up without a new stream
+		p.TrustBundle, p.Retired = nil, nil  // taken up without a new stream
+		p.Declared, p.Declaration = nil, nil // the rest says what they changed
 	}
 	return proto.Equal(x, y)
 }

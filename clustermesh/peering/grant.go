@@ -57,8 +57,8 @@ type Guard struct {
 	peer        string
 	id          uint32
 	grant       *keyspacev1.Grant
-	pods, nodes []netip.Prefix
-	services    []netip.Prefix
+	pods, nodes rangeSet
+	services    rangeSet
 	inForce     *keyspacev1.Grant
 }
 
@@ -70,7 +70,8 @@ type Guard struct {
 func NewGuard(p *keyspacev1.Peer, taken []TakenRange) (*Guard, error) {
 	g := &Guard{peer: p.GetName(), id: p.GetClusterId(), grant: p.GetGrant()}
 	var errs []error
-	keep := func(what string, in []string) (out []netip.Prefix) {
+	keep := func(what string, in []string) rangeSet {
+		var out []netip.Prefix
 		for _, s := range in {
 			pfx, err := netip.ParsePrefix(s)
 			if err == nil {
@@ -87,14 +88,14 @@ func NewGuard(p *keyspacev1.Peer, taken []TakenRange) (*Guard, error) {
 			}
 			out = append(out, pfx)
 		}
-		return out
+		return newRangeSet(out)
 	}
 	g.pods = keep("pod", p.GetGrant().GetPodCidrs())
 	g.nodes = keep("node", p.GetGrant().GetNodeCidrs())
 	g.services = keep(serviceRange, p.GetGrant().GetServiceCidrs())
 	g.inForce = proto.CloneOf(g.grant)
 	if g.inForce != nil {
-		g.inForce.PodCidrs, g.inForce.NodeCidrs, g.inForce.ServiceCidrs = texts(g.pods), texts(g.nodes), texts(g.services)
+		g.inForce.PodCidrs, g.inForce.NodeCidrs, g.inForce.ServiceCidrs = texts(g.pods.list), texts(g.nodes.list), texts(g.services.list)
 	}
 	return g, errors.Join(errs...)
 }
@@ -187,6 +188,9 @@ func (g *Guard) serviceRanges(in []string) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("service range %s %w", s, err))
 		}
+		if len(errs) == maxSurplus {
+			break
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -197,11 +201,16 @@ func (g *Guard) checkNode(r *keyspacev1.Node) (string, error) {
 	}
 	errs := []error{g.prefixes(r.GetPodCidrs(), g.pods), g.tunnel(r.GetTunnelAddress())}
 	for _, a := range r.GetAddresses() {
-		granted := [][]netip.Prefix{g.nodes}
+		granted := []rangeSet{g.nodes}
 		if ip, err := netip.ParseAddr(a.GetIp()); err == nil && ip.Is6() {
 			granted = append(granted, g.pods) // a node's own is the first of its pods' range
 		}
-		errs = append(errs, g.address("node", a.GetIp(), granted...))
+		if err := g.address("node", a.GetIp(), granted...); err != nil {
+			errs = append(errs, err)
+		}
+		if len(errs) > maxSurplus {
+			break
+		}
 	}
 	return kvstore.ReasonAddress, errors.Join(errs...)
 }
@@ -258,40 +267,38 @@ func (g *Guard) tunnel(addr string) error {
 	return g.address("tunnel", addr, g.nodes)
 }
 
-func (g *Guard) address(what, s string, granted ...[]netip.Prefix) error {
+func (g *Guard) address(what, s string, granted ...rangeSet) error {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
 		return fmt.Errorf("%s address %q: %w", what, s, err)
 	}
-	for _, ps := range granted {
-		for _, p := range ps {
-			if p.Contains(a) {
-				return nil
-			}
-		}
+	if slices.ContainsFunc(granted, func(s rangeSet) bool { return s.has(a) }) {
+		return nil
 	}
 	return fmt.Errorf("%s address %s is not within a granted range", what, s)
 }
 
-func (g *Guard) prefixes(in []string, granted ...[]netip.Prefix) error {
+// prefixes says what is wrong with the first of those that are not granted.
+func (g *Guard) prefixes(in []string, granted ...rangeSet) error {
 	var errs []error
 	for _, s := range in {
-		errs = append(errs, g.prefix(s, granted...))
+		if err := g.prefix(s, granted...); err != nil {
+			errs = append(errs, err)
+		}
+		if len(errs) == maxSurplus {
+			break
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func (g *Guard) prefix(s string, granted ...[]netip.Prefix) error {
+func (g *Guard) prefix(s string, granted ...rangeSet) error {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		return fmt.Errorf("prefix %q: %w", s, err)
 	}
-	for _, ps := range granted {
-		for _, t := range ps {
-			if t.Bits() <= p.Bits() && t.Contains(p.Addr()) {
-				return nil
-			}
-		}
+	if slices.ContainsFunc(granted, func(s rangeSet) bool { return s.covers(p) }) {
+		return nil
 	}
 	return fmt.Errorf("prefix %s is not within a granted range", s)
 }

@@ -20,6 +20,7 @@ import (
 	federationv1 "github.com/hawser-mesh/hawser/api/federation/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/invitation"
+	"github.com/hawser-mesh/hawser/internal/plain"
 	"github.com/hawser-mesh/hawser/internal/tlsgrpc"
 	"github.com/hawser-mesh/hawser/kvstore/cas"
 )
@@ -133,11 +134,28 @@ func (j *joiner) prepare(ctx context.Context, preflightOnly bool) (*federationv1
 	})
 }
 
+// What is shown of an inviter at most.
+const (
+	maxShown    = 1024 // bytes of a text
+	maxFindings = 100
+)
+
+// shown are an inviter's findings as people here see them.
+func shown(fs []*federationv1.Finding) []*federationv1.Finding {
+	fs = fs[:min(len(fs), maxFindings)]
+	for _, f := range fs {
+		for _, text := range []*string{&f.Check, &f.Object, &f.Problem, &f.Fix} {
+			*text = plain.Text(*text, maxShown)
+		}
+	}
+	return fs
+}
+
 // judge adds our own findings to the inviter's.
 func (j *joiner) judge(ctx context.Context, r *federationv1.PrepareResponse) (Result, error) {
-	res := Result{Peer: r.GetCluster(), Findings: r.GetFindings()}
+	res := Result{Peer: r.GetCluster(), Findings: shown(r.GetFindings())}
 	if r.GetCluster().GetName() != j.tok.Inviter {
-		return res, fmt.Errorf("join %q: the server calls itself %q", j.tok.Inviter, r.GetCluster().GetName())
+		return res, fmt.Errorf("join %q: the server calls itself %q", j.tok.Inviter, plain.Text(r.GetCluster().GetName(), maxShown))
 	}
 	bundle, err := parseBundle(r.GetTrustBundle())
 	if err != nil {
@@ -300,7 +318,7 @@ func dialInviter(ctx context.Context, d Deps, tok invitation.Token) (joinConn, e
 // refusal shortens a gRPC status to what a person needs.
 func refusal(err error) error {
 	if st, ok := status.FromError(err); ok && err != nil {
-		return errors.New(st.Message())
+		return errors.New(plain.Text(st.Message(), maxShown))
 	}
 	return err
 }

@@ -61,6 +61,9 @@ func (f *findings) add(blocking bool, check, problem, fix string) {
 // findings must stop the join.
 func Preflight(s Side, c Candidate) []*federationv1.Finding {
 	f := &findings{peer: c.Cluster.GetName()}
+	if checkSizes(f, c.Cluster); len(f.list) > 0 {
+		return f.list // what else is wrong with thousands of ranges is as much
+	}
 	checkNames(f, s, c)
 	checkUnreadable(f, s, c.Cluster.GetName())
 	checkMesh(f, s.Own, c.Cluster)
@@ -149,6 +152,21 @@ func checkNames(f *findings, s Side, c Candidate) {
 		if p.GetClusterId() == id {
 			f.add(true, "id-clash", fmt.Sprintf("its cluster id %d is that of peer %q", id, p.GetName()), "give one of the clusters another id")
 		}
+	}
+}
+
+// checkSizes refuses what no record of a cluster, and of a peer, may hold.
+func checkSizes(f *findings, c *keyspacev1.Cluster) {
+	for _, l := range []struct {
+		what string
+		list []string
+	}{{"pod", c.GetPodCidrs()}, {"node", c.GetNodeCidrs()}, {"service", c.GetServiceCidrs()}} {
+		if len(l.list) > kvstore.MaxRanges {
+			f.add(true, "cidr", fmt.Sprintf("it has %d %s CIDRs; at most %d are allowed", len(l.list), l.what, kvstore.MaxRanges), "declare fewer and wider ranges")
+		}
+	}
+	if err := CheckEndpoints(c.GetEndpoints()); err != nil {
+		f.add(true, "endpoints", fmt.Sprintf("its API server cannot be dialled: %v", err), "correct its federation endpoints")
 	}
 }
 

@@ -151,8 +151,12 @@ func (s *Service) createPending(ctx context.Context, tok cas.Record[*keyspacev1.
 	if err != nil {
 		return invitation.Unavailable(err)
 	}
-	if p.Rev != 0 && p.Msg.GetState() == keyspacev1.Peer_STATE_CONFIRMED {
+	switch {
+	case p.Rev == 0:
+	case p.Msg.GetState() == keyspacev1.Peer_STATE_CONFIRMED:
 		return nil // repeated after the confirmation was lost
+	case p.Msg.GetState() == keyspacev1.Peer_STATE_LEAVING:
+		return leaving(p.Msg)
 	}
 	rec, err := newPeer(r.GetCluster(), r.GetTrustBundle(), tok.Msg.GetId(), s.Now(), tok.Msg.GetExpiresAt())
 	if err != nil {
@@ -196,7 +200,7 @@ func (s *Service) Confirm(ctx context.Context, r *federationv1.ConfirmRequest) (
 		if s.Now().UnixNano() >= tok.Msg.GetExpiresAt() {
 			return status.Error(codes.FailedPrecondition, "the token expired before the join was confirmed; ask for a new one")
 		}
-		return s.confirm(ctx, tok.Msg, r.GetAbort())
+		return s.confirm(ctx, conn.State, tok.Msg, r.GetAbort())
 	})
 	if err != nil {
 		return nil, err
@@ -204,21 +208,35 @@ func (s *Service) Confirm(ctx context.Context, r *federationv1.ConfirmRequest) (
 	return &federationv1.ConfirmResponse{}, nil
 }
 
-func (s *Service) confirm(ctx context.Context, tok *keyspacev1.Token, abort bool) error {
+// confirm ends a join. That a token was proved is not enough, which somebody else
+// may have got hold of since: the caller is the joiner, by its certificate.
+func (s *Service) confirm(ctx context.Context, cs tls.ConnectionState, tok *keyspacev1.Token, abort bool) error {
 	p, err := s.Store.peer(ctx, tok.GetUsedByCluster())
 	if err != nil {
 		return invitation.Unavailable(err)
 	}
-	mine := p.Rev != 0 && p.Msg.GetTokenId() == tok.GetId()
-	switch {
+	switch mine := p.Rev != 0 && p.Msg.GetTokenId() == tok.GetId(); {
 	case !mine && abort:
 		return nil
 	case !mine:
 		return status.Error(codes.FailedPrecondition, "the join was not prepared, or was undone; start it again")
-	case abort:
-		return invitation.Unavailable(s.Store.commit(ctx, cas.Write{Key: s.Store.peerKey(p.Msg.GetName()), Rev: p.Rev}))
-	case p.Msg.GetState() == keyspacev1.Peer_STATE_CONFIRMED:
+	}
+	bundle, err := parseBundle(p.Msg.GetTrustBundle())
+	if err == nil {
+		err = verifyAgainst(cs.PeerCertificates, p.Msg.GetName(), bundle, s.Now())
+	}
+	if err != nil {
+		s.Log.Warn("join refused: its token was used by somebody else", "peer", p.Msg.GetName(), "token", tok.GetId(), "error", err)
+		return status.Errorf(codes.PermissionDenied, "cluster %q used this token, and the caller is not it: %v", p.Msg.GetName(), err)
+	}
+	if abort {
+		return s.abort(ctx, p)
+	}
+	switch p.Msg.GetState() {
+	case keyspacev1.Peer_STATE_CONFIRMED:
 		return nil
+	case keyspacev1.Peer_STATE_LEAVING:
+		return leaving(p.Msg)
 	}
 	p.Msg.State, p.Msg.PendingUntil = keyspacev1.Peer_STATE_CONFIRMED, 0
 	if err := s.Store.commit(ctx, s.Store.putPeer(p.Msg, p.Rev)); err != nil {
@@ -226,6 +244,29 @@ func (s *Service) confirm(ctx context.Context, tok *keyspacev1.Token, abort bool
 	}
 	s.Log.Info("peer confirmed", "peer", p.Msg.GetName())
 	return nil
+}
+
+// abort undoes a join whose joiner could not finish its half. A peer that is
+// confirmed leaves, as there may be records of it.
+func (s *Service) abort(ctx context.Context, p cas.Record[*keyspacev1.Peer]) error {
+	undo := cas.Write{Key: s.Store.peerKey(p.Msg.GetName()), Rev: p.Rev}
+	switch p.Msg.GetState() {
+	case keyspacev1.Peer_STATE_LEAVING:
+		return nil
+	case keyspacev1.Peer_STATE_CONFIRMED:
+		p.Msg.State = keyspacev1.Peer_STATE_LEAVING
+		undo = s.Store.putPeer(p.Msg, p.Rev)
+	}
+	if err := s.Store.commit(ctx, undo); err != nil {
+		return invitation.Unavailable(err)
+	}
+	s.Log.Info("join undone by its joiner", "peer", p.Msg.GetName())
+	return nil
+}
+
+// leaving refuses a join while what a former one brought is withdrawn.
+func leaving(p *keyspacev1.Peer) error {
+	return status.Errorf(codes.FailedPrecondition, "peer %q is leaving; when it is gone, ask for a new token: %s", p.GetName(), cure)
 }
 
 // authenticate checks the proof of one step.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -28,6 +29,24 @@ type Store struct {
 // NewStore keeps its records below private/<own>/.
 func NewStore(kv kvstore.Client, own string, now func() time.Time) *Store {
 	return &Store{kv: kv, own: own, now: now, tokens: invitation.NewLedger(kv, own, now)}
+}
+
+// Fenced is the Store with a condition that each of its transactions carries;
+// where it does not hold they fail as overtaken.
+func (s *Store) Fenced(fence []kvstore.Cmp) *Store {
+	out := *s
+	out.kv = fenced{s.kv, fence}
+	return &out
+}
+
+// fenced is a client for the writes of somebody in office.
+type fenced struct {
+	kvstore.Client
+	fence []kvstore.Cmp
+}
+
+func (f fenced) Txn(ctx context.Context, cmps []kvstore.Cmp, then, otherwise []kvstore.Op) (kvstore.TxnResult, error) {
+	return f.Client.Txn(ctx, slices.Concat(f.fence, cmps), then, otherwise)
 }
 
 func (s *Store) peerKey(name string) string {

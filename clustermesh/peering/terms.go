@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -30,6 +31,10 @@ func CheckEndpoints(endpoints []string) error {
 		return fmt.Errorf("%d endpoints; at most %d are allowed", len(endpoints), maxEndpoints)
 	}
 	for _, ep := range endpoints {
+		if strings.ContainsFunc(ep, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			errs = append(errs, fmt.Errorf("endpoint %.300q has blanks, or characters beyond ASCII", ep))
+			continue
+		}
 		host, port, err := net.SplitHostPort(ep)
 		if err == nil && (host == "" || len(host) > maxHost) {
 			err = errors.New("it has no host")

@@ -14,8 +14,8 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
-// maxSurplus is how many ranges that are not granted a copy of a Cluster record
-// names.
+// maxSurplus is how many ranges that are not granted are named: in a copy of a
+// Cluster record, and in what is said of a record that is refused.
 const maxSurplus = 16
 
 // Within is what of a record the grant lets in, to be judged by Check: a Cluster
@@ -47,12 +47,13 @@ func (g *Guard) Within(k kvstore.Key, rec proto.Message) (in proto.Message, surp
 func (g *Guard) clusterWithin(r *keyspacev1.Cluster) (proto.Message, []string) {
 	services := g.services
 	if !g.grant.GetServiceCidrsPinned() {
-		services = nil
+		var declared []netip.Prefix
 		for _, s := range r.GetServiceCidrs() {
 			if p, err := netip.ParsePrefix(s); err == nil && CheckRange(p) == nil {
-				services = append(services, p)
+				declared = append(declared, p)
 			}
 		}
+		services = newRangeSet(declared)
 	}
 	pods, morePods := cut(r.GetPodCidrs(), g.pods)
 	nodes, moreNodes := cut(r.GetNodeCidrs(), g.nodes)
@@ -82,12 +83,18 @@ func (g *Guard) nodeWithin(r *keyspacev1.Node) (proto.Message, []string) {
 	if len(pods) == 0 || len(more) == 0 {
 		return r, nil
 	}
+	var out []netip.Prefix
+	for _, s := range more {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	left := newRangeSet(out)
 	n := proto.CloneOf(r)
 	n.PodCidrs = pods
 	n.Addresses = slices.DeleteFunc(n.Addresses, func(a *keyspacev1.NodeAddress) bool {
 		ip, err := netip.ParseAddr(a.GetIp())
-		return err == nil && ip.Is6() && g.address("node", a.GetIp(), g.nodes, g.pods) != nil &&
-			slices.ContainsFunc(more, func(s string) bool { return netip.MustParsePrefix(s).Contains(ip) })
+		return err == nil && ip.Is6() && !g.nodes.has(ip) && !g.pods.has(ip) && left.has(ip)
 	})
 	for i, p := range more {
 		more[i] = "pod CIDR " + p
@@ -115,32 +122,29 @@ func (g *Guard) sliceWithin(r *keyspacev1.BackendSlice) (proto.Message, []string
 }
 
 // cut is what of the declared ranges is granted, and those declared that are not
-// granted in full. What cannot be read stays, for Check to refuse.
-func cut(declared []string, granted []netip.Prefix) (in, more []string) {
+// granted in full, each once. What cannot be read stays, for Check to refuse.
+func cut(declared []string, granted rangeSet) (in, more []string) {
+	known, seen := map[string]bool{}, map[string]bool{}
 	add := func(s string) {
-		if !slices.Contains(in, s) {
+		if !known[s] {
+			known[s] = true
 			in = append(in, s)
 		}
 	}
 	for _, s := range declared {
 		p, err := netip.ParsePrefix(s)
-		if err != nil {
+		switch {
+		case seen[s]:
+		case err != nil || granted.covers(p):
 			add(s)
-			continue
-		}
-		covered := false
-		for _, g := range granted {
-			switch {
-			case g.Bits() <= p.Bits() && g.Contains(p.Addr()):
-				covered = true
-				add(s)
-			case p.Bits() < g.Bits() && p.Contains(g.Addr()):
-				add(g.String())
+		default:
+			// A granted range is in few declared ones: each of those has other bits.
+			for part := range granted.tree.Subnets(p) {
+				add(part.String())
 			}
-		}
-		if !covered {
 			more = append(more, s)
 		}
+		seen[s] = true
 	}
 	return in, more
 }
@@ -149,7 +153,7 @@ func cut(declared []string, granted []netip.Prefix) (in, more []string) {
 // granted is granted in full.
 func (g *Guard) Grants(notGranted string) bool {
 	kind, cidr, _ := strings.Cut(notGranted, " ")
-	granted := map[string][]netip.Prefix{"pod": g.pods, "node": g.nodes, serviceRange: g.services}
+	granted := map[string]rangeSet{"pod": g.pods, "node": g.nodes, serviceRange: g.services}
 	_, more := cut([]string{cidr}, granted[kind])
 	return len(more) == 0
 }

@@ -243,8 +243,12 @@ func (c *Cache) SetRanges(cluster string, ranges []netip.Prefix) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := source{Kind: KindRange, Cluster: cluster}
+	now := make(map[netip.Prefix]struct{}, len(ranges))
+	for _, p := range ranges {
+		now[p] = struct{}{}
+	}
 	for _, old := range c.ranges[cluster] {
-		if !slices.Contains(ranges, old) {
+		if _, stays := now[old]; !stays {
 			c.unclaim(s, old)
 		}
 	}

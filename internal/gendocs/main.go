@@ -237,5 +237,10 @@ func keys() string {
 		key := strings.NewReplacer("%3C", "<", "%3E", ">", "%20", " ").Replace(strings.TrimPrefix(d.key.String(), kvstore.Root))
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", key, record, d.writer)
 	}
+	fmt.Fprintf(&b, "\nA record has at most %d KiB, and its lists at most so many entries; one with more is refused as `size`, whoever\n"+
+		"wrote it: ranges of a Cluster, of each sort, %d; pod ranges of a Node %d, addresses %d; labels of an Identity %d; named\n"+
+		"ports of an IPEntry %d; ports of a Service, and of a backend, %d; addresses of a service %d; backends of a slice %d.\n",
+		kvstore.MaxRecord>>10, kvstore.MaxRanges, kvstore.MaxNodeRanges, kvstore.MaxAddresses, kvstore.MaxLabels,
+		kvstore.MaxNamedPorts, kvstore.MaxPorts, kvstore.MaxAddresses, kvstore.MaxBackends)
 	return b.String()
 }

@@ -339,14 +339,15 @@ func (Peer_State) EnumDescriptor() ([]byte, []int) {
 // Cluster is state/<c>/cluster: what a cluster tells the mesh about itself.
 // It changes rarely; there is no heartbeat in it.
 type Cluster struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Id           uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
-	PodCidrs     []string               `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
-	NodeCidrs    []string               `protobuf:"bytes,4,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
-	ServiceCidrs []string               `protobuf:"bytes,5,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
-	Mesh         *MeshParameters        `protobuf:"bytes,6,opt,name=mesh,proto3" json:"mesh,omitempty"`
-	Capabilities []string               `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Id    uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Each list of ranges up to 4,096.
+	PodCidrs     []string        `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	NodeCidrs    []string        `protobuf:"bytes,4,rep,name=node_cidrs,json=nodeCidrs,proto3" json:"node_cidrs,omitempty"`
+	ServiceCidrs []string        `protobuf:"bytes,5,rep,name=service_cidrs,json=serviceCidrs,proto3" json:"service_cidrs,omitempty"`
+	Mesh         *MeshParameters `protobuf:"bytes,6,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	Capabilities []string        `protobuf:"bytes,7,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// host:port of the federation listeners of this cluster's API servers.
 	Endpoints []string `protobuf:"bytes,8,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Version   string   `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
@@ -540,8 +541,8 @@ type Node struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Cluster            string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Addresses          []*NodeAddress         `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	PodCidrs           []string               `protobuf:"bytes,4,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
+	Addresses          []*NodeAddress         `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`               // up to 64
+	PodCidrs           []string               `protobuf:"bytes,4,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"` // up to 256
 	TunnelAddress      string                 `protobuf:"bytes,5,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	WireguardPublicKey []byte                 `protobuf:"bytes,6,opt,name=wireguard_public_key,json=wireguardPublicKey,proto3" json:"wireguard_public_key,omitempty"`
 	Mtu                uint32                 `protobuf:"varint,7,opt,name=mtu,proto3" json:"mtu,omitempty"` // underlay MTU in bytes
@@ -740,7 +741,7 @@ func (x *NodeAddress) GetIp() string {
 type Identity struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Number uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	// Sorted "source:key=value" strings, without the ending ';'.
+	// Sorted "source:key=value" strings, without the ending ';'; up to 512.
 	Labels        []string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty"`
 	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -860,7 +861,7 @@ type IPEntry struct {
 	TunnelAddress string                 `protobuf:"bytes,4,opt,name=tunnel_address,json=tunnelAddress,proto3" json:"tunnel_address,omitempty"`
 	Namespace     string                 `protobuf:"bytes,5,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Workload      string                 `protobuf:"bytes,6,opt,name=workload,proto3" json:"workload,omitempty"`
-	NamedPorts    []*NamedPort           `protobuf:"bytes,7,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
+	NamedPorts    []*NamedPort           `protobuf:"bytes,7,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"` // up to 256
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1107,14 +1108,14 @@ type Service struct {
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// This cluster's number for the service; see ServiceID.
 	Id    uint32         `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
-	Ports []*ServicePort `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`
+	Ports []*ServicePort `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"` // up to 1,024
 	// hawser.io/ annotations, with aliases already translated.
 	Annotations            map[string]string `protobuf:"bytes,5,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Global                 bool              `protobuf:"varint,6,opt,name=global,proto3" json:"global,omitempty"`
 	Shared                 bool              `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
 	Type                   string            `protobuf:"bytes,8,opt,name=type,proto3" json:"type,omitempty"`                                                                                   // ClusterIP
 	Selector               map[string]string `protobuf:"bytes,9,rep,name=selector,proto3" json:"selector,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // peers ignore it
-	Vips                   []string          `protobuf:"bytes,10,rep,name=vips,proto3" json:"vips,omitempty"`                                                                                  // informative to peers
+	Vips                   []string          `protobuf:"bytes,10,rep,name=vips,proto3" json:"vips,omitempty"`                                                                                  // informative to peers; up to 64
 	SessionAffinitySeconds uint32            `protobuf:"varint,11,opt,name=session_affinity_seconds,json=sessionAffinitySeconds,proto3" json:"session_affinity_seconds,omitempty"`             // 0 is off
 	Labels                 map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Without an address: its name is those of its backends.
@@ -1337,7 +1338,7 @@ type ServiceID struct {
 	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Vips          []string               `protobuf:"bytes,4,rep,name=vips,proto3" json:"vips,omitempty"`
+	Vips          []string               `protobuf:"bytes,4,rep,name=vips,proto3" json:"vips,omitempty"` // up to 64
 	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1488,7 +1489,7 @@ func (x *BackendSlice) GetUpdatedAt() int64 {
 type Backend struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
-	Ports         []*BackendPort         `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	Ports         []*BackendPort         `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"` // up to 1,024
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
 	State         Backend_State          `protobuf:"varint,5,opt,name=state,proto3,enum=hawser.keyspace.v1.Backend_State" json:"state,omitempty"`
