@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,7 +37,8 @@ func newStatus(s *session.Session) *cobra.Command {
 		Use:   "status",
 		Short: "Show on which nodes the stored policies are enforced",
 		Long: "Show for each node of the cluster whether its kernel enforces every policy object as\n" +
-			"it is stored now. With --wait it returns when all do, at most after --timeout. The\n" +
+			"it is stored now. Where the context names no agents, it is what the nodes last told the\n" +
+			"API server, which does not say what they still enforce of deleted objects. With --wait it returns when all do, at most after --timeout. The\n" +
 			"exit code is 1 when a node is behind.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -75,10 +77,26 @@ func rollout(ctx context.Context, s *session.Session) ([]statusRow, error) {
 		if err != nil {
 			return nil, err
 		}
-		return []statusRow{compare(r, stored)}, nil
+		return []statusRow{compare(r, stored.GetPolicies())}, nil
 	})
+	if errors.Is(err, session.ErrNoAgents) {
+		rows, err = reported(stored, s.Node), nil
+	}
 	slices.SortFunc(rows, func(a, b statusRow) int { return cmp.Compare(a.Node, b.Node) })
 	return rows, err
+}
+
+// reported is how far the nodes have come by what they told the API server.
+func reported(stored *hawserv1.ListPoliciesResponse, node string) []statusRow {
+	var rows []statusRow
+	for _, n := range stored.GetNodes() {
+		if node != "" && n.GetNode() != node {
+			continue
+		}
+		all := len(stored.GetPolicies())
+		rows = append(rows, statusRow{Node: n.GetNode(), Stored: all, Enforced: all - len(n.GetMissing()), Missing: n.GetMissing()})
+	}
+	return rows
 }
 
 // compare finds what a node does not enforce as it is stored.
