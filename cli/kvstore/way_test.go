@@ -85,7 +85,10 @@ func TestEtcdOfTheAPIServer(t *testing.T) {
 		if _, errs, code = r.run(t, "", "put", "state/east/vteps/10.1.200.0%2F24", "{prefix: 10.1.200.0/24, tunnel_address: 192.168.1.9}", "--write"); code != session.Done {
 			t.Errorf("%s: put: exit code %d: %s", name, code, errs)
 		}
-		// An administrator, no more.
+		// An administrator, no less and no more.
+		if _, errs, code = r.run(t, "", "ls", "private/east"); code != session.Done {
+			t.Errorf("%s: of this cluster: exit code %d: %s", name, code, errs)
+		}
 		if _, errs, code = r.run(t, "", "ls", "private/west"); code != session.No || !strings.Contains(errs, "an administrator of east may read") {
 			t.Errorf("%s: of another cluster: exit code %d: %s", name, code, errs)
 		}

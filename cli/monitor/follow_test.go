@@ -20,9 +20,13 @@ import (
 type tells struct {
 	hawserv1.UnimplementedNodeServer
 	reason string
+	told   *time.Time // when not nil, by when a caller wants the stream to end
 }
 
 func (a tells) Monitor(_ *hawserv1.MonitorRequest, stream grpc.ServerStreamingServer[hawserv1.Event]) error {
+	if end, ok := stream.Context().Deadline(); ok && a.told != nil {
+		*a.told = end
+	}
 	if err := stream.Send(&hawserv1.Event{Type: "drop", Reason: a.reason}); err != nil {
 		return err
 	}
@@ -114,10 +118,15 @@ func TestNobodyAnswers(t *testing.T) {
 
 // What ends because its time is over has done what was asked.
 func TestTimeIsOver(t *testing.T) {
-	socket := played.Socket(t)
-	played.Agent(t, socket, tells{reason: "first"})
-	_, done := start(t, &session.Session{Context: played.Context(t, "east", "/nowhere", "n1", socket), Timeout: time.Minute}, "--for", "300ms")
+	socket, deadline := played.Socket(t), time.Time{}
+	played.Agent(t, socket, tells{reason: "first", told: &deadline})
+	out, done := start(t, &session.Session{Context: played.Context(t, "east", "/nowhere", "n1", socket), Timeout: time.Minute}, "--for", "300ms")
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	out.wait(t, "first")
+	// An agent that is told would end its stream first, as if it were stopped.
+	if !deadline.IsZero() {
+		t.Errorf("the agent was told to end at %s", deadline)
 	}
 }

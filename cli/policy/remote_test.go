@@ -105,6 +105,44 @@ func TestWithoutAgents(t *testing.T) {
 	}
 }
 
+type oneNode struct {
+	hawserv1.UnimplementedNodeServer
+}
+
+func (oneNode) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
+	return &hawserv1.NodeStatusReport{Cluster: "east", Node: "n1", Policies: map[string]uint64{"demo/open": 1, "demo/former": 1}, PoliciesSettled: true}, nil
+}
+
+// A host asks its own agent, and the API server about the others.
+func TestStatusOnAHost(t *testing.T) {
+	api, agent := played.Socket(t), played.Socket(t)
+	played.APIServer(t, api, cluster{})
+	played.Agent(t, agent, oneNode{})
+	s := &session.Session{Context: played.Context(t, "", api, "", agent), Timeout: 5 * time.Second, Output: printer.Table}
+	out, err := run(t, s, "status")
+	if session.ExitCode(err) != session.No || !strings.Contains(out, "n1    1 of 1    demo/former (deleted)") || !strings.Contains(out, "n2    0 of 1    demo/open") || strings.Count(out, "\n") != 3 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func (oneNode) ListRules(context.Context, *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
+	return &hawserv1.ListRulesResponse{Entries: []*hawserv1.RuleEntry{{Direction: "ingress", Verdict: "deny", Origin: "demo/closed"}}}, nil
+}
+
+// Endpoint ids are a node's own: of one node nobody need say which.
+func TestEndpointOfTheOnlyNode(t *testing.T) {
+	socket := played.Socket(t)
+	played.Agent(t, socket, oneNode{})
+	one := &session.Session{Context: played.Context(t, "", "/nowhere", "", socket), Timeout: 5 * time.Second, Output: printer.Table}
+	if out, err := run(t, one, "get", "--endpoint", "7"); err != nil || !strings.Contains(out, "demo/closed") {
+		t.Errorf("of one: %v\n%s", err, out)
+	}
+	two := &session.Session{Context: played.Context(t, "east", "/nowhere", "n1", socket, "n2", socket), Timeout: 5 * time.Second}
+	if _, err := run(t, two, "get", "--endpoint", "7"); session.ExitCode(err) != session.WrongUse {
+		t.Errorf("of two: %v", err)
+	}
+}
+
 // Without agents the nodes' way to enforce policy is what they told the API server.
 func TestEnforcementWithoutAgents(t *testing.T) {
 	for _, scope := range []string{"local", "mesh"} {
