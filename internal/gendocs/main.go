@@ -105,10 +105,11 @@ func flagTable(b *strings.Builder, flags *pflag.FlagSet) {
 
 func daemons() string {
 	var b strings.Builder
-	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, in capitals with _ for -) or\n" +
-		"in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
+	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, of a shared etcd HAWSER_ETCD_…, in\n" +
+		"capitals with _ for -) or in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
 	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"},
-		{"hawser-apiserver", "ca"}, {"hawser-apiserver", "etcd-access"}, {"hawser-apiserver", "member", "replace"}, {"hawser-apiserver", "restore"}} {
+		{"hawser-apiserver", "ca"}, {"hawser-apiserver", "etcd-access"}, {"hawser-apiserver", "member", "replace"}, {"hawser-apiserver", "restore"},
+		{"hawser-apiserver", "shared-etcd", "run"}, {"hawser-apiserver", "shared-etcd", "issue"}} {
 		out, err := exec.CommandContext(context.Background(), "go", append([]string{"run", "./cmd/" + args[0]}, append(args[1:], "--help")...)...).Output()
 		if err != nil {
 			log.Fatalf("%v: %v", args, err)
