@@ -5,7 +5,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,26 +27,16 @@ type names struct {
 	mu         sync.RWMutex
 	vips       map[netip.Addr]map[serviceName]struct{}
 	services   map[serviceName][]netip.Addr
-	workloads  map[workload]map[netip.Addr]struct{}
-	called     map[netip.Addr]map[workload]struct{}
-	byKey      map[string]addressed // key of an address's record
-	namespaces map[string]int       // of services and of the own cluster's workloads
+	workloads  *addresses
+	namespaces map[string]int // of services and of the own cluster's workloads
 	ranges     map[string][]netip.Prefix
-}
-
-type workload struct{ cluster, namespace, name string }
-
-type addressed struct {
-	workload
-	addr netip.Addr
 }
 
 func newNames(own string, lb *loadbalancer.Desired, ready, full <-chan struct{}) *names {
 	return &names{
 		own: own, lb: lb, ready: ready, full: full,
 		vips: map[netip.Addr]map[serviceName]struct{}{}, services: map[serviceName][]netip.Addr{},
-		workloads: map[workload]map[netip.Addr]struct{}{}, called: map[netip.Addr]map[workload]struct{}{},
-		byKey: map[string]addressed{}, namespaces: map[string]int{}, ranges: map[string][]netip.Prefix{},
+		workloads: newAddresses(), namespaces: map[string]int{}, ranges: map[string][]netip.Prefix{},
 	}
 }
 
@@ -77,28 +66,23 @@ func (n *names) setService(name serviceName, s *keyspacev1.Service) {
 	n.count(name.namespace, 1)
 }
 
-// setAddress takes the record of an address; nil when it is gone.
-func (n *names) setAddress(key, cluster string, r *keyspacev1.IPEntry) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if old, was := n.byKey[key]; was {
-		drop(n.workloads, old.workload, old.addr)
-		drop(n.called, old.addr, old.workload)
-		delete(n.byKey, key)
-		if old.cluster == n.own {
-			n.count(old.namespace, -1)
-		}
-	}
-	p, err := netip.ParsePrefix(r.GetPrefix())
-	if r == nil || err != nil || !p.IsSingleIP() || r.GetWorkload() == "" {
+// setAddress takes a cluster's record of an address; nil when it is gone. Prefixes
+// are no addresses.
+func (n *names) setAddress(cluster string, p netip.Prefix, r *keyspacev1.IPEntry) {
+	if !p.IsSingleIP() {
 		return
 	}
-	now := addressed{workload{cluster, r.GetNamespace(), r.GetWorkload()}, p.Addr()}
-	n.byKey[key] = now
-	put(n.workloads, now.workload, now.addr)
-	put(n.called, now.addr, now.workload)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old, was := n.workloads.remove(p.Addr(), cluster); was && cluster == n.own {
+		n.count(old.namespace, -1)
+	}
+	if r.GetWorkload() == "" {
+		return
+	}
+	n.workloads.set(p.Addr(), workload{cluster, r.GetNamespace(), r.GetWorkload()})
 	if cluster == n.own {
-		n.count(now.namespace, 1)
+		n.count(r.GetNamespace(), 1)
 	}
 }
 
@@ -168,7 +152,7 @@ func (n *names) Workload(cluster, namespace, name string) []netip.Addr {
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return slices.SortedFunc(maps.Keys(n.workloads[workload{cluster, namespace, name}]), netip.Addr.Compare)
+	return slices.SortedFunc(n.workloads.of(workload{cluster, namespace, name}), netip.Addr.Compare)
 }
 
 // Cluster implements dns.Directory.
@@ -197,7 +181,7 @@ func (n *names) Names(a netip.Addr) []string {
 	for s := range n.vips[a] {
 		out = append(out, s.name+"."+s.namespace)
 	}
-	for w := range n.called[a] {
+	for w := range n.workloads.workloads(a) {
 		name := w.name + "." + w.namespace
 		if _, isService := n.services[serviceName{w.namespace, w.name}]; isService {
 			continue // the name means something else
