@@ -199,7 +199,7 @@ func (a *Agent) openKeyspace() error {
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
-		flush: a.view.flush, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
+		flush: a.view.flush, gone: func(r *record) bool { return deviceGone(a.log, r) }, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
 }
@@ -370,6 +370,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.presence.Run(ctx) })
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error { return a.keepRoutes(ctx) })
+	g.Go(func() error { return a.endpoints.keepDevices(ctx) })
 	g.Go(func() error { return a.keepHostAddrs(ctx, addrs) })
 	a.watch() // what an earlier agent was asked for is over
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
