@@ -74,6 +74,7 @@ type Agent struct {
 	grants     *grants
 	unreadable *unreadable
 	routeless  routeless
+	outside    *outside
 	watchman   *watchman
 	tunnel     *net.UDPConn // holds the tunnel's port; answers to probes come there
 	hub        observe.Hub
@@ -103,12 +104,17 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}), timers: newTimers(),
 	}
+	var apiServers []string
+	if enrolment != nil {
+		apiServers = enrolment.APIEndpoints
+	}
+	a.outside = newOutside(a.cfg.EtcdEndpoints, apiServers, net.DefaultResolver.LookupNetIP, a.log)
 	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
 	if err := a.cfg.ownPodCIDR(ctx, enrolment); err != nil {
 		return err
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
-	a.unreadable = newUnreadable(a.cfg.Cluster)
+	a.unreadable = newUnreadable(a.cfg.Cluster, a.cfg.SharedEtcd)
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}
@@ -370,6 +376,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.presence.Run(ctx) })
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error { return a.keepRoutes(ctx) })
+	g.Go(func() error { return a.outside.run(ctx) })
 	g.Go(func() error { return a.endpoints.keepDevices(ctx) })
 	g.Go(func() error { return a.keepHostAddrs(ctx, addrs) })
 	a.watch() // what an earlier agent was asked for is over
