@@ -187,8 +187,12 @@ func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) 
 // judged.
 func (s *Server) meshStatus(ctx context.Context, judge func(context.Context, []*hawserv1.PeerStatus) error) (*hawserv1.MeshStatusResponse, error) {
 	peers, err := s.peers(ctx)
-	if err == nil && s.cfg.Etcd.Shared {
+	switch {
+	case err != nil:
+	case s.cfg.Etcd.Shared:
 		err = judge(ctx, peers)
+	default:
+		err = s.countCopies(ctx, peers)
 	}
 	if err != nil {
 		return nil, apiError(err)
