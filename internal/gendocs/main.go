@@ -144,7 +144,7 @@ func meanings() map[string]string {
 		"spoofed source":              "the source address is not the sender's: a pod's own, or one behind the node that tunnelled it",
 		"spoofed identity":            "the VNI is not an identity of the cluster of the node that tunnelled it",
 		"unknown sender":              "tunnelled by an address that is no node of the mesh",
-		"identity unknown yet":        "the labels of the sender's identity have not arrived here",
+		"identity unknown yet":        "the labels of the peer's identity have not arrived here, or are not believed any more",
 		"conntrack full":              "no room for a new flow; flows that exist go on",
 		"no backend":                  "the service has no backend",
 		"translated tuple in use":     "the client has a live connection to the chosen backend from the same port, which a new one through the service's address would break: it is reset, and its next try has another port",
