@@ -107,6 +107,8 @@ static __always_inline int host_service(struct __sk_buff *skb, struct packet *p,
 	return ret < 0 ? ret : nat4(skb, p, &to);
 }
 
+/* What the host forwards may continue flows with the outside only: those of the
+ * mesh use the tunnel, and the host's are its own. */
 static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, struct flow *f,
                                       struct ct_entry *e, struct route *r)
 {
@@ -114,6 +116,8 @@ static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, s
 
 	if (ret < 0)
 		return ret;
+	if (e && p->src_id != ID_HOST && !(e->flags & CT_WORLD))
+		return DROP(p, DROP_SPOOFED_SOURCE);
 	ret = host_judge(p, f, &p->t, r);
 	if (ret < 0)
 		return ret;
@@ -165,6 +169,8 @@ static __always_inline int host_ipv4(struct __sk_buff *skb, struct packet *p)
 	if (ret < 0)
 		return ret;
 	p->src_id = host_identity4(p->t.saddr);
+	if (p->src_id != ID_HOST && endpoint_by_addr4(p->t.saddr))
+		return DROP(p, DROP_SPOOFED_SOURCE); /* pods do not send by the host */
 	ret = unlikely(p->icmp_error) ? host_related(skb, p, &f, &r) : host_flow(skb, p, &f, &r);
 	return ret < 0 ? ret : deliver(skb, p, &r, ID_REMOTE_NODE, f.hash);
 }
