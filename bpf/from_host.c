@@ -107,6 +107,19 @@ static __always_inline int host_service(struct __sk_buff *skb, struct packet *p,
 	return ret < 0 ? ret : nat4(skb, p, &to);
 }
 
+/* A backend's answer that came by the host gets the service's address back. */
+static __always_inline int host_nat(struct __sk_buff *skb, struct packet *p, const struct flow *f,
+                                    const struct ct_entry *e)
+{
+	struct tuple4 to = p->t;
+
+	if (!e || f->dir != FLOW_REPLY || !(e->flags & CT_NAT))
+		return 0;
+	to.saddr = e->nat_addr.w[3];
+	to.sport = e->nat_port;
+	return nat4(skb, p, &to);
+}
+
 /* What the host forwards may continue flows with the outside only: those of the
  * mesh use the tunnel, and the host's are its own. */
 static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, struct flow *f,
@@ -122,7 +135,10 @@ static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, s
 	if (ret < 0)
 		return ret;
 	ret = host_record(p, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
-	return ret < 0 ? ret : can_reach(skb, p, r->hop);
+	if (ret < 0)
+		return ret;
+	ret = can_reach(skb, p, r->hop);
+	return ret < 0 ? ret : host_nat(skb, p, f, e);
 }
 
 /* The host speaks of everything; whom it forwards, of flows with the outside. */
@@ -139,7 +155,10 @@ static __always_inline int host_related(struct __sk_buff *skb, struct packet *p,
 	e = related_flow(skb, ETH_HLEN, p, f, &quoted);
 	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	return can_reach(skb, p, r->hop);
+	ret = can_reach(skb, p, r->hop);
+	if (!ret && e && e->flags & CT_NAT && f->dir == FLOW_FORWARD)
+		ret = related_nat4(skb, p, QUOTED_DESTINATION, e->nat_addr.w[3], e->nat_port);
+	return ret;
 }
 
 static __always_inline int host_flow(struct __sk_buff *skb, struct packet *p, struct flow *f,

@@ -108,6 +108,7 @@ static __always_inline int host_plain6(struct packet *p, struct packet6 *x, stru
                                        struct ct_entry *e, struct route *r)
 {
 	int ret = host_route6(p, &x->t.daddr, r);
+	__u16 change = CHANGE_NOTHING;
 
 	if (ret < 0)
 		return ret;
@@ -117,8 +118,16 @@ static __always_inline int host_plain6(struct packet *p, struct packet6 *x, stru
 	if (ret < 0)
 		return ret;
 	ret = host_record6(p, x, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
-	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
-	return ret;
+	if (ret < 0)
+		return ret;
+	if (e && f->dir == FLOW_REPLY && e->flags & CT_NAT) { /* see host_nat */
+		x->to = x->t;
+		x->to.saddr = e->nat_addr;
+		x->to.sport = e->nat_port;
+		change = CHANGE_PACKET;
+	}
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, change);
+	return 0;
 }
 
 /* See host_related. */
@@ -126,6 +135,7 @@ static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p
                                          struct flow *f, struct route *r)
 {
 	int ret = host_route6(p, &x->t.daddr, r);
+	__u16 change = CHANGE_NOTHING;
 	struct ct_entry *e;
 
 	if (ret < 0)
@@ -133,7 +143,12 @@ static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p
 	e = related_flow6(skb, ETH_HLEN, x, f);
 	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
+	if (e && e->flags & CT_NAT && f->dir == FLOW_FORWARD) {
+		x->nat = e->nat_addr;
+		x->out.port = e->nat_port;
+		change = CHANGE_QUOTED_DESTINATION;
+	}
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, change);
 	return 0;
 }
 

@@ -56,10 +56,10 @@ enum {
 	POLICY_ECHO6 = POLICY_ICMP | ICMP6_ECHO,
 };
 
-/* The protocol in the key of the entry that counts what a default denied; no
- * packet has it, and no level leads to it. */
+/* The protocol in the key of the entry that counts what a default denied; parsers
+ * drop a packet that has it. */
 enum {
-	POLICY_DEFAULT = 255,
+	POLICY_DEFAULT = IPPROTO_RESERVED,
 };
 
 struct policy_entry {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -396,5 +398,31 @@ func TestEntriesCountWhatTheyDecide(t *testing.T) {
 	expect(1, 3, 3)
 	if n := defaults(); n != 4 {
 		t.Errorf("the default decided %d, want 4", n)
+	}
+}
+
+// The entry that counts what a default denied decides nothing, not even a packet of
+// the protocol that is in its key.
+func TestReservedProtocolMeetsNoCount(t *testing.T) {
+	h := newHarness(t)
+	h.rules(podA, datapath.RuleSet{ID: 5, Egress: true, Entries: entries{
+		{Direction: datapath.Egress}:                                         {},
+		{Direction: datapath.Egress, Identity: idB, Protocol: tcp, Port: 80}: {},
+		{Direction: datapath.Egress, Protocol: tcp, Port: 81}:                {Deny: true},
+		{Direction: datapath.Egress, Protocol: udp}:                          {Deny: true},
+	}})
+	for _, f := range families() {
+		for _, proto := range []layers.IPProtocol{254, 255} {
+			i := gopacket.SerializableLayer(ip(f.a.ip, f.r.ip, proto))
+			if f.icmp != 1 {
+				i = ip6(f.a.ip, f.r.ip, proto)
+			}
+			r := h.fromPod(f.a, h.sent(f.a, []gopacket.SerializableLayer{i, gopacket.Payload(make([]byte, 20))}))
+			if proto == 255 {
+				h.dropped(r, maps.DropUnsupportedProtocol)
+			} else {
+				h.passed(r)
+			}
+		}
 	}
 }
