@@ -164,6 +164,7 @@ func meanings() map[string]string {
 		"source route":                "an IPv6 routing header: a route that the sender chose",
 		"too many extension headers":  "an IPv6 packet with more extension headers than are walked (6)",
 		"router solicitation":         "a pod looks for an IPv6 router by itself; its addresses and routes come with its device, nobody answers (`net.ipv6.conf.all.accept_ra=0` in the pod stops it)",
+		"link talk":                   "not a loss: what a host tells its own link all the time (its addresses, its listeners, whether another has its address) is heard and ends there; it is counted, and no event tells of it",
 		"unknown rule set":            "the endpoint's rules are not in the kernel",
 		"rewrite failed":              "the kernel refused to change the packet",
 	}
