@@ -97,56 +97,70 @@ func TestForwardedIsNotTheHosts(t *testing.T) {
 	}
 }
 
-func forwarded(t *testing.T, attach string) {
-	w := newWorldWith(t, attach)
-	nd, a := w.nodes[0], w.agents[0]
-	far := newLAN(t, nd)
-	heard := make(chan string, 64)
+// ear is who listens for datagrams in a pod.
+type ear struct{ heard chan string }
+
+func listen(t *testing.T, pod netns.NsHandle) *ear {
+	t.Helper()
+	e := &ear{heard: make(chan string, 64)}
 	var pc net.PacketConn
-	inNS(t, w.pods[0], func() (err error) {
+	inNS(t, pod, func() (err error) {
 		pc, err = net.ListenPacket("udp", ":9000")
 		return err
 	})
 	t.Cleanup(func() { _ = pc.Close() })
 	go func() {
+		defer close(e.heard)
 		for buf := make([]byte, 64); ; {
 			n, _, err := pc.ReadFrom(buf)
 			if err != nil {
-				close(heard)
 				return
 			}
-			heard <- string(buf[:n])
+			e.heard <- string(buf[:n])
 		}
 	}()
-	hears := func(want string) {
-		t.Helper()
-		select {
-		case got := <-heard:
-			if got != want {
-				t.Fatalf("heard %q, want %q", got, want)
-			}
-		case <-time.After(10 * time.Second):
-			t.Fatalf("%q was not heard; %+v", want, w.dropped(t, 0))
+	return e
+}
+
+// hears expects this as the next datagram.
+func (e *ear) hears(t *testing.T, want string) {
+	t.Helper()
+	select {
+	case got := <-e.heard:
+		if got != want {
+			t.Fatalf("heard %q, want %q", got, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%q was not heard", want)
+	}
+}
+
+// denied is how many packets policy has denied on node 0.
+func (w *world) denied(t *testing.T) (n uint64) {
+	t.Helper()
+	for _, r := range w.dropped(t, 0) {
+		if r.Reason == maps.DropPolicyDenied {
+			n += r.Packets
 		}
 	}
-	denied := func() (n uint64) {
-		for _, r := range w.dropped(t, 0) {
-			if r.Reason == maps.DropPolicyDenied {
-				n += r.Packets
-			}
-		}
-		return n
-	}
+	return n
+}
+
+func forwarded(t *testing.T, attach string) {
+	w := newWorldWith(t, attach)
+	nd, a := w.nodes[0], w.agents[0]
+	far := newLAN(t, nd)
+	pod := listen(t, w.pods[0])
 	families := []struct{ node, pod, lan netip.Addr }{{nd.addr, ips(0), far.own[false]}, {nd.addr6, ip6s(0), far.own[true]}}
 
 	// Nothing is denied: all ways are open, but for what the kernel refuses.
 	for _, f := range families {
 		send(t, far.ns, f.node, f.pod, "posed "+f.node.String())
 		if f.node.Is6() {
-			hears("posed " + f.node.String())
+			pod.hears(t, "posed "+f.node.String())
 		}
 		send(t, far.ns, f.lan, f.pod, "lan")
-		hears("lan")
+		pod.hears(t, "lan")
 	}
 	a.tables.RuleSets.Set(7, datapath.RuleSet{ID: 7, Ingress: true, Entries: map[datapath.PolicyKey]datapath.PolicyEntry{
 		{Identity: identity.Host}: {},
@@ -156,22 +170,19 @@ func forwarded(t *testing.T, attach string) {
 	a.tables.Endpoints.Set(ep.ID, ep)
 	a.wait(t)
 	for _, f := range families {
-		before := denied()
-		want := before + 1
+		want := w.denied(t) + 1
 		send(t, far.ns, f.node, f.pod, "posed")
 		if f.node.Is6() {
 			want++
 		}
 		send(t, far.ns, f.lan, f.pod, "lan")
-		deadline := time.Now().Add(10 * time.Second)
-		for denied() < want {
+		for deadline := time.Now().Add(10 * time.Second); w.denied(t) < want; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("from %s: %d denied, want %d; %+v", f.node, denied()-before, want-before, w.dropped(t, 0))
+				t.Fatalf("from %s: %d denied, want %d; %+v", f.node, w.denied(t), want, w.dropped(t, 0))
 			}
-			time.Sleep(10 * time.Millisecond)
 		}
 		send(t, nd.ns, f.node, f.pod, "host")
-		hears("host")
+		pod.hears(t, "host")
 		ping(t, nd.ns, f.pod)
 	}
 	t.Run("answers without a socket", func(t *testing.T) { refused(t, w, nd) })
@@ -184,15 +195,12 @@ func forwarded(t *testing.T, attach string) {
 				"add rule ip lan out oifname hawser_host ip saddr 198.51.100.0/24 masquerade")
 		})
 		send(t, far.ns, far.own[false], ips(0), "masked")
-		hears("masked") // the node speaks for it
+		pod.hears(t, "masked") // the node speaks for it
 	})
 	links, err := a.d.Attachments()
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := slices.ContainsFunc(links, func(l loader.Attachment) bool { return l.Program == "from_stack" && l.Device == "hawser_host" })
-	if found != (attach == loader.AttachTCX) {
-		t.Errorf("links %+v", links)
+	if err != nil || found != (attach == loader.AttachTCX) {
+		t.Errorf("links %+v, %v", links, err)
 	}
 }
 
