@@ -108,8 +108,8 @@ func TestWatchEndsWhenTheStoreWasWiped(t *testing.T) {
 	}
 	e.Wipe(t)
 	e.Restart(t)
-	etcdtest.Eventually(t, 10*time.Second, "the position is refused", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	etcdtest.Eventually(t, 30*time.Second, "the position is refused", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		err := c.Watch(ctx, prefix, rev+1, func(kvstore.WatchBatch) error { return nil })
 		return errors.Is(err, kvstore.ErrFutureRevision)
@@ -152,7 +152,7 @@ func TestWatchEndsWhenAnotherStoreAnswers(t *testing.T) {
 		client.WatchThrough(func(clientv3.Watcher) clientv3.Watcher {
 			return answers{of: []clientv3.WatchResponse{event(7, 1), event(c.second, 2)}}
 		})
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		got := 0
 		err := client.Watch(ctx, prefix, rev+1, func(b kvstore.WatchBatch) error {
 			if got += len(b.Events); got == 2 {
@@ -300,7 +300,7 @@ func TestLeaseEndsWithItsContext(t *testing.T) {
 	}
 	cancel()
 	<-done
-	etcdtest.Eventually(t, 10*time.Second, "leased key is gone", func() bool {
+	etcdtest.Eventually(t, 30*time.Second, "leased key is gone", func() bool {
 		kv, _, err := c.Get(t.Context(), k)
 		return err == nil && kv == nil
 	})
