@@ -480,7 +480,7 @@ func (a *Agent) watch() {
 
 func (a *Agent) handleEvent(e datapath.Event) {
 	if e.Type == datapath.EventDrop && e.Reason == maps.DropIdentityUnknown {
-		a.unknown.seen(e.SourceID)
+		a.unknown.seen(e)
 	}
 	name := observe.TypeName(e.Type)
 	if a.hub.Wanted(name) {
