@@ -259,8 +259,8 @@ func (m *endpoints) register(ctx context.Context, r *record) error {
 		return err
 	}
 	cluster, _ := m.space.Cluster(r.Identity)
+	m.flush() // the rule sets first: they may deny it
 	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: cluster})
-	m.flush()
 	m.setRow(r)
 	if err := m.mesh.Announce(ctx, r); err != nil {
 		return fmt.Errorf("announce %s: %w", r.workload(), err)

@@ -19,7 +19,8 @@ func newTestIPCache(t *testing.T, hosts, prefixes uint32) *ipcache {
 	kernel := &objects.HawserMaps{
 		Ipcache: testMap(t, "ipcache", hosts), IpcachePrefix: testMap(t, "ipcache_prefix", prefixes), IpcacheEpochs: testMap(t, "ipcache_epochs", maps.IPEpochs+1),
 	}
-	s, err := newIPCache(kernel, datapath.NewTables().IPCache, &nodeIDs{}, netip.MustParseAddr("192.0.2.1"), func() error { return nil })
+	s, err := newIPCache(kernel, datapath.NewTables().IPCache, &nodeIDs{}, netip.MustParseAddr("192.0.2.1"), func() error { return nil },
+		func(identity.Number) bool { return true })
 	if err != nil {
 		t.Fatal(err)
 	}
