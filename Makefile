@@ -71,7 +71,7 @@ test: deps-run test-unit test-conformance test-bpf test-e2e ## Pass all tests: u
 # Packages whose tests need no root; the others skip themselves without it.
 .PHONY: test-unit
 test-unit: ## Unit and component tests (loopback only)
-	@$(GO) test $$($(GO) list ./... | grep --line-buffered -v -e /test/e2e -e /test/bpf -e /test/perf)
+	@$(GO) test -timeout 30m $$($(GO) list ./... | grep --line-buffered -v -e /test/e2e -e /test/bpf -e /test/perf)
 
 .PHONY: test-conformance
 test-conformance: ## NetworkPolicy beside other readings of it, the keyspace with etcdctl (modules of their own)
@@ -87,15 +87,15 @@ test-etcd: ## Stores, identities and federation on three members and on an exter
 
 .PHONY: test-bpf
 test-bpf: ## eBPF programs through BPF_PROG_TEST_RUN (root)
-	@$(call root_or_skip,the eBPF tests load programs into the kernel,$(GO) test ./test/bpf/...)
+	@$(call root_or_skip,the eBPF tests load programs into the kernel,$(GO) test -timeout 30m ./test/bpf/...)
 
 .PHONY: test-e2e
 test-e2e: build ## Scripts against a lab of real processes (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 40m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 90m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: test-e2e-shared
 test-e2e-shared: build ## The same scripts with the clusters of every lab on one etcd (root)
-	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_SHARED_ETCD=1 HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 40m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_SHARED_ETCD=1 HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 90m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (10s)

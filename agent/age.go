@@ -55,6 +55,7 @@ func (v *view) verdictsRead() {
 		return
 	}
 	v.verdicts.read = true
+	v.names.judged.Store(true)
 	for n, k := range v.identities {
 		v.judge(n, k)
 	}

@@ -3,12 +3,13 @@
 package agent
 
 import (
+	"cmp"
 	"context"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hawser-mesh/hawser/agent/dns"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
@@ -21,30 +22,21 @@ type names struct {
 	own         string // cluster
 	lb          *loadbalancer.Desired
 	ready, full <-chan struct{}
+	judged      atomic.Bool // it is known which peers' data has expired
 
 	mu         sync.RWMutex
 	vips       map[netip.Addr]map[serviceName]struct{}
 	services   map[serviceName][]netip.Addr
-	workloads  map[workload]map[netip.Addr]struct{}
-	called     map[netip.Addr]map[workload]struct{}
-	byKey      map[string]addressed // key of an address's record
-	namespaces map[string]int       // of services and of the own cluster's workloads
+	workloads  *addresses
+	namespaces map[string]int // of services and of the own cluster's workloads
 	ranges     map[string][]netip.Prefix
-}
-
-type workload struct{ cluster, namespace, name string }
-
-type addressed struct {
-	workload
-	addr netip.Addr
 }
 
 func newNames(own string, lb *loadbalancer.Desired, ready, full <-chan struct{}) *names {
 	return &names{
 		own: own, lb: lb, ready: ready, full: full,
 		vips: map[netip.Addr]map[serviceName]struct{}{}, services: map[serviceName][]netip.Addr{},
-		workloads: map[workload]map[netip.Addr]struct{}{}, called: map[netip.Addr]map[workload]struct{}{},
-		byKey: map[string]addressed{}, namespaces: map[string]int{}, ranges: map[string][]netip.Prefix{},
+		workloads: newAddresses(), namespaces: map[string]int{}, ranges: map[string][]netip.Prefix{},
 	}
 }
 
@@ -74,28 +66,23 @@ func (n *names) setService(name serviceName, s *keyspacev1.Service) {
 	n.count(name.namespace, 1)
 }
 
-// setAddress takes the record of an address; nil when it is gone.
-func (n *names) setAddress(key, cluster string, r *keyspacev1.IPEntry) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if old, was := n.byKey[key]; was {
-		drop(n.workloads, old.workload, old.addr)
-		drop(n.called, old.addr, old.workload)
-		delete(n.byKey, key)
-		if old.cluster == n.own {
-			n.count(old.namespace, -1)
-		}
-	}
-	p, err := netip.ParsePrefix(r.GetPrefix())
-	if r == nil || err != nil || !p.IsSingleIP() || r.GetWorkload() == "" {
+// setAddress takes a cluster's record of an address; nil when it is gone. Prefixes
+// are no addresses.
+func (n *names) setAddress(cluster string, p netip.Prefix, r *keyspacev1.IPEntry) {
+	if !p.IsSingleIP() {
 		return
 	}
-	now := addressed{workload{cluster, r.GetNamespace(), r.GetWorkload()}, p.Addr()}
-	n.byKey[key] = now
-	put(n.workloads, now.workload, now.addr)
-	put(n.called, now.addr, now.workload)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old, was := n.workloads.remove(p.Addr(), cluster); was && cluster == n.own {
+		n.count(old.namespace, -1)
+	}
+	if r.GetWorkload() == "" {
+		return
+	}
+	n.workloads.set(p.Addr(), workload{cluster, r.GetNamespace(), r.GetWorkload()})
 	if cluster == n.own {
-		n.count(now.namespace, 1)
+		n.count(r.GetNamespace(), 1)
 	}
 }
 
@@ -149,14 +136,23 @@ func (n *names) Backends(namespace, name string) []dns.Backend {
 	return out
 }
 
+// believes reports whether the workloads of a cluster have names: not those of a
+// peer whose data has expired, by what its backends are withdrawn for, too.
+func (n *names) believes(cluster string) bool {
+	return cluster == n.own || n.judged.Load() && n.lb.Age(cluster) != loadbalancer.Expired
+}
+
 // Workload implements dns.Directory.
 func (n *names) Workload(cluster, namespace, name string) []netip.Addr {
 	if cluster == "" {
 		cluster = n.own
 	}
+	if !n.believes(cluster) {
+		return nil
+	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return slices.SortedFunc(maps.Keys(n.workloads[workload{cluster, namespace, name}]), netip.Addr.Compare)
+	return slices.SortedFunc(n.workloads.of(workload{cluster, namespace, name}), netip.Addr.Compare)
 }
 
 // Cluster implements dns.Directory.
@@ -176,25 +172,30 @@ func (n *names) Namespace(name string) bool {
 
 // Names implements dns.Directory. Workloads of peers have their cluster in
 // front, as when they are asked for: what a peer publishes never looks like a
-// name of the own cluster.
+// name of the own cluster. Those of a peer whose data is stale come last.
 func (n *names) Names(a netip.Addr) []string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	var out []string
+	ages := map[string]loadbalancer.Age{}
 	for s := range n.vips[a] {
 		out = append(out, s.name+"."+s.namespace)
 	}
-	for w := range n.called[a] {
+	for w := range n.workloads.workloads(a) {
 		name := w.name + "." + w.namespace
 		if _, isService := n.services[serviceName{w.namespace, w.name}]; isService {
 			continue // the name means something else
 		}
+		if !n.believes(w.cluster) {
+			continue
+		}
 		if w.cluster != n.own {
 			name = w.cluster + "." + name
+			ages[name] = n.lb.Age(w.cluster)
 		}
 		out = append(out, name)
 	}
-	slices.Sort(out)
+	slices.SortFunc(out, func(a, b string) int { return cmp.Or(cmp.Compare(ages[a], ages[b]), cmp.Compare(a, b)) })
 	return out
 }
 

@@ -287,19 +287,19 @@ func (v *view) wakeIdentities() {
 }
 
 func (v *view) ip(c store.Change) error {
-	if p, err := netip.ParsePrefix(c.Key.Names[0]); err == nil {
+	p, err := netip.ParsePrefix(c.Key.Names[0])
+	if err == nil {
 		v.backing.prefix(p)
 	}
 	if c.Deleted {
 		v.setNamedPorts(c.Key.String(), 0, nil)
-		v.names.setAddress(c.Key.String(), c.Key.Cluster, nil)
-		p, err := netip.ParsePrefix(c.Key.Names[0])
+		v.names.setAddress(c.Key.Cluster, p, nil)
 		v.ips.DeleteIP(c.Key.Cluster, p)
 		return err
 	}
 	r := c.Record.(*keyspacev1.IPEntry)
 	v.setNamedPorts(c.Key.String(), identity.Number(r.GetIdentity()), r.GetNamedPorts())
-	v.names.setAddress(c.Key.String(), c.Key.Cluster, r)
+	v.names.setAddress(c.Key.Cluster, p, r)
 	return v.ips.UpsertIP(c.Key.Cluster, r)
 }
 

@@ -58,7 +58,7 @@ func TestRestartWithoutKeyspace(t *testing.T) {
 	l, err := lab.Up(t.Context(), lab.NewSpec(name, 1, 1), lab.Options{Binaries: programs(t)})
 	must(t, err)
 	must(t, l.Kill(t.Context(), lab.APIServerProgram, "east"))
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	must(t, l.Restart(ctx, lab.AgentProgram, "east-1"))
 	wantState(t, l, "damaged")
@@ -76,7 +76,8 @@ func TestRestartWithoutKeyspace(t *testing.T) {
 	}
 	other, err := lab.Open(name)
 	must(t, err)
-	quick, cancel := context.WithTimeout(ctx, 5*time.Second)
+	// Half as long as the mute agent is waited for.
+	quick, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	must(t, other.Restart(quick, lab.APIServerProgram, "east"))
 	giveUp()

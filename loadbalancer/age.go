@@ -48,3 +48,10 @@ func (d *Desired) SetAge(cluster string, a Age) {
 	}
 	d.touchCluster(cluster)
 }
+
+// Age is how old what we have of a cluster is, as SetAge told.
+func (d *Desired) Age(cluster string) Age {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ages[cluster]
+}

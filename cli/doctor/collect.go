@@ -71,6 +71,9 @@ func askAPIServer(ctx context.Context, s *session.Session, snap *Snapshot) {
 	if r, err := client.MeshStatus(ctx, &hawserv1.MeshStatusRequest{}); err == nil {
 		snap.Peers = r.GetPeers()
 	}
+	if r, err := client.ListGrants(ctx, &hawserv1.ListGrantsRequest{}); err == nil {
+		snap.Grants = r.GetGrants()
+	}
 	snap.Preflights = askPreflights(ctx, client, snap.Peers)
 	if r, err := client.ListNodes(ctx, &hawserv1.ListNodesRequest{}); err == nil {
 		snap.Members = r.GetNodes()

@@ -21,6 +21,8 @@ const (
 	quotaWarning  = 6 << 30 // of etcd's 8 GiB
 	// unknownCA is what a handshake says of a certificate whose CA is not believed.
 	unknownCA = "signed by unknown authority"
+	// remoteTLS is what a handshake says when the other side does not believe ours.
+	remoteTLS = "remote error: tls: "
 )
 
 // Node is what one agent says.
@@ -46,7 +48,8 @@ type Snapshot struct {
 	Now     time.Time
 	Status  *hawserv1.ClusterStatusReport // nil: the API server could not be asked
 	Peers   []*hawserv1.PeerStatus
-	Members []*hawserv1.NodeInfo // of all clusters
+	Members []*hawserv1.NodeInfo  // of all clusters
+	Grants  []*hawserv1.PeerGrant // what it grants to each
 	// Preflights are how the API server finds each of its peers now.
 	Preflights map[string]*hawserv1.JoinResponse
 	Clock      *Clock // of the API server; nil: not known
@@ -130,14 +133,13 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 			"gone%s: nothing of it is left in the etcd that it shares; its ranges and id are still kept for it", age)
 	default:
 		cause := p.GetState() + age
+		if p.GetData() == "" {
+			cause += ", never heard"
+		}
 		if p.GetLastError() != "" {
 			cause += ": " + p.GetLastError()
 		}
-		next := "see that its API server runs and that port 4243 is open one way; the data stays meanwhile"
-		if strings.Contains(p.GetLastError(), unknownCA) {
-			next = "a CA replaced the one that is known of it: was that while the two could not see each other (hawser mesh rotate-ca, there), leave on both sides and join again by a token; if nobody there knows of it, somebody poses as it. The data stays meanwhile"
-		}
-		e.add(Problem, "federation", object, next, "%s", cause)
+		e.add(Problem, "federation", object, Next(p), "%s", cause)
 	}
 	late := p.GetLagSeconds() > lagWarning || p.GetLagP99Seconds() > lagWarning
 	if p.GetState() == "connected" && !late {
@@ -151,7 +153,9 @@ func (e *examination) peer(p *hawserv1.PeerStatus) {
 		e.add(Warning, f.GetCheck(), object, f.GetFix(), "%s", f.GetProblem())
 	}
 	e.refused(object, p)
-	e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "it should have renewed itself at two thirds of its life: see the log of its API server")
+	if p.GetState() == "connected" { // else it may have another one by now
+		e.expiry("certificate of "+p.GetName(), p.GetCertificateExpiresAt(), "it should have renewed itself at two thirds of its life: see the log of its API server")
+	}
 }
 
 // refused tells of records that are refused as they stand, and of a stream that
@@ -267,7 +271,7 @@ func (e *examination) maps(object string, maps []*hawserv1.Map) {
 // telling are the drops that hint at how the mesh is set up.
 func telling() map[string]string {
 	return map[string]string{
-		"unknown sender":       "a host that is no node of the mesh tunnels to this one, or the node's own record has not arrived",
+		"unknown sender":       "a host that is no node of the mesh tunnels to this one, or the node's own record has not arrived, or is refused (hawser mesh status)",
 		"spoofed identity":     "a node sends identities of another cluster: find out which by hawser monitor --type drop",
 		"no tunnel endpoint":   "a pod's node is not known here: hawser ipcache list, hawser node list",
 		"packet too big":       "an MTU on the path is smaller than the pods assume",

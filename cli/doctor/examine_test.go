@@ -159,13 +159,29 @@ func TestCutOffNodeIsNotForgotten(t *testing.T) {
 
 // What to do about a peer depends on why it is not there.
 func TestNextStepOfAPeerThatIsNotThere(t *testing.T) {
-	for _, c := range []struct{ state, why, next, not string }{
-		{"lost", "connection refused", "port 4243", "token"},
-		{"lost", "verify certificate: x509: certificate signed by unknown authority", "join again by a token", "port 4243"},
-		{"gone", "nothing of it is left in the etcd", "hawser mesh leave west", "port 4243"},
+	const other, refused = "verify certificate: x509: certificate signed by unknown authority", "stream to 192.0.2.9:4243: remote error: tls: bad certificate"
+	declared := func(p *hawserv1.PeerStatus) { p.Declared, p.Data, p.Endpoints = true, "", []string{"192.0.2.9:4243"} }
+	for _, c := range []struct {
+		state, why, next, not string
+		set                   func(*hawserv1.PeerStatus)
+	}{
+		{"lost", "connection refused", "port 4243", "token", nil},
+		{"lost", "connection refused", "the data stays meanwhile", "nothing of it is here", nil},
+		{"lost", other, "join again by a token", "port 4243", nil},
+		{"lost", refused, "it has joined this cluster", "port 4243", nil},
+		{"gone", "nothing of it is left in the etcd", "hawser mesh leave west", "port 4243", nil},
+		{"connecting", "connection refused", "runs at 192.0.2.9:4243 and that port 4243", "data stays", declared},
+		{"connecting", "connection refused", "its own --peers-file declares this cluster", "token", declared},
+		{"connecting", "connection refused", "nothing of it is here until then", "token", declared},
+		{"connecting", other, "put what hawser mesh declare prints there into the file", "token", declared},
+		{"connecting", refused, "its own --peers-file declares this cluster", "runs at", declared},
+		{"connecting", "", "it must dial", "runs at", func(p *hawserv1.PeerStatus) { declared(p); p.Endpoints = nil }},
 	} {
 		s := healthy()
 		s.Peers[0].State, s.Peers[0].LastError = c.state, c.why
+		if c.set != nil {
+			c.set(s.Peers[0])
+		}
 		found := false
 		for _, f := range Examine(s) {
 			if f.Check == "federation" {

@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
@@ -28,6 +29,35 @@ func (e *examination) clock(object string, c *Clock) {
 		return
 	}
 	e.add(OK, "clock", object, "", "within %s of this host's", printer.Duration(max(c.Offset.Abs(), c.Unsure).Round(time.Millisecond)+time.Millisecond))
+}
+
+// Next is what to do about a peer whose stream is not up.
+func Next(p *hawserv1.PeerStatus) string {
+	why, heard := p.GetLastError(), p.GetData() != ""
+	after, mutual := "the data stays meanwhile", "it has joined this cluster"
+	if !heard && p.GetKeys() == 0 {
+		after = "nothing of it is here until then"
+	}
+	if p.GetDeclared() {
+		mutual = "its own --peers-file declares this cluster (hawser mesh declare prints how, here)"
+	}
+	next := ""
+	switch {
+	case strings.Contains(why, unknownCA) && p.GetDeclared():
+		next = "its CA is not one that --peers-file names: put what hawser mesh declare prints there into the file here; if nobody there knows of another CA, somebody poses as it"
+	case strings.Contains(why, unknownCA):
+		next = "a CA replaced the one that is known of it: was that while the two could not see each other (hawser mesh rotate-ca, there), leave on both sides and join again by a token; if nobody there knows of it, somebody poses as it"
+	case strings.Contains(why, remoteTLS):
+		next = "it answers, and does not admit this cluster: see that " + mutual + ", and by the CA of today"
+	case len(p.GetEndpoints()) == 0:
+		next = "no address of it is known here, so that it must dial: see that it reaches port 4243 of this cluster's API server, and that " + mutual
+	default:
+		next = fmt.Sprintf("see that its API server runs at %s and that port 4243 is open one way", strings.Join(p.GetEndpoints(), ", "))
+		if !heard {
+			next += ", and that " + mutual
+		}
+	}
+	return next + "; " + after
 }
 
 // handshakes tells how a peer's endpoints answer our API server now, and what else

@@ -56,10 +56,14 @@ func Ways(snapshots []Snapshot) []Finding {
 			}
 		}
 	}
-	var out []Finding
-	for _, f := range []fault{silent(), narrow()} {
+	ways, out := admitted(ways, snapshots)
+	asked := map[string]bool{}
+	for _, s := range snapshots {
+		asked[s.Cluster] = s.Status != nil
+	}
+	for _, f := range []fault{silent(asked), narrow()} {
 		found := f.explain(ways)
-		if len(found) == 0 && len(ways) > 0 {
+		if len(found) == 0 && len(ways) > 0 && (f.check != "path" || len(out) == 0) {
 			found = []Finding{{Severity: OK, Check: f.check, Object: "tunnels between nodes", Cause: f.fine(ways)}}
 		}
 		out = append(out, found...)
@@ -89,14 +93,22 @@ func (f fault) fine(ways []way) string {
 	return fmt.Sprintf("all %d probed ways answer", len(ways))
 }
 
-func silent() fault {
+// silent is of ways without an answer. asked are the clusters whose grants are
+// known: another one's may leave a node out.
+func silent(asked map[string]bool) fault {
 	return fault{
 		check: "path", is: way.down,
 		node: func([]way) string { return "no node reaches it through the tunnel" },
 		pair: func([]way) string { return "nothing gets through the tunnel between these clusters" },
 		one:  func([]way) string { return "no answer through the tunnel" },
 		next: func(ws []way) string {
-			return fmt.Sprintf("see that the node runs, and that nothing between the nodes stops %d/udp, either way; backends there are passed over meanwhile", ws[0].port)
+			next := fmt.Sprintf("see that the node runs, and that nothing between the nodes stops %d/udp, either way; backends there are passed over meanwhile", ws[0].port)
+			for _, w := range ws {
+				if w.from.cluster != w.to.cluster && !asked[w.to.cluster] {
+					return next + fmt.Sprintf("; a grant of %[1]s that leaves the node out looks the same from here: hawser mesh doctor, in %[1]s", w.to.cluster)
+				}
+			}
+			return next
 		},
 	}
 }

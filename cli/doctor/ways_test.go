@@ -120,3 +120,96 @@ func TestWays(t *testing.T) {
 		t.Error("findings about nothing")
 	}
 }
+
+// A node that the other cluster's grant leaves out is silent for that reason, and
+// the port is not blamed; what has another reason is still told.
+func TestWaysOfNodesThatAreNotGranted(t *testing.T) {
+	// West-2 probes east, which does not know it; east does not probe it.
+	refusedIn := func(from, to string, p *hawserv1.NodePath) {
+		switch {
+		case from == "west-2" && to[:4] == "east":
+			p.Path = "down"
+		case from[:4] == "east" && to == "west-2":
+			p.Path = ""
+		}
+	}
+	eastIsDown := func(from, to string, p *hawserv1.NodePath) {
+		refusedIn(from, to, p)
+		switch {
+		case from == "east-1":
+			p.Path = ""
+		case to == "east-1":
+			p.Path = "down"
+		}
+	}
+	cut := func(from, to string, p *hawserv1.NodePath) {
+		if from[:4] != to[:4] {
+			p.Path = "down"
+		}
+	}
+	const all, one, pods = "192.0.2.0/24", "192.0.2.1/32", "10.2.0.0/16,fd00:2::/32"
+	for name, c := range map[string]struct {
+		set         func(from, to string, p *hawserv1.NodePath)
+		nodes, pods string // granted to west
+		want        []string
+		next        string
+	}{
+		"its address": {refusedIn, one, pods, []string{"path: node west/west-2 (192.0.2.2): no answer through the tunnel from east: east refuses what west says of it, as it does not grant west address 192.0.2.2"},
+			"hawser mesh grant west --add-node-cidr 192.0.2.2/32 --cluster east"},
+		"its pods": {refusedIn, all, "10.2.1.0/24,fd00:2::/32", []string{"path: node west/west-2 (192.0.2.2): no answer through the tunnel from east: east refuses what west says of it, as it does not grant west pod CIDR 10.2.2.0/24"},
+			"--add-pod-cidr 10.2.2.0/24 --cluster east"},
+		"both nodes": {cut, "192.0.9.0/24", pods, []string{"path: nodes west/west-1 (192.0.2.1), west/west-2 (192.0.2.2): no answer"},
+			"--add-node-cidr 192.0.2.1/32 --add-node-cidr 192.0.2.2/32 --cluster east"},
+		"a part of its pods is granted": {refusedIn, all, "10.2.1.0/24,10.2.2.128/25,fd00:2::/32", []string{"path: node west/west-2 → east/east-1 (192.0.1.1), east/east-2 (192.0.1.2): no answer"}, "8472/udp"},
+		"all is granted":                {cut, all, pods, []string{"path: east ↔ west: nothing gets through"}, "8472/udp"},
+		"another node is off": {eastIsDown, one, pods, []string{
+			"path: node west/west-2 (192.0.2.2): no answer through the tunnel from east", "path: node east/east-1 (192.0.1.1): no node reaches it"}, ""},
+		"nothing is down": {func(_, _ string, _ *hawserv1.NodePath) {}, one, pods, nil, ""},
+	} {
+		snapshots := grid(2, c.set)
+		for i := range snapshots {
+			snapshots[i].Status = &hawserv1.ClusterStatusReport{}
+		}
+		snapshots[0].Grants = []*hawserv1.PeerGrant{{Peer: "west", NodeCidrs: strings.Split(c.nodes, ","), PodCidrs: strings.Split(c.pods, ",")}}
+		for j := 1; j <= 2; j++ {
+			addr := fmt.Sprintf("192.0.2.%d", j)
+			snapshots[1].Members = append(snapshots[1].Members, &hawserv1.NodeInfo{
+				Cluster: "west", Name: fmt.Sprintf("west-%d", j), TunnelAddress: addr, Addresses: []string{addr, fmt.Sprintf("fd00:2:%d::1", j)}, PodCidrs: []string{fmt.Sprintf("10.2.%d.0/24", j)},
+			})
+		}
+		var got []string
+		for _, f := range Ways(snapshots) {
+			if f.Severity == OK {
+				continue
+			}
+			if !strings.Contains(f.Next, c.next) || f.Severity != Problem || !strings.Contains(c.next, "8472") && strings.Contains(f.Next, "8472") && c.next != "" {
+				t.Errorf("%s: %+v", name, f)
+			}
+			got = append(got, f.Check+": "+f.Object+": "+f.Cause)
+		}
+		if len(got) != len(c.want) {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+			continue
+		}
+		for i, w := range c.want {
+			if !strings.HasPrefix(got[i], w) {
+				t.Errorf("%s: %q, want %q", name, got[i], w)
+			}
+		}
+	}
+
+	// Who cannot ask the other cluster cannot know, and says so.
+	alone := grid(2, refusedIn)[1:]
+	n := 0
+	for _, f := range Ways(alone) {
+		if f.Check == "path" && f.Severity == Problem {
+			n++
+			if !strings.Contains(f.Next, "a grant of east that leaves the node out") {
+				t.Errorf("not told of grants: %+v", f)
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("nothing is found by west alone")
+	}
+}

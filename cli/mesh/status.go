@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/doctor"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
 )
@@ -163,13 +164,30 @@ func refused(p *hawserv1.PeerStatus) string {
 	return fmt.Sprintf("%d (%s)", total, strings.Join(reasons, ", "))
 }
 
+// lost tells of a peer whose stream is not up.
+func lost(w io.Writer, p *hawserv1.PeerStatus) {
+	what := fmt.Sprintf("its data stays as it was at revision %d", p.GetPositionRevision())
+	switch {
+	case p.GetState() == "leaving":
+		what = "what came from it is being removed"
+	case p.GetKeys() == 0 && p.GetData() == "":
+		what = "it was never heard, and nothing of it is here"
+	case p.GetData() == "":
+		what = fmt.Sprintf("when it was heard is not known; its %s keys stay as they are", printer.Count(p.GetKeys()))
+	}
+	fmt.Fprintf(w, "  %s: %s for %s; %s\n", p.GetName(), p.GetState(), printer.Age(p.GetSince()), what)
+	if p.GetLastError() != "" {
+		fmt.Fprintf(w, "  %s: last error: %s\n", p.GetName(), strings.ReplaceAll(p.GetLastError(), "\n", "; "))
+	}
+	if s := p.GetState(); s == "connecting" || s == "lost" {
+		fmt.Fprintf(w, "  %s: next: %s\n", p.GetName(), doctor.Next(p))
+	}
+}
+
 // notes explains what the table cannot.
 func notes(w io.Writer, p *hawserv1.PeerStatus) {
 	if p.GetState() != "connected" && p.GetState() != "unreadable" {
-		fmt.Fprintf(w, "  %s: %s for %s; its data stays as it was at revision %d\n", p.GetName(), p.GetState(), printer.Age(p.GetSince()), p.GetPositionRevision())
-		if p.GetLastError() != "" {
-			fmt.Fprintf(w, "  %s: last error: %s\n", p.GetName(), p.GetLastError())
-		}
+		lost(w, p)
 	}
 	if n := p.GetNodesUnreachable(); n > 0 {
 		fmt.Fprintf(w, "  %s: no node that probes them reaches %d of its nodes; new connections go elsewhere (hawser node paths)\n", p.GetName(), n)

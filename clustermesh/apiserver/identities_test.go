@@ -97,7 +97,7 @@ func TestIdentityStates(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	etcdtest.Eventually(t, 10*time.Second, "retired, and time over", func() bool {
+	etcdtest.Eventually(t, 30*time.Second, "retired, and time over", func() bool {
 		i := listed(t, s, n)
 		return i.GetState() == identityRetired && i.GetSince() > 0 && i.GetWaitsFor() == "node n1, peer west"
 	})
@@ -109,12 +109,12 @@ func TestIdentityStates(t *testing.T) {
 	if _, err := s.putIfChanged(t.Context(), viewKey, view); err != nil {
 		t.Fatal(err)
 	}
-	etcdtest.Eventually(t, 5*time.Second, "waits for the node alone", func() bool { return listed(t, s, n).GetWaitsFor() == "node n1" })
+	etcdtest.Eventually(t, patience, "waits for the node alone", func() bool { return listed(t, s, n).GetWaitsFor() == "node n1" })
 	report.Seen[string(kvstore.KindIdentity)] = rev
 	if _, err := s.putIfChanged(t.Context(), reportKey, report); err != nil {
 		t.Fatal(err)
 	}
-	etcdtest.Eventually(t, 10*time.Second, "free", func() bool { return listed(t, s, n) == nil })
+	etcdtest.Eventually(t, 30*time.Second, "free", func() bool { return listed(t, s, n) == nil })
 }
 
 func TestStatusTellsOfFewIdentities(t *testing.T) {

@@ -30,7 +30,7 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 func port(t *testing.T) netip.AddrPort {
 	t.Helper()

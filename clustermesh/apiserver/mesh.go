@@ -181,8 +181,12 @@ func (s *Server) peers(ctx context.Context) ([]*hawserv1.PeerStatus, error) {
 // MeshStatus reports on all peers.
 func (s *Server) MeshStatus(ctx context.Context, _ *hawserv1.MeshStatusRequest) (*hawserv1.MeshStatusResponse, error) {
 	peers, err := s.peers(ctx)
-	if err == nil && s.cfg.Etcd.Shared {
+	switch {
+	case err != nil:
+	case s.cfg.Etcd.Shared:
 		err = s.judgeNeighbours(ctx, peers)
+	default:
+		err = s.countCopies(ctx, peers)
 	}
 	if err != nil {
 		return nil, apiError(err)

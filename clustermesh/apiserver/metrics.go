@@ -177,7 +177,7 @@ func emitPeer(emit metrics.Emit, p *hawserv1.PeerStatus) {
 	emit("hawser_federation_connected", metrics.Bool(p.GetState() == peerConnected), name)
 	emit("hawser_federation_since_timestamp_seconds", metrics.Timestamp(p.GetSince()), name)
 	emit("hawser_federation_synced", metrics.Bool(len(p.GetSyncedKinds()) >= len(kvstore.PublicKinds)), name)
-	emit("hawser_federation_stale", metrics.Bool(p.GetData() != dataFresh), name)
+	emit("hawser_federation_stale", metrics.Bool(p.GetData() != "" && p.GetData() != dataFresh), name)
 	emit("hawser_federation_clock_offset_seconds", p.GetClockOffsetSeconds(), name)
 	emit("hawser_federation_unacknowledged_seconds", p.GetUnacknowledgedSeconds(), name)
 	for kind, n := range p.GetKeysByKind() {

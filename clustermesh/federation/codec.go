@@ -85,6 +85,15 @@ type judged struct {
 	deleted   bool
 	err       *kvstore.BadRecord
 	surplus   *kvstore.BadRecord // what of it is not taken; value is the rest
+	whole     []byte             // with it; nil: value is all
+}
+
+// said is the record as the peer sent it.
+func (j *judged) said() []byte {
+	if j.whole != nil {
+		return j.whole
+	}
+	return j.value
 }
 
 // judge checks one change against the keyspace's rules and the peer's grant.

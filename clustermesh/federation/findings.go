@@ -81,6 +81,7 @@ func (p *peerState) asElsewhere(out *hawserv1.PeerStatus, v *keyspacev1.PeerView
 	out.LagSeconds, out.LastError = 0, ""
 	out.DialledBy, out.Address, out.Replica = v.GetDialledBy(), v.GetAddress(), v.GetReplica()
 	out.Data, out.DataSince = v.GetData(), v.GetDataSince()
+	out.CertificateExpiresAt = v.GetCertificateExpiresAt()
 	out.PositionIncarnation, out.PositionRevision = v.GetPosition().GetIncarnation(), v.GetPosition().GetRevision()
 	out.SyncedKinds = slices.Clone(p.syncedElsewhere)
 	out.LastSync = "by API server " + v.GetReplica()

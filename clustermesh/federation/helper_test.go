@@ -26,7 +26,7 @@ import (
 	"github.com/hawser-mesh/hawser/observe/stages"
 )
 
-const within = 15 * time.Second
+const within = 45 * time.Second
 
 // testCreds are a cluster's own certificates.
 type testCreds struct {

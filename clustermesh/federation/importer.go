@@ -267,7 +267,7 @@ func (im *importer) begin(ctx context.Context, r *federationv1.Resync) error {
 	}
 	im.snapshot, im.refused = r, 0
 	im.mirror.beginSnapshot()
-	im.st.do(func() { im.st.synced = nil; clear(im.st.standing) }) // all is sent anew
+	im.st.do(func() { im.st.synced = nil; im.st.refusals.forget() }) // all is sent anew
 	im.log.Info("snapshot begins", "peer", im.peer, "revision", r.GetRevision(), "reason", shorten(r.GetReason()))
 	return im.mark(ctx, keyspacev1.Synced_STATE_COPYING, &keyspacev1.Position{Incarnation: r.GetIncarnation(), Revision: r.GetRevision()}, nil)
 }
@@ -343,14 +343,14 @@ func (im *importer) plan(changes []judged) []planned {
 		switch {
 		case c.err != nil:
 		case c.surplus != nil:
-			im.st.refuseKey(c.full, c.surplus)
+			im.st.refuseRecord(c, c.surplus)
 			im.refused++
 		default:
 			settled = append(settled, c.full)
 		}
 		switch {
 		case c.err != nil:
-			im.st.refuseKey(c.full, c.err)
+			im.st.refuseRecord(c, c.err)
 			im.refused++
 			switch {
 			case !present:

@@ -90,7 +90,7 @@ func TestWaitingBatchesAreAppliedTogether(t *testing.T) {
 	if n := im.st.unapplied; n != 0 {
 		t.Errorf("%d changes count as not applied", n)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	if next, err := im.take(ctx); err != nil || next == nil || next.mark.GetRevision() != 500 {
 		t.Errorf("next is %v, %v; want the mark that came behind the batches", next, err)

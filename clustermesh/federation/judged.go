@@ -40,7 +40,7 @@ func Judged(ctx context.Context, kv kvstore.Client, peer *keyspacev1.Peer, out *
 				j.err = overLimit(j, guard)
 			}
 			if j.err != nil {
-				st.refuseKey(j.full, j.err)
+				st.refuseRecord(j, j.err)
 				continue
 			}
 			used[j.kind] += j.weight
@@ -48,7 +48,7 @@ func Judged(ctx context.Context, kv kvstore.Client, peer *keyspacev1.Peer, out *
 			out.KeysByKind[string(j.kind)]++
 		}
 		if !page.More {
-			out.Refused, out.LastRefused, out.RefusedNow = st.refused, st.lastRefused, uint32(len(st.standing))
+			out.Refused, out.LastRefused, out.RefusedNow = st.refused, st.refusals.lines(), uint32(len(st.refusals.standing))
 			return nil
 		}
 	}

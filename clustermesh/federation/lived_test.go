@@ -18,7 +18,7 @@ import (
 // long and breaks costs nobody the office, whoever dialled it.
 func TestBrokenStreamKeepsTheOffice(t *testing.T) {
 	quick := func(c *testCluster) {
-		c.cfg.HeartbeatEvery, c.cfg.LostAfter, c.cfg.CloseAfter = 50*time.Millisecond, 200*time.Millisecond, 400*time.Millisecond
+		c.cfg.HeartbeatEvery, c.cfg.LostAfter, c.cfg.CloseAfter = 125*time.Millisecond, 500*time.Millisecond, time.Second
 	}
 	for name, pair := range map[string]func(testing.TB, ...func(*testCluster)) (*testCluster, *testCluster){"one dials": oneWay, "both dial": pair} {
 		t.Run(name, func(t *testing.T) {

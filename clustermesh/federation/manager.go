@@ -282,6 +282,7 @@ func (m *Manager) start(ctx context.Context, p *keyspacev1.Peer, all []*keyspace
 		m.log.Warn("grant narrowed", "peer", p.GetName(), "err", err)
 	}
 	st.do(func() { st.narrowed = err })
+	st.rejudge(p.GetName(), guard)
 	rctx, cancel := context.WithCancel(ctx)
 	believe := func(ctx context.Context, bundle [][]byte) error {
 		changed, err := m.store.LearnTrust(ctx, m.trust, p.GetName(), bundle)

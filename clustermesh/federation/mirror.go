@@ -123,7 +123,7 @@ func judgeValue(k kvstore.Key, guard *peering.Guard, j *judged) *kvstore.BadReco
 	rec, err := kvstore.Decode(k, j.value)
 	if err == nil {
 		if within, surplus := guard.Within(k, rec); within != rec {
-			rec, j.surplus, j.value = within, surplus, encode(within)
+			rec, j.surplus, j.whole, j.value = within, surplus, j.value, encode(within)
 		}
 		err = guard.Check(k, rec)
 		if s, ok := rec.(*keyspacev1.BackendSlice); ok {

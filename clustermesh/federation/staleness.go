@@ -71,6 +71,9 @@ func (p *peerState) adopt(v *keyspacev1.PeerView) {
 		}
 		p.everUp, p.heard = true, time.Now()
 		p.lastBy, p.last = v.GetDialledBy(), v.GetAddress()
+		if at := v.GetCertificateExpiresAt(); at != 0 {
+			p.certExpires = time.Unix(0, at)
+		}
 		// How long nobody of us was there to hear the peer is no age of its data.
 		p.since, p.freshAt = p.now(), p.now()
 		if !v.GetConnected() {

@@ -3,7 +3,6 @@
 package federation
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -26,11 +25,6 @@ const (
 	stateLost       = "lost"
 	stateUnreadable = "unreadable"
 )
-
-const keptRefusals = 10
-
-// maxStanding is how many refused keys of a peer are remembered.
-const maxStanding = 1000
 
 // peerState is what is known about one peering, for status and the PeerView. It
 // outlives the streams. It is safe for concurrent use.
@@ -60,9 +54,8 @@ type peerState struct {
 	snapshotsSent, resumesSent         uint64
 	changesReceived, changesSent       uint64
 	refused                            map[string]uint64
-	lastRefused                        []string
-	refusedAt                          time.Time           // not a record, but the stream or what it said of itself
-	standing                           map[string]struct{} // keys that are refused as they are now; up to maxStanding
+	refusedAt                          time.Time // not a record, but the stream or what it said of itself
+	refusals                           refusals
 	lastError, lastSync                string
 	repairs                            uint64    // copies made again because somebody had changed them
 	repairedAt                         time.Time // monotonic: the last began because of a change under a stream
@@ -87,7 +80,7 @@ type peerState struct {
 }
 
 func newPeerState(now func() time.Time) *peerState {
-	return &peerState{now: now, observe: func(stages.Stage, time.Duration) {}, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, standing: map[string]struct{}{}, position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
+	return &peerState{now: now, observe: func(stages.Stage, time.Duration) {}, since: now(), freshAt: now(), verdict: dataFresh, dataSince: now(), refused: map[string]uint64{}, refusals: newRefusals(), position: &keyspacev1.Position{}, acked: &keyspacev1.Position{}}
 }
 
 // do runs fn under the lock.
@@ -123,42 +116,6 @@ func (p *peerState) down(s *session, err error) {
 func (p *peerState) acknowledged(pos *keyspacev1.Position) { p.do(func() { p.acked = pos }) }
 
 func (p *peerState) failed(err error) { p.do(func() { p.lastError = err.Error() }) }
-
-// refuse notes what is wrong with a stream, or with what a peer says of itself.
-func (p *peerState) refuse(bad *kvstore.BadRecord) {
-	p.do(func() {
-		p.refusedAt = p.now()
-		p.countLocked(bad)
-	})
-}
-
-// refuseKey notes a record that is not taken; it stands until the key says
-// something else.
-func (p *peerState) refuseKey(key string, bad *kvstore.BadRecord) {
-	p.do(func() {
-		if len(p.standing) < maxStanding {
-			p.standing[key] = struct{}{}
-		}
-		p.countLocked(bad)
-	})
-}
-
-func (p *peerState) countLocked(bad *kvstore.BadRecord) {
-	p.refused[bad.Reason]++
-	p.lastRefused = append(p.lastRefused, fmt.Sprintf("%s: %s: %s", bad.Key, bad.Reason, shorten(bad.Detail)))
-	if n := len(p.lastRefused) - keptRefusals; n > 0 {
-		p.lastRefused = slices.Delete(p.lastRefused, 0, n)
-	}
-}
-
-// settle notes keys whose records are not refused any more.
-func (p *peerState) settle(keys []string) {
-	p.do(func() {
-		for _, k := range keys {
-			delete(p.standing, k)
-		}
-	})
-}
 
 // received notes a batch that waits to be applied.
 func (p *peerState) received(count uint64, oldest int64) {
@@ -241,7 +198,7 @@ func (p *peerState) status(peer *keyspacev1.Peer, cfg *Config, t terms) *hawserv
 		Name: peer.GetName(), ClusterId: peer.GetClusterId(), State: state, Since: since.UnixNano(),
 		DialledBy: p.lastBy, Address: p.last, Data: data,
 		LagEvents: int64(p.remotePending + p.unapplied), LagP50Seconds: p50.Seconds(), LagP99Seconds: p99.Seconds(),
-		KeysByKind: maps.Clone(p.kinds), Refused: maps.Clone(p.refused), LastRefused: slices.Clone(p.lastRefused),
+		KeysByKind: maps.Clone(p.kinds), Refused: maps.Clone(p.refused), LastRefused: p.refusals.lines(),
 		NodesTotal:          uint32(p.kinds[string(kvstore.KindNode)]),
 		PositionIncarnation: p.position.GetIncarnation(), PositionRevision: p.position.GetRevision(),
 		SnapshotsReceived: p.snapshotsReceived, ResumesReceived: p.resumesReceived,
@@ -250,10 +207,13 @@ func (p *peerState) status(peer *keyspacev1.Peer, cfg *Config, t terms) *hawserv
 		LastError: p.lastError, LastSync: p.lastSync, SyncedKinds: slices.Clone(p.synced),
 		DataSince: dataSince.UnixNano(), ClockOffsetSeconds: p.lag.offset().Seconds(), Protocol: p.agreed.protocol,
 		Capabilities: slices.Clone(p.agreed.capabilities), Version: p.agreed.version, Endpoints: t.endpoints,
-		Replica: cfg.Replica, StaleAfter: int64(t.ages.stale), ExpireAfter: int64(t.ages.expire),
+		Declared: len(peer.GetDeclared()) > 0, Replica: cfg.Replica, StaleAfter: int64(t.ages.stale), ExpireAfter: int64(t.ages.expire),
 	}
-	if out.RefusedNow = uint32(len(p.standing)); !p.refusedAt.IsZero() {
+	if out.RefusedNow = uint32(len(p.refusals.standing)); !p.refusedAt.IsZero() {
 		out.RefusedAt = p.refusedAt.UnixNano()
+	}
+	if state == stateConnecting { // it was never heard
+		out.Data, out.DataSince = "", 0
 	}
 	if !p.waiting.IsZero() {
 		out.UnacknowledgedSeconds = time.Since(p.waiting).Seconds()
@@ -288,17 +248,11 @@ func (p *peerState) view(peer *keyspacev1.Peer, lostAfter time.Duration) *keyspa
 		PodCidrs: peer.GetGrant().GetPodCidrs(), NodeCidrs: peer.GetGrant().GetNodeCidrs(), FreshAt: p.freshAt.UnixNano(),
 		ClockOffset: int64(p.lag.offset()),
 	}
+	if !p.certExpires.IsZero() {
+		v.CertificateExpiresAt = p.certExpires.UnixNano()
+	}
 	if b := p.agreed.believedFor; b != nil {
 		v.BelievedFor = proto.Int64(int64(*b))
 	}
 	return v
-}
-
-// shorten keeps what a peer sent from filling logs and status.
-func shorten(s string) string {
-	const most = 300
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }

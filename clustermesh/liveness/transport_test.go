@@ -24,7 +24,7 @@ import (
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}
@@ -282,7 +282,7 @@ func TestProbes(t *testing.T) {
 			if c.Path != want || c.NodeID != there.NodeID {
 				t.Fatalf("%s is %s, want %s", c.NodeID, c.Path, want)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatalf("the path never was %s", want)
 		}
 	}

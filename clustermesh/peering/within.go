@@ -145,6 +145,15 @@ func cut(declared []string, granted []netip.Prefix) (in, more []string) {
 	return in, more
 }
 
+// Grants reports whether a range that a copy of a Cluster record names as not
+// granted is granted in full.
+func (g *Guard) Grants(notGranted string) bool {
+	kind, cidr, _ := strings.Cut(notGranted, " ")
+	granted := map[string][]netip.Prefix{"pod": g.pods, "node": g.nodes, serviceRange: g.services}
+	_, more := cut([]string{cidr}, granted[kind])
+	return len(more) == 0
+}
+
 // GrantFlag is the option of `hawser mesh grant` that grants a range which a copy
 // of a Cluster record names as not granted; empty for what is none.
 func GrantFlag(notGranted string) (flag, what string) {

@@ -78,7 +78,7 @@ func startAgentWith(t *testing.T, attach string, nd *node, tables *datapath.Tabl
 // wait blocks until the kernel has all tables.
 func (a *agent) wait(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	for _, s := range a.r.Status() {
 		if err := a.r.Wait(ctx, s.Table, s.Revision); err != nil {
@@ -237,7 +237,7 @@ func ping(t *testing.T, ns netns.NsHandle, to netip.Addr) {
 		return err
 	})
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	request := []byte{8, 0, 0, 0, 0x12, 0x34, 0, 1}
@@ -333,7 +333,7 @@ func (w *world) fragNeeded(t *testing.T) {
 // toldTooBig sends datagrams that fit no tunnel on a connected socket until the
 // kernel refuses them, and checks the path MTU that it learnt.
 func toldTooBig(fd, level, option int) error {
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		_, err := unix.Write(fd, make([]byte, 1450))
 		if errors.Is(err, unix.EMSGSIZE) {
 			break
@@ -406,7 +406,7 @@ func TestRestartIsNotSeen(t *testing.T) {
 	if err := w.agents[0].r.MarkComplete("endpoints"); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		left, err := maps.Dump[maps.IPKey, maps.Endpoint](w.agents[0].d.Maps().Endpoints)
 		if err != nil {

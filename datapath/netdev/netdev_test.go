@@ -392,7 +392,7 @@ func TestLocalAddrs(t *testing.T) {
 		}
 		select {
 		case <-changed:
-		case <-time.After(5 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("new addresses wake nobody")
 		}
 		got, err := netdev.LocalAddrs()

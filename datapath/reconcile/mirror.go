@@ -202,18 +202,17 @@ func newSlots[V comparable](name string, m *ebpf.Map) (*slots[V], error) {
 }
 
 func (r *slots[V]) refresh() error {
-	all, err := maps.Dump[uint32, V](r.m)
-	if err != nil {
-		return err
-	}
 	var zero V
-	for k, v := range all {
-		if v == zero {
-			delete(all, k)
+	have := map[uint32]V{}
+	err := maps.DumpBatches(r.m, func(k uint32, v V) {
+		if v != zero {
+			have[k] = v
 		}
+	})
+	if err == nil {
+		r.have = have
 	}
-	r.have = all
-	return nil
+	return err
 }
 
 func (r *slots[V]) set(k uint32, v V) (bool, error) {

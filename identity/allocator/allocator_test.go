@@ -321,7 +321,7 @@ func TestKnownNumberCostsOneTransaction(t *testing.T) {
 	a, b := newNode(t, e, "n1", last), newNode(t, e, "n2", last)
 	num := allocate(t, a, setOf(e, "web"))
 	b.feed(t, e)
-	etcdtest.Eventually(t, 10*time.Second, "the other node knows it", func() bool { return b.index.Taken(num) })
+	etcdtest.Eventually(t, 30*time.Second, "the other node knows it", func() bool { return b.index.Taken(num) })
 	before := b.client.count()
 	if got := allocate(t, b, setOf(e, "web")); got != num {
 		t.Errorf("nodes have %d and %d", num, got)

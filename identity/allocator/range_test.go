@@ -29,7 +29,7 @@ func TestExhaustion(t *testing.T) {
 	if _, err := newNode(t, e, "n2", first+3).Allocate(t.Context(), setOf(e, "d")); !errors.Is(err, allocator.ErrExhausted) {
 		t.Errorf("a fourth number of three, without a view: %v", err)
 	}
-	etcdtest.Eventually(t, 10*time.Second, "the view is complete", func() bool { return r.Status().Keys == 6 })
+	etcdtest.Eventually(t, 30*time.Second, "the view is complete", func() bool { return r.Status().Keys == 6 })
 	before := n.client.count()
 	_, err := n.Allocate(t.Context(), setOf(e, "d"))
 	if !errors.Is(err, allocator.ErrExhausted) || n.client.count() != before {

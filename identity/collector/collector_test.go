@@ -177,7 +177,7 @@ func TestExhaustedUntilFreed(t *testing.T) {
 	f.pass(c, collector.Result{})
 	f.setGate(collector.Gate{})
 	f.pass(c, collector.Result{Freed: 1})
-	etcdtest.Eventually(t, 10*time.Second, "the view knows that it is free", func() bool {
+	etcdtest.Eventually(t, 30*time.Second, "the view knows that it is free", func() bool {
 		got, err := a.Allocate(t.Context(), f.set("c"))
 		return err == nil && got == n
 	})

@@ -151,7 +151,7 @@ func TestStrangersAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := etcd.NewClient(etcd.ClientConfig{Endpoints: []string{e.Server.Endpoint()}, TLS: tls, Timeout: shortTry})
+	c, err := etcd.NewClient(etcd.ClientConfig{Endpoints: []string{e.Server.Endpoint()}, TLS: tls, Timeout: 4 * shortTry}) // the handshake has its time
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,6 +72,7 @@ type Client struct {
 	timeout  time.Duration
 	endpoint string
 	cause    *lastError
+	progress asker
 	observe  func(operation, result string, took time.Duration)
 }
 

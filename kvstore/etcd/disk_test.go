@@ -95,10 +95,10 @@ func TestFullDisk(t *testing.T) {
 	e.Restart(t)
 	defer e.Stop() // before the disk goes
 	api, prefix := e.APIServer(t), kvstore.Prefix(kvstore.State, e.Cluster)
-	etcdtest.Eventually(t, 10*time.Second, "it takes writes", func() bool { return writable(t, api, prefix) })
+	etcdtest.Eventually(t, 30*time.Second, "it takes writes", func() bool { return writable(t, api, prefix) })
 	for round := range 2 {
 		clog(t, dir, 90<<20)
-		etcdtest.Eventually(t, 10*time.Second, "writes are refused", func() bool { return !writable(t, api, prefix) })
+		etcdtest.Eventually(t, 30*time.Second, "writes are refused", func() bool { return !writable(t, api, prefix) })
 		_, err := api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(prefix+"nodes/n", nil)}, nil)
 		if !errors.Is(err, kvstore.ErrNoSpace) {
 			t.Fatalf("round %d: refused with %v", round, err)
@@ -123,7 +123,7 @@ func TestFullDisk(t *testing.T) {
 			t.Fatalf("round %d: reading on a full disk: %v, %v", round, kv, err)
 		}
 		release()
-		etcdtest.Eventually(t, 10*time.Second, "writes are taken again", func() bool { return writable(t, api, prefix) })
+		etcdtest.Eventually(t, 30*time.Second, "writes are taken again", func() bool { return writable(t, api, prefix) })
 		if st, err := e.Server.Stats(t.Context()); err != nil || st.NoSpace || len(st.Problems(true)) != 0 {
 			t.Errorf("round %d: afterwards %+v, %v", round, st, err)
 		}
@@ -154,17 +154,17 @@ func TestStartOnAFullDisk(t *testing.T) {
 	e.Restart(t)
 	defer e.Stop()
 	prefix := kvstore.Prefix(kvstore.State, e.Cluster)
-	etcdtest.Eventually(t, 10*time.Second, "it takes writes", func() bool { return writable(t, e.APIServer(t), prefix) })
+	etcdtest.Eventually(t, 30*time.Second, "it takes writes", func() bool { return writable(t, e.APIServer(t), prefix) })
 	e.Stop()
 	release = clog(t, dir, 80<<20)
 	e.Restart(t)
 	api := e.APIServer(t)
-	etcdtest.Eventually(t, 10*time.Second, "it is read, not written", func() bool {
+	etcdtest.Eventually(t, 30*time.Second, "it is read, not written", func() bool {
 		kv, _, err := api.Get(t.Context(), prefix+"nodes/small")
 		return err == nil && kv != nil && !writable(t, api, prefix)
 	})
 	release()
-	etcdtest.Eventually(t, 10*time.Second, "it takes writes again", func() bool { return writable(t, api, prefix) })
+	etcdtest.Eventually(t, 30*time.Second, "it takes writes again", func() bool { return writable(t, api, prefix) })
 }
 
 // A log that cannot be read is an error that names its directory.

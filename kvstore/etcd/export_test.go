@@ -4,5 +4,8 @@ package etcd
 
 import clientv3 "go.etcd.io/etcd/client/v3"
 
-// WatchThrough has watches served by w; nobody uses the client yet.
-func (c *Client) WatchThrough(w clientv3.Watcher) { c.etcd.Watcher = w }
+// WatchThrough has watches served by what around returns; nobody uses the client
+// yet.
+func (c *Client) WatchThrough(around func(clientv3.Watcher) clientv3.Watcher) {
+	c.etcd.Watcher = around(c.etcd.Watcher)
+}

@@ -44,7 +44,7 @@ func TestExpelledEverywhere(t *testing.T) {
 			presence := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindPresence, "n1").String()
 			var lease kvstore.Lease
 			var lost <-chan struct{}
-			etcdtest.Eventually(t, 10*time.Second, "the member has heard of the user", func() bool {
+			etcdtest.Eventually(t, 30*time.Second, "the member has heard of the user", func() bool {
 				lease, lost, err = node.Grant(t.Context(), 2)
 				if err != nil {
 					return false
@@ -93,7 +93,7 @@ func TestExpelledEverywhere(t *testing.T) {
 				kv, _, err := api.Get(t.Context(), presence)
 				return err == nil && kv == nil
 			})
-			etcdtest.Eventually(t, 10*time.Second, "it is refused there", func() bool {
+			etcdtest.Eventually(t, 30*time.Second, "it is refused there", func() bool {
 				_, _, err := node.Get(t.Context(), presence)
 				return errors.Is(err, kvstore.ErrDenied)
 			})

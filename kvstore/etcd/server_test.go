@@ -56,7 +56,7 @@ func TestRestartKeepsDataAndAccess(t *testing.T) {
 	put(t, c, key, "v")
 	e.Stop()
 	e.Restart(t)
-	etcdtest.Eventually(t, 10*time.Second, "client is back", func() bool {
+	etcdtest.Eventually(t, 30*time.Second, "client is back", func() bool {
 		kv, _, err := c.Get(t.Context(), key)
 		return err == nil && kv != nil && string(kv.Value) == "v"
 	})

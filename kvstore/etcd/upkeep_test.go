@@ -235,7 +235,7 @@ func TestTakesAndKeepsSnapshots(t *testing.T) {
 		}
 	}
 	// One that is recent is not taken again after a restart.
-	etcdtest.Eventually(t, 5*time.Second, "the newest is known", func() bool {
+	etcdtest.Eventually(t, 20*time.Second, "the newest is known", func() bool {
 		st, err := e.Server.Stats(t.Context())
 		return err == nil && st.Snapshot.Path == left[len(left)-1]
 	})
@@ -298,7 +298,7 @@ func TestRestoreRefuses(t *testing.T) {
 		}
 		return string(kv.Value)
 	}
-	etcdtest.Eventually(t, 10*time.Second, "the store is untouched", func() bool { return value() == "new" })
+	etcdtest.Eventually(t, 30*time.Second, "the store is untouched", func() bool { return value() == "new" })
 	if left, _ := filepath.Glob(e.Config.DataDir + ".*"); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -311,7 +311,7 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Errorf("the former data is not kept: %v", err)
 	}
 	e.Restart(t)
-	etcdtest.Eventually(t, 10*time.Second, "the backup is served", func() bool { return value() == "old" })
+	etcdtest.Eventually(t, 30*time.Second, "the backup is served", func() bool { return value() == "old" })
 	if _, err := e.Agent(t, "n1").Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(kvstore.Prefix(kvstore.Private, e.Cluster)+"x", nil)}, nil); !errors.Is(err, kvstore.ErrDenied) {
 		t.Errorf("access control after a restore: %v", err)
 	}
@@ -331,7 +331,7 @@ func TestHistoryIsBounded(t *testing.T) {
 			api := e.APIServer(t)
 			prefix := kvstore.Prefix(kvstore.State, e.Cluster)
 			var old int64
-			etcdtest.Eventually(t, 10*time.Second, "it takes writes", func() bool { return writable(t, api, prefix) })
+			etcdtest.Eventually(t, 30*time.Second, "it takes writes", func() bool { return writable(t, api, prefix) })
 			old = put(t, api, prefix+"nodes/n", "first")
 			etcdtest.Eventually(t, 20*time.Second, "the first revision is forgotten", func() bool {
 				put(t, api, prefix+"nodes/n", "x")

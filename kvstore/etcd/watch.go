@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -33,7 +34,7 @@ func (c *Client) Watch(ctx context.Context, prefix string, rev int64, fn func(kv
 	go c.cancelOnDisconnect(ctx, cancel)
 
 	wctx := clientv3.WithRequireLeader(ctx)
-	go c.askProgress(wctx)
+	defer c.progress.join(wctx, c.etcd)()
 	ch := c.etcd.Watch(wctx, prefix,
 		clientv3.WithPrefix(), clientv3.WithRev(rev), clientv3.WithProgressNotify(),
 		clientv3.WithCreatedNotify())
@@ -126,10 +127,41 @@ func (c *Client) cancelOnDisconnect(ctx context.Context, cancel context.CancelCa
 	}
 }
 
-// askProgress asks for progress notifications until the context ends: an
-// external etcd gives them every ten minutes of itself. At first it asks often,
+// asker asks etcd for progress notifications while there are watches: an external
+// etcd gives them every ten minutes of itself. All watches of a client share a
+// stream, and an answer goes to all of them: it asks once for all.
+type asker struct {
+	mu      sync.Mutex
+	watches int
+	stop    context.CancelFunc
+	joined  chan struct{} // capacity 1: there is one more watch
+}
+
+// join has it ask for a watch, too, until leave is called.
+func (a *asker) join(ctx context.Context, of clientv3.Watcher) (leave func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.watches++; a.watches == 1 {
+		a.joined = make(chan struct{}, 1)
+		ctx, a.stop = context.WithCancel(context.WithoutCancel(ctx)) // it outlives its first watch
+		go ask(ctx, of, a.joined)
+	}
+	select {
+	case a.joined <- struct{}{}:
+	default:
+	}
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.watches--; a.watches == 0 {
+			a.stop()
+		}
+	}
+}
+
+// ask asks until the context ends. After a watch has joined it asks often at first,
 // since who resumes wants to know when nothing is missing any more.
-func (c *Client) askProgress(ctx context.Context) {
+func ask(ctx context.Context, of clientv3.Watcher, joined <-chan struct{}) {
 	wait := progressFirst
 	t := time.NewTimer(wait)
 	defer t.Stop()
@@ -137,12 +169,12 @@ func (c *Client) askProgress(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-joined:
+			wait = progressFirst
 		case <-t.C:
+			_ = of.RequestProgress(ctx) // without a stream there is nothing to ask
+			wait = min(2*wait, progressInterval)
 		}
-		wait = min(2*wait, progressInterval)
 		t.Reset(wait)
-		if c.etcd.RequestProgress(ctx) != nil {
-			return // the watch ends, too
-		}
 	}
 }

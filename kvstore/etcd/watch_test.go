@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -106,8 +108,8 @@ func TestWatchEndsWhenTheStoreWasWiped(t *testing.T) {
 	}
 	e.Wipe(t)
 	e.Restart(t)
-	etcdtest.Eventually(t, 10*time.Second, "the position is refused", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	etcdtest.Eventually(t, 30*time.Second, "the position is refused", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		err := c.Watch(ctx, prefix, rev+1, func(kvstore.WatchBatch) error { return nil })
 		return errors.Is(err, kvstore.ErrFutureRevision)
@@ -147,8 +149,10 @@ func TestWatchEndsWhenAnotherStoreAnswers(t *testing.T) {
 		want   int
 	}{"the same": {7, 2}, "another": {8, 1}} {
 		client := e.APIServer(t)
-		client.WatchThrough(answers{of: []clientv3.WatchResponse{event(7, 1), event(c.second, 2)}})
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		client.WatchThrough(func(clientv3.Watcher) clientv3.Watcher {
+			return answers{of: []clientv3.WatchResponse{event(7, 1), event(c.second, 2)}}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		got := 0
 		err := client.Watch(ctx, prefix, rev+1, func(b kvstore.WatchBatch) error {
 			if got += len(b.Events); got == 2 {
@@ -163,6 +167,60 @@ func TestWatchEndsWhenAnotherStoreAnswers(t *testing.T) {
 		if c.want == 1 && !strings.Contains(err.Error(), "another store answers") {
 			t.Errorf("ended with %v", err)
 		}
+	}
+}
+
+// counted is a client's watches, and how often they asked for progress.
+type counted struct {
+	clientv3.Watcher
+	asked atomic.Int64
+}
+
+func (c *counted) RequestProgress(ctx context.Context) error {
+	c.asked.Add(1)
+	return c.Watcher.RequestProgress(ctx)
+}
+
+// An answer to one watch goes to all of the client's: a question of each would
+// cost the square of their number.
+func TestWatchesOfAClientAskTogether(t *testing.T) {
+	const watches = 100
+	e := etcdtest.Start(t)
+	c, other := e.APIServer(t), e.APIServer(t)
+	through := &counted{}
+	c.WatchThrough(func(w clientv3.Watcher) clientv3.Watcher { through.Watcher = w; return through })
+	key := kvstore.Prefix(kvstore.State, e.Cluster) + "nodes/n1"
+	first := put(t, other, key, "1")
+	var heard atomic.Int64
+	hear := func() error { // of several revisions, each after all have heard of the one before
+		ctx, cancel := contextFor(t, 20*time.Second)
+		defer cancel()
+		next := first
+		return c.Watch(ctx, kvstore.Prefix(kvstore.State, "quiet"), first, func(b kvstore.WatchBatch) error {
+			if b.Revision < next {
+				return nil
+			}
+			if next = b.Revision + 1; next > first+3 {
+				return errEnough
+			}
+			if heard.Add(1)%watches == 0 {
+				put(t, other, key, "again")
+			}
+			return nil
+		})
+	}
+	var g errgroup.Group
+	for range watches {
+		g.Go(hear)
+	}
+	if err := g.Wait(); !errors.Is(err, errEnough) {
+		t.Errorf("a watch heard of no progress: %v", err)
+	}
+	if n := through.asked.Load(); n == 0 || n > watches/2 {
+		t.Errorf("%d watches asked %d times", watches, n)
+	}
+	if err := hear(); !errors.Is(err, errEnough) {
+		t.Errorf("a watch after all had ended heard of no progress: %v", err)
 	}
 }
 
@@ -242,7 +300,7 @@ func TestLeaseEndsWithItsContext(t *testing.T) {
 	}
 	cancel()
 	<-done
-	etcdtest.Eventually(t, 10*time.Second, "leased key is gone", func() bool {
+	etcdtest.Eventually(t, 30*time.Second, "leased key is gone", func() bool {
 		kv, _, err := c.Get(t.Context(), k)
 		return err == nil && kv == nil
 	})

@@ -19,7 +19,7 @@ import (
 	"github.com/hawser-mesh/hawser/kvstore/store"
 )
 
-const patience = 20 * time.Second
+const patience = 45 * time.Second
 
 // view is what a Reader delivered, as a consumer sees it.
 type view struct {

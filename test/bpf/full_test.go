@@ -127,7 +127,7 @@ func (h *harness) told(table, kernel string, size uint32) {
 	h.t.Helper()
 	want := []string{fmt.Sprintf("the map %s is full, with %d entries; what it has stays", kernel, size), "--map-sizes", "hawser map list"}
 	var says string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		for _, s := range h.r.Status() {
 			if s.Table == table {
 				says = s.LastError
@@ -143,7 +143,7 @@ func (h *harness) told(table, kernel string, size uint32) {
 // settled waits until a table is in the kernel again.
 func (h *harness) settled(table string) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for _, s := range h.r.Status() {
 		if s.Table == table {

@@ -252,7 +252,7 @@ func (h *harness) ifindex(name string) (index uint32) {
 // sync waits until the kernel has the tables.
 func (h *harness) sync() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for _, s := range h.r.Status() {
 		if err := h.r.Wait(ctx, s.Table, s.Revision); err != nil {

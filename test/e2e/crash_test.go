@@ -23,6 +23,9 @@ import (
 	"github.com/hawser-mesh/hawser/lab"
 )
 
+// recovery is how long an agent may take to put right what a crash left.
+const recovery = 20 * time.Second
+
 // crashed is a pod that an agent makes or removes when it is killed.
 type crashed struct {
 	*script
@@ -97,7 +100,7 @@ func (c *crashed) crashAdd(n int) (changes []string, killed bool, err error) {
 		return changes, killed, err
 	}
 	if killed {
-		if err := within(patience*2, c.wholeOrGone); err != nil {
+		if err := within(recovery, c.wholeOrGone); err != nil {
 			return changes, true, fmt.Errorf("after the restart: %w", err)
 		}
 	}
@@ -123,7 +126,7 @@ func (c *crashed) crashDelete(n int) (changes []string, killed bool, err error) 
 		return changes, killed, err
 	}
 	if killed {
-		if err := within(patience*2, c.wholeOrGone); err != nil {
+		if err := within(recovery, c.wholeOrGone); err != nil {
 			return changes, true, fmt.Errorf("after the restart: %w", err)
 		}
 	}
@@ -188,7 +191,7 @@ func (c *crashed) removeTwice() error {
 			return fmt.Errorf("remove it: %w", err)
 		}
 	}
-	if err := within(patience, c.gone); err != nil {
+	if err := within(recovery, c.gone); err != nil {
 		return fmt.Errorf("removed: %w", err)
 	}
 	return nil

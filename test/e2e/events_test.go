@@ -60,6 +60,17 @@ func (e *events) set(node string, following bool) {
 	e.following[node] = following
 }
 
+// follows tells whether nothing of a node is missed: its agent may have been
+// started anew just now.
+func (e *events) follows(node string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.following[node] {
+		return fmt.Errorf("%s does not send its events", node)
+	}
+	return nil
+}
+
 // ready waits until nothing of n nodes is missed any more.
 func (e *events) ready(n int) error {
 	return within(callTimeout, func() error {
@@ -142,7 +153,7 @@ func (x expectedDrop) mismatch(e *hawserv1.Event) string {
 
 // await finds the event since mark, which may still be under way.
 func (e *events) await(mark int, x expectedDrop) error {
-	const limit = 5 * time.Second
+	const limit = 20 * time.Second
 	return within(limit, func() error {
 		seen := e.since(mark)
 		best := ""

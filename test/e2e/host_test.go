@@ -120,7 +120,7 @@ func settled(netns, links string) error {
 
 // settledWhile is settled that gives up when the context ends.
 func settledWhile(ctx context.Context, netns, links string) error {
-	const poll, most = 100 * time.Millisecond, 10 * time.Second
+	const poll, most = 100 * time.Millisecond, 30 * time.Second
 	for end := time.Now().Add(most); ctx.Err() == nil; time.Sleep(poll) {
 		missing, err := filtered(netns, links)
 		if err != nil || len(missing) == 0 {

@@ -46,12 +46,12 @@ func cmdDNS(s *script, args []string) (string, error) {
 	var r *wire.Msg
 	err = nsthread.InNetns(from.netns, func() error {
 		// Nothing of an exchange leaves this thread.
-		conn, err := net.DialTimeout(args[1], at.String(), callTimeout)
+		conn, err := net.DialTimeout(args[1], at.String(), patience)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		r, _, err = (&wire.Client{Net: args[1], Timeout: callTimeout}).ExchangeWithConn(q, &wire.Conn{Conn: conn})
+		r, _, err = (&wire.Client{Net: args[1], Timeout: patience}).ExchangeWithConn(q, &wire.Conn{Conn: conn})
 		return err
 	})
 	if err != nil {

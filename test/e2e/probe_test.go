@@ -228,8 +228,11 @@ func cmdDenied(s *script, args []string) (string, error) {
 	if err := x.options(args[3:], help); err != nil {
 		return "", err
 	}
-	const limit = 5 * time.Second
+	const limit = 20 * time.Second
 	err = within(limit, func() error {
+		if err := s.world.events.follows(x.node); err != nil {
+			return err
+		}
 		if before, err = s.world.drops(x.node, x.reason); err != nil {
 			return err
 		}
@@ -241,7 +244,8 @@ func cmdDenied(s *script, args []string) (string, error) {
 		if err := probe.ask(); !isSilence(err) {
 			return fmt.Errorf("wanted no answer, got: %w", orElse(err, "an answer"))
 		}
-		return nil
+		// An answer that is slow is no drop.
+		return s.world.counted(x, before, 1)
 	})
 	if err != nil {
 		return "", err
@@ -258,15 +262,23 @@ func (s *script) seen(mark int, before, n uint64, x expectedDrop) error {
 	if err := s.world.events.await(mark, x); err != nil {
 		return err
 	}
-	after, err := s.world.drops(x.node, x.reason)
-	if err != nil {
+	if err := s.world.counted(x, before, n); err != nil {
 		return err
-	}
-	if after < before+n {
-		return fmt.Errorf("%s counted %d packets as %q, want at least %d more than %d", x.node, after, x.reason, n, before)
 	}
 	s.count("drop events", 1)
 	return nil
+}
+
+// counted waits until a node has dropped at least n packets more than before: of
+// several the first may be told of while the last are on their way.
+func (w *world) counted(x expectedDrop, before, n uint64) error {
+	return within(patience, func() error {
+		after, err := w.drops(x.node, x.reason)
+		if err == nil && after < before+n {
+			err = fmt.Errorf("%s counted %d packets as %q, want at least %d more than %d", x.node, after, x.reason, n, before)
+		}
+		return err
+	})
 }
 
 // options reads WHAT=VALUE.

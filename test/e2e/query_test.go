@@ -23,7 +23,7 @@ func cmdHawser(s *script, args []string) (string, error) {
 	if s.world == nil {
 		return "", errors.New("no lab: start the script with `lab demo`")
 	}
-	const limit = time.Minute
+	const limit = 3 * time.Minute // a node that gets power waits a minute for its agent
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.bin.Hawser, s.world.flags(args)...)
@@ -39,12 +39,19 @@ func cmdHawser(s *script, args []string) (string, error) {
 	return out.String(), err
 }
 
+// statusWait is how long `mesh status --wait` and `policy status --wait` wait.
+const statusWait = "60s"
+
 // flags makes a command line ask this lab.
 func (w *world) flags(args []string) []string {
 	if len(args) > 0 && args[0] == "lab" {
 		return append([]string{"lab", "--name", w.lab.Name()}, args[1:]...)
 	}
-	return append([]string{"--context", w.context}, args...)
+	global := []string{"--context", w.context}
+	if slices.Contains(args, "--wait") && slices.Contains(args, "status") {
+		global = append(global, "--timeout", statusWait)
+	}
+	return append(global, args...)
 }
 
 // cmdJSON is `json PATH [OPERATOR VALUE] [-- hawser ARG…]`: a value of what the

@@ -55,6 +55,9 @@ func cmdForge(s *script, args []string) (string, error) {
 	if reason == "delivered" || reason == "nothing" {
 		reason = "forwarded"
 	}
+	if err := within(callTimeout, func() error { return s.world.events.follows(f.at) }); err != nil {
+		return "", err
+	}
 	before, err := s.world.drops(f.at, reason)
 	if err != nil {
 		return "", err

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hawser-mesh/hawser/lab"
@@ -26,6 +27,8 @@ const requestRate = 500
 // requests are made in the background, to a service while something breaks.
 type requests struct {
 	cmd         *exec.Cmd
+	from        string
+	before      uint64    // SYNs that were sent again in its namespace
 	stop        string    // file that ends it
 	fault       time.Time // when something was broken; zero: nothing was
 	out, stderr bytes.Buffer
@@ -72,7 +75,7 @@ func (s *script) startRequests(args []string) error {
 		return err
 	}
 	dir := s.ts.MkAbs(".")
-	run := &requests{stop: filepath.Join(dir, "requests.stop")}
+	run := &requests{from: args[0], before: s.resent(args[0]), stop: filepath.Join(dir, "requests.stop")}
 	ready := filepath.Join(dir, "requests.ready")
 	_ = os.Remove(run.stop) // of an earlier run
 	_ = os.Remove(ready)
@@ -132,15 +135,36 @@ func (s *script) stopRequests(limit time.Duration, least float64) (string, error
 	}
 	out += "\n"
 	s.counts["requests/s"] = uint64(float64(r.Connections+failed) / r.Seconds)
+	var err error
 	switch {
 	case float64(r.Connections+failed) < least*requestRate*(r.Seconds-1.5):
-		return out, fmt.Errorf("%stoo few requests\n%s", out, run.out.String())
+		err = fmt.Errorf("%stoo few requests\n%s", out, run.out.String())
 	case limit == 0 && failed > 0:
-		return out, fmt.Errorf("%s%s", out, run.out.String())
+		err = fmt.Errorf("%s%s", out, run.out.String())
 	case limit > 0 && failed == 0:
 		return out, errors.New(out + "nothing failed: did the fault do anything?")
 	case last > limit && limit > 0:
-		return out, fmt.Errorf("%swant none that began %s after the fault\n%s", out, limit, run.out.String())
+		err = fmt.Errorf("%swant none that began %s after the fault\n%s", out, limit, run.out.String())
 	}
-	return out, nil
+	if err != nil && (limit > 0 || onlyLate(r) && s.resent(run.from) == run.before) {
+		s.undecided = "requests were late or too few"
+	}
+	return out, err
+}
+
+// onlyLate reports whether every request that was made had its answer in the end.
+func onlyLate(r load.Report) bool {
+	for _, e := range r.Errors { // the first few
+		if !strings.Contains(e, "answered late") {
+			return false
+		}
+	}
+	return r.Refused+r.Reset+r.Other == 0
+}
+
+// resent counts the SYNs that were sent again in a place's namespace.
+func (s *script) resent(from string) uint64 {
+	out := map[string]uint64{}
+	s.kernelLosses(out, from)
+	return out[from+" TcpExt:TCPSynRetrans"]
 }

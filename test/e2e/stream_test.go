@@ -56,7 +56,7 @@ func cmdStream(s *script, args []string) (string, error) {
 	case "stopped":
 		return "", s.stopped(o, args[2:], help)
 	case "resumes":
-		const limit = 20 * time.Second // the sender repeats ever more slowly
+		const limit = time.Minute // the sender repeats ever more slowly
 		if err := o.conn.SetDeadline(time.Now().Add(limit)); err != nil {
 			return "", err
 		}
@@ -84,6 +84,9 @@ func (s *script) stopped(o *openStream, options []string, help string) error {
 		return err
 	}
 	if err := s.expectTuple(&x, o.probe); err != nil {
+		return err
+	}
+	if err := within(callTimeout, func() error { return s.world.events.follows(x.node) }); err != nil {
 		return err
 	}
 	before, err := s.world.drops(x.node, x.reason)

@@ -84,6 +84,12 @@ func (s *script) capture(fn func() error, tunnel func(tunnelled), plain func(src
 		return err
 	}
 	defer unix.Close(fd)
+	// What crosses meanwhile stays in the socket until fn has ended, also when it
+	// takes seconds.
+	const room = 16 << 20
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room); err != nil {
+		return err
+	}
 	const linger = 50 * time.Millisecond
 	wait := unix.NsecToTimeval(linger.Nanoseconds())
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {

@@ -41,9 +41,10 @@ type node struct {
 }
 
 // briefly is the --expire-after of labs that forget soon.
-const briefly = "25s"
+const briefly = "40s"
 
-const callTimeout = 10 * time.Second
+// callTimeout bounds what is asked of a program, on a machine that is busy.
+const callTimeout = 30 * time.Second
 
 // specs are the kinds of labs; the first letters differ.
 func specOf(kind string) (lab.Spec, lab.Options, error) {
@@ -174,7 +175,8 @@ func newWorld(s *suite, kind string) (*world, error) {
 func (w *world) connect() error {
 	dial := func(socket string) (*grpc.ClientConn, error) {
 		c, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickly(), MinConnectTimeout: time.Second}))
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: quickly(), MinConnectTimeout: time.Second}),
+			grpc.WithDefaultCallOptions(grpc.WaitForReady(true))) // it may have been started anew just now
 		w.conns = append(w.conns, c)
 		return c, err
 	}
@@ -248,13 +250,13 @@ func (s *script) leave() {
 	}
 	delete(s.labs, w.kind)
 	if err := w.close(); err != nil {
-		s.t.Error(err)
+		s.t.Errorf("%v", err)
 	}
 }
 
 // restore removes the policies, services and pods that a script made.
 func (w *world) restore() error {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*callTimeout)
 	defer cancel()
 	var errs []error
 	for _, m := range w.mesh {
@@ -290,7 +292,23 @@ func (w *world) restore() error {
 			errs = append(errs, fmt.Errorf("pod %s is gone", id))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, w.unruled(ctx))...)
+}
+
+// unruled waits until no node enforces a policy any more.
+func (w *world) unruled(ctx context.Context) error {
+	return within(callTimeout, func() error {
+		for name, n := range w.nodes {
+			r, err := n.Status(ctx, &hawserv1.StatusRequest{})
+			if err != nil {
+				return fmt.Errorf("status of %s: %w", name, err)
+			}
+			if len(r.GetPolicies()) > 0 || !r.GetPoliciesSettled() {
+				return fmt.Errorf("%s still enforces %d policies", name, len(r.GetPolicies()))
+			}
+		}
+		return nil
+	})
 }
 
 // place is a network namespace of the lab and the address that it is reached at.

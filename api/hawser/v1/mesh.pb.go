@@ -2143,20 +2143,23 @@ type PeerStatus struct {
 	KeysByKind    map[string]uint64      `protobuf:"bytes,12,rep,name=keys_by_kind,json=keysByKind,proto3" json:"keys_by_kind,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Refused       map[string]uint64      `protobuf:"bytes,13,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // reason -> count
 	// Nodes of which their cluster says nothing else.
-	NodesAlive           uint32 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
-	NodesTotal           uint32 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
-	Data                 string `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"` // fresh, stale, expired
-	CertificateExpiresAt int64  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	NodesAlive uint32 `protobuf:"varint,14,opt,name=nodes_alive,json=nodesAlive,proto3" json:"nodes_alive,omitempty"`
+	NodesTotal uint32 `protobuf:"varint,15,opt,name=nodes_total,json=nodesTotal,proto3" json:"nodes_total,omitempty"`
+	// fresh, stale, expired; empty: it was never heard, and nothing of it is here.
+	Data                 string `protobuf:"bytes,16,opt,name=data,proto3" json:"data,omitempty"`
+	CertificateExpiresAt int64  `protobuf:"varint,17,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"` // that it showed last, Unix ns; 0: not known
 	PositionIncarnation  string `protobuf:"bytes,18,opt,name=position_incarnation,json=positionIncarnation,proto3" json:"position_incarnation,omitempty"`
 	PositionRevision     int64  `protobuf:"varint,19,opt,name=position_revision,json=positionRevision,proto3" json:"position_revision,omitempty"`
 	// Since the API server started.
-	SnapshotsReceived  uint64     `protobuf:"varint,20,opt,name=snapshots_received,json=snapshotsReceived,proto3" json:"snapshots_received,omitempty"`
-	ResumesReceived    uint64     `protobuf:"varint,21,opt,name=resumes_received,json=resumesReceived,proto3" json:"resumes_received,omitempty"`
-	SnapshotsSent      uint64     `protobuf:"varint,22,opt,name=snapshots_sent,json=snapshotsSent,proto3" json:"snapshots_sent,omitempty"`
-	ResumesSent        uint64     `protobuf:"varint,23,opt,name=resumes_sent,json=resumesSent,proto3" json:"resumes_sent,omitempty"`
-	ChangesReceived    uint64     `protobuf:"varint,24,opt,name=changes_received,json=changesReceived,proto3" json:"changes_received,omitempty"`
-	ChangesSent        uint64     `protobuf:"varint,25,opt,name=changes_sent,json=changesSent,proto3" json:"changes_sent,omitempty"`
-	LastRefused        []string   `protobuf:"bytes,26,rep,name=last_refused,json=lastRefused,proto3" json:"last_refused,omitempty"` // newest keys refused, with reason
+	SnapshotsReceived uint64 `protobuf:"varint,20,opt,name=snapshots_received,json=snapshotsReceived,proto3" json:"snapshots_received,omitempty"`
+	ResumesReceived   uint64 `protobuf:"varint,21,opt,name=resumes_received,json=resumesReceived,proto3" json:"resumes_received,omitempty"`
+	SnapshotsSent     uint64 `protobuf:"varint,22,opt,name=snapshots_sent,json=snapshotsSent,proto3" json:"snapshots_sent,omitempty"`
+	ResumesSent       uint64 `protobuf:"varint,23,opt,name=resumes_sent,json=resumesSent,proto3" json:"resumes_sent,omitempty"`
+	ChangesReceived   uint64 `protobuf:"varint,24,opt,name=changes_received,json=changesReceived,proto3" json:"changes_received,omitempty"`
+	ChangesSent       uint64 `protobuf:"varint,25,opt,name=changes_sent,json=changesSent,proto3" json:"changes_sent,omitempty"`
+	// The newest of what is refused as it is now, and of what was refused of its
+	// streams, with the reason.
+	LastRefused        []string   `protobuf:"bytes,26,rep,name=last_refused,json=lastRefused,proto3" json:"last_refused,omitempty"`
 	LastError          string     `protobuf:"bytes,27,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	LastSync           string     `protobuf:"bytes,28,opt,name=last_sync,json=lastSync,proto3" json:"last_sync,omitempty"` // "resume", "snapshot (reason)"
 	SyncedKinds        []string   `protobuf:"bytes,29,rep,name=synced_kinds,json=syncedKinds,proto3" json:"synced_kinds,omitempty"`
@@ -2183,6 +2186,7 @@ type PeerStatus struct {
 	// Copies that were made again, since the API server started, because somebody else
 	// had changed what is kept of the peer here.
 	Repairs       uint64 `protobuf:"varint,44,opt,name=repairs,proto3" json:"repairs,omitempty"`
+	Declared      bool   `protobuf:"varint,45,opt,name=declared,proto3" json:"declared,omitempty"` // in --peers-file; else it joined by token
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2523,6 +2527,13 @@ func (x *PeerStatus) GetRepairs() uint64 {
 		return x.Repairs
 	}
 	return 0
+}
+
+func (x *PeerStatus) GetDeclared() bool {
+	if x != nil {
+		return x.Declared
+	}
+	return false
 }
 
 type MeshDiffRequest struct {
@@ -5331,7 +5342,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x11MeshStatusRequest\"[\n" +
 	"\x12MeshStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12+\n" +
-	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xbf\r\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.hawser.v1.PeerStatusR\x05peers\"\xdb\r\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
@@ -5390,7 +5401,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"refused_at\x18* \x01(\x03R\trefusedAt\x12\x1f\n" +
 	"\vrefused_now\x18+ \x01(\rR\n" +
 	"refusedNow\x12\x18\n" +
-	"\arepairs\x18, \x01(\x04R\arepairs\x1a=\n" +
+	"\arepairs\x18, \x01(\x04R\arepairs\x12\x1a\n" +
+	"\bdeclared\x18- \x01(\bR\bdeclared\x1a=\n" +
 	"\x0fKeysByKindEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a:\n" +

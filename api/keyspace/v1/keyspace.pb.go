@@ -2571,9 +2571,12 @@ type PeerView struct {
 	ClockOffset int64 `protobuf:"varint,18,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
 	// All that the peer may publish here; agents judge its records by it. Absent
 	// in what an earlier version wrote: the ranges above are what is granted.
-	Grant         *Grant `protobuf:"bytes,19,opt,name=grant,proto3" json:"grant,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Grant *Grant `protobuf:"bytes,19,opt,name=grant,proto3" json:"grant,omitempty"`
+	// When the certificate ends that the peer showed on its newest stream, Unix ns;
+	// 0: not known.
+	CertificateExpiresAt int64 `protobuf:"varint,20,opt,name=certificate_expires_at,json=certificateExpiresAt,proto3" json:"certificate_expires_at,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *PeerView) Reset() {
@@ -2737,6 +2740,13 @@ func (x *PeerView) GetGrant() *Grant {
 		return x.Grant
 	}
 	return nil
+}
+
+func (x *PeerView) GetCertificateExpiresAt() int64 {
+	if x != nil {
+		return x.CertificateExpiresAt
+	}
+	return 0
 }
 
 // Position names a point in a cluster's history. Another incarnation, or a
@@ -3830,7 +3840,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"hasPodCidr\x12\"\n" +
 	"\rhas_pod_cidr6\x18\x04 \x01(\bR\vhasPodCidr6\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xaf\x05\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xe5\x05\n" +
 	"\bPeerView\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x1d\n" +
 	"\n" +
@@ -3856,7 +3866,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fexpire_after\x18\x10 \x01(\x03H\x01R\vexpireAfter\x88\x01\x01\x12\x19\n" +
 	"\bfresh_at\x18\x11 \x01(\x03R\afreshAt\x12!\n" +
 	"\fclock_offset\x18\x12 \x01(\x03R\vclockOffset\x12/\n" +
-	"\x05grant\x18\x13 \x01(\v2\x19.hawser.keyspace.v1.GrantR\x05grantB\x0f\n" +
+	"\x05grant\x18\x13 \x01(\v2\x19.hawser.keyspace.v1.GrantR\x05grant\x124\n" +
+	"\x16certificate_expires_at\x18\x14 \x01(\x03R\x14certificateExpiresAtB\x0f\n" +
 	"\r_believed_forB\x0f\n" +
 	"\r_expire_after\"x\n" +
 	"\bPosition\x12 \n" +
