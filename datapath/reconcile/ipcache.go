@@ -44,7 +44,10 @@ type ipcache struct {
 	// withheld are the elements whose identity is hidden, with the one to put
 	// back if it was left by an agent before this one.
 	withheld map[maps.IPPrefix]maps.IPEntry
-	told     atomic.Pointer[Withheld]
+	// adopted are those that an agent before this one has hidden. What is missing in
+	// them may not be in the table yet: they stay hidden until it is complete.
+	adopted map[maps.IPPrefix]struct{}
+	told    atomic.Pointer[Withheld]
 }
 
 func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datapath.IPEntry],
@@ -59,11 +62,13 @@ func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datap
 	prefix.order = func(k1 maps.IPPrefix, _ maps.IPEntry, k2 maps.IPPrefix, _ maps.IPEntry) int {
 		return cmp.Compare(k2.Bits, k1.Bits)
 	}
-	return &ipcache{
+	s := &ipcache{
 		feed: newFeed(t), ids: ids, self: self, hosts: hosts, prefix: prefix,
 		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{}, renewBlocks: renewBlocks, vouch: vouch,
-		missing: prefixSet{}, withheld: map[maps.IPPrefix]maps.IPEntry{},
-	}, nil
+		missing: prefixSet{}, withheld: map[maps.IPPrefix]maps.IPEntry{}, adopted: map[maps.IPPrefix]struct{}{},
+	}
+	s.adopt()
+	return s, nil
 }
 
 // sync writes, hides what would be found instead of what is missing, deletes, and
@@ -153,7 +158,8 @@ func (s *ipcache) dropStale(failed []datapath.IPKey) error {
 
 func (s *ipcache) putPrefix(k datapath.IPKey, v maps.IPEntry) error {
 	key := maps.EncodeIPPrefix(k)
-	hide := v.Identity != 0 && s.missing.inside(k)
+	_, adopted := s.adopted[key]
+	hide := v.Identity != 0 && (adopted || s.missing.inside(k))
 	if hide {
 		v = hidden(v)
 	}
@@ -224,7 +230,9 @@ func (s *ipcache) repair(prune bool) error {
 	prefix := func(k maps.IPPrefix) { s.note(true, clusterOf(k), maps.IPEpochPrefix) }
 	errs := []error{s.hosts.rewrite(host), s.prefix.rewrite(prefix)}
 	if prune {
-		errs = append(errs, s.prefix.prune(prefix), s.hosts.prune(host))
+		errs = append(errs, s.prefix.prune(prefix), s.hosts.prune(host), s.withhold(nil))
+		clear(s.adopted)
+		errs = append(errs, s.release())
 	}
 	return errors.Join(append(errs, s.bumpMoved())...)
 }

@@ -54,6 +54,16 @@ func hidden(v maps.IPEntry) maps.IPEntry {
 	return v
 }
 
+// adopt takes over what an agent before this one has hidden.
+func (s *ipcache) adopt() {
+	for k, v := range s.prefix.have {
+		if v.Identity == 0 && v.Flags&uint8(datapath.IPWithheld) != 0 {
+			s.prefix.want[k] = v
+			s.withheld[k], s.adopted[k] = maps.IPEntry{}, struct{}{}
+		}
+	}
+}
+
 // withhold hides the identities that would be found instead of those of what is
 // missing. Elements that are leaving are not what is found.
 func (s *ipcache) withhold(leaving map[maps.IPPrefix]struct{}) error {
@@ -91,7 +101,8 @@ func (s *ipcache) release() error {
 	needed := s.found(nil)
 	var errs []error
 	for k, left := range s.withheld {
-		if _, ok := needed[k]; ok {
+		_, need := needed[k]
+		if _, adopted := s.adopted[k]; need || adopted {
 			continue
 		}
 		err := s.releaseOne(k, left)
