@@ -43,10 +43,10 @@ func testConfig(t *testing.T) Config {
 func start(t *testing.T, cfg Config) *Server {
 	t.Helper()
 	s := newServer(cfg)
+	t.Cleanup(s.close) // also if it opens by half: an etcd that outlives its directory ends the process
 	if err := s.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(s.close)
 	return s
 }
 
@@ -361,6 +361,7 @@ func TestBadPolicyStoresNothing(t *testing.T) {
 func TestRestartKeepsIncarnationAndCA(t *testing.T) {
 	cfg := testConfig(t)
 	first := newServer(cfg)
+	t.Cleanup(first.close)
 	if err := first.open(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -23,11 +23,16 @@ type lagMeter struct {
 	nextRTT int
 }
 
+// lagSample is how long one change took, by two clocks.
 type lagSample struct {
-	at  time.Time
-	lag time.Duration
+	at   time.Time
+	raw  time.Duration // by our clock at the end and the far one at the beginning
+	by   rttSample     // what was known of their difference then,
+	told bool          // if anything was
 }
 
+// rttSample is the clocks' difference as an answered heartbeat tells it, right to
+// half of its round trip.
 type rttSample struct{ rtt, offset time.Duration }
 
 // heartbeat learns from an answered heartbeat: ours was sent at echo, the far
@@ -49,10 +54,16 @@ func (l *lagMeter) heartbeat(now, echo time.Time, held time.Duration, remote tim
 // offset is the far clock minus ours by the quickest of the last heartbeats; 0
 // while unknown.
 func (l *lagMeter) offset() time.Duration {
+	best, _ := l.best()
+	return best.offset
+}
+
+// best is the quickest of the last heartbeats, if there was any.
+func (l *lagMeter) best() (best rttSample, known bool) {
 	if len(l.rtts) == 0 {
-		return 0
+		return rttSample{}, false
 	}
-	return slices.MinFunc(l.rtts, func(a, b rttSample) int { return int(a.rtt - b.rtt) }).offset
+	return slices.MinFunc(l.rtts, func(a, b rttSample) int { return int(a.rtt - b.rtt) }), true
 }
 
 // known reports whether the offset is.
@@ -65,7 +76,8 @@ func (l *lagMeter) age(now time.Time, remote int64) time.Duration {
 }
 
 func (l *lagMeter) applied(now time.Time, remote int64) {
-	s := lagSample{at: now, lag: l.age(now, remote)}
+	s := lagSample{at: now, raw: now.Sub(time.Unix(0, remote))}
+	s.by, s.told = l.best()
 	if len(l.samples) < lagSamples {
 		l.samples = append(l.samples, s)
 		return
@@ -74,12 +86,24 @@ func (l *lagMeter) applied(now time.Time, remote int64) {
 	l.next = (l.next + 1) % lagSamples
 }
 
+// lag is that of a sample, never negative. The first heartbeat of a stream may be
+// slow, or not answered yet: then what is known now counts for what was applied
+// before, unless one of the clocks was set meanwhile.
+func (l *lagMeter) lag(s lagSample) time.Duration {
+	by := s.by
+	now, known := l.best()
+	if known && (!s.told || (now.offset-by.offset).Abs() <= (now.rtt+by.rtt)/2) {
+		by = now
+	}
+	return max(0, s.raw+by.offset)
+}
+
 // quantiles are p50 and p99 of the window; 0 without samples.
 func (l *lagMeter) quantiles(now time.Time) (p50, p99 time.Duration) {
 	var in []time.Duration
 	for _, s := range l.samples {
 		if now.Sub(s.at) <= lagWindow {
-			in = append(in, s.lag)
+			in = append(in, l.lag(s))
 		}
 	}
 	if len(in) == 0 {

@@ -83,6 +83,39 @@ func TestLagTakesClockDifferenceOut(t *testing.T) {
 	}
 }
 
+// What was applied while the clocks' difference was not known, or only roughly,
+// is corrected by what is known of it later, but not by that of clocks that were
+// set meanwhile.
+func TestLagIsCorrectedLater(t *testing.T) {
+	ours := time.Unix(1_000_000, 0)
+	theirs := ours.Add(-time.Hour)
+	const took, off = 2 * time.Millisecond, 6 * time.Millisecond
+	slow := func(l *lagMeter) { l.heartbeat(ours, ours.Add(-2*off), 0, theirs.Add(-2*off)) } // all of it on the way back
+	quick := func(l *lagMeter, skew time.Duration) {
+		l.heartbeat(ours, ours.Add(-100*time.Microsecond), 0, theirs.Add(skew-50*time.Microsecond))
+	}
+	for name, c := range map[string]struct {
+		before, after func(*lagMeter)
+		want          time.Duration
+	}{
+		"not known":             {func(*lagMeter) {}, func(l *lagMeter) { quick(l, 0) }, took},
+		"known roughly":         {slow, func(l *lagMeter) { quick(l, 0) }, took},
+		"never known better":    {slow, func(*lagMeter) {}, 0},
+		"the clocks set since":  {func(l *lagMeter) { quick(l, 0) }, func(l *lagMeter) { l.rtts = nil; quick(l, time.Hour) }, took},
+		"never known at all":    {func(*lagMeter) {}, func(*lagMeter) {}, time.Hour + took},
+		"known all the time":    {func(l *lagMeter) { quick(l, 0) }, func(l *lagMeter) { quick(l, 0) }, took},
+		"known worse meanwhile": {func(l *lagMeter) { quick(l, 0) }, slow, took},
+	} {
+		var l lagMeter
+		c.before(&l)
+		l.applied(ours, theirs.Add(-took).UnixNano())
+		c.after(&l)
+		if p50, _ := l.quantiles(ours); p50 != c.want {
+			t.Errorf("%s: lag %s, not %s", name, p50, c.want)
+		}
+	}
+}
+
 func TestChunksKeepOrderAndBounds(t *testing.T) {
 	var ops []planned
 	for i := range 300 {

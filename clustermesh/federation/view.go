@@ -18,6 +18,10 @@ import (
 // one that has it says.
 const observeEvery = time.Second
 
+// askEvery is how often one that has the office and no stream asks whether it
+// still does. Its term is told when that is over; this is for one that was not.
+const askEvery = 10 * time.Second
+
 // The difference of the clocks is written again when it jumps, and with small
 // ones once a minute at most.
 const (
@@ -93,7 +97,7 @@ func (r *runner) keepView(ctx context.Context, term *election.Term, over <-chan 
 			}
 		}
 		// Without a stream another replica may take the office.
-		if cur, _ := r.current(); cur == nil && time.Since(asked) >= observeEvery {
+		if cur, _ := r.current(); cur == nil && time.Since(asked) >= askEvery {
 			asked = time.Now()
 			if held, err := term.Held(ctx); err == nil && !held {
 				r.office.giveUp(term)

@@ -362,7 +362,7 @@ func collect(t testing.TB, e *etcdtest.Etcd, api kvstore.Client, n identity.Numb
 	t.Helper()
 	name := kvstore.NumberName(uint32(n))
 	retired := kvstore.NewKey(kvstore.Local, e.Cluster, kvstore.KindRetired, name)
-	v, err := kvstore.Encode(retired, &keyspacev1.IdentityRef{Number: uint32(n)})
+	v, err := kvstore.Encode(retired, &keyspacev1.IdentityRef{Number: uint32(n), LabelsHash: set.Hash()})
 	if err != nil {
 		t.Fatal(err)
 	}

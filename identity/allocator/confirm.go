@@ -65,12 +65,12 @@ func (a *Allocator) Confirm(ctx context.Context) ([]Move, error) {
 func (a *Allocator) confirm(ctx context.Context, e *entry, n identity.Number) (identity.Number, error) {
 	for range maxAttempts {
 		res, err := a.cfg.Client.Txn(ctx, nil, []kvstore.Op{
-			kvstore.Read(a.labelsKey(e)), kvstore.Read(a.idKey(n)), kvstore.Read(a.refKey(n)),
+			kvstore.Read(a.labelsKey(e)), kvstore.Read(a.idKey(n)), kvstore.Read(a.refKey(n)), kvstore.Read(a.retiredKey(n)),
 		}, nil)
 		if err != nil {
 			return 0, err
 		}
-		s := state{byLabels: half(res.Gets[0]), id: half(res.Gets[1]), ref: half(res.Gets[2])}
+		s := state{byLabels: half(res.Gets[0]), id: half(res.Gets[1]), ref: half(res.Gets[2]), retired: half(res.Gets[3])}
 		if a.newer(s, e, n) {
 			return a.takeAsking(ctx, e)
 		}
@@ -113,13 +113,14 @@ func (h half) unchanged(key string) kvstore.Cmp {
 
 // state is what the store has of an identity in use.
 type state struct {
-	byLabels, id, ref half
+	byLabels, id, ref, retired half
 }
 
-// newer reports whether somebody else has the labels or the number. A record that
-// cannot be read says neither, but of the number only this node's reference, or
-// the labels' key, then tells that it was not given to others: a number that is
-// referred to is not collected.
+// newer reports whether somebody else has the labels or the number, or had it until
+// it was retired: then others may still take it for theirs. A record that cannot be
+// read says neither, but of the number only this node's reference, or the labels'
+// key, then tells that it was not given to others: a number that is referred to is
+// not collected.
 func (a *Allocator) newer(s state, e *entry, n identity.Number) bool {
 	if s.byLabels.legible() {
 		if m, ok := a.named(s.byLabels[0]); !ok || m != n {
@@ -128,6 +129,9 @@ func (a *Allocator) newer(s state, e *entry, n identity.Number) bool {
 	}
 	if s.id.legible() {
 		return !a.carries(s.id[0], e)
+	}
+	if len(s.retired) > 0 && !a.retiredOf(s.retired[0], e) {
+		return true
 	}
 	return len(s.id) > 0 && !s.byLabels.legible() && len(s.ref) == 0
 }
@@ -147,7 +151,7 @@ func (a *Allocator) restore(ctx context.Context, e *entry, n identity.Number, s 
 		}
 		conds = append(conds, h.unchanged(all[i].Key))
 	}
-	conds = append(conds, s.ref.unchanged(all[2].Key))
+	conds = append(conds, s.ref.unchanged(all[2].Key), s.retired.unchanged(a.retiredKey(n)))
 	res, err := a.cfg.Client.Txn(ctx, conds, append(ops, all[2]), nil)
 	if err == nil && res.Succeeded {
 		a.referred(e, res.Revision)

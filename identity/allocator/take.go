@@ -126,28 +126,35 @@ const (
 )
 
 // join puts a reference to the number that a labels key names, and restores the
-// number's own key if it is missing.
+// number's own key if it is missing, but not that of a number that others had.
 func (a *Allocator) join(ctx context.Context, e *entry, held kvstore.KV) (identity.Number, outcome, error) {
 	n, ok := a.named(held)
 	if !ok {
 		return 0, useless, nil
 	}
 	at := kvstore.AtRevision(held.Key, held.ModRevision)
-	res, err := a.cfg.Client.Txn(ctx, []kvstore.Cmp{at}, []kvstore.Op{kvstore.Read(a.idKey(n))}, nil)
+	res, err := a.cfg.Client.Txn(ctx, []kvstore.Cmp{at}, []kvstore.Op{kvstore.Read(a.idKey(n)), kvstore.Read(a.retiredKey(n))}, nil)
 	if err != nil || !res.Succeeded {
 		return 0, lost, err
 	}
-	cond := kvstore.Absent(a.idKey(n))
+	conds := []kvstore.Cmp{at, kvstore.Absent(a.idKey(n))}
 	ops := []kvstore.Op{kvstore.Put(a.refKey(n), nil)}
 	if kvs := res.Gets[0]; len(kvs) > 0 {
 		if !a.carries(kvs[0], e) {
 			return 0, useless, nil
 		}
-		cond = kvstore.AtRevision(a.idKey(n), kvs[0].ModRevision)
-	} else if ops, err = a.records(e, n); err != nil {
-		return 0, lost, err
+		conds[1] = kvstore.AtRevision(a.idKey(n), kvs[0].ModRevision)
+	} else {
+		retired := half(res.Gets[1])
+		if len(retired) > 0 && !a.retiredOf(retired[0], e) {
+			return 0, useless, nil
+		}
+		conds = append(conds, retired.unchanged(a.retiredKey(n)))
+		if ops, err = a.records(e, n); err != nil {
+			return 0, lost, err
+		}
 	}
-	res, err = a.cfg.Client.Txn(ctx, []kvstore.Cmp{at, cond}, ops, nil)
+	res, err = a.cfg.Client.Txn(ctx, conds, ops, nil)
 	if err != nil || !res.Succeeded {
 		return 0, lost, err
 	}
@@ -179,6 +186,18 @@ func (a *Allocator) carries(kv kvstore.KV, e *entry) bool {
 	m, err := kvstore.Decode(k, kv.Value)
 	id, ok := m.(*keyspacev1.Identity)
 	return err == nil && ok && slices.Equal(id.GetLabels(), e.set.Strings())
+}
+
+// retiredOf reports whether a retired key says that the number stood for the
+// entry's labels, and for no others since.
+func (a *Allocator) retiredOf(kv kvstore.KV, e *entry) bool {
+	k, err := kvstore.ParseKey(kv.Key)
+	if err != nil {
+		return false
+	}
+	m, err := kvstore.Decode(k, kv.Value)
+	ref, ok := m.(*keyspacev1.IdentityRef)
+	return err == nil && ok && ref.GetLabelsHash() == e.hash
 }
 
 // pick chooses a number that is not known to be taken: at random, so that nodes

@@ -169,13 +169,13 @@ func (c *Collector) collect(ctx context.Context, s *Survey, r *Result) error {
 
 // retire deletes a number and its labels key unless a node has begun to use it.
 func (c *Collector) retire(ctx context.Context, s *Survey, n identity.Number, id ID) (bool, error) {
-	retired, err := c.retiredOp(n)
+	hash := id.Labels.Hash()
+	retired, err := c.retiredOp(n, s.rememberedAs(n, hash))
 	if err != nil {
 		return false, err
 	}
 	conds := []kvstore.Cmp{kvstore.AtRevision(c.idKey(n), id.rev), c.unreferenced(n)}
 	ops := []kvstore.Op{kvstore.Delete(c.idKey(n)), retired}
-	hash := id.Labels.Hash()
 	if k, ok := s.byLabels[hash]; ok && k.number == n {
 		conds = append(conds, kvstore.AtRevision(c.labelsKey(hash), k.rev))
 		ops = append(ops, kvstore.Delete(c.labelsKey(hash)))
@@ -188,6 +188,10 @@ func (c *Collector) retire(ctx context.Context, s *Survey, n identity.Number, id
 func (c *Collector) sweepLabels(ctx context.Context, s *Survey, r *Result) error {
 	before := c.strayed
 	c.strayed = map[string]int64{}
+	named := map[identity.Number]int{}
+	for _, k := range s.byLabels {
+		named[k.number]++
+	}
 	for hash, k := range s.byLabels {
 		id, exists := s.IDs[k.number]
 		if exists && id.Labels.Hash() == hash || s.Used(k.number) && !exists {
@@ -203,7 +207,11 @@ func (c *Collector) sweepLabels(ctx context.Context, s *Survey, r *Result) error
 			conds = append(conds, kvstore.AtRevision(c.idKey(k.number), id.rev))
 		} else {
 			// Somebody may remember the number under these labels.
-			retired, err := c.retiredOp(k.number)
+			as := ""
+			if named[k.number] == 1 {
+				as = s.rememberedAs(k.number, hash)
+			}
+			retired, err := c.retiredOp(k.number, as)
 			if err != nil {
 				return err
 			}
@@ -267,9 +275,11 @@ func (c *Collector) commit(ctx context.Context, conds []kvstore.Cmp, ops []kvsto
 	return false, err
 }
 
-func (c *Collector) retiredOp(n identity.Number) (kvstore.Op, error) {
+// retiredOp retires a number that stood for the labels of a hash; "" if that is
+// not known, or it did for several.
+func (c *Collector) retiredOp(n identity.Number, hash string) (kvstore.Op, error) {
 	k := kvstore.NewKey(kvstore.Local, c.cfg.Cluster, kvstore.KindRetired, kvstore.NumberName(uint32(n)))
-	v, err := kvstore.Encode(k, &keyspacev1.IdentityRef{Number: uint32(n), UpdatedAt: c.cfg.Now().UnixNano()})
+	v, err := kvstore.Encode(k, &keyspacev1.IdentityRef{Number: uint32(n), LabelsHash: hash, UpdatedAt: c.cfg.Now().UnixNano()})
 	return kvstore.Put(k.String(), v), err
 }
 

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/allocator"
@@ -204,6 +206,24 @@ func TestPutBackEndsRetirement(t *testing.T) {
 	f.pass(c, collector.Result{})
 }
 
+// lead has the labels key of an app name a number.
+func (f *fixture) lead(app string, n identity.Number) {
+	f.t.Helper()
+	k := kvstore.NewKey(kvstore.State, f.etcd.Cluster, kvstore.KindIdentityLabels, f.set(app).Hash())
+	f.put(k, &keyspacev1.IdentityRef{Number: uint32(n)})
+}
+
+func (f *fixture) put(k kvstore.Key, m proto.Message) {
+	f.t.Helper()
+	v, err := kvstore.Encode(k, m)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := f.api.Txn(f.t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), v)}, nil); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 // forget deletes a node's references, as after a node that was long away.
 func (f *fixture) forget(node string) {
 	f.t.Helper()
@@ -226,14 +246,7 @@ func TestStrayLabelsKeys(t *testing.T) {
 	a, c := f.node("n1", false), f.collector()
 	n := f.allocate(a, "web")
 	for app, to := range map[string]identity.Number{"nothing": first + 9, "other": n} {
-		k := kvstore.NewKey(kvstore.State, f.etcd.Cluster, kvstore.KindIdentityLabels, f.set(app).Hash())
-		v, err := kvstore.Encode(k, &keyspacev1.IdentityRef{Number: uint32(to)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.api.Txn(t.Context(), nil, []kvstore.Op{kvstore.Put(k.String(), v)}, nil); err != nil {
-			t.Fatal(err)
-		}
+		f.lead(app, to)
 	}
 	f.pass(c, collector.Result{})
 	f.pass(c, collector.Result{Stray: 2})

@@ -39,6 +39,9 @@ type Retired struct {
 	Since  time.Time
 	// Revision is that at which the number was deleted.
 	Revision int64
+	// LabelsHash is that of the labels that it stood for, "" if nobody may put it
+	// back.
+	LabelsHash string
 }
 
 type labelsKey struct {
@@ -107,7 +110,7 @@ func (s *Survey) take(kv kvstore.KV) {
 	case *keyspacev1.IdentityRef:
 		n := identity.Number(r.GetNumber())
 		if k.Kind == kvstore.KindRetired {
-			s.Retired[n] = Retired{Number: n, Since: time.Unix(0, r.GetUpdatedAt()), Revision: kv.ModRevision}
+			s.Retired[n] = Retired{Number: n, Since: time.Unix(0, r.GetUpdatedAt()), Revision: kv.ModRevision, LabelsHash: r.GetLabelsHash()}
 		} else {
 			s.byLabels[k.Names[0]] = labelsKey{n, kv.ModRevision}
 		}
@@ -116,6 +119,15 @@ func (s *Survey) take(kv kvstore.KV) {
 
 // Used reports whether any node refers to a number.
 func (s *Survey) Used(n identity.Number) bool { return len(s.Nodes[n]) > 0 }
+
+// rememberedAs is the hash under which a number that is retired now may be put
+// back: "" if it is retired already and others may remember it as something else.
+func (s *Survey) rememberedAs(n identity.Number, hash string) string {
+	if r, already := s.Retired[n]; already && r.LabelsHash != hash {
+		return ""
+	}
+	return hash
+}
 
 // Free is how many of the numbers of a range are left to be given. The first of
 // a range is never given.

@@ -799,11 +799,14 @@ func (x *Identity) GetUpdatedAt() int64 {
 	return 0
 }
 
-// IdentityRef is state/<c>/identities/labels/<sha256>.
+// IdentityRef is state/<c>/identities/labels/<sha256> and local/<c>/retired/<num>.
 type IdentityRef struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	UpdatedAt     int64                  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Of a retired number: the sha256 of the labels that it stood for, under which
+	// alone it may be put back. Empty: nobody may.
+	LabelsHash    string `protobuf:"bytes,2,opt,name=labels_hash,json=labelsHash,proto3" json:"labels_hash,omitempty"`
+	UpdatedAt     int64  `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -843,6 +846,13 @@ func (x *IdentityRef) GetNumber() uint32 {
 		return x.Number
 	}
 	return 0
+}
+
+func (x *IdentityRef) GetLabelsHash() string {
+	if x != nil {
+		return x.LabelsHash
+	}
+	return ""
 }
 
 func (x *IdentityRef) GetUpdatedAt() int64 {
@@ -3647,9 +3657,11 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06labels\x18\x02 \x03(\tR\x06labels\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"D\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"e\n" +
 	"\vIdentityRef\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1d\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1f\n" +
+	"\vlabels_hash\x18\x02 \x01(\tR\n" +
+	"labelsHash\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x91\x02\n" +
 	"\aIPEntry\x12\x16\n" +

@@ -108,8 +108,8 @@ func startMembers(tb testing.TB) *Etcd {
 	}
 	e.Servers = make([]*etcd.Server, len(members))
 	e.Config = e.Configs[0]
+	tb.Cleanup(e.Stop) // also of those that start while another fails to
 	e.Restart(tb)
-	tb.Cleanup(e.Stop)
 	return e
 }
 
