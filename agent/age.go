@@ -77,7 +77,7 @@ func (v *view) rejudge(cluster string) {
 func (v *view) judge(n identity.Number, k knownIdentity) {
 	if !v.believes(k.cluster) {
 		v.engine.DeleteIdentity(n)
-		v.tables.Identities.Delete(n)
+		v.unknow(n)
 		return
 	}
 	if err := v.engine.UpsertIdentity(n, k.cluster, k.labels); err != nil {
@@ -86,5 +86,12 @@ func (v *view) judge(n identity.Number, k knownIdentity) {
 	}
 	v.engine.SetNamedPorts(n, v.ports.of(n))
 	id, _ := v.space.Cluster(n)
-	v.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: id})
+	v.known[n] = datapath.Identity{Number: n, ClusterID: id}
+}
+
+// unknow makes an identity unknown to the datapath: at once, before its entries go
+// from the rule sets.
+func (v *view) unknow(n identity.Number) {
+	delete(v.known, n)
+	v.tables.Identities.Delete(n)
 }

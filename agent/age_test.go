@@ -12,10 +12,13 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
+	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/table"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/loadbalancer"
 	"github.com/hawser-mesh/hawser/policy"
+	"github.com/hawser-mesh/hawser/policy/api"
 )
 
 func testView(t *testing.T) *view {
@@ -93,4 +96,57 @@ func TestExpiredPeerIsNotBelieved(t *testing.T) {
 	check("left", west+1, true)
 	apply(aged("east", "expired")) // nobody says that of ourselves
 	check("own cluster", own, true)
+}
+
+// An identity is known to the datapath only when the rule sets have what denies it,
+// and not known any more before that goes: also when it comes back.
+func TestIdentityIsKnownAfterItsDenies(t *testing.T) {
+	v := testView(t)
+	const west = 2<<16 + 1
+	objects, err := api.Parse([]byte(`{"apiVersion": "hawser.io/v1", "kind": "MeshPolicy", "metadata": {"name": "p", "namespace": "demo"},
+		"spec": {"endpointSelector": {}, "egress": [{"toEntities": ["all"]}], "egressDeny": [{"toEndpoints": [{"matchLabels": {"mesh:cluster": "west"}}]}]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.engine.UpsertObject(objects[0])
+	ls, err := labels.ParseSet([]string{"mesh:cluster=east", "mesh:namespace=demo", "k8s:app=x"}, labels.Any)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := v.engine.Acquire(policy.Subject{Labels: ls})
+	if err != nil {
+		t.Fatal(err)
+	}
+	denied := func() bool {
+		rs, _ := v.tables.RuleSets.Get(set)
+		return rs.Entries[datapath.PolicyKey{Direction: datapath.Egress, Identity: west}].Deny
+	}
+	// Comparing with the row of before is in the middle of Set.
+	sets := 0
+	v.tables.Identities = table.New[identity.Number]("identities", func(_, _ datapath.Identity) bool {
+		if sets++; !denied() {
+			t.Error("known before it is denied")
+		}
+		return false
+	})
+	v.tables.Identities.Set(west, datapath.Identity{Number: west, ClusterID: 99})
+	v.verdictsRead()
+	c := identityOf("west", west)
+	c.Record = &keyspacev1.Identity{Number: west, Labels: []string{"k8s:app=echo", "mesh:namespace=demo", "mesh:cluster=west"}}
+	v.apply(store.Batch{Changes: []store.Change{c}})
+	if sets != 1 || !denied() {
+		t.Fatalf("set %d times, denied %v", sets, denied())
+	}
+	v.mu.Lock()
+	if err := v.change(aged("west", "expired")); err != nil {
+		t.Error(err)
+	}
+	if _, ok := v.tables.Identities.Get(west); ok || !denied() {
+		t.Error("its denies went before it")
+	}
+	v.publish()
+	v.mu.Unlock()
+	if denied() {
+		t.Error("its denies are still there")
+	}
 }

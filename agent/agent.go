@@ -74,6 +74,7 @@ type Agent struct {
 	grants     *grants
 	unreadable *unreadable
 	routeless  routeless
+	outside    *outside
 	watchman   *watchman
 	tunnel     *net.UDPConn // holds the tunnel's port; answers to probes come there
 	hub        observe.Hub
@@ -103,12 +104,17 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}), timers: newTimers(),
 	}
+	var apiServers []string
+	if enrolment != nil {
+		apiServers = enrolment.APIEndpoints
+	}
+	a.outside = newOutside(a.cfg.EtcdEndpoints, apiServers, net.DefaultResolver.LookupNetIP, a.log)
 	a.trust = newTrust(&a.cfg, a.log, a.enrolled)
 	if err := a.cfg.ownPodCIDR(ctx, enrolment); err != nil {
 		return err
 	}
 	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
-	a.unreadable = newUnreadable(a.cfg.Cluster)
+	a.unreadable = newUnreadable(a.cfg.Cluster, a.cfg.SharedEtcd)
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}
@@ -199,7 +205,7 @@ func (a *Agent) openKeyspace() error {
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
 		ids: a.ids, filter: a.filter, kernel: kernelOf{a.dp, a.reconciler}, mesh: a.publisher, ready: a.ready, mtu: a.mtu, space: a.space,
-		flush: a.view.flush, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
+		flush: a.view.flush, gone: func(r *record) bool { return deviceGone(a.log, r) }, whois: a.view.whois, byKey: map[string]*record{}, holds: map[string]bool{}, locks: map[string]chan struct{}{},
 	}
 	return nil
 }
@@ -369,6 +375,8 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.presence.Run(ctx) })
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error { return a.keepRoutes(ctx) })
+	g.Go(func() error { return a.outside.run(ctx) })
+	g.Go(func() error { return a.endpoints.keepDevices(ctx) })
 	g.Go(func() error { return a.keepHostAddrs(ctx, addrs) })
 	a.watch() // what an earlier agent was asked for is over
 	g.Go(func() error { return maps.ReadEvents(ctx, a.dp.Maps().Events, a.handleEvent) })
@@ -472,7 +480,7 @@ func (a *Agent) watch() {
 
 func (a *Agent) handleEvent(e datapath.Event) {
 	if e.Type == datapath.EventDrop && e.Reason == maps.DropIdentityUnknown {
-		a.unknown.seen(e.SourceID)
+		a.unknown.seen(e)
 	}
 	name := observe.TypeName(e.Type)
 	if a.hub.Wanted(name) {

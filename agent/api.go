@@ -66,7 +66,7 @@ func (m *endpoints) describe(r *record) *hawserv1.Endpoint {
 		Identity: uint32(r.Identity), Labels: r.Labels, State: r.State,
 		ContainerId: r.ContainerID, Ifname: r.IfName, HostDevice: r.HostDevice, Ifindex: r.IfIndex,
 		Mac: datapath.MAC(r.PodMAC).String(), RuleSet: r.RuleSet, CreatedAt: r.CreatedAt,
-		Gateway: netdev.Gateway4().String(), Mtu: uint32(m.podMTU()), Netns: r.Netns,
+		Gateway: netdev.Gateway4().String(), Mtu: uint32(m.podMTU()), Netns: r.Netns, Network: r.Network,
 	}
 	for _, a := range r.addrs() {
 		e.Addresses = append(e.Addresses, a.String())
@@ -221,7 +221,7 @@ func (s *service) Monitor(q *hawserv1.MonitorRequest, stream grpc.ServerStreamin
 }
 
 // Status implements hawserv1.NodeServer.
-func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
+func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
 	a := s.a
 	r := &hawserv1.NodeStatusReport{
 		Cluster: a.cfg.Cluster, Node: a.cfg.Node, Version: version.String(), StartedAt: a.started.UnixNano(),
@@ -230,6 +230,9 @@ func (s *service) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.No
 		PodCidrs: a.cfg.podCIDRTexts(), PodMtu: uint32(a.endpoints.podMTU()),
 		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled, Now: time.Now().UnixNano(),
 		Pools: a.pools(),
+	}
+	if err := a.healthy(ctx); err != nil {
+		r.NotReady = err.Error()
 	}
 	r.Problems = append(append(r.Problems, fullPools(r.GetPools())...), fullConntrack(a.dp.Flows())...)
 	if cert, err := pki.ReadCertificate(pki.FilesIn(a.cfg.TLSDir, "tls").Cert); err == nil {

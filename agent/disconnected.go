@@ -29,6 +29,9 @@ func disconnected(k *hawserv1.KeyspaceStatus, node string, enrolled bool) *hawse
 	case has(says, "tls: bad certificate", "tls: expired certificate", "tls: revoked certificate", "tls: certificate required"):
 		p.Problem = "the keyspace refuses this node's certificate: " + says + meanwhile
 		p.Fix = "see that the certificate is valid and the clock right; else " + again
+	case has(says, "x509: certificate has expired or is not yet valid"):
+		p.Problem = "by this node's clock the certificate of the keyspace is not valid: " + says + meanwhile
+		p.Fix = "set the clock of this node right; if it is, see the clock and the certificate of the API server, or of the external etcd"
 	default:
 		p.Problem = "not connected: " + says + meanwhile
 		p.Fix = "check that hawser-apiserver runs"

@@ -22,12 +22,13 @@ func TestWhyTheKeyspaceIsNotConnected(t *testing.T) {
 		enrolled   bool
 		says, cure string
 	}{
-		"forgotten":         {denied, true, "was forgotten", "hawser node invite n1"},
-		"a user is missing": {denied, false, "does not admit this node's certificate", "role of agents"},
-		"another CA there":  {fmt.Errorf("tls: failed to verify certificate: %w", x509.UnknownAuthorityError{}), true, "do not believe each other's CA", "hawser node invite n1"},
-		"another CA here":   {errors.New("remote error: tls: unknown certificate authority"), true, "do not believe each other's CA", "hawser node invite n1"},
-		"refused":           {errors.New("remote error: tls: bad certificate"), true, "refuses this node's certificate", "hawser node invite n1"},
-		"nobody answers":    {errors.New("no answer from 192.0.2.1:2379 (connection refused)"), true, "not connected: no answer", runs},
+		"forgotten":          {denied, true, "was forgotten", "hawser node invite n1"},
+		"a user is missing":  {denied, false, "does not admit this node's certificate", "role of agents"},
+		"another CA there":   {fmt.Errorf("tls: failed to verify certificate: %w", x509.UnknownAuthorityError{}), true, "do not believe each other's CA", "hawser node invite n1"},
+		"another CA here":    {errors.New("remote error: tls: unknown certificate authority"), true, "do not believe each other's CA", "hawser node invite n1"},
+		"refused":            {errors.New("remote error: tls: bad certificate"), true, "refuses this node's certificate", "hawser node invite n1"},
+		"the clock is wrong": {fmt.Errorf("tls: failed to verify certificate: %w", x509.CertificateInvalidError{Reason: x509.Expired}), true, "by this node's clock", "set the clock of this node right"},
+		"nobody answers":     {errors.New("no answer from 192.0.2.1:2379 (connection refused)"), true, "not connected: no answer", runs},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := disconnected(&hawserv1.KeyspaceStatus{Endpoint: "192.0.2.1:2379", LastError: c.err.Error()}, "n1", c.enrolled)

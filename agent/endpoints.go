@@ -73,6 +73,8 @@ type endpoints struct {
 	mtu    int             // of the underlay, bytes
 	space  identity.Space
 	flush  func() // publishes what the engine changed
+	// gone reports whether the endpoint's device is gone, so that no pod has it.
+	gone func(*record) bool
 	// whois is what the keyspace says of an address and an identity.
 	whois func(netip.Addr, identity.Number) (namespace, name string, labels []string)
 
@@ -96,7 +98,7 @@ func (m *endpoints) Add(ctx context.Context, q *hawserv1.AddEndpointRequest) (*h
 	}
 	defer unlock()
 	if r := m.get(key); r != nil {
-		if r.Netns == q.GetNetns() && r.State != stateDeleting {
+		if r.Netns == q.GetNetns() && r.stands() && !m.gone(r) {
 			return m.describe(r), nil
 		}
 		if err := m.destroy(ctx, r); err != nil {
@@ -162,7 +164,7 @@ func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*recor
 	r := &record{
 		Ports:       ports,
 		ContainerID: q.GetContainerId(), IfName: q.GetIfname(), Netns: q.GetNetns(),
-		Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr, Addr6: addr6,
+		Network: q.GetNetwork(), Namespace: q.GetNamespace(), Name: q.GetName(), Labels: ls.Strings(), Addr: addr, Addr6: addr6,
 		State: stateCreating, HostDevice: netdev.HostDeviceName(q.GetContainerId(), q.GetIfname()),
 		CreatedAt: time.Now().UnixNano(),
 	}
@@ -171,6 +173,7 @@ func (m *endpoints) begin(q *hawserv1.AddEndpointRequest, ls labels.Set) (*recor
 		return nil, err
 	}
 	if err := m.keep(r); err != nil {
+		m.drop(r)
 		m.pool.release(r)
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -256,8 +259,8 @@ func (m *endpoints) register(ctx context.Context, r *record) error {
 		return err
 	}
 	cluster, _ := m.space.Cluster(r.Identity)
+	m.flush() // the rule sets first: they may deny it
 	m.tables.Identities.Set(r.Identity, datapath.Identity{Number: r.Identity, ClusterID: cluster})
-	m.flush()
 	m.setRow(r)
 	if err := m.mesh.Announce(ctx, r); err != nil {
 		return fmt.Errorf("announce %s: %w", r.workload(), err)
@@ -295,12 +298,14 @@ func (m *endpoints) Delete(ctx context.Context, containerID, ifName string) erro
 }
 
 // destroy undoes everything of an endpoint and forgets it when all is gone. It
-// may be repeated. The device goes before its program's pin: taking the program
-// off a live device would cost another RCU grace period.
+// may be repeated. A disk on which nothing can be written keeps nothing alive: a
+// restart undoes what has a record and no device. The device goes before its
+// program's pin: taking the program off a live device would cost another RCU
+// grace period.
 func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	r.State = stateDeleting
 	if err := m.keep(r); err != nil {
-		return err
+		m.log.Warn("the record still says that the endpoint is there; it is removed all the same", "endpoint", r.ID, "error", err)
 	}
 	var errs []error
 	owned := m.pool.owns(r) // else the address is another endpoint's by now
@@ -316,9 +321,7 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	m.mu.Lock()
-	delete(m.byKey, r.key())
-	m.mu.Unlock()
+	m.drop(r)
 	if owned {
 		m.pool.release(r)
 	}
@@ -328,26 +331,34 @@ func (m *endpoints) destroy(ctx context.Context, r *record) error {
 // lock makes adds and deletes of one endpoint take turns.
 func (m *endpoints) lock(ctx context.Context, key string) (unlock func(), err error) {
 	for {
-		m.mu.Lock()
-		busy, locked := m.locks[key]
-		if !locked {
-			done := make(chan struct{})
-			m.locks[key] = done
-			m.mu.Unlock()
-			return func() {
-				m.mu.Lock()
-				delete(m.locks, key)
-				m.mu.Unlock()
-				close(done)
-			}, nil
+		unlock, busy := m.tryLock(key)
+		if busy == nil {
+			return unlock, nil
 		}
-		m.mu.Unlock()
 		select {
 		case <-busy:
 		case <-ctx.Done():
 			return nil, status.FromContextError(ctx.Err()).Err()
 		}
 	}
+}
+
+// tryLock is lock when nothing of the endpoint is running; else busy is closed
+// when that is over.
+func (m *endpoints) tryLock(key string) (unlock func(), busy <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if busy, locked := m.locks[key]; locked {
+		return nil, busy
+	}
+	done := make(chan struct{})
+	m.locks[key] = done
+	return func() {
+		m.mu.Lock()
+		delete(m.locks, key)
+		m.mu.Unlock()
+		close(done)
+	}, nil
 }
 
 // keep stores a copy of a record in memory and on disk.
@@ -357,6 +368,13 @@ func (m *endpoints) keep(r *record) error {
 	m.byKey[r.key()] = &c
 	m.mu.Unlock()
 	return m.store.save(&c)
+}
+
+// drop takes a record out of memory.
+func (m *endpoints) drop(r *record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.byKey, r.key())
 }
 
 // get is a copy of a record, nil when there is none.

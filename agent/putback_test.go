@@ -22,7 +22,7 @@ func publishing(t *testing.T, e *etcdtest.Etcd) *Agent {
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		cfg: Config{Cluster: e.Cluster, Node: "n1", NodeAddress: netip.MustParseAddr("192.168.1.1"), PodCIDR: netip.MustParsePrefix("10.1.1.0/24"), Log: log},
-		log: log, view: testView(t), kv: e.Agent(t, "n1"), timers: newTimers(), unreadable: newUnreadable(e.Cluster),
+		log: log, view: testView(t), kv: e.Agent(t, "n1"), timers: newTimers(), unreadable: newUnreadable(e.Cluster, false),
 	}
 	a.space = a.view.space
 	a.marks = newMarkers(e.Cluster, func() bool { return false }, func() {}, func() {})

@@ -32,6 +32,7 @@ type record struct {
 	ContainerID string             `json:"containerID"`
 	IfName      string             `json:"ifName"`
 	Netns       string             `json:"netns"`
+	Network     string             `json:"network,omitempty"` // the runtime's name of what it was added to
 	Namespace   string             `json:"namespace"`
 	Name        string             `json:"name"`
 	Ports       []policy.NamedPort `json:"ports,omitempty"`
@@ -53,6 +54,9 @@ type record struct {
 
 // key names an endpoint for the container runtime.
 func (r *record) key() string { return r.ContainerID + "/" + r.IfName }
+
+// stands reports whether all of the endpoint was made and nothing is removed.
+func (r *record) stands() bool { return r.State == stateReady || r.State == stateRestoring }
 
 // identityLabels are those of the endpoint's labels that make its identity.
 func (r *record) identityLabels(f labels.Filter) (labels.Set, error) {

@@ -28,9 +28,17 @@ const (
 // once complete is closed. A prefix that holds an address of the host itself, or
 // one that it must reach outside of the mesh, gets none.
 func (a *Agent) keepRoutes(ctx context.Context) error {
-	changes, nodes := a.view.podRoutes.Subscribe(), a.tables.Nodes.Subscribe()
+	changes, nodes, outside := a.view.podRoutes.Subscribe(), a.tables.Nodes.Subscribe(), a.outside.addrs.Subscribe()
 	defer changes.Close()
 	defer nodes.Close()
+	defer outside.Close()
+	again := func(met map[netip.Addr]struct{}) {
+		for p := range a.view.podRoutes.All() {
+			if holdsAny(p, met) {
+				changes.Requeue(p)
+			}
+		}
+	}
 	retry := time.NewTimer(0)
 	if !retry.Stop() {
 		<-retry.C
@@ -43,11 +51,10 @@ func (a *Agent) keepRoutes(ctx context.Context) error {
 		case <-changes.C():
 		case <-nodes.C():
 			met, _ := nodes.Take()
-			for p := range a.view.podRoutes.All() {
-				if holdsAny(p, met) {
-					changes.Requeue(p)
-				}
-			}
+			again(met)
+		case <-outside.C():
+			met, _ := outside.Take()
+			again(met)
 		case <-retry.C:
 		case <-complete:
 			complete = nil
@@ -55,8 +62,8 @@ func (a *Agent) keepRoutes(ctx context.Context) error {
 				a.log.Error("remove stale routes", "error", err)
 			}
 		}
-		if again := a.routesOf(changes); again > 0 {
-			retry.Reset(again)
+		if wait := a.routesOf(changes); wait > 0 {
+			retry.Reset(wait)
 		}
 	}
 }
@@ -100,7 +107,7 @@ func (a *Agent) routesOf(changes *table.Changes[netip.Prefix]) (again time.Durat
 }
 
 // spares refuses a prefix that holds one of the host's own addresses, or that of
-// an etcd or of a node: these are reached outside of the tunnel, and a host that
+// the etcd, the API server or a node: these are reached outside of the tunnel, and a host that
 // lost them could not be told to remove the route.
 func (a *Agent) spares(p netip.Prefix, own []netip.Addr) error {
 	for _, at := range own {
@@ -108,9 +115,9 @@ func (a *Agent) spares(p netip.Prefix, own []netip.Addr) error {
 			return fmt.Errorf("set route to %s: %w: the host needs %s", p, netdev.ErrForeignRoute, at)
 		}
 	}
-	for _, e := range a.cfg.EtcdEndpoints {
-		if at, err := netip.ParseAddrPort(e); err == nil && p.Contains(at.Addr()) {
-			return fmt.Errorf("set route to %s: %w: %s is this cluster's etcd", p, netdev.ErrForeignRoute, at)
+	for at, what := range a.outside.addrs.All() {
+		if p.Contains(at) {
+			return fmt.Errorf("set route to %s: %w: %s is this cluster's %s", p, netdev.ErrForeignRoute, at, what)
 		}
 	}
 	for at, n := range a.tables.Nodes.All() {

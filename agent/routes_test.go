@@ -3,7 +3,9 @@
 package agent
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -18,16 +20,32 @@ import (
 // Whatever the keyspace says, the host keeps its own addresses, its etcd and the
 // nodes of the mesh outside of the tunnel.
 func TestRoutesSpareWhatTheHostNeeds(t *testing.T) {
-	a := &Agent{cfg: Config{EtcdEndpoints: []string{"192.0.2.1:2379"}}, view: testView(t), tables: datapath.NewTables()}
+	a := &Agent{view: testView(t), tables: datapath.NewTables()}
+	named := func(_ context.Context, _, host string) ([]netip.Addr, error) {
+		return map[string][]netip.Addr{"etcd.example": {netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")}}[host], nil
+	}
+	// As an enrolment has them (https://), and as an operator may write them.
+	a.outside = newOutside([]string{"https://192.0.2.1:2379", "https://[2001:db8::1]:2379", "192.0.2.2:2379", "https://192.0.2.3:2379/", "https://etcd.example:2379"},
+		[]string{"192.0.2.4:4433"}, named, slog.New(slog.DiscardHandler))
+	a.outside.resolve(t.Context())
 	a.tables.Nodes.Set(netip.MustParseAddr("172.30.2.11"), datapath.Node{Cluster: "west", Name: "west-1"})
 	own := []netip.Addr{netip.MustParseAddr("172.30.1.11"), netip.MustParseAddr("172.30.1.1")}
 	for prefix, says := range map[string]string{
-		"10.2.1.0/24":    "",
-		"172.30.1.0/24":  "the host needs 172.30.1.11",
-		"172.30.1.1/32":  "the host needs 172.30.1.1",
-		"192.0.2.1/32":   "this cluster's etcd",
-		"172.30.2.11/32": "node west/west-1",
-		"128.0.0.0/1":    "it is not the mesh's",
+		"10.2.1.0/24":       "",
+		"172.30.1.0/24":     "the host needs 172.30.1.11",
+		"172.30.1.1/32":     "the host needs 172.30.1.1",
+		"192.0.2.1/32":      "192.0.2.1 is this cluster's etcd",
+		"192.0.2.2/32":      "192.0.2.2 is this cluster's etcd",
+		"192.0.2.3/32":      "192.0.2.3 is this cluster's etcd",
+		"192.0.2.4/32":      "192.0.2.4 is this cluster's API server",
+		"192.0.2.5/32":      "",
+		"2001:db8::/64":     "this cluster's etcd",
+		"2001:db8::1/128":   "2001:db8::1 is this cluster's etcd",
+		"2001:db8::7/128":   "2001:db8::7 is this cluster's etcd",
+		"198.51.100.0/24":   "198.51.100.7 is this cluster's etcd",
+		"2001:db8:0:1::/64": "",
+		"172.30.2.11/32":    "node west/west-1",
+		"128.0.0.0/1":       "it is not the mesh's",
 	} {
 		p := netip.MustParsePrefix(prefix)
 		a.view.podRoutes.Set(p, struct{}{})
@@ -39,7 +57,7 @@ func TestRoutesSpareWhatTheHostNeeds(t *testing.T) {
 			t.Errorf("%s: told wrongly", prefix)
 		}
 	}
-	if ps := a.routeless.problems(); len(ps) != 5 || ps[0].GetObject() != "route 128.0.0.0/1" {
+	if ps := a.routeless.problems(); len(ps) != 12 || ps[0].GetObject() != "route 128.0.0.0/1" {
 		t.Errorf("problems %v", ps)
 	}
 	if !holdsAny(netip.MustParsePrefix("172.30.2.0/24"), map[netip.Addr]struct{}{netip.MustParseAddr("172.30.2.12"): {}}) ||

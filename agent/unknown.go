@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
@@ -28,11 +29,16 @@ type unknowns struct {
 	ask chan identity.Number
 }
 
-// seen takes note of a drop; it does not block.
-func (u *unknowns) seen(n identity.Number) {
-	select {
-	case u.ask <- n:
-	default:
+// seen takes note of a drop, whichever of its ends was not known; it does not block.
+func (u *unknowns) seen(e datapath.Event) {
+	for _, n := range []identity.Number{e.SourceID, e.DestID} {
+		if _, workload := u.a.space.Cluster(n); !workload {
+			continue
+		}
+		select {
+		case u.ask <- n:
+		default:
+		}
 	}
 }
 

@@ -18,14 +18,15 @@ const unreadableShown = 10
 // unreadable are the keys that this node watches and cannot read. What such a
 // key said before still holds, where this agent has read that.
 type unreadable struct {
-	own string // our cluster: what is another's below state/ is a copy
+	own    string // our cluster: what is another's below state/ is a copy
+	shared bool   // unless clusters share the etcd: then it is the original
 
 	mu   sync.Mutex
 	keys map[kvstore.Subtree][]store.Unreadable
 }
 
-func newUnreadable(own string) *unreadable {
-	return &unreadable{own: own, keys: map[kvstore.Subtree][]store.Unreadable{}}
+func newUnreadable(own string, shared bool) *unreadable {
+	return &unreadable{own: own, shared: shared, keys: map[kvstore.Subtree][]store.Unreadable{}}
 }
 
 // apply takes a batch of the reader of a subtree.
@@ -63,7 +64,11 @@ func (u *unreadable) problems() []*hawserv1.Problem {
 			Object: "key " + name, Problem: "its record cannot be read; " + what(k),
 			Fix: "see it: hawser kvstore get " + name + "; its writer replaces it, or: hawser kvstore del " + name + " --write",
 		}
-		if k.Subtree == kvstore.State && k.Cluster != u.own {
+		switch {
+		case k.Subtree != kvstore.State || k.Cluster == u.own:
+		case u.shared:
+			p.Fix = "see it: hawser kvstore get " + name + "; its writer in " + k.Cluster + ", which shares this etcd, replaces it"
+		default:
 			p.Fix = "see it: hawser kvstore get " + name + "; if `hawser kvstore diff " + k.Cluster + "` lists it, our copy is damaged: hawser-apiserver " +
 				"copies all of " + k.Cluster + " again by itself, once a minute at the most; else its writer there replaces it"
 		}

@@ -13,7 +13,7 @@ import (
 
 // Keys that cannot be read are told by name, with what to do, until they can be.
 func TestUnreadableKeysAreTold(t *testing.T) {
-	u := newUnreadable("east")
+	u := newUnreadable("east", false)
 	policy := kvstore.NewKey(kvstore.Local, "east", kvstore.KindPolicy, "demo", "closed")
 	u.apply(kvstore.Local, store.Batch{Unreadable: []store.Unreadable{{Key: policy, Said: true}}})
 	var many []store.Unreadable
@@ -37,6 +37,15 @@ func TestUnreadableKeysAreTold(t *testing.T) {
 	u.apply(kvstore.State, store.Batch{Unreadable: []store.Unreadable{{Key: kvstore.NewKey(kvstore.State, "west", kvstore.KindIP, "10.2.0.7/32")}}})
 	if fix := u.problems()[1].GetFix(); strings.Contains(fix, "kvstore del") || !strings.Contains(fix, "hawser kvstore diff west") || !strings.Contains(fix, "copies all of west again by itself") {
 		t.Errorf("of a peer's key it says: %s", fix)
+	}
+	// In a shared etcd there is no copy, and so nothing to compare or to copy again.
+	u.shared = true
+	if fix := u.problems()[1].GetFix(); strings.Contains(fix, "kvstore del") || strings.Contains(fix, "diff") || !strings.Contains(fix, "its writer in west") {
+		t.Errorf("of another cluster's key in a shared etcd it says: %s", fix)
+	}
+	u.apply(kvstore.State, store.Batch{Unreadable: many[:1]})
+	if fix := u.problems()[1].GetFix(); !strings.Contains(fix, "hawser kvstore del state/east/ips/") {
+		t.Errorf("of an own key in a shared etcd it says: %s", fix)
 	}
 	u.apply(kvstore.Local, store.Batch{})
 	u.apply(kvstore.State, store.Batch{})

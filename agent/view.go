@@ -51,6 +51,7 @@ type view struct {
 	clusters   map[string]uint32
 	verdicts   verdicts
 	identities map[identity.Number]knownIdentity
+	known      map[identity.Number]datapath.Identity // to be published, after their entries in rule sets
 	ports      *namedPorts
 	rollout    *rollout
 	backing    *backing
@@ -80,6 +81,7 @@ func newView(self liveness.NodeID, space identity.Space, log *slog.Logger, table
 		clusters:     map[string]uint32{},
 		verdicts:     verdicts{expired: map[string]bool{}},
 		identities:   map[identity.Number]knownIdentity{},
+		known:        map[identity.Number]datapath.Identity{},
 		ports:        newNamedPorts(),
 		rollout:      newRollout(),
 		backing:      newBacking(),
@@ -123,6 +125,10 @@ func (v *view) flush() {
 func (v *view) publish() {
 	v.backing.tell(v.engine, v.lb, v.ips)
 	v.engine.Publish(v.tables.RuleSets)
+	for n, row := range v.known {
+		v.tables.Identities.Set(n, row)
+	}
+	clear(v.known)
 	for _, c := range v.engine.CIDRChanges() {
 		switch {
 		case c.Block && c.Gone:
@@ -255,7 +261,7 @@ func (v *view) identity(c store.Change) error {
 		}
 		delete(v.identities, n)
 		v.engine.DeleteIdentity(n)
-		v.tables.Identities.Delete(n)
+		v.unknow(n)
 		if c.Key.Cluster == v.own {
 			v.wakeIdentities()
 		}

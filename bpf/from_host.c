@@ -107,6 +107,21 @@ static __always_inline int host_service(struct __sk_buff *skb, struct packet *p,
 	return ret < 0 ? ret : nat4(skb, p, &to);
 }
 
+/* A backend's answer that came by the host gets the service's address back. */
+static __always_inline int host_nat(struct __sk_buff *skb, struct packet *p, const struct flow *f,
+                                    const struct ct_entry *e)
+{
+	struct tuple4 to = p->t;
+
+	if (!e || f->dir != FLOW_REPLY || !(e->flags & CT_NAT))
+		return 0;
+	to.saddr = e->nat_addr.w[3];
+	to.sport = e->nat_port;
+	return nat4(skb, p, &to);
+}
+
+/* What the host forwards may continue flows with the outside only: those of the
+ * mesh use the tunnel, and the host's are its own. */
 static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, struct flow *f,
                                       struct ct_entry *e, struct route *r)
 {
@@ -114,11 +129,16 @@ static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, s
 
 	if (ret < 0)
 		return ret;
+	if (e && p->src_id != ID_HOST && !(e->flags & CT_WORLD))
+		return DROP(p, DROP_SPOOFED_SOURCE);
 	ret = host_judge(p, f, &p->t, r);
 	if (ret < 0)
 		return ret;
 	ret = host_record(p, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
-	return ret < 0 ? ret : can_reach(skb, p, r->hop);
+	if (ret < 0)
+		return ret;
+	ret = can_reach(skb, p, r->hop);
+	return ret < 0 ? ret : host_nat(skb, p, f, e);
 }
 
 /* The host speaks of everything; whom it forwards, of flows with the outside. */
@@ -135,7 +155,10 @@ static __always_inline int host_related(struct __sk_buff *skb, struct packet *p,
 	e = related_flow(skb, ETH_HLEN, p, f, &quoted);
 	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	return can_reach(skb, p, r->hop);
+	ret = can_reach(skb, p, r->hop);
+	if (!ret && e && e->flags & CT_NAT && f->dir == FLOW_FORWARD)
+		ret = related_nat4(skb, p, QUOTED_DESTINATION, e->nat_addr.w[3], e->nat_port);
+	return ret;
 }
 
 static __always_inline int host_flow(struct __sk_buff *skb, struct packet *p, struct flow *f,
@@ -165,6 +188,8 @@ static __always_inline int host_ipv4(struct __sk_buff *skb, struct packet *p)
 	if (ret < 0)
 		return ret;
 	p->src_id = host_identity4(p->t.saddr);
+	if (p->src_id != ID_HOST && endpoint_by_addr4(p->t.saddr))
+		return DROP(p, DROP_SPOOFED_SOURCE); /* pods do not send by the host */
 	ret = unlikely(p->icmp_error) ? host_related(skb, p, &f, &r) : host_flow(skb, p, &f, &r);
 	return ret < 0 ? ret : deliver(skb, p, &r, ID_REMOTE_NODE, f.hash);
 }

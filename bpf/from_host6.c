@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* from_host6: from_host for IPv6. The order of things is that of from_host.c. */
 #include "lib/event.h"
+#include "lib/forwarded.h"
 #include "lib/leave6.h"
 #include "lib/ndp.h"
 #include "lib/reject6.h"
 #include "lib/scratch.h"
 #include "lib/translate6.h"
 
-/* See host_identity4. */
-static __always_inline __u32 host_identity6(const struct addr *saddr)
+/* See host_identity4. Linux refuses to forward what comes with an address of this
+ * node by IPv4, and not by IPv6: it is the outside's, whatever its source. */
+static __always_inline __u32 host_identity6(const struct addr *saddr, int forwarded)
 {
 	struct ip_entry *ip;
 
 	if (is_node_addr6(saddr))
-		return ID_HOST;
+		return forwarded ? ID_WORLD : ID_HOST;
 	ip = ipcache_lookup6(saddr, 0);
 	if (ip && ip->flags & IP_HOST)
-		return ID_HOST;
+		return forwarded ? ID_WORLD : ID_HOST;
 	return ip && !ip->node ? outside_identity(ip) : ID_WORLD;
 }
 
@@ -106,15 +108,26 @@ static __always_inline int host_plain6(struct packet *p, struct packet6 *x, stru
                                        struct ct_entry *e, struct route *r)
 {
 	int ret = host_route6(p, &x->t.daddr, r);
+	__u16 change = CHANGE_NOTHING;
 
 	if (ret < 0)
 		return ret;
+	if (e && p->src_id != ID_HOST && !(e->flags & CT_WORLD))
+		return DROP(p, DROP_SPOOFED_SOURCE);
 	ret = host_judge6(p, x, f, &x->t.saddr, f->dir == FLOW_REPLY ? x->t.sport : x->t.dport, r);
 	if (ret < 0)
 		return ret;
 	ret = host_record6(p, x, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
-	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
-	return ret;
+	if (ret < 0)
+		return ret;
+	if (e && f->dir == FLOW_REPLY && e->flags & CT_NAT) { /* see host_nat */
+		x->to = x->t;
+		x->to.saddr = e->nat_addr;
+		x->to.sport = e->nat_port;
+		change = CHANGE_PACKET;
+	}
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, change);
+	return 0;
 }
 
 /* See host_related. */
@@ -122,6 +135,7 @@ static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p
                                          struct flow *f, struct route *r)
 {
 	int ret = host_route6(p, &x->t.daddr, r);
+	__u16 change = CHANGE_NOTHING;
 	struct ct_entry *e;
 
 	if (ret < 0)
@@ -129,7 +143,12 @@ static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p
 	e = related_flow6(skb, ETH_HLEN, x, f);
 	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
-	leave_by(x, r, ID_REMOTE_NODE, f->hash, CHANGE_NOTHING);
+	if (e && e->flags & CT_NAT && f->dir == FLOW_FORWARD) {
+		x->nat = e->nat_addr;
+		x->out.port = e->nat_port;
+		change = CHANGE_QUOTED_DESTINATION;
+	}
+	leave_by(x, r, ID_REMOTE_NODE, f->hash, change);
 	return 0;
 }
 
@@ -167,7 +186,9 @@ static __always_inline int host_packet6(struct __sk_buff *skb, struct packet *p)
 		return ret;
 	if (unlikely(x->control))
 		return answer_ndp(skb, p, x, (__u8 *)mac, NULL);
-	p->src_id = host_identity6(&x->t.saddr);
+	p->src_id = host_identity6(&x->t.saddr, is_forwarded(skb));
+	if (p->src_id != ID_HOST && endpoint_by_addr6(&x->t.saddr))
+		return DROP(p, DROP_SPOOFED_SOURCE); /* pods do not send by the host */
 	ret = unlikely(p->icmp_error) ? host_related6(skb, p, x, &f, &r) : host_flow6(p, x, &f, &r);
 	return ret < 0 ? ret : leave6(skb);
 }

@@ -261,6 +261,13 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 		if (ret < 0)
 			return ret;
 	}
+	if (r.hop == HOP_WORLD && e->snat_port) {
+		ret = snat_error(skb, e->snat_port);
+		if (ret >= 0)
+			return ret;
+		p->line = __LINE__;
+		return ret < -DROP_REASONS ? -DROP_REWRITE_FAILED : ret;
+	}
 	return deliver(skb, p, &r, tx->identity, f.hash);
 }
 

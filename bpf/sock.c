@@ -140,7 +140,8 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, const struct 
 }
 
 /* Sends a socket's datagram to a backend: the same for as long as the service's
- * backends are the same. */
+ * backends are the same. A backend of several services shows the one that was
+ * sent to last. */
 static __always_inline int sock_send(struct bpf_sock_addr *ctx, const struct frontend_key *asked,
                                      const struct frontend *fe, struct sock_end *to)
 {
@@ -150,12 +151,14 @@ static __always_inline int sock_send(struct bpf_sock_addr *ctx, const struct fro
 	             0x9E3779B1,
 	      number;
 	struct backend *b = pick_backend(fe, pick, &number);
+	struct sock_peer *known;
 
 	if (!b || is_mapped(&b->addr) != is_mapped(&asked->addr))
 		return 0;
 	key.addr = b->addr;
 	key.port = b->port;
-	if (!bpf_map_lookup_elem(&sock_peers, &key) &&
+	known = bpf_map_lookup_elem(&sock_peers, &key);
+	if (!(known && known->port == peer.port && same_addr(&known->addr, &peer.addr)) &&
 	    bpf_map_update_elem(&sock_peers, &key, &peer, BPF_ANY))
 		return 0;
 	to->addr = key.addr;

@@ -40,7 +40,12 @@ type agent struct {
 	added   *hawserv1.AddEndpointRequest
 	deleted *hawserv1.DeleteEndpointRequest
 	state   string
+	mac     string // of the endpoint's device
 	fail    error
+	// others are endpoints beside it, and collected those that were deleted.
+	others    []*hawserv1.Endpoint
+	collected []string
+	notReady  string
 }
 
 func (a *agent) AddEndpoint(_ context.Context, r *hawserv1.AddEndpointRequest) (*hawserv1.AddEndpointResponse, error) {
@@ -53,19 +58,21 @@ func (a *agent) AddEndpoint(_ context.Context, r *hawserv1.AddEndpointRequest) (
 
 func (a *agent) DeleteEndpoint(_ context.Context, r *hawserv1.DeleteEndpointRequest) (*hawserv1.DeleteEndpointResponse, error) {
 	a.deleted = r
+	a.collected = append(a.collected, r.GetContainerId()+"/"+r.GetIfname())
 	return &hawserv1.DeleteEndpointResponse{}, a.fail
 }
 
 func (a *agent) ListEndpoints(context.Context, *hawserv1.ListEndpointsRequest) (*hawserv1.ListEndpointsResponse, error) {
 	var l hawserv1.ListEndpointsResponse
 	if a.added != nil {
-		l.Endpoints = append(l.Endpoints, &hawserv1.Endpoint{ContainerId: a.added.ContainerId, Ifname: a.added.Ifname, State: a.state})
+		l.Endpoints = append(l.Endpoints, &hawserv1.Endpoint{ContainerId: a.added.ContainerId, Ifname: a.added.Ifname, State: a.state, Mac: a.mac})
 	}
+	l.Endpoints = append(l.Endpoints, a.others...)
 	return &l, nil
 }
 
 func (a *agent) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
-	return &hawserv1.NodeStatusReport{}, a.fail
+	return &hawserv1.NodeStatusReport{NotReady: a.notReady, Pools: []*hawserv1.AddressPool{{Prefix: "10.1.1.0/24"}}}, a.fail
 }
 
 type runtime struct {
@@ -145,6 +152,9 @@ func TestAdd(t *testing.T) {
 	if a.added.Namespace != "demo" || a.added.Name != "echo-1" || a.added.ContainerId != "c0ffee" || a.added.Ifname != "eth0" {
 		t.Errorf("the agent was asked for %v", a.added)
 	}
+	if a.added.Network != "hawser" {
+		t.Errorf("network %q", a.added.Network)
+	}
 	if want := []string{"k8s:app=echo", "k8s:tier=a:b"}; !slices.Equal(a.added.Labels, want) {
 		t.Errorf("labels %v, want %v", a.added.Labels, want)
 	}
@@ -206,15 +216,21 @@ func TestWithoutAgent(t *testing.T) {
 func TestDelCheckStatusVersion(t *testing.T) {
 	a := &agent{state: "ready"}
 	r := newRuntime(t, serve(t, a), demoLabels)
+	// Its pool is full: that is no reason to evict what the node runs.
 	if err := r.cni.GetStatusNetworkList(t.Context(), r.conf); err != nil {
 		t.Errorf("status: %v", err)
 	}
+	a.notReady = "the policies are not known yet"
+	wantCode(t, r.cni.GetStatusNetworkList(t.Context(), r.conf), types.ErrPluginNotAvailable, a.notReady)
+	r.rt.IfName = "lo" // the one device that this process's namespace has for sure
 	if _, err := r.cni.AddNetworkList(t.Context(), r.conf, r.rt); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.cni.CheckNetworkList(t.Context(), r.conf, r.rt); err != nil {
 		t.Errorf("check: %v", err)
 	}
+	a.mac = "02:00:00:00:00:07"
+	wantCode(t, r.cni.CheckNetworkList(t.Context(), r.conf, r.rt), types.ErrInternal, "another device")
 	a.state = "creating"
 	wantCode(t, r.cni.CheckNetworkList(t.Context(), r.conf, r.rt), types.ErrTryAgainLater, "creating")
 	a.added = nil
@@ -225,12 +241,61 @@ func TestDelCheckStatusVersion(t *testing.T) {
 			t.Errorf("delete, agent says %v: %v", gone, err)
 		}
 	}
-	if a.deleted.ContainerId != "c0ffee" || a.deleted.Ifname != "eth0" {
+	if a.deleted.ContainerId != "c0ffee" || a.deleted.Ifname != "lo" {
 		t.Errorf("the agent was asked to delete %v", a.deleted)
 	}
 	info, err := r.cni.GetVersionInfo(t.Context(), "hawser-cni")
 	if err != nil || !slices.Contains(info.SupportedVersions(), "1.1.0") {
 		t.Errorf("version: %v, %v", info, err)
+	}
+}
+
+// A pod without the device that the agent made, or without its namespace, fails.
+func TestCheckLooksIntoThePod(t *testing.T) {
+	a := &agent{state: "ready", mac: "02:00:00:00:00:07"}
+	r := newRuntime(t, serve(t, a), demoLabels)
+	r.rt.IfName = "none0"
+	if _, err := r.cni.AddNetworkList(t.Context(), r.conf, r.rt); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, r.cni.CheckNetworkList(t.Context(), r.conf, r.rt), types.ErrInternal, "none0")
+	r.rt.NetNS = filepath.Join(t.TempDir(), "gone")
+	wantCode(t, r.cni.CheckNetworkList(t.Context(), r.conf, r.rt), types.ErrInternal, "gone")
+}
+
+// GC deletes what the runtime has not any more, and nothing that is not its.
+func TestGC(t *testing.T) {
+	of := func(network, container, state string) *hawserv1.Endpoint {
+		return &hawserv1.Endpoint{Network: network, ContainerId: container, Ifname: "eth0", State: state}
+	}
+	all := []*hawserv1.Endpoint{
+		of("hawser", "kept", "ready"), of("hawser", "stale", "ready"), of("hawser", "half", "deleting"), of("hawser", "new", "creating"),
+		of("other", "elsewhere", "ready"), of("", "lost:hwp0011", "ready"),
+	}
+	kept := types.GCAttachment{ContainerID: "kept", IfName: "eth0"}
+	for _, c := range []struct {
+		name string
+		args *libcni.GCArgs
+		want []string
+	}{
+		{"some are valid", &libcni.GCArgs{ValidAttachments: []types.GCAttachment{kept, {ContainerID: "stale", IfName: "eth1"}}}, []string{"stale/eth0", "half/eth0"}},
+		{"none is", &libcni.GCArgs{}, []string{"kept/eth0", "stale/eth0", "half/eth0"}},
+		{"the runtime does not say", nil, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := &agent{others: all}
+			r := newRuntime(t, serve(t, a), demoLabels)
+			if err := r.cni.GCNetworkList(t.Context(), r.conf, c.args); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(a.collected, c.want) {
+				t.Errorf("deleted %v, want %v", a.collected, c.want)
+			}
+		})
+	}
+	r := newRuntime(t, serve(t, &agent{others: all, fail: status.Error(codes.Unavailable, "store is away")}), demoLabels)
+	if err := r.cni.GCNetworkList(t.Context(), r.conf, &libcni.GCArgs{}); err == nil || !strings.Contains(err.Error(), "store is away") || !strings.Contains(err.Error(), "stale") {
+		t.Errorf("the agent could not: %v", err)
 	}
 }
 

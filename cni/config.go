@@ -31,7 +31,11 @@ type config struct {
 	types.PluginConf
 	// Socket is the agent's unix socket.
 	Socket string `json:"socket,omitempty"`
-	Args   struct {
+	// Valid is what GC keeps, and OldValid its name in drafts of the specification,
+	// which libcni gives as well.
+	Valid    json.RawMessage `json:"cni.dev/valid-attachments,omitempty"`
+	OldValid json.RawMessage `json:"cni.dev/attachments,omitempty"`
+	Args     struct {
 		CNI struct {
 			// Labels follow the convention of the CNI project's CONVENTIONS.md.
 			Labels []label `json:"labels,omitempty"`
@@ -99,6 +103,7 @@ func addRequest(args *skel.CmdArgs, c *config) (*hawserv1.AddEndpointRequest, er
 	}
 	return &hawserv1.AddEndpointRequest{
 		NamedPorts:  ports,
+		Network:     c.Name,
 		ContainerId: args.ContainerID, Netns: args.Netns, Ifname: args.IfName,
 		Namespace: string(pod.K8S_POD_NAMESPACE), Name: name, Labels: texts,
 	}, nil

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/internal/nsthread"
 )
 
 // How long each command may take. Runtimes give a plugin minutes and repeat
@@ -72,18 +73,22 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	req := &hawserv1.DeleteEndpointRequest{ContainerId: args.ContainerID, Ifname: args.IfName}
-	err = call(c, otherTimeout, func(ctx context.Context, node hawserv1.NodeClient) error {
-		_, err := node.DeleteEndpoint(ctx, req)
+	if err := deleteEndpoint(c, types.GCAttachment{ContainerID: args.ContainerID, IfName: args.IfName}); err != nil {
+		return cniError(err, "delete container "+args.ContainerID, c)
+	}
+	return nil
+}
+
+// deleteEndpoint has the agent delete one; one that is not there is no error.
+func deleteEndpoint(c *config, at types.GCAttachment) error {
+	err := call(c, otherTimeout, func(ctx context.Context, node hawserv1.NodeClient) error {
+		_, err := node.DeleteEndpoint(ctx, &hawserv1.DeleteEndpointRequest{ContainerId: at.ContainerID, Ifname: at.IfName})
 		return err
 	})
 	if status.Code(err) == codes.NotFound {
 		return nil
 	}
-	if err != nil {
-		return cniError(err, "delete container "+args.ContainerID, c)
-	}
-	return nil
+	return err
 }
 
 func check(args *skel.CmdArgs) error {
@@ -106,30 +111,47 @@ func check(args *skel.CmdArgs) error {
 		if e.GetState() != "ready" {
 			return types.NewError(types.ErrTryAgainLater, "check container "+args.ContainerID, "its endpoint is "+e.GetState())
 		}
+		if err := nsthread.InNetns(args.Netns, func() error { return hasDevice(args.IfName, e.GetMac()) }); err != nil {
+			return types.NewError(types.ErrInternal, "check container "+args.ContainerID, err.Error())
+		}
 		return nil
 	}
 	return types.NewError(types.ErrUnknownContainer, "check container "+args.ContainerID, "the agent has no endpoint for it")
 }
 
-// statusOf answers whether an ADD could succeed now.
+// hasDevice looks for the pod's end of its pair in the calling thread's namespace.
+func hasDevice(name, mac string) error {
+	dev, err := net.InterfaceByName(name)
+	if err != nil {
+		return fmt.Errorf("look for %s in the pod: %w", name, err)
+	}
+	if has := dev.HardwareAddr.String(); has != mac {
+		return fmt.Errorf("%s in the pod is another device: its address is %q, not %q", name, has, mac)
+	}
+	return nil
+}
+
+// statusOf answers whether the agent takes pods. That no address is left is told
+// by ADD alone: Kubernetes takes a node whose STATUS fails for broken and evicts
+// its pods, and a full node is not.
 func statusOf(args *skel.CmdArgs) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
 	}
+	var report *hawserv1.NodeStatusReport
 	err = call(c, otherTimeout, func(ctx context.Context, node hawserv1.NodeClient) error {
-		_, err := node.Status(ctx, &hawserv1.StatusRequest{})
+		report, err = node.Status(ctx, &hawserv1.StatusRequest{})
 		return err
 	})
 	if err != nil {
 		return types.NewError(types.ErrPluginNotAvailable, "ask the agent at "+c.Socket, status.Convert(err).Message())
 	}
+	if why := report.GetNotReady(); why != "" {
+		return types.NewError(types.ErrPluginNotAvailable, "the agent at "+c.Socket+" takes no pods yet", why)
+	}
 	return nil
 }
-
-// gc has nothing to collect: the agent knows its endpoints and forgets those
-// whose network namespace is gone.
-func gc(*skel.CmdArgs) error { return nil }
 
 // call runs fn against the agent with a deadline.
 func call(c *config, timeout time.Duration, fn func(context.Context, hawserv1.NodeClient) error) error {

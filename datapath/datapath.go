@@ -125,7 +125,8 @@ const (
 	// address in it is believed, its identity is not known from it.
 	IPCIDR
 	// IPWithheld marks, in the kernel only, a prefix whose identity is hidden
-	// because a narrower one found no room: it is unknown, and not world.
+	// because a narrower one found no room, or an address or prefix whose identity
+	// the rule sets do not know yet: it is unknown, and not world.
 	IPWithheld
 	// IPLocal marks, beside IPHost, an address of this node that other nodes do
 	// not know: nothing from the tunnel is for it.

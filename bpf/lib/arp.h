@@ -24,7 +24,8 @@ static __always_inline int answer_arp(struct __sk_buff *skb, struct packet *p, c
 		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 	target = arp->target_ip;
 	if (target == own || target == arp->sender_ip)
-		return TC_ACT_SHOT; /* an announcement, or a probe for its own address */
+		return DROP(p,
+		            DROP_LINK_TALK); /* an announcement, or a probe for its own address */
 	arp->op = bpf_htons(ARP_REPLY);
 	__builtin_memcpy(arp->target_mac, arp->sender_mac, ETH_ALEN);
 	arp->target_ip = arp->sender_ip;

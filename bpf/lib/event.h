@@ -273,7 +273,8 @@ __attribute__((noinline)) int report_audited(void)
 	return 0;
 }
 
-/* The exit: a negative verdict is a drop with a reason. */
+/* The exit: a negative verdict is a drop with a reason. What hosts tell their links all
+ * the time is counted and not reported. */
 static __always_inline int finish(struct packet *p, int verdict)
 {
 	__u32 reason = verdict < 0 ? -verdict : DROP_NONE;
@@ -282,10 +283,12 @@ static __always_inline int finish(struct packet *p, int verdict)
 	if (reason >= DROP_REASONS)
 		reason = DROP_REWRITE_FAILED;
 	packets = count(p, reason);
-	if (unlikely(reason != DROP_NONE))
-		emit(reason, EVENT_DROP);
-	else if (unlikely(p->opens || !(packets % TRACE_SAMPLE)))
+	if (unlikely(reason != DROP_NONE)) {
+		if (reason != DROP_LINK_TALK)
+			emit(reason, EVENT_DROP);
+	} else if (unlikely(p->opens || !(packets % TRACE_SAMPLE))) {
 		tell(packets);
+	}
 	if (unlikely(p->audited))
 		report_audited();
 	return reason == DROP_NONE ? verdict : TC_ACT_SHOT;

@@ -178,6 +178,7 @@ enum {
 	IPPROTO_NONE = 59,
 	IPPROTO_DSTOPTS = 60,
 	IPPROTO_SCTP = 132,
+	IPPROTO_RESERVED = 255, /* of nothing that is sent */
 };
 
 struct ethhdr {

@@ -4,6 +4,7 @@
 #pragma once
 #include "config.h"
 #include "conntrack.h"
+#include "icmp.h"
 #include "nat.h"
 
 struct snat_key {
@@ -117,6 +118,19 @@ static __always_inline int snat_flow(struct __sk_buff *skb, struct packet *p,
 	return 0;
 }
 
+/* Out by the underlay, as a router does it. */
+static __always_inline int snat_leave(struct __sk_buff *skb)
+{
+	struct iphdr *ip = data(skb) + ETH_HLEN;
+
+	if ((void *)(ip + 1) > data_end(skb))
+		return -DROP_REWRITE_FAILED;
+	ip->check =
+	    csum_fold_diff(ip->check, *(__be16 *)&ip->ttl, (ip->ttl - 1) | ip->protocol << 8);
+	ip->ttl--;
+	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
+}
+
 /* Sends the packet out with the node's address. A packet whose time is over is
  * left to the stack, which says so. Global: see nat4_write. */
 __attribute__((noinline)) int snat_send(struct __sk_buff *skb, __u32 port, __u32 later)
@@ -136,13 +150,22 @@ __attribute__((noinline)) int snat_send(struct __sk_buff *skb, __u32 port, __u32
 	}
 	if (nat4_write(skb, node_addr4, ip->daddr, port_pair(bpf_htons(port), dport), later))
 		return -DROP_REWRITE_FAILED;
-	ip = data(skb) + ETH_HLEN;
+	return snat_leave(skb);
+}
+
+/* Sends a pod's ICMP error about an answer out with the node's address, as one about
+ * what came to the node. Global: see nat4_write. */
+__attribute__((noinline)) int snat_error(struct __sk_buff *skb, __u32 port)
+{
+	struct iphdr *ip = data(skb) + ETH_HLEN;
+
 	if ((void *)(ip + 1) > data_end(skb))
+		return -DROP_MALFORMED;
+	if (ip->ttl <= 1)
+		return -DROP_MALFORMED; /* an error about an error there is none (RFC 1122) */
+	if (related_write(skb, QUOTED_DESTINATION, node_addr4, bpf_htons(port)))
 		return -DROP_REWRITE_FAILED;
-	ip->check =
-	    csum_fold_diff(ip->check, *(__be16 *)&ip->ttl, (ip->ttl - 1) | ip->protocol << 8);
-	ip->ttl--;
-	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
+	return snat_leave(skb);
 }
 
 /* The pod that an answer is for. */

@@ -103,7 +103,7 @@ static __always_inline int solicitation(struct __sk_buff *skb, struct packet *p,
 		return DROP(p, DROP_MALFORMED);
 	if (is_unspecified6(&x->t.saddr) || (own && same_addr(&target, own)) ||
 	    same_addr(&target, &x->t.saddr))
-		return TC_ACT_SHOT; /* it looks for another that has its address */
+		return DROP(p, DROP_LINK_TALK); /* it looks for another that has its address */
 	ret = advertise(skb, mac_word(mac));
 	if (ret < 0)
 		p->line = __LINE__;
@@ -119,7 +119,7 @@ static __always_inline int answer_ndp(struct __sk_buff *skb, struct packet *p, s
 	if (x->hop_limit != (discovery ? IP6_HOPS_LINK : 1) || x->h.fragment)
 		return DROP(p, DROP_MALFORMED);
 	if (!discovery || p->icmp_type == ICMP6_NEIGHBOUR_ADVERTISEMENT)
-		return TC_ACT_SHOT;
+		return DROP(p, DROP_LINK_TALK);
 	if (p->icmp_type == ICMP6_NEIGHBOUR_SOLICITATION)
 		return solicitation(skb, p, x, mac, own);
 	return p->icmp_type == ICMP6_ROUTER_SOLICITATION ? DROP(p, DROP_ROUTER_SOLICITATION)

@@ -78,7 +78,8 @@ static __always_inline int parse_l4(struct packet *p, void *l4, void *end)
 		if (!p->icmp_error && echo_ports(&p->t, icmp))
 			return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 		return 0;
-	case IPPROTO_ICMPV6: /* policy would take it for an echo */
+	case IPPROTO_ICMPV6:   /* policy would take it for an echo */
+	case IPPROTO_RESERVED: /* … and for its own count (POLICY_DEFAULT) */
 		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 	default:
 		return 0; /* no ports: policy judges by protocol */

@@ -28,10 +28,11 @@ static __always_inline int echo_ports6(struct tuple4 *t, const struct icmphdr *i
 	return 0;
 }
 
-/* What no IPv6 packet carries; ICMP of IPv4 would be taken for an echo by policy. */
+/* What no IPv6 packet carries; ICMP of IPv4 would be taken for an echo by policy,
+ * and what is reserved for its own count (POLICY_DEFAULT). */
 static __always_inline int is_foreign6(__u8 proto)
 {
-	return proto == IPPROTO_NONE || proto == IPPROTO_ICMP;
+	return proto == IPPROTO_NONE || proto == IPPROTO_ICMP || proto == IPPROTO_RESERVED;
 }
 
 static __always_inline __u32 l4_head(__u8 proto)

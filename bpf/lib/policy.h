@@ -56,10 +56,10 @@ enum {
 	POLICY_ECHO6 = POLICY_ICMP | ICMP6_ECHO,
 };
 
-/* The protocol in the key of the entry that counts what a default denied; no
- * packet has it, and no level leads to it. */
+/* The protocol in the key of the entry that counts what a default denied; parsers
+ * drop a packet that has it. */
 enum {
-	POLICY_DEFAULT = 255,
+	POLICY_DEFAULT = IPPROTO_RESERVED,
 };
 
 struct policy_entry {
@@ -236,6 +236,14 @@ __attribute__((noinline)) __u64 policy_first(__u64 rules, __u64 who, __u32 peer,
 	return (__u64)origin << 32 | (deny ? POLICY_DENY : 0);
 }
 
+/* Whether this node knows whom policy is asked about: of a workload it knows the
+ * labels. An allow of everybody would else let in, or out to, whom a deny means. */
+static __always_inline int is_known(__u32 peer)
+{
+	return peer != ID_UNKNOWN &&
+	       (!is_workload(peer) || bpf_map_lookup_elem(&identities, &peer));
+}
+
 /* Whether ep accepts a flow: dir as seen from ep, port the responder's, addr the
  * peer's IPv4 address. v6 is a constant. */
 static __always_inline int policy_ask(struct packet *p, const struct endpoint *ep, __u64 rules,
@@ -255,7 +263,7 @@ static __always_inline int policy_ask(struct packet *p, const struct endpoint *e
 	p->rule_set = ep->rule_set;
 	if (!(flags & RULES_VALID))
 		return DROP(p, DROP_UNKNOWN_RULE_SET);
-	if (peer == ID_UNKNOWN)
+	if (!is_known(peer))
 		return DROP(p, DROP_IDENTITY_UNKNOWN);
 	answer = policy_first(rules, (__u64)ep->id << 32 | ep->rule_set, peer, addr,
 	                      v6 << WHAT_V6_SHIFT | (__u32)dir << WHAT_DIRECTION_SHIFT |

@@ -49,12 +49,6 @@ const (
 	hostName    = "host" // the context that needs no file
 )
 
-// Default places on a host.
-const (
-	DefaultAgentSocket     = "/run/hawser/agent.sock"
-	DefaultAPIServerSocket = "/run/hawser/apiserver.sock"
-)
-
 // Context lists the clusters that can be asked.
 type Context struct {
 	Name     string    `json:"name"`
@@ -90,6 +84,9 @@ func (c *Context) validate() error {
 		errs = append(errs, errors.New("it lists no clusters"))
 	}
 	for _, cl := range c.Clusters {
+		if e := cl.Etcd; e != nil && (e.Endpoint == "" || e.TLSDir == "") {
+			errs = append(errs, fmt.Errorf("cluster %q: etcd: endpoint and tlsDir are needed", cl.Name))
+		}
 		switch {
 		case cl.Socket != "":
 		case cl.Address == "":
@@ -108,7 +105,8 @@ func (c *Context) validate() error {
 // Etcd is how `hawser kvstore` reaches a cluster's etcd.
 type Etcd struct {
 	Endpoint string `json:"endpoint"`
-	// TLSDir holds ca.crt, tls.crt and tls.key of an administrator.
+	// TLSDir holds ca.crt, tls.crt and tls.key of an administrator; a relative
+	// one is below the context's file.
 	TLSDir string `json:"tlsDir"`
 	// Netns is the network namespace to dial from; empty is the caller's.
 	Netns string `json:"netns,omitempty"`
@@ -122,13 +120,22 @@ type Node struct {
 
 // Cluster finds a cluster by name; an empty name is the first one.
 func (c *Context) Cluster(name string) (*Cluster, error) {
+	var names []string
 	for i := range c.Clusters {
-		if name == "" || c.Clusters[i].Name == name {
+		if c.Clusters[i].Is(name) {
 			return &c.Clusters[i], nil
 		}
+		names = append(names, c.Clusters[i].Name)
 	}
-	return nil, fmt.Errorf("context %q has no cluster %q", c.Name, name)
+	return nil, fmt.Errorf("context %q has no cluster %q, there are: %s", c.Name, name, strings.Join(names, ", "))
 }
+
+// Is reports whether a name, as a user gave it, is this cluster's. An empty one
+// is any; a cluster whose name is not known may have any.
+func (c *Cluster) Is(name string) bool { return name == "" || c.Name == "" || c.Name == name }
+
+// Is is the same of a node.
+func (n *Node) Is(name string) bool { return name == "" || n.Name == "" || n.Name == name }
 
 // Load reads the context of a name, or a file when the name has a '/'. An empty
 // name is the current one; without a current one, or by the name "host", it is
@@ -163,8 +170,14 @@ func read(path string) (*Context, error) {
 		return nil, fmt.Errorf("context %s: %w", path, err)
 	}
 	for i := range c.Clusters {
-		if d := c.Clusters[i].TLSDir; d != "" && !filepath.IsAbs(d) {
-			c.Clusters[i].TLSDir = filepath.Join(filepath.Dir(path), d)
+		dirs := []*string{&c.Clusters[i].TLSDir}
+		if e := c.Clusters[i].Etcd; e != nil {
+			dirs = append(dirs, &e.TLSDir)
+		}
+		for _, d := range dirs {
+			if *d != "" && !filepath.IsAbs(*d) {
+				*d = filepath.Join(filepath.Dir(path), *d)
+			}
 		}
 	}
 	return &c, nil
@@ -374,13 +387,4 @@ func writeAtomically(path string, data []byte) error {
 		return err
 	}
 	return os.Rename(tmp.Name(), path)
-}
-
-// host is this host: its own agent and API server.
-func host() *Context {
-	return &Context{Name: hostName, Clusters: []Cluster{{
-		Name:   "",
-		Socket: DefaultAPIServerSocket,
-		Nodes:  []Node{{Name: "", Socket: DefaultAgentSocket}},
-	}}}
 }

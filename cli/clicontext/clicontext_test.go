@@ -83,6 +83,7 @@ func TestContextsThatCannotBeUsed(t *testing.T) {
 		"clusters: [{address: 'h:1', tlsDir: d}]\n":                          "name and tlsDir",
 		"clusters: [{name: east, address: h, tlsDir: d}]\n":                  "want HOST:PORT",
 		"clusters: [{name: east, address: 'h:1', tlsDir: d, colour: red}]\n": "colour",
+		"clusters: [{name: east, socket: s, etcd: {endpoint: 'h:1'}}]\n":     "etcd: endpoint and tlsDir",
 	} {
 		path := filepath.Join(dir, "x.yaml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -93,10 +94,10 @@ func TestContextsThatCannotBeUsed(t *testing.T) {
 		}
 	}
 	path := filepath.Join(dir, "good.yaml")
-	if err := os.WriteFile(path, []byte("clusters: [{name: east, address: 'h:1', tlsDir: admin}]\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("clusters: [{name: east, address: 'h:1', tlsDir: admin, etcd: {endpoint: 'h:2', tlsDir: own}}]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := Load(path); err != nil || c.Clusters[0].TLSDir != filepath.Join(dir, "admin") {
+	if c, err := Load(path); err != nil || c.Clusters[0].TLSDir != filepath.Join(dir, "admin") || c.Clusters[0].Etcd.TLSDir != filepath.Join(dir, "own") {
 		t.Errorf("%+v, %v: a relative directory is below the file's", c, err)
 	}
 }

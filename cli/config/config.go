@@ -65,7 +65,7 @@ func clusters(f clicontext.Found) string {
 	var out []string
 	for _, c := range f.Clusters {
 		switch {
-		case c.Socket == "":
+		case c.Address != "" && c.Socket == "":
 			out = append(out, fmt.Sprintf("%s at %s", c.Name, c.Address))
 		case c.Name != "":
 			out = append(out, c.Name)
@@ -99,23 +99,36 @@ func newUse(s *session.Session) *cobra.Command {
 
 func newAdd(s *session.Session) *cobra.Command {
 	var c clicontext.Cluster
+	var e clicontext.Etcd
 	cmd := &cobra.Command{
 		Use:   "add-context <name> --name CLUSTER --address HOST:PORT --tls-dir DIR",
 		Short: "Remember a remote API server as a context",
 		Long: "Remember a remote API server, which serves --listen-api, as a context. DIR holds\n" +
 			"ca.crt, tls.crt and tls.key of an administrator, made on the API server's host by:\n" +
-			"hawser-apiserver issue --admin USER --out DIR",
+			"hawser-apiserver issue --admin USER --out DIR\n" +
+			"With it `hawser kvstore` reaches an etcd inside the API server, too. One that is\n" +
+			"outside has certificates of its own: --etcd-endpoint and --etcd-tls-dir say which.",
+		Example: "  hawser config add-context prod --name east --address 10.0.1.2:4244 --tls-dir ./ada\n" +
+			"  hawser config add-context prod --name east --address 10.0.1.2:4244 --tls-dir ./ada \\\n" +
+			"    --etcd-endpoint https://10.0.9.1:2379 --etcd-tls-dir ./ada-etcd",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[0]
 			if name == "host" || name == "" || strings.HasPrefix(name, ".") || filepath.Base(name) != name {
 				return session.Usage("context %q: this name cannot be used", name)
 			}
-			dir, err := filepath.Abs(c.TLSDir)
-			if err != nil {
-				return err
+			for _, d := range []*string{&c.TLSDir, &e.TLSDir} {
+				abs, err := filepath.Abs(*d)
+				if err != nil {
+					return err
+				}
+				if *d != "" {
+					*d = abs
+				}
 			}
-			c.TLSDir = dir
+			if e != (clicontext.Etcd{}) {
+				c.Etcd = &e
+			}
 			path, err := clicontext.Add(&clicontext.Context{Name: name, Clusters: []clicontext.Cluster{c}})
 			if err != nil {
 				return &session.Error{Code: session.WrongUse, Err: err}
@@ -127,6 +140,8 @@ func newAdd(s *session.Session) *cobra.Command {
 	f.StringVar(&c.Name, "name", "", "name of the cluster; its API server's certificate must say it")
 	f.StringVar(&c.Address, "address", "", "HOST:PORT of its API port")
 	f.StringVar(&c.TLSDir, "tls-dir", "", "directory with ca.crt, tls.crt and tls.key")
+	f.StringVar(&e.Endpoint, "etcd-endpoint", "", "https://ADDRESS:PORT of an etcd outside the API server, for hawser kvstore")
+	f.StringVar(&e.TLSDir, "etcd-tls-dir", "", "directory with ca.crt, tls.crt and tls.key for that etcd, common name CLUSTER-admin")
 	for _, required := range []string{"name", "address", "tls-dir"} {
 		_ = cmd.MarkFlagRequired(required)
 	}

@@ -9,16 +9,15 @@ import (
 	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
-	"github.com/hawser-mesh/hawser/cli/clicontext"
 	"github.com/hawser-mesh/hawser/cli/session"
 )
 
 // collect asks all programs of the context, or of --cluster, at once. Who does
 // not answer is in the snapshot, too.
 func collect(ctx context.Context, s *session.Session) ([]Snapshot, error) {
-	c, err := clicontext.Load(s.Context)
+	c, err := s.Load()
 	if err != nil {
-		return nil, &session.Error{Code: session.CouldNotAsk, Err: err}
+		return nil, err
 	}
 	if s.Cluster != "" {
 		if _, err := c.Cluster(s.Cluster); err != nil {
@@ -28,7 +27,7 @@ func collect(ctx context.Context, s *session.Session) ([]Snapshot, error) {
 	var out []*Snapshot
 	var wg sync.WaitGroup
 	for _, cl := range c.Clusters {
-		if s.Cluster != "" && cl.Name != s.Cluster {
+		if !cl.Is(s.Cluster) {
 			continue
 		}
 		snap := &Snapshot{Cluster: cl.Name, Now: time.Now(), Nodes: make([]Node, len(cl.Nodes))}
@@ -45,9 +44,6 @@ func collect(ctx context.Context, s *session.Session) ([]Snapshot, error) {
 	wg.Wait()
 	result := make([]Snapshot, len(out))
 	for i, snap := range out {
-		if snap.Cluster == "" { // this host's context does not know it
-			snap.Cluster = snap.Status.GetCluster()
-		}
 		result[i] = *snap
 	}
 	return result, nil
@@ -130,9 +126,6 @@ func askNode(ctx context.Context, s *session.Session, name string) Node {
 		return n
 	}
 	n.Clock = clockOf(n.Status.GetNow(), asked, time.Now())
-	if n.Name == "" {
-		n.Name = n.Status.GetNode()
-	}
 	if r, err := conns[0].ListMaps(ctx, &hawserv1.ListMapsRequest{}); err == nil {
 		n.Maps = r.GetMaps()
 	}

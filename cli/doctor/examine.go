@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
 )
 
 const (
@@ -84,6 +86,10 @@ func Examine(s Snapshot) []Finding {
 
 func (e *examination) apiServer() {
 	object := "API server of " + e.Cluster
+	if errors.Is(e.Err, session.ErrNoAPIServer) {
+		e.add(Warning, "reachability", object, "run this on its host, too; or ask it from here: hawser config add-context --help", "not asked: it does not run on this host")
+		return
+	}
 	if e.Status == nil {
 		e.add(Problem, "reachability", object, "see that hawser-apiserver runs there, and its log; packets flow without it, changes do not arrive", "%v", e.Err)
 		return

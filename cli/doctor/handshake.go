@@ -41,7 +41,7 @@ func Next(p *hawserv1.PeerStatus) string {
 	if p.GetDeclared() {
 		mutual = "its own --peers-file declares this cluster (hawser mesh declare prints how, here)"
 	}
-	next := ""
+	var next string
 	switch {
 	case strings.Contains(why, unknownCA) && p.GetDeclared():
 		next = "its CA is not one that --peers-file names: put what hawser mesh declare prints there into the file here; if nobody there knows of another CA, somebody poses as it"

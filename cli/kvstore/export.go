@@ -31,7 +31,7 @@ func newExport(s *session.Session) *cobra.Command {
 			"  hawser kvstore export local/east/policies | jq -r .key",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}
@@ -126,7 +126,7 @@ func newImport(s *session.Session) *cobra.Command {
 					return err
 				}
 			}
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}

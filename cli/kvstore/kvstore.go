@@ -9,86 +9,50 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/vishvananda/netns"
 
 	"github.com/hawser-mesh/hawser/cli/clicontext"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
-	"github.com/hawser-mesh/hawser/internal/pki"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/kvstore/inspect"
 )
-
-// enteredVar marks a process that has already entered etcd's namespace.
-const enteredVar = "HAWSER_KVSTORE_NETNS"
 
 // New returns the command.
 func New(s *session.Session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kvstore",
 		Short: "Look into the keyspace",
-		Long: "Look into the keyspace of a cluster, with an administrator's certificate. Keys are\n" +
-			"given with or without the leading " + kvstore.Root + ".",
+		Long: "Look into the keyspace of a cluster, as an administrator. Root on the API server's host\n" +
+			"needs nothing more; from elsewhere the context has the certificate (hawser config\n" +
+			"add-context). Keys are given with or without the leading " + kvstore.Root + ".",
 	}
 	cmd.AddCommand(newLs(s), newGet(s), newTree(s), newDiff(s), newWatch(s), newStats(s), newOrphans(s),
 		newExport(s), newImport(s), newPut(s), newDel(s), newBackup(s), newRestore(s))
 	return cmd
 }
 
-// connect dials the target cluster's etcd. When that is in another network
-// namespace the process starts itself again there.
-func connect(s *session.Session) (kvstore.Client, *clicontext.Cluster, error) {
+// connect dials the target cluster's etcd.
+func connect(cmd *cobra.Command, s *session.Session) (kvstore.Client, *clicontext.Cluster, error) {
 	cl, err := s.Target()
 	if err != nil {
 		return nil, nil, err
 	}
-	if cl.Etcd == nil {
-		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: fmt.Errorf(
-			"the context does not say how to reach the etcd of cluster %q: add etcd.endpoint and etcd.tlsDir to it "+
-				"(a certificate: hawser-apiserver issue --admin USER --out DIR)", cl.Name)}
-	}
-	if cl.Etcd.Netns != "" && os.Getenv(enteredVar) == "" {
-		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: restartIn(cl.Etcd.Netns)}
-	}
-	tls, err := pki.FilesIn(cl.Etcd.TLSDir, "tls").ClientTLS(nil)
+	endpoints, tls, err := wayTo(cmd, s, cl)
 	if err != nil {
 		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: err}
 	}
 	client, err := etcd.NewClient(etcd.ClientConfig{
-		Endpoints: []string{cl.Etcd.Endpoint}, TLS: tls, Timeout: s.Timeout, Log: slog.New(slog.DiscardHandler),
+		Endpoints: endpoints, TLS: tls, Timeout: s.Timeout, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return nil, nil, &session.Error{Code: session.CouldNotAsk, Err: err}
 	}
 	return client, cl, nil
-}
-
-// restartIn replaces the process by itself in another network namespace: all its
-// threads must be there. It returns only on error.
-func restartIn(path string) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	ns, err := netns.GetFromPath(path)
-	if err != nil {
-		return fmt.Errorf("open network namespace %s: %w", path, err)
-	}
-	defer func() { _ = ns.Close() }()
-	if err := netns.Set(ns); err != nil {
-		return fmt.Errorf("enter network namespace %s (root is needed): %w", path, err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	return syscall.Exec(self, os.Args, append(os.Environ(), enteredVar+"=1"))
 }
 
 // absolute completes a key or prefix given by a user.
@@ -122,7 +86,7 @@ func newLs(s *session.Session) *cobra.Command {
 		Example: "  hawser kvstore ls state/east/ips",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}
@@ -168,7 +132,7 @@ func newGet(s *session.Session) *cobra.Command {
 		Short: "Show one key, decoded",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}

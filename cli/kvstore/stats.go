@@ -26,7 +26,7 @@ func newStats(s *session.Session) *cobra.Command {
 			if during < 0 {
 				return session.Usage("--during %s: must not be negative", during)
 			}
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}
@@ -60,7 +60,7 @@ func newOrphans(s *session.Session) *cobra.Command {
 			"when there are any. Those of a node that is gone are removed when it is forgotten.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}

@@ -28,7 +28,7 @@ func newTree(s *session.Session) *cobra.Command {
 			if depth < 1 || depth > 3 {
 				return session.Usage("--depth %d: must be 1 (subtrees), 2 (clusters) or 3 (kinds)", depth)
 			}
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}

@@ -53,7 +53,7 @@ func newWatch(s *session.Session) *cobra.Command {
 			if len(args) > 0 {
 				prefix = directory(args)
 			}
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}

@@ -39,7 +39,7 @@ func newPut(s *session.Session) *cobra.Command {
 			if err != nil {
 				return session.Usage("%v", err)
 			}
-			client, cl, err := connect(s) // may begin this process anew: standard input is read after it
+			client, cl, err := connect(cmd, s) // may begin this process anew: standard input is read after it
 			if err != nil {
 				return err
 			}
@@ -121,7 +121,7 @@ func newDel(s *session.Session) *cobra.Command {
 					return session.Usage("--prefix %s: name at least a subtree and a cluster, such as state/west/", short(key))
 				}
 			}
-			client, cl, err := connect(s)
+			client, cl, err := connect(cmd, s)
 			if err != nil {
 				return err
 			}

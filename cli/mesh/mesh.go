@@ -201,10 +201,10 @@ func newLeave(s *session.Session) *cobra.Command {
 				return err
 			}
 			return printer.One(cmd.OutOrStdout(), s.Output, r, func(w io.Writer) error {
-				own, err := s.Target()
+				own, err := s.ClusterName()
 				if err == nil {
 					_, err = fmt.Fprintf(w, "Left %s; %s keys of it removed.  The other side keeps its half until it leaves too, there:  hawser mesh leave %s\n",
-						args[0], printer.Count(r.GetKeysRemoved()), own.Name)
+						args[0], printer.Count(r.GetKeysRemoved()), own)
 				}
 				return err
 			})

@@ -6,17 +6,13 @@ package monitor
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/cli/printer"
@@ -39,7 +35,9 @@ func New(s *session.Session) *cobra.Command {
 			"their labels, the rule that decided, the node and the program. A verdict is a new\n" +
 			"flow that was allowed, or a packet that audit mode let pass although policy denies\n" +
 			"it; a trace is one of 16 packets that pass. New flows and traces are told only\n" +
-			"while somebody asks for them. No endpoint has more than 100 events of a kind a second.",
+			"while somebody asks for them. No endpoint has more than 100 events of a kind a second.\n" +
+			"An agent that restarts is dialled again, and both are told on standard error; when none\n" +
+			"has answered for as long as --timeout says, the exit code is 3.",
 		Example: "  hawser monitor --type drop\n  hawser monitor --type verdict,trace --count 20",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -53,9 +51,11 @@ func New(s *session.Session) *cobra.Command {
 				forHowLong = s.Timeout // who says so means the whole of it
 			}
 			if forHowLong > 0 {
+				// No deadline: an agent, told it, would end its stream before we do.
 				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, forHowLong)
+				ctx, cancel = context.WithCancel(ctx)
 				defer cancel()
+				defer time.AfterFunc(forHowLong, cancel).Stop()
 			}
 			return run(ctx, cmd.OutOrStdout(), s, wanted, count)
 		},
@@ -65,58 +65,6 @@ func New(s *session.Session) *cobra.Command {
 	cmd.Flags().IntVarP(&count, "count", "c", 0, "stop after so many events (default: never)")
 	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(types, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
-}
-
-func run(ctx context.Context, w io.Writer, s *session.Session, wanted []string, count int) error {
-	nodes, err := s.AllNodes()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	events := make(chan *hawserv1.Event, 256)
-	var wg sync.WaitGroup
-	for _, n := range nodes {
-		wg.Go(func() {
-			defer func() { _ = n.Close() }()
-			if err := follow(ctx, n, wanted, events); err != nil {
-				s.Warn("node %s: %s", n.Name, session.Message(err))
-			}
-		})
-	}
-	go func() { wg.Wait(); close(events) }()
-	seen := 0
-	for e := range events {
-		if err := show(w, s.Output, e); err != nil {
-			return err
-		}
-		if seen++; count > 0 && seen >= count {
-			return nil
-		}
-	}
-	return nil
-}
-
-func follow(ctx context.Context, n session.NodeConn, wanted []string, out chan<- *hawserv1.Event) error {
-	stream, err := n.Monitor(ctx, &hawserv1.MonitorRequest{Types: wanted})
-	if err != nil {
-		return err
-	}
-	for {
-		e, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF), ctx.Err() != nil,
-			status.Code(err) == codes.Canceled, status.Code(err) == codes.DeadlineExceeded:
-			return nil
-		case err != nil:
-			return err
-		}
-		select {
-		case out <- e:
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 // show prints one event: a line for people, a JSON object a line, or a YAML

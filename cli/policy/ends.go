@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -31,11 +32,12 @@ type knowledge struct {
 	vips       map[netip.Addr]*hawserv1.ServiceInfo
 	scope      policy.Scope // of the nodes
 	mode       policy.Mode
+	nodes      []*hawserv1.PolicyRollout // what they told the API server
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.
 func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge, error) {
-	target, err := s.Target()
+	cluster, err := s.ClusterName()
 	if err != nil {
 		return nil, err
 	}
@@ -46,11 +48,12 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := s.Deadline(ctx)
 	defer cancel()
-	k := &knowledge{cluster: target.Name}
+	k := &knowledge{cluster: cluster}
 	policies, err := client.ListPolicies(ctx, &hawserv1.ListPoliciesRequest{})
 	if err != nil {
 		return nil, err
 	}
+	k.nodes = policies.GetNodes()
 	for _, p := range policies.GetPolicies() {
 		objects, err := api.Parse([]byte(p.GetSource()))
 		if err != nil {
@@ -78,9 +81,26 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 	if !addresses {
 		return k, nil
 	}
+	return k, k.learnAddresses(ctx, s, client)
+}
+
+// learnAddresses asks a node for what it knows of addresses, and all nodes for
+// their endpoints; where the context names no agents, the API server for what is
+// published.
+func (k *knowledge) learnAddresses(ctx context.Context, s *session.Session, client hawserv1.MeshClient) error {
 	r, err := session.AskNode(ctx, s, hawserv1.NodeClient.ListIPCache, &hawserv1.ListIPCacheRequest{})
+	if errors.Is(err, session.ErrNoAgents) {
+		s.Warn("no node is asked here: what single endpoints audit (hawser endpoint audit), and what a kernel has no room for, is not known")
+		published, err := client.ListAddresses(ctx, &hawserv1.ListAddressesRequest{})
+		for _, a := range published.GetAddresses() {
+			k.addresses = append(k.addresses, &hawserv1.IPCacheEntry{
+				Prefix: a.GetPrefix(), Cluster: a.GetCluster(), Node: a.GetNode(), Workload: a.GetWorkload(), Identity: a.GetIdentity(), Source: "ip",
+			})
+		}
+		return err
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k.addresses = r.GetEntries()
 	endpoints, err := session.Gather(ctx, s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.Endpoint, error) {
@@ -95,7 +115,7 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 			}
 		}
 	}
-	return k, err
+	return err
 }
 
 func (k *knowledge) addServices(services []*hawserv1.ServiceInfo) {

@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -115,6 +116,16 @@ func (k *knowledge) addEnforcement(ctx context.Context, s *session.Session) {
 		}
 		return []told{{r.GetPolicyScope(), r.GetPolicyMode(), r.GetPolicyAudit()}}, nil
 	})
+	if errors.Is(err, session.ErrNoAgents) {
+		for _, n := range k.nodes {
+			if n.GetMode() != "" && n.GetNode() == cmp.Or(s.Node, n.GetNode()) {
+				rows = append(rows, told{n.GetScope(), n.GetMode(), n.GetAudit()})
+			}
+		}
+		if len(rows) > 0 {
+			err = nil
+		}
+	}
 	if err != nil {
 		s.Warn("no node could be asked how it enforces policy (%v): this is for the defaults", err)
 		return

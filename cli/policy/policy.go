@@ -71,12 +71,12 @@ func newList(s *session.Session) *cobra.Command {
 		Short: "List the policy objects of the cluster",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			rows, err := list(cmd.Context(), s)
+			r, err := list(cmd.Context(), s)
 			if err != nil {
 				return err
 			}
 			type row = *hawserv1.PolicyInfo
-			return printer.List(cmd.OutOrStdout(), s.Output, rows, printer.Columns[row]{
+			return printer.List(cmd.OutOrStdout(), s.Output, r.GetPolicies(), printer.Columns[row]{
 				{Header: "NAMESPACE", Cell: row.GetNamespace},
 				{Header: "NAME", Cell: row.GetName},
 				{Header: "KIND", Cell: row.GetKind},
@@ -89,9 +89,8 @@ func newList(s *session.Session) *cobra.Command {
 	}
 }
 
-func list(ctx context.Context, s *session.Session) ([]*hawserv1.PolicyInfo, error) {
-	r, err := session.Ask(ctx, s, hawserv1.MeshClient.ListPolicies, &hawserv1.ListPoliciesRequest{})
-	return r.GetPolicies(), err
+func list(ctx context.Context, s *session.Session) (*hawserv1.ListPoliciesResponse, error) {
+	return session.Ask(ctx, s, hawserv1.MeshClient.ListPolicies, &hawserv1.ListPoliciesRequest{})
 }
 
 func newGet(s *session.Session) *cobra.Command {
@@ -117,16 +116,16 @@ func newGet(s *session.Session) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", `namespace of NAME ("_" for cluster-wide objects; default: any)`)
-	cmd.Flags().Uint32Var(&endpoint, "endpoint", 0, "endpoint id (see: hawser endpoint list); needs --node")
+	cmd.Flags().Uint32Var(&endpoint, "endpoint", 0, "endpoint id (see: hawser endpoint list); needs --node where the context has several")
 	return cmd
 }
 
 func object(cmd *cobra.Command, s *session.Session, namespace, name string) error {
-	rows, err := list(cmd.Context(), s)
+	r, err := list(cmd.Context(), s)
 	if err != nil {
 		return err
 	}
-	p, err := session.Pick("policy", rows, namespace, name)
+	p, err := session.Pick("policy", r.GetPolicies(), namespace, name)
 	if err != nil {
 		return err
 	}
@@ -148,7 +147,9 @@ func lastIf(a, b bool) int {
 }
 
 func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
-	if s.Node == "" {
+	if cl, err := s.Target(); err != nil {
+		return err
+	} else if s.Node == "" && len(cl.Nodes) > 1 {
 		return session.Usage("endpoint ids are a node's own: add --node")
 	}
 	rows, err := session.Gather(cmd.Context(), s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.RuleEntry, error) {

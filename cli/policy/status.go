@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/clicontext"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
 )
@@ -36,7 +38,8 @@ func newStatus(s *session.Session) *cobra.Command {
 		Use:   "status",
 		Short: "Show on which nodes the stored policies are enforced",
 		Long: "Show for each node of the cluster whether its kernel enforces every policy object as\n" +
-			"it is stored now. With --wait it returns when all do, at most after --timeout. The\n" +
+			"it is stored now. Of nodes whose agents the context does not name, it is what they last\n" +
+			"told the API server: not what they still enforce of deleted objects. With --wait it returns when all do, at most after --timeout. The\n" +
 			"exit code is 1 when a node is behind.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -75,10 +78,32 @@ func rollout(ctx context.Context, s *session.Session) ([]statusRow, error) {
 		if err != nil {
 			return nil, err
 		}
-		return []statusRow{compare(r, stored)}, nil
+		return []statusRow{compare(r, stored.GetPolicies())}, nil
 	})
+	asked, terr := s.Target()
+	if terr != nil {
+		return nil, terr
+	}
+	if err == nil || errors.Is(err, session.ErrNoAgents) {
+		rows, err = append(rows, reported(stored, s.Node, asked.Nodes)...), nil
+	}
 	slices.SortFunc(rows, func(a, b statusRow) int { return cmp.Compare(a.Node, b.Node) })
 	return rows, err
+}
+
+// reported is how far nodes have come by what they told the API server: node, or
+// all, but those that are asked themselves.
+func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicontext.Node) []statusRow {
+	var rows []statusRow
+	for _, n := range stored.GetNodes() {
+		itself := slices.ContainsFunc(asked, func(a clicontext.Node) bool { return a.Name == n.GetNode() })
+		if itself || node != "" && n.GetNode() != node {
+			continue
+		}
+		all := len(stored.GetPolicies())
+		rows = append(rows, statusRow{Node: n.GetNode(), Stored: all, Enforced: all - len(n.GetMissing()), Missing: n.GetMissing()})
+	}
+	return rows
 }
 
 // compare finds what a node does not enforce as it is stored.

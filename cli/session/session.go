@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -66,11 +67,13 @@ type Session struct {
 	Output  printer.Format
 	Quiet   bool
 	Timeout time.Duration
+
+	learned *learned
 }
 
 // Bind adds the global flags to the root command.
 func (s *Session) Bind(root *cobra.Command) {
-	s.Output = printer.Table
+	s.Output, s.learned = printer.Table, &learned{names: map[string]names{}}
 	f := root.PersistentFlags()
 	f.StringVar(&s.Context, "context", "", "context to use: a name, or a file (default: the current one, else this host)")
 	f.StringVar(&s.Cluster, "cluster", "", "cluster to ask (default: the context's first)")
@@ -111,7 +114,7 @@ func (p *positive) String() string { return time.Duration(*p).String() }
 func (p *positive) Type() string { return "duration" }
 
 func (s *Session) clusterNames() []string {
-	c, err := clicontext.Load(s.Context)
+	c, err := s.Load()
 	if err != nil {
 		return nil
 	}
@@ -137,29 +140,6 @@ func (s *Session) Deadline(ctx context.Context) (context.Context, context.Cancel
 	return context.WithTimeout(ctx, s.Timeout)
 }
 
-// Target is the cluster that the flags name. A --node of another cluster names
-// that cluster when --cluster is not given.
-func (s *Session) Target() (*clicontext.Cluster, error) {
-	c, err := clicontext.Load(s.Context)
-	if err != nil {
-		return nil, &Error{Code: CouldNotAsk, Err: err}
-	}
-	if s.Cluster == "" && s.Node != "" {
-		for i := range c.Clusters {
-			for _, n := range c.Clusters[i].Nodes {
-				if n.Name == s.Node {
-					return &c.Clusters[i], nil
-				}
-			}
-		}
-	}
-	cl, err := c.Cluster(s.Cluster)
-	if err != nil {
-		return nil, &Error{Code: WrongUse, Err: err}
-	}
-	return cl, nil
-}
-
 // Mesh connects to the API server of the target cluster. Close the connection
 // when done.
 func (s *Session) Mesh() (hawserv1.MeshClient, io.Closer, error) {
@@ -169,7 +149,7 @@ func (s *Session) Mesh() (hawserv1.MeshClient, io.Closer, error) {
 	}
 	conn, err := dialMesh(cl)
 	if err != nil {
-		return nil, nil, fmt.Errorf("API server of cluster %q: %w", cl.Name, err)
+		return nil, nil, fmt.Errorf("%s: %w", of("API server", "cluster", cl.Name), err)
 	}
 	return hawserv1.NewMeshClient(conn), conn, nil
 }
@@ -201,22 +181,22 @@ func (s *Session) Nodes() ([]NodeConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(cl.Nodes) == 0 {
+		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf(
+			"%w of cluster %q: what a node knows is asked on that node itself, over its socket", ErrNoAgents, cl.Name)}
+	}
 	var conns []NodeConn
 	var problems []error
 	for _, n := range cl.Nodes {
-		if s.Node != "" && n.Name != s.Node {
+		if !n.Is(s.Node) {
 			continue
 		}
 		conn, err := dial(n.Socket)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("agent of node %q: %w", n.Name, err))
+			problems = append(problems, fmt.Errorf("%s: %w", of("agent", "node", n.Name), err))
 			continue
 		}
 		conns = append(conns, NodeConn{hawserv1.NewNodeClient(conn), n.Name, conn})
-	}
-	if len(cl.Nodes) == 0 {
-		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf(
-			"the context names no agents of cluster %q: what a node knows is asked on that node itself, over its socket", cl.Name)}
 	}
 	if len(conns) == 0 {
 		if len(problems) > 0 {
@@ -261,7 +241,7 @@ func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, No
 	for i := range nodes {
 		all = append(all, rows[i]...)
 		if errs[i] != nil {
-			failed = append(failed, fmt.Errorf("node %q: %w", nodes[i].Name, errs[i]))
+			failed = append(failed, fmt.Errorf("%s: %w", of("", "node", nodes[i].Name), errs[i]))
 			code = max(code, ExitCode(errs[i]))
 		}
 	}
@@ -286,13 +266,21 @@ func dial(socket string) (*grpc.ClientConn, error) {
 	}
 	_ = probe.Close()
 	return grpc.NewClient("unix:"+socket,
+		// A program that restarts is back soon.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: time.Second,
+		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 }
 
 func dialMesh(cl *clicontext.Cluster) (*grpc.ClientConn, error) {
-	if cl.Socket != "" {
+	switch {
+	case cl.Socket != "":
 		return dial(cl.Socket)
+	case cl.Address == "":
+		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf("%w; ask on its host, or as an administrator from here: hawser config add-context --help", ErrNoAPIServer)}
 	}
 	cfg, err := pki.FilesIn(cl.TLSDir, "tls").ClientTLS(&pki.ID{Cluster: cl.Name, Role: pki.RoleAPIServer})
 	if err != nil {
@@ -373,9 +361,9 @@ func (s *Session) AllNodes() ([]NodeConn, error) {
 	if s.Cluster != "" || s.Node != "" {
 		return s.Nodes()
 	}
-	c, err := clicontext.Load(s.Context)
+	c, err := s.Load()
 	if err != nil {
-		return nil, &Error{Code: CouldNotAsk, Err: err}
+		return nil, err
 	}
 	var all []NodeConn
 	var failed []error

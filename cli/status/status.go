@@ -5,6 +5,7 @@ package status
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -29,33 +30,59 @@ func New(s *session.Session) *cobra.Command {
 	}
 }
 
+// answers are what could be asked, and why the rest could not.
+type answers struct {
+	cluster    *hawserv1.ClusterStatusReport
+	clusterErr error
+	nodes      []*hawserv1.NodeStatusReport
+	nodesErr   error
+}
+
 func run(cmd *cobra.Command, s *session.Session) error {
-	cluster, clusterErr := askCluster(cmd.Context(), s)
-	nodes, nodesErr := session.Gather(cmd.Context(), s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.NodeStatusReport, error) {
+	var a answers
+	a.cluster, a.clusterErr = askCluster(cmd.Context(), s)
+	a.nodes, a.nodesErr = session.Gather(cmd.Context(), s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.NodeStatusReport, error) {
 		r, err := n.Status(ctx, &hawserv1.StatusRequest{})
 		if err != nil {
 			return nil, err
 		}
 		return []*hawserv1.NodeStatusReport{r}, nil
 	})
-	if clusterErr != nil && nodesErr != nil {
-		if clusterErr.Error() == nodesErr.Error() { // it is the context's
-			return clusterErr
-		}
-		return fmt.Errorf("%w\n%w", clusterErr, nodesErr)
+	if err := a.none(); err != nil {
+		return err
 	}
 	w := cmd.OutOrStdout()
 	if s.Output != printer.Table {
-		if err := encode(w, s.Output, cluster, nodes); err != nil {
+		if err := encode(w, s.Output, a); err != nil {
 			return err
 		}
-	} else if err := show(w, cluster, clusterErr, nodes, nodesErr); err != nil {
+	} else if err := show(w, a); err != nil {
 		return err
 	}
-	if n := problems(cluster, clusterErr, nodes, nodesErr); n > 0 {
+	if n := a.problems(); n > 0 {
 		return session.Answer("%d problem(s), shown above", n)
 	}
 	return nil
+}
+
+// notHere reports whether an error says that the context has no such program,
+// which is no problem: a node's host need not run an API server, and an
+// administrator's context of a remote one names no agents.
+func notHere(err error) bool {
+	return errors.Is(err, session.ErrNoAgents) || errors.Is(err, session.ErrNoAPIServer)
+}
+
+// none is why nobody could be asked; nil when somebody could.
+func (a answers) none() error {
+	switch {
+	case a.clusterErr == nil || a.nodesErr == nil:
+		return nil
+	case notHere(a.nodesErr), a.clusterErr.Error() == a.nodesErr.Error(): // the latter is the context's
+		return a.clusterErr
+	case notHere(a.clusterErr):
+		return a.nodesErr
+	}
+	return fmt.Errorf("%w\n%w", a.clusterErr, a.nodesErr)
 }
 
 func askCluster(ctx context.Context, s *session.Session) (*hawserv1.ClusterStatusReport, error) {
@@ -69,45 +96,56 @@ func askCluster(ctx context.Context, s *session.Session) (*hawserv1.ClusterStatu
 	return client.ClusterStatus(ctx, &hawserv1.ClusterStatusRequest{})
 }
 
-func encode(w io.Writer, f printer.Format, cluster *hawserv1.ClusterStatusReport, nodes []*hawserv1.NodeStatusReport) error {
-	out := map[string]any{"cluster": nil, "nodes": []any{}}
-	if cluster != nil {
-		out["cluster"] = printer.Value(cluster)
+// encode prints all for programs. clusterError and nodesError are there when
+// something could not be asked that should answer; notAsked when it is elsewhere.
+func encode(w io.Writer, f printer.Format, a answers) error {
+	out := map[string]any{"cluster": nil}
+	if a.cluster != nil {
+		out["cluster"] = printer.Value(a.cluster)
 	}
-	list := make([]any, len(nodes))
-	for i, n := range nodes {
+	list := make([]any, len(a.nodes))
+	for i, n := range a.nodes {
 		list[i] = printer.Value(n)
 	}
 	out["nodes"] = list
+	for key, err := range map[string]error{"clusterError": a.clusterErr, "nodesError": a.nodesErr} {
+		switch {
+		case err == nil:
+		case notHere(err):
+			out["notAsked"] = session.Message(err)
+		default:
+			out[key] = session.Message(err)
+		}
+	}
 	return printer.Encode(w, f, out)
 }
 
-func problems(cluster *hawserv1.ClusterStatusReport, clusterErr error, nodes []*hawserv1.NodeStatusReport, nodesErr error) int {
-	n := len(cluster.GetProblems())
-	for _, err := range []error{clusterErr, nodesErr} {
-		if err != nil {
+func (a answers) problems() int {
+	n := len(a.cluster.GetProblems())
+	for _, err := range []error{a.clusterErr, a.nodesErr} {
+		if err != nil && !notHere(err) {
 			n++
 		}
 	}
-	for _, node := range nodes {
+	for _, node := range a.nodes {
 		n += len(node.GetProblems())
 	}
 	return n
 }
 
-func show(w io.Writer, c *hawserv1.ClusterStatusReport, clusterErr error, nodes []*hawserv1.NodeStatusReport, nodesErr error) error {
-	if clusterErr != nil {
-		fmt.Fprintf(w, "API server:  ✗ %s\n", session.Message(clusterErr))
-	} else if err := showCluster(w, c); err != nil {
+func show(w io.Writer, a answers) error {
+	if a.clusterErr != nil {
+		fmt.Fprintf(w, "API server:  %s\n", because(a.clusterErr))
+	} else if err := showCluster(w, a.cluster); err != nil {
 		return err
 	}
-	if nodesErr != nil {
-		fmt.Fprintf(w, "Nodes:       ✗ %s\n", session.Message(nodesErr))
+	if a.nodesErr != nil {
+		fmt.Fprintf(w, "Nodes:       %s\n", because(a.nodesErr))
 		return nil
 	}
 	type row = *hawserv1.NodeStatusReport
 	fmt.Fprintln(w)
-	if err := printer.List(w, printer.Table, nodes, printer.Columns[row]{
+	if err := printer.List(w, printer.Table, a.nodes, printer.Columns[row]{
 		{Header: "NODE", Cell: row.GetNode},
 		{Header: "KEYSPACE", Cell: keyspace},
 		{Header: "REVISION", Cell: func(n row) string { return printer.Count(n.GetKeyspace().GetRevision()) }},
@@ -122,10 +160,18 @@ func show(w io.Writer, c *hawserv1.ClusterStatusReport, clusterErr error, nodes 
 	}, "No nodes."); err != nil {
 		return err
 	}
-	for _, n := range nodes {
+	for _, n := range a.nodes {
 		showProblems(w, n.GetNode(), n.GetProblems())
 	}
 	return nil
+}
+
+// because is why somebody was not asked, with a mark if that is a problem.
+func because(err error) string {
+	if notHere(err) {
+		return "not asked: " + session.Message(err)
+	}
+	return "✗ " + session.Message(err)
 }
 
 func showCluster(w io.Writer, c *hawserv1.ClusterStatusReport) error {

@@ -18,7 +18,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/hawser-mesh/hawser/cli/clicontext"
 	"github.com/hawser-mesh/hawser/cli/doctor"
 	"github.com/hawser-mesh/hawser/cli/printer"
 	"github.com/hawser-mesh/hawser/cli/session"
@@ -73,9 +72,9 @@ func New(s *session.Session) *cobra.Command {
 }
 
 func dump(cmd *cobra.Command, s *session.Session, a *archive, now time.Time) error {
-	c, err := clicontext.Load(s.Context)
+	c, err := s.Load()
 	if err != nil {
-		return &session.Error{Code: session.CouldNotAsk, Err: err}
+		return err
 	}
 	encoded := func(name string, v any) error {
 		if text, ok := v.([]byte); ok {
@@ -98,7 +97,7 @@ func dump(cmd *cobra.Command, s *session.Session, a *archive, now time.Time) err
 		return err
 	}
 	for _, cl := range c.Clusters {
-		if s.Cluster != "" && cl.Name != s.Cluster {
+		if !cl.Is(s.Cluster) {
 			continue
 		}
 		if err := askAll(cmd.Context(), s, cl, encoded, a.miss); err != nil {

@@ -124,6 +124,28 @@ func (s *Server) health(ctx context.Context) (map[[2]string]*keyspacev1.NodeHeal
 	return out, err
 }
 
+// ListAddresses lists the addresses of the workloads of all clusters, sorted.
+func (s *Server) ListAddresses(ctx context.Context, _ *hawserv1.ListAddressesRequest) (*hawserv1.ListAddressesResponse, error) {
+	rows, err := listAll[*keyspacev1.IPEntry](ctx, s, kvstore.KindIP)
+	if err != nil {
+		return nil, apiError(err)
+	}
+	resp := &hawserv1.ListAddressesResponse{}
+	for _, r := range rows {
+		info := &hawserv1.AddressInfo{Prefix: r.msg.GetPrefix(), Cluster: r.key.Cluster, Node: r.msg.GetNode(), Identity: r.msg.GetIdentity()}
+		if r.msg.GetWorkload() != "" {
+			info.Workload = r.msg.GetNamespace() + "/" + r.msg.GetWorkload()
+		}
+		resp.Addresses = append(resp.Addresses, info)
+	}
+	slices.SortFunc(resp.GetAddresses(), func(a, b *hawserv1.AddressInfo) int {
+		pa, _ := netip.ParsePrefix(a.GetPrefix())
+		pb, _ := netip.ParsePrefix(b.GetPrefix())
+		return cmp.Or(pa.Addr().Compare(pb.Addr()), cmp.Compare(pa.Bits(), pb.Bits()))
+	})
+	return resp, nil
+}
+
 // ListVTEPs lists which prefix is behind which tunnel endpoint.
 func (s *Server) ListVTEPs(ctx context.Context, _ *hawserv1.ListVTEPsRequest) (*hawserv1.ListVTEPsResponse, error) {
 	rows, err := listAll[*keyspacev1.VTEP](ctx, s, kvstore.KindVTEP)

@@ -191,12 +191,13 @@ func (s *Server) ListPolicies(ctx context.Context, _ *hawserv1.ListPoliciesReque
 	if err != nil {
 		return nil, apiError(err)
 	}
-	resp := &hawserv1.ListPoliciesResponse{}
+	resp, stored := &hawserv1.ListPoliciesResponse{}, map[string]int64{}
 	for _, b := range bad {
 		info := &hawserv1.PolicyInfo{Name: b.kv.Key, Selects: "unreadable: " + b.err.Error()}
 		if k, err := kvstore.ParseKey(b.kv.Key); err == nil {
 			info.Namespace, info.Name = k.Names[0], k.Names[1]
 		}
+		stored[info.GetNamespace()+"/"+info.GetName()] = b.kv.ModRevision
 		resp.Policies = append(resp.Policies, info)
 	}
 	for _, r := range rows {
@@ -214,11 +215,15 @@ func (s *Server) ListPolicies(ctx context.Context, _ *hawserv1.ListPoliciesReque
 			}
 			info.Selects = strings.Join(selects, "; ")
 		}
+		stored[info.GetNamespace()+"/"+info.GetName()] = r.kv.ModRevision
 		resp.Policies = append(resp.Policies, info)
 	}
 	slices.SortFunc(resp.GetPolicies(), func(a, b *hawserv1.PolicyInfo) int {
 		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
 	})
+	if resp.Nodes, err = s.rollouts(ctx, stored); err != nil {
+		return nil, apiError(err)
+	}
 	return resp, nil
 }
 

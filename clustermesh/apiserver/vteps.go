@@ -21,6 +21,7 @@ import (
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/tunnel"
 )
 
@@ -255,8 +256,8 @@ func (s *Server) vtepNeeds(ctx context.Context, p netip.Prefix, at netip.Addr) (
 // far as they are addresses, each once.
 func (s *Server) ownAddresses() (out []netip.Addr) {
 	for _, e := range slices.Concat(s.etcdEndpoints(), s.cfg.advertised(), []string{s.cfg.advertisedAPI(), s.cfg.ListenGossip.String()}) {
-		if a, err := netip.ParseAddrPort(strings.TrimPrefix(e, "https://")); err == nil && !slices.Contains(out, a.Addr()) {
-			out = append(out, a.Addr())
+		if a, err := netip.ParseAddr(etcd.HostOf(e)); err == nil && !slices.Contains(out, a) {
+			out = append(out, a)
 		}
 	}
 	return out

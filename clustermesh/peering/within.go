@@ -154,7 +154,11 @@ func cut(declared []string, granted rangeSet) (in, more []string) {
 func (g *Guard) Grants(notGranted string) bool {
 	kind, cidr, _ := strings.Cut(notGranted, " ")
 	granted := map[string]rangeSet{"pod": g.pods, "node": g.nodes, serviceRange: g.services}
-	_, more := cut([]string{cidr}, granted[kind])
+	ranges, known := granted[kind]
+	if !known {
+		return false
+	}
+	_, more := cut([]string{cidr}, ranges)
 	return len(more) == 0
 }
 

@@ -15,7 +15,9 @@ import (
 	"github.com/hawser-mesh/hawser/internal/version"
 )
 
-func main() {
+func main() { os.Exit(program.Main(newRoot())) }
+
+func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:          "hawser-apiserver",
 		Short:        "The mesh API server of a cluster",
@@ -23,7 +25,7 @@ func main() {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.AddCommand(newRun(), newIssue(), newCA(), newMember(), newRestore(), newEtcdAccess(), newSharedEtcd())
-	os.Exit(program.Main(root))
+	return root
 }
 
 func newIssue() *cobra.Command {

@@ -54,8 +54,22 @@ func (d *Datapath) AttachEndpoint(dev string) error {
 // AttachUnderlay puts from_overlay on the underlay device.
 func (d *Datapath) AttachUnderlay() error { return d.attach("from_overlay", d.cfg.UnderlayDevice) }
 
-// AttachHost puts from_host on the inner end of the host veth.
-func (d *Datapath) AttachHost() error { return d.attach("from_host", d.cfg.NetDevice) }
+// fromStack is the program at the egress of the host's end of the host veth.
+const fromStack = "from_stack"
+
+// AttachHost puts from_host on the inner end of the host veth, and from_stack before
+// it, which tells it what the host merely forwards.
+func (d *Datapath) AttachHost() error {
+	return errors.Join(d.attach(fromStack, d.cfg.HostDevice), d.attach("from_host", d.cfg.NetDevice))
+}
+
+// hook is where on a device a program sits: the TCX hook, and the place of filters.
+func hook(prog string) (attach ebpf.AttachType, parent uint32) {
+	if prog == fromStack {
+		return ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS
+	}
+	return ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS
+}
 
 // DetachEndpoint takes from_pod off a device; a device that is gone or has none
 // is no error.
@@ -88,6 +102,8 @@ func (d *Datapath) program(name string) *ebpf.Program {
 		return d.progs.FromPod
 	case "from_overlay":
 		return d.progs.FromOverlay
+	case fromStack:
+		return d.progs.FromStack
 	}
 	return d.progs.FromHost
 }
@@ -123,8 +139,9 @@ func (d *Datapath) attachLink(prog, dev string) error {
 	if err := d.unpin(prog, dev); err != nil {
 		return err
 	}
+	attach, _ := hook(prog)
 	tcx, err := link.AttachTCX(link.TCXOptions{
-		Interface: l.Attrs().Index, Program: d.program(prog), Attach: ebpf.AttachTCXIngress,
+		Interface: l.Attrs().Index, Program: d.program(prog), Attach: attach,
 	})
 	if err != nil {
 		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)

@@ -182,15 +182,7 @@ func filterObjects() ([]Object, error) {
 	}
 	var out []Object
 	for _, l := range links {
-		filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
-		if err != nil {
-			continue // the device went meanwhile
-		}
-		for _, f := range filters {
-			b, ok := f.(*netlink.BpfFilter)
-			if !ok || f.Attrs().Handle != filterHandle || !slices.Contains(devicePrograms(), b.Name) {
-				continue
-			}
+		for _, b := range ourFilters(l) {
 			dev := l.Attrs().Name
 			out = append(out, Object{Kind: KindFilter, Name: b.Name + pinSeparator + dev, ID: uint32(b.Id), remove: func() error {
 				return errors.Join(removeFilter(b.Name, dev), removeIdleClsact(dev))
@@ -200,8 +192,26 @@ func filterObjects() ([]Object, error) {
 	return out, nil
 }
 
+// ourFilters are the filters of a device that hold our programs; a device that went
+// meanwhile has none.
+func ourFilters(l netlink.Link) (out []*netlink.BpfFilter) {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		filters, err := netlink.FilterList(l, parent)
+		if err != nil {
+			continue
+		}
+		for _, f := range filters {
+			b, ok := f.(*netlink.BpfFilter)
+			if ok && f.Attrs().Handle == filterHandle && slices.Contains(devicePrograms(), b.Name) {
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}
+
 // devicePrograms are those that sit on devices.
-func devicePrograms() []string { return []string{fromPod, "from_overlay", "from_host"} }
+func devicePrograms() []string { return []string{fromPod, "from_overlay", "from_host", fromStack} }
 
 // removeIdleClsact removes a device's clsact when it has no filter left: it does
 // nothing then, and we have added it.

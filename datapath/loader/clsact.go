@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Our place among the device's ingress filters.
+// Our place among the device's filters.
 const (
 	filterHandle   = 0x4857
 	filterPriority = 1
@@ -23,14 +23,15 @@ func clsact(index int) *netlink.Clsact {
 	}}
 }
 
-func filterAttrs(index int) netlink.FilterAttrs {
+func filterAttrs(index int, prog string) netlink.FilterAttrs {
+	_, parent := hook(prog)
 	return netlink.FilterAttrs{
-		LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: filterHandle,
+		LinkIndex: index, Parent: parent, Handle: filterHandle,
 		Protocol: unix.ETH_P_ALL, Priority: filterPriority,
 	}
 }
 
-// replaceFilter puts the program on the device's ingress where the kernel has no
+// replaceFilter puts the program on its hook of the device where the kernel has no
 // links for that; an older one of ours is replaced in one step.
 func replaceFilter(prog *ebpf.Program, name string, l netlink.Link) error {
 	index := l.Attrs().Index
@@ -38,7 +39,7 @@ func replaceFilter(prog *ebpf.Program, name string, l netlink.Link) error {
 		return fmt.Errorf("add clsact to %s: %w", l.Attrs().Name, err)
 	}
 	filter := &netlink.BpfFilter{
-		FilterAttrs: filterAttrs(index), Fd: prog.FD(), Name: name, DirectAction: true,
+		FilterAttrs: filterAttrs(index, name), Fd: prog.FD(), Name: name, DirectAction: true,
 	}
 	if err := netlink.FilterReplace(filter); err != nil {
 		return fmt.Errorf("attach %s to %s: %w", name, l.Attrs().Name, err)
@@ -54,7 +55,7 @@ func removeFilter(name, dev string) error {
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", dev, err)
 	}
-	err = netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(l.Attrs().Index), Name: name})
+	err = netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(l.Attrs().Index, name), Name: name})
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("detach %s from %s: %w", name, dev, err)
 	}

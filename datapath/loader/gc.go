@@ -19,6 +19,7 @@ type GCConfig struct {
 	TCP      time.Duration // established, 8,000 s
 	HalfOpen time.Duration // unanswered, or TCP whose answer is not confirmed, 60 s
 	Closing  time.Duration // closed or reset, 10 s
+	FinSent  time.Duration // to a service, finished by the client, 120 s
 	Other    time.Duration // UDP, ICMP and others, answered, 60 s
 }
 
@@ -32,6 +33,7 @@ func (c GCConfig) withDefaults() GCConfig {
 	set(&c.TCP, 8000*time.Second)
 	set(&c.HalfOpen, 60*time.Second)
 	set(&c.Closing, 10*time.Second)
+	set(&c.FinSent, 120*time.Second)
 	set(&c.Other, 60*time.Second)
 	return c
 }
@@ -77,7 +79,7 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 	ticks := func(t time.Duration) uint32 { return uint32(t.Seconds()*float64(hz)) / shrink }
 	timeouts := maps.Timeouts{
 		TCP: ticks(cfg.TCP), HalfOpen: ticks(cfg.HalfOpen),
-		Closing: ticks(cfg.Closing), Other: ticks(cfg.Other),
+		Closing: ticks(cfg.Closing), FinSent: ticks(cfg.FinSent), Other: ticks(cfg.Other),
 	}
 	_, _, err1 := maps.CollectConntrack[maps.Tuple4](d.maps.Ct4Open, timeouts.OfHalfOpen(), now)
 	_, _, err2 := maps.CollectConntrack[maps.Tuple6](d.maps.Ct6Open, timeouts.OfHalfOpen(), now)

@@ -84,8 +84,34 @@ func (d *Datapath) finishMove(pin string, used map[uint32]bool, notes *layouts) 
 	return m.end(d)
 }
 
-// mapsInUse are the maps of the programs that are attached, by the kernel's
-// numbers.
+// slotsInUse are the programs that attached ones jump to, also by a map of slots
+// that is being moved itself.
+func (d *Datapath) slotsInUse() (progs []ebpf.ProgramID, err error) {
+	for _, name := range []string{"slots", "slots" + newSuffix} {
+		m, err := ebpf.LoadPinnedMap(d.pinPath(mapsDir, name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open map %s: %w", name, err)
+		}
+		for i := range m.MaxEntries() {
+			var id uint32
+			if err := m.Lookup(i, &id); err == nil {
+				progs = append(progs, ebpf.ProgramID(id))
+			} else if !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return nil, errors.Join(fmt.Errorf("read slot %d: %w", i, err), m.Close())
+			}
+		}
+		if err := m.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return progs, nil
+}
+
+// mapsInUse are the maps of the programs that are attached, and of those that they
+// jump to, by the kernel's numbers.
 func (d *Datapath) mapsInUse() (map[uint32]bool, error) {
 	pins, err := linkPins(d.cfg.PinPath)
 	if err != nil {
@@ -110,6 +136,11 @@ func (d *Datapath) mapsInUse() (map[uint32]bool, error) {
 	for _, f := range filters {
 		progs = append(progs, ebpf.ProgramID(f.ID))
 	}
+	jumps, err := d.slotsInUse()
+	if err != nil {
+		return nil, err
+	}
+	progs = append(progs, jumps...)
 	out := map[uint32]bool{}
 	for _, id := range progs {
 		p, err := ebpf.NewProgramFromID(id)

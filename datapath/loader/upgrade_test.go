@@ -135,6 +135,40 @@ func TestUpgradeThatWasKilledIsFinished(t *testing.T) {
 	}
 }
 
+// TestKilledUpgradeKeepsIPv6Flows: the map of IPv6 flows is used only by programs
+// that others jump to. What they opened since must be there after the next start.
+func TestKilledUpgradeKeepsIPv6Flows(t *testing.T) {
+	w := newUpgradeWorld(t, "")
+	open := func(name string) *ebpf.Map {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(w.nodes[0].pin, "maps", name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	put := func(name string, port uint16) {
+		m := open(name)
+		defer m.Close()
+		if err := m.Put(maps.Tuple6{Protocol: maps.ProtocolTCP, SourcePort: maps.PortFrom(port)}, maps.CTEntry{Created: uint32(port)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, killed := range []func(*ebpf.CollectionSpec){laterbuild.Alter, sameBuild} {
+		put("ct6", uint16(1+2*i))
+		w.must(killed, loader.Switched)
+		put("ct6+new", uint16(2+2*i))
+		w.must(laterbuild.Alter, loader.AllSteps)
+		m := open("ct6")
+		for port := range uint16(2 + 2*i) {
+			var e maps.CTEntry
+			if err := m.Lookup(maps.Tuple6{Protocol: maps.ProtocolTCP, SourcePort: maps.PortFrom(port + 1)}, &e); err != nil || e.Created != uint32(port+1) {
+				t.Errorf("round %d, the flow from port %d: %+v, %v", i, port+1, e, err)
+			}
+		}
+		_ = m.Close()
+	}
+}
+
 // TestMapFromBeforeTheNotes takes over a policy map whose entries had no hits.
 func TestMapFromBeforeTheNotes(t *testing.T) {
 	w := newUpgradeWorld(t, "")

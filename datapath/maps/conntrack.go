@@ -15,7 +15,10 @@ type Timeouts struct {
 	TCP      uint32 // established
 	HalfOpen uint32 // not answered yet, or the answer not confirmed
 	Closing  uint32 // both sides have finished, or one has reset
-	Other    uint32 // UDP, ICMP and the rest, answered
+	// FinSent is for a flow to a service, of which only the client's side is known,
+	// that the client has finished: the server may still work on its answer.
+	FinSent uint32
+	Other   uint32 // UDP, ICMP and the rest, answered
 }
 
 // ProtocolTCP is IANA's number.
@@ -42,12 +45,12 @@ func (t Timeouts) limit(protocol uint8, e CTEntry) uint32 {
 	if protocol != ProtocolTCP {
 		return t.Other
 	}
-	closed := CTFinForward | CTFinReply
-	if e.Flags&CTService != 0 {
-		closed = CTFinForward // it sees one direction only
-	}
-	if e.TCP&CTReset != 0 || e.TCP&closed == closed {
+	const closed = CTFinForward | CTFinReply
+	switch {
+	case e.TCP&CTReset != 0 || e.TCP&closed == closed:
 		return t.Closing
+	case e.Flags&CTService != 0 && e.TCP&CTFinForward != 0:
+		return t.FinSent
 	}
 	return t.TCP
 }
@@ -98,10 +101,26 @@ func deleteExpired[K FlowKey](m *ebpf.Map, flows []K, t Timeouts, now uint32) (d
 // forgotten, and returns how many it saw and deleted. Ports younger than grace
 // jiffies are left: their flow may be about to be made.
 func CollectMasquerade(snat, established, open *ebpf.Map, grace, now uint32) (seen, deleted int, err error) {
+	return collectMasquerade(snat, established, open, grace, now, func() {})
+}
+
+// collectMasquerade calls asked after each look into a conntrack map.
+func collectMasquerade(snat, established, open *ebpf.Map, grace, now uint32, asked func()) (seen, deleted int, err error) {
+	// A flow that is established meanwhile comes into the one map, then leaves the
+	// other: asked in this order, one of them has it.
+	inUse := func(k SNATKey, v SNATEntry) bool {
+		for _, flows := range []*ebpf.Map{open, established} {
+			if masquerades(k, v, flows) {
+				return true
+			}
+			asked()
+		}
+		return false
+	}
 	gone := map[SNATKey]SNATEntry{}
 	err = DumpBatches(snat, func(k SNATKey, v SNATEntry) {
 		seen++
-		if int32(now-v.Created) > int32(grace) && !masquerades(k, v, established) && !masquerades(k, v, open) {
+		if int32(now-v.Created) > int32(grace) && !inUse(k, v) {
 			gone[k] = v
 		}
 	})

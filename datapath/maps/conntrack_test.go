@@ -3,12 +3,82 @@
 package maps
 
 import (
+	"errors"
 	"os"
 	"testing"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
+
+// flowMap is a map of flows, or of another kind.
+func flowMap[K, V any](t *testing.T) *ebpf.Map {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes an eBPF map")
+	}
+	var k K
+	var v V
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, MaxEntries: 4, KeySize: uint32(unsafe.Sizeof(k)), ValueSize: uint32(unsafe.Sizeof(v))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+// A flow that is established while the collector looks for it keeps its port; one
+// that is nowhere does not.
+func TestPromotedFlowKeepsItsPort(t *testing.T) {
+	snat, established, open := flowMap[SNATKey, SNATEntry](t), flowMap[Tuple4, CTEntry](t), flowMap[Tuple4, CTEntry](t)
+	k := SNATKey{Remote: [4]byte{192, 0, 2, 9}, RemotePort: PortFrom(443), Port: PortFrom(40000), Protocol: ProtocolTCP}
+	v := SNATEntry{Addr: [4]byte{10, 1, 0, 5}, Port: PortFrom(1000), Created: 1}
+	flow := Tuple4{Source: v.Addr, Destination: k.Remote, SourcePort: v.Port, DestPort: k.RemotePort, Protocol: k.Protocol}.FlowKey()
+	e := CTEntry{SNATPort: 40000}
+	if err := errors.Join(snat.Put(k, v), open.Put(flow, e)); err != nil {
+		t.Fatal(err)
+	}
+	// As ct_promote does it.
+	promote := func() {
+		if err := established.Put(flow, e); err != nil {
+			t.Error(err)
+		}
+		if err := open.Delete(flow); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			t.Error(err)
+		}
+	}
+	for round := range 2 { // in the one map, then in the other
+		if seen, deleted, err := collectMasquerade(snat, established, open, 10, 1000, promote); err != nil || seen != 1 || deleted != 0 {
+			t.Errorf("round %d: %d ports seen, %d deleted, %v", round, seen, deleted, err)
+		}
+		promote()
+	}
+	if err := established.Delete(flow); err != nil {
+		t.Error(err)
+	}
+	if _, deleted, err := CollectMasquerade(snat, established, open, 10, 1000); err != nil || deleted != 1 {
+		t.Errorf("the flow is gone: %d deleted, %v", deleted, err)
+	}
+}
+
+// A client that has finished waits for its answer longer than a closed flow lasts.
+func TestHalfClosedServiceFlowStays(t *testing.T) {
+	limits := Timeouts{TCP: 1000, HalfOpen: 60, Closing: 10, FinSent: 120, Other: 60}
+	for _, c := range []struct {
+		flags uint16
+		tcp   uint8
+		want  uint32
+	}{
+		{CTService, 0, 1000}, {CTService, CTFinForward, 120}, {CTService, CTFinForward | CTFinReply, 10},
+		{CTService, CTReset, 10}, {CTService, CTFinForward | CTReset, 10},
+		{0, CTFinForward, 1000}, {CTNAT, CTFinForward, 1000}, {CTNAT, CTFinForward | CTFinReply, 10}, {0, CTReset, 10},
+	} {
+		e := CTEntry{Flags: CTReplied | c.flags, TCP: c.tcp, LastSeen: 5000}
+		if limits.Expired(ProtocolTCP, e, 5000+c.want) || !limits.Expired(ProtocolTCP, e, 5001+c.want) {
+			t.Errorf("flags %x, tcp %x: not %d", c.flags, c.tcp, c.want)
+		}
+	}
+}
 
 // A flow that was used after the walk had found it silent is kept.
 func TestFlowUsedMeanwhileIsKept(t *testing.T) {

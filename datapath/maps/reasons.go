@@ -37,6 +37,8 @@ const (
 	DropExtensionHeaders
 	DropRouterSolicitation
 	DropTupleInUse
+	// DropLinkTalk is what a host tells its own link: heard, counted without an event.
+	DropLinkTalk
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -55,7 +57,7 @@ func ReasonName(r datapath.DropReason) string {
 		"multicast", "unknown rule set", "rewrite failed",
 		"fragment before its first", "overlapping fragment", "no masquerade port",
 		"source route", "too many extension headers", "router solicitation",
-		"translated tuple in use",
+		"translated tuple in use", "link talk",
 	}
 	if int(r) < len(names) {
 		return names[r]

@@ -3,10 +3,16 @@
 package netdev
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"regexp"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/internal/nsthread"
 )
 
 // hostDeviceName is what HostDeviceName makes.
@@ -42,4 +48,55 @@ func HostDeviceExists() (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// PodGone reports whether a pod's pair is gone: the host's end, by its index
+// whatever its name is now, and the pod's end in the namespace at netns, by its
+// address. The kernel removes both ends together, so one that was moved to
+// another namespace leaves the other. An empty netns means that only the host's
+// end is known. What cannot be found out is an error, and not gone.
+func PodGone(dev PodDevice, netns string) (bool, error) {
+	_, err := netlink.LinkByIndex(dev.IfIndex)
+	if !notFound(err) {
+		return false, wrap(fmt.Sprintf("look for device %d", dev.IfIndex), err)
+	}
+	if netns == "" {
+		return true, nil
+	}
+	there := false
+	err = nsthread.InNetns(netns, func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			there = there || mac(l) == dev.PodMAC
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) { // no file, or no namespace is mounted on it
+		return true, nil
+	}
+	return err == nil && !there, wrap("look for the pod's device in "+netns, err)
+}
+
+// WatchRemoved delivers the indexes of devices that leave the calling thread's
+// network namespace, until the context ends. The channel is closed then, and
+// when the kernel had more to tell than was read.
+func WatchRemoved(ctx context.Context) (<-chan int, error) {
+	updates := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribe(updates, ctx.Done()); err != nil {
+		return nil, fmt.Errorf("watch devices: %w", err)
+	}
+	removed := make(chan int)
+	go func() {
+		defer close(removed)
+		for u := range updates { // is closed when the context ends, or the socket failed
+			if u.Header.Type != unix.RTM_DELLINK {
+				continue
+			}
+			select {
+			case removed <- int(u.Index):
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return removed, nil
 }

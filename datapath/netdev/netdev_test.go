@@ -385,8 +385,22 @@ func TestLocalAddrs(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		for _, text := range []string{"172.30.77.1", "127.0.0.53", "169.254.7.7", "fd77::1", "fe80::7"} {
-			if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(netip.MustParseAddr(text).AsSlice())}); err != nil {
+		for _, text := range []string{
+			"172.30.77.1/32", "127.0.0.53/32", "169.254.7.7/32", "169.254.20.10/16 scope link", "10.9.8.7/24", "10.9.9.1/30",
+			"10.9.10.1/31", "fd77::1/128", "fe80::7/128",
+		} {
+			text, link := strings.CutSuffix(text, " scope link")
+			a, err := netlink.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			if link {
+				a.Scope = unix.RT_SCOPE_LINK
+			}
+			if text == "10.9.9.1/30" {
+				a.Broadcast = net.ParseIP("10.9.9.2").To4()
+			}
+			if err := netlink.AddrAdd(lo, a); err != nil {
 				return fmt.Errorf("add %s: %w", text, err)
 			}
 		}
@@ -400,8 +414,24 @@ func TestLocalAddrs(t *testing.T) {
 			return err
 		}
 		slices.SortFunc(got, netip.Addr.Compare)
-		if want := []netip.Addr{netip.MustParseAddr("172.30.77.1"), netip.MustParseAddr("fd77::1")}; !slices.Equal(got, want) {
+		var want []netip.Addr
+		for _, text := range []string{
+			"10.9.8.7", "10.9.8.255", "10.9.9.1", "10.9.9.2", "10.9.9.3", "10.9.10.1", "169.254.7.7", "169.254.20.10",
+			"169.254.255.255", "172.30.77.1", "fd77::1",
+		} {
+			want = append(want, netip.MustParseAddr(text))
+		}
+		if !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
+		}
+		for _, a := range want {
+			routes, err := netlink.RouteGet(a.AsSlice())
+			if err == nil && (len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL && routes[0].Type != unix.RTN_BROADCAST) {
+				err = fmt.Errorf("routed by %v", routes)
+			}
+			if err != nil {
+				t.Errorf("the kernel does not take in what is for %s: %v", a, err)
+			}
 		}
 		return nil
 	})

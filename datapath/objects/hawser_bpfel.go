@@ -403,6 +403,7 @@ const (
 	HawserProgFromOverlay6   = "from_overlay6"
 	HawserProgFromPod        = "from_pod"
 	HawserProgFromPod6       = "from_pod6"
+	HawserProgFromStack      = "from_stack"
 	HawserProgSockClosed4    = "sock_closed4"
 	HawserProgSockConnect4   = "sock_connect4"
 	HawserProgSockConnect6   = "sock_connect6"
@@ -477,6 +478,7 @@ type HawserProgramSpecs struct {
 	FromOverlay6  *ebpf.ProgramSpec `ebpf:"from_overlay6"`
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromPod6      *ebpf.ProgramSpec `ebpf:"from_pod6"`
+	FromStack     *ebpf.ProgramSpec `ebpf:"from_stack"`
 	SockClosed4   *ebpf.ProgramSpec `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockConnect6  *ebpf.ProgramSpec `ebpf:"sock_connect6"`
@@ -677,6 +679,7 @@ type HawserPrograms struct {
 	FromOverlay6  *ebpf.Program `ebpf:"from_overlay6"`
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
 	FromPod6      *ebpf.Program `ebpf:"from_pod6"`
+	FromStack     *ebpf.Program `ebpf:"from_stack"`
 	SockClosed4   *ebpf.Program `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
 	SockConnect6  *ebpf.Program `ebpf:"sock_connect6"`
@@ -697,6 +700,7 @@ func (p *HawserPrograms) Close() error {
 		p.FromOverlay6,
 		p.FromPod,
 		p.FromPod6,
+		p.FromStack,
 		p.SockClosed4,
 		p.SockConnect4,
 		p.SockConnect6,

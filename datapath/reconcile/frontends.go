@@ -30,7 +30,10 @@ type frontends struct {
 	numbers *numbering[maps.FrontendKey]
 	ids     *numbering[maps.Backend]
 	used    map[maps.Backend]int // by how many wanted rows
-	adopted bool                 // unknown leftovers may use backends
+	// stay are the backends that the clients of these frontends may stay with; those
+	// of others are to be forgotten.
+	stay    map[uint32][]uint32
+	adopted bool // unknown leftovers may use backends
 }
 
 func newFrontends(kernel *objects.HawserMaps, places uint32, t *table.Table[datapath.FrontendKey, datapath.Frontend]) (*frontends, error) {
@@ -45,7 +48,7 @@ func newFrontends(kernel *objects.HawserMaps, places uint32, t *table.Table[data
 		feed: newFeed(t), services: services, slots: slots, backends: backends,
 		epochs: kernel.ServiceEpochs, tables: tables, clients: kernel.Affinities,
 		numbers: newNumbering[maps.FrontendKey](kernel.ServiceEpochs.MaxEntries()),
-		ids:     newNumbering[maps.Backend](0), used: map[maps.Backend]int{},
+		ids:     newNumbering[maps.Backend](0), used: map[maps.Backend]int{}, stay: map[uint32][]uint32{},
 		adopted: len(services.have) > 0,
 	}
 	for k, v := range services.have {
@@ -59,7 +62,23 @@ func newFrontends(kernel *objects.HawserMaps, places uint32, t *table.Table[data
 
 func (s *frontends) sync() (uint64, error) {
 	revision, err := s.each(s.put, s.drop)
-	return revision, errors.Join(err, s.tables.flush())
+	return revision, errors.Join(err, s.settle())
+}
+
+// settle writes the tables, and lets the clients go of backends that take no new
+// flows any more: before, the tables would choose them again.
+func (s *frontends) settle() error {
+	if err := s.tables.flush(); err != nil {
+		return err
+	}
+	if len(s.stay) == 0 {
+		return nil
+	}
+	if err := forgetClients(s.clients, s.stay); err != nil {
+		return err
+	}
+	clear(s.stay)
+	return nil
 }
 
 func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row datapath.Frontend) error {
@@ -77,10 +96,8 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 	if err := s.tables.build(number, row, ids, moved); err != nil {
 		return err
 	}
-	if old != nil && row.Affinity != 0 {
-		if err := s.parted(number, *old, ids); err != nil {
-			return err
-		}
+	if row.Affinity != 0 && (old == nil || parted(*old, row)) {
+		s.stay[number] = ids
 	}
 	s.count(row, 1)
 	if old != nil {
@@ -162,18 +179,9 @@ func (s *frontends) undo(number uint32, row datapath.Frontend, was map[maps.Slot
 	return errors.Join(errs...)
 }
 
-// parted lets the clients of backends go that take no new flows any more.
-func (s *frontends) parted(number uint32, old datapath.Frontend, ids []uint32) error {
-	gone := map[uint32]struct{}{}
-	for _, b := range old.Backends {
-		if id, ok := s.ids.numbers[maps.EncodeBackend(b)]; ok && !slices.Contains(ids, id) {
-			gone[id] = struct{}{}
-		}
-	}
-	if len(gone) == 0 {
-		return nil
-	}
-	return forgetClients(s.clients, number, gone)
+// parted reports whether clients may stay with what takes no new flows any more.
+func parted(old, row datapath.Frontend) bool {
+	return old.Affinity == 0 || slices.ContainsFunc(old.Backends, func(b datapath.Backend) bool { return !slices.Contains(row.Backends, b) })
 }
 
 func (s *frontends) putBackend(b maps.Backend) (id uint32, err error) {
@@ -243,6 +251,7 @@ func (s *frontends) drop(k datapath.FrontendKey, old datapath.Frontend) error {
 		return err
 	}
 	s.tables.drop(number)
+	s.stay[number] = nil // whoever gets the number gets no clients with it
 	if err := bump(s.epochs, number); err != nil {
 		return err
 	}
@@ -260,11 +269,14 @@ func (s *frontends) repair(prune bool) error {
 		s.services.repair(prune, func(k maps.FrontendKey) {
 			if n, ok := s.numbers.numbers[k]; ok {
 				moved[n] = struct{}{}
+				if _, there := s.services.have[k]; !there {
+					s.stay[n] = nil
+				}
 			}
 		}),
 		s.slots.repair(prune, func(k maps.SlotKey) { moved[k.Frontend] = struct{}{} }),
 		s.backends.repair(prune, func(uint32) {}),
-		s.tables.repair(prune),
+		s.tables.repair(prune), s.settle(),
 	)
 	for n := range moved {
 		err = errors.Join(err, bump(s.epochs, n))

@@ -5,6 +5,7 @@ package reconcile
 import (
 	"cmp"
 	"errors"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/objects"
+	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/table"
 )
 
@@ -35,15 +37,21 @@ type ipcache struct {
 	// not yet been told.
 	blocksMoved bool
 	renewBlocks func() error
-	missing     prefixSet
+	// vouch reports whether the rule sets know what an identity may.
+	vouch   func(identity.Number) bool
+	held    []datapath.IPKey // whose identity is hidden because they do not
+	missing prefixSet
 	// withheld are the elements whose identity is hidden, with the one to put
 	// back if it was left by an agent before this one.
 	withheld map[maps.IPPrefix]maps.IPEntry
-	told     atomic.Pointer[Withheld]
+	// adopted are those that an agent before this one has hidden. What is missing in
+	// them may not be in the table yet: they stay hidden until it is complete.
+	adopted map[maps.IPPrefix]struct{}
+	told    atomic.Pointer[Withheld]
 }
 
 func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datapath.IPEntry],
-	ids *nodeIDs, self netip.Addr, renewBlocks func() error,
+	ids *nodeIDs, self netip.Addr, renewBlocks func() error, vouch func(identity.Number) bool,
 ) (*ipcache, error) {
 	hosts, err1 := newMirror[maps.IPKey, maps.IPEntry]("ipcache", kernel.Ipcache)
 	prefix, err2 := newMirror[maps.IPPrefix, maps.IPEntry]("ipcache_prefix", kernel.IpcachePrefix)
@@ -54,30 +62,26 @@ func newIPCache(kernel *objects.HawserMaps, t *table.Table[datapath.IPKey, datap
 	prefix.order = func(k1 maps.IPPrefix, _ maps.IPEntry, k2 maps.IPPrefix, _ maps.IPEntry) int {
 		return cmp.Compare(k2.Bits, k1.Bits)
 	}
-	return &ipcache{
+	s := &ipcache{
 		feed: newFeed(t), ids: ids, self: self, hosts: hosts, prefix: prefix,
-		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{}, renewBlocks: renewBlocks,
-		missing: prefixSet{}, withheld: map[maps.IPPrefix]maps.IPEntry{},
-	}, nil
+		epochs: kernel.IpcacheEpochs, moved: map[uint32]struct{}{}, renewBlocks: renewBlocks, vouch: vouch,
+		missing: prefixSet{}, withheld: map[maps.IPPrefix]maps.IPEntry{}, adopted: map[maps.IPPrefix]struct{}{},
+	}
+	s.adopt()
+	return s, nil
 }
 
 // sync writes, hides what would be found instead of what is missing, deletes, and
 // tries once more with the room that this has made.
 func (s *ipcache) sync() (uint64, error) {
-	dirty, revision := s.changes.Take()
-	var puts, drops []datapath.IPKey
-	for k := range dirty {
-		if _, ok := s.table.Get(k); ok {
-			puts = append(puts, k)
-		} else {
-			drops = append(drops, k)
-		}
-	}
+	taken := s.batch()
+	puts, drops := slices.Collect(gomaps.Keys(taken.rows)), taken.gone
+	s.hold(taken.rows)
 	narrowFirst := func(a, b datapath.IPKey) int { return cmp.Compare(width(a), width(b)) }
 	slices.SortFunc(puts, narrowFirst)
 	slices.SortFunc(drops, narrowFirst)
 	slices.Reverse(drops)
-	failed, _ := s.putAll(puts)
+	failed, _ := s.putAll(puts, taken.rows)
 	leaving := map[maps.IPPrefix]struct{}{}
 	for _, k := range drops {
 		s.missing.remove(k)
@@ -92,27 +96,21 @@ func (s *ipcache) sync() (uint64, error) {
 			s.changes.Requeue(k)
 		}
 	}
-	failed, err := s.putAll(failed)
-	for _, k := range failed {
-		s.changes.Requeue(k)
-	}
-	errs = append(errs, s.withhold(nil), s.release(), s.tell(err))
-	return revision, errors.Join(append(errs, s.bumpMoved())...)
+	failed, err := s.putAll(failed, taken.rows)
+	errs = append(errs, s.withhold(nil), s.release(), s.tell(err), s.requeueHeld())
+	s.changes.Requeue(failed...)
+	return taken.revision, errors.Join(append(errs, s.bumpMoved())...)
 }
 
 // width is how many addresses a prefix has, as a power of two.
 func width(k datapath.IPKey) int { return k.Prefix.Addr().BitLen() - k.Prefix.Bits() }
 
 // putAll returns the keys that could not be written.
-func (s *ipcache) putAll(keys []datapath.IPKey) (failed []datapath.IPKey, err error) {
+func (s *ipcache) putAll(keys []datapath.IPKey, rows map[datapath.IPKey]datapath.IPEntry) (failed []datapath.IPKey, err error) {
 	var errs []error
 	for _, k := range keys {
-		row, ok := s.table.Get(k)
-		if !ok {
-			continue // deleted meanwhile, which makes it dirty again
-		}
 		s.missing.remove(k)
-		if err := s.put(k, row); err != nil {
+		if err := s.put(k, rows[k]); err != nil {
 			s.missing.add(k)
 			failed = append(failed, k)
 			errs = append(errs, err)
@@ -160,7 +158,8 @@ func (s *ipcache) dropStale(failed []datapath.IPKey) error {
 
 func (s *ipcache) putPrefix(k datapath.IPKey, v maps.IPEntry) error {
 	key := maps.EncodeIPPrefix(k)
-	hide := v.Identity != 0 && s.missing.inside(k)
+	_, adopted := s.adopted[key]
+	hide := v.Identity != 0 && (adopted || s.missing.inside(k))
 	if hide {
 		v = hidden(v)
 	}
@@ -231,7 +230,9 @@ func (s *ipcache) repair(prune bool) error {
 	prefix := func(k maps.IPPrefix) { s.note(true, clusterOf(k), maps.IPEpochPrefix) }
 	errs := []error{s.hosts.rewrite(host), s.prefix.rewrite(prefix)}
 	if prune {
-		errs = append(errs, s.prefix.prune(prefix), s.hosts.prune(host))
+		errs = append(errs, s.prefix.prune(prefix), s.hosts.prune(host), s.withhold(nil))
+		clear(s.adopted)
+		errs = append(errs, s.release())
 	}
 	return errors.Join(append(errs, s.bumpMoved())...)
 }

@@ -3,6 +3,7 @@
 package reconcile
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -19,7 +20,13 @@ func newTestIPCache(t *testing.T, hosts, prefixes uint32) *ipcache {
 	kernel := &objects.HawserMaps{
 		Ipcache: testMap(t, "ipcache", hosts), IpcachePrefix: testMap(t, "ipcache_prefix", prefixes), IpcacheEpochs: testMap(t, "ipcache_epochs", maps.IPEpochs+1),
 	}
-	s, err := newIPCache(kernel, datapath.NewTables().IPCache, &nodeIDs{}, netip.MustParseAddr("192.0.2.1"), func() error { return nil })
+	return startIPCache(t, kernel)
+}
+
+func startIPCache(t *testing.T, kernel *objects.HawserMaps) *ipcache {
+	t.Helper()
+	s, err := newIPCache(kernel, datapath.NewTables().IPCache, &nodeIDs{}, netip.MustParseAddr("192.0.2.1"), func() error { return nil },
+		func(identity.Number) bool { return true })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +110,68 @@ func TestNoAddressIsTakenForAnothers(t *testing.T) {
 			}
 			if complete == 0 || (hidden == 0) == (name == "no room") {
 				t.Errorf("%d rounds with all written, %d addresses hidden", complete, hidden)
+			}
+		})
+	}
+}
+
+// An agent that starts with a full trie goes on hiding what the one before it hid,
+// until it knows all rows and there is room for them, in whatever order they come.
+func TestHiddenIsTakenOver(t *testing.T) {
+	for _, wide := range []string{"", "50.0.0.0/8"} {
+		t.Run("in "+wide, func(t *testing.T) {
+			kernel := &objects.HawserMaps{
+				Ipcache: testMap(t, "ipcache", 8), IpcachePrefix: testMap(t, "ipcache_prefix", 8), IpcacheEpochs: testMap(t, "ipcache_epochs", maps.IPEpochs+1),
+			}
+			const parts = 12
+			row := func(s *ipcache, p string, n int) {
+				s.table.Set(datapath.IPKey{Prefix: netip.MustParsePrefix(p)}, datapath.IPEntry{Identity: identity.LocalBase + identity.Number(n)})
+			}
+			first := func(s *ipcache) {
+				if wide != "" {
+					row(s, wide, 100)
+				}
+			}
+			rest := func(s *ipcache) {
+				for i := range parts {
+					row(s, fmt.Sprintf("50.0.%d.0/24", i), i)
+				}
+			}
+			s := startIPCache(t, kernel)
+			first(s)
+			_, _ = s.sync()
+			rest(s)
+			if _, err := s.sync(); err == nil {
+				t.Fatal("there was room")
+			}
+			s = startIPCache(t, kernel)
+			check := func() {
+				for i := range parts {
+					a := netip.AddrFrom4([4]byte{50, 0, byte(i), 7})
+					if is := s.kernelSays(a); is != 0 && is != identity.LocalBase+identity.Number(i) {
+						t.Fatalf("%s is taken for %d", a, is)
+					}
+				}
+			}
+			s.prefix.wrote = check
+			check()
+			for _, come := range []func(*ipcache){first, rest} {
+				come(s)
+				_, _ = s.sync()
+				check()
+			}
+			_ = s.repair(true)
+			check()
+			s.prefix.wrote = nil
+			for i := 3; i < parts; i++ {
+				s.table.Delete(datapath.IPKey{Prefix: netip.MustParsePrefix(fmt.Sprintf("50.0.%d.0/24", i))})
+			}
+			_, _ = s.sync()
+			if _, err := s.sync(); err != nil {
+				t.Fatal(err)
+			}
+			if a := netip.MustParseAddr("50.0.9.7"); s.kernelSays(a) != s.tableSays(a) || len(s.withheld) != 0 {
+				t.Errorf("with room: %s is taken for %d and is %d; hidden %v", a, s.kernelSays(a), s.tableSays(a), s.withheld)
 			}
 		})
 	}

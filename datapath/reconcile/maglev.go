@@ -5,6 +5,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -51,8 +52,13 @@ func (t *tables) build(frontend uint32, row datapath.Frontend, numbers []uint32,
 	_, there := t.have[frontend]
 	if there && !moved {
 		if _, pending := t.unwritten[frontend]; !pending {
-			t.want[frontend] = nil // as the kernel has it
-			return nil
+			_, ours := t.want[frontend]
+			if ours || t.names(frontend, numbers) {
+				if !ours {
+					t.want[frontend] = nil // as the kernel has it
+				}
+				return nil
+			}
 		}
 	}
 	ids := make([]maglev.ID, len(row.Backends))
@@ -65,6 +71,28 @@ func (t *tables) build(frontend uint32, row datapath.Frontend, numbers []uint32,
 	}
 	t.want[frontend] = table
 	return t.write(frontend, table)
+}
+
+// names reports whether a table that was left by an agent before this one has these
+// backends and no others. One that was killed may have written slots without it.
+func (t *tables) names(frontend uint32, numbers []uint32) bool {
+	var id ebpf.MapID
+	if err := t.m.Lookup(frontend, &id); err != nil {
+		return false
+	}
+	inner, err := ebpf.NewMapFromID(id)
+	if err != nil {
+		return false
+	}
+	defer inner.Close()
+	wrong, seen := false, map[uint32]bool{}
+	err = maps.DumpBatches(inner, func(_, backend uint32) {
+		if !seen[backend] {
+			seen[backend] = true
+			wrong = wrong || !slices.Contains(numbers, backend)
+		}
+	})
+	return err == nil && !wrong && len(seen) == len(numbers)
 }
 
 // write makes the inner map.
@@ -178,12 +206,12 @@ func (t *tables) repair(prune bool) error {
 	return errors.Join(err, t.flush())
 }
 
-// forgetClients deletes the clients that stay with backends which a frontend
-// has no longer for new flows.
-func forgetClients(m *ebpf.Map, frontend uint32, gone map[uint32]struct{}) error {
+// forgetClients deletes the clients of frontends that stay with other backends
+// than these.
+func forgetClients(m *ebpf.Map, stay map[uint32][]uint32) error {
 	var keys []maps.AffinityKey
 	err := maps.DumpBatches(m, func(k maps.AffinityKey, v maps.Affinity) {
-		if _, ok := gone[v.Backend]; ok && k.Frontend == frontend {
+		if backends, ok := stay[k.Frontend]; ok && !slices.Contains(backends, v.Backend) {
 			keys = append(keys, k)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/hawser-mesh/hawser/datapath/objects"
+	"github.com/hawser-mesh/hawser/loadbalancer/maglev"
 )
 
 // testMap is a map of the datapath's, for one test, with room for so many entries.
@@ -24,6 +25,10 @@ func testMap(t *testing.T, name string, room uint32) *ebpf.Map {
 	s := spec.Maps[name].Copy()
 	if s.MaxEntries = room; s.Type == ebpf.Hash {
 		s.Flags = 0 // preallocated: full to the entry
+	}
+	if s.InnerMap != nil {
+		s.InnerMap = s.InnerMap.Copy()
+		s.InnerMap.MaxEntries = maglev.SmallSize
 	}
 	m, err := ebpf.NewMap(s)
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/objects"
-	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/internal/table"
 )
 
@@ -106,25 +105,3 @@ func (n *nodes) external(id uint32, row datapath.Node) error {
 func (n *nodes) repair(prune bool) error {
 	return errors.Join(n.byID.repair(prune), n.addrs.repair(prune, func(maps.Addr) {}), n.vteps.repair(prune, func(uint32) {}))
 }
-
-type identities struct {
-	feed[identity.Number, datapath.Identity]
-	known *mirror[uint32, uint32]
-}
-
-func newIdentities(kernel *objects.HawserMaps, t *table.Table[identity.Number, datapath.Identity]) (*identities, error) {
-	known, err := newMirror[uint32, uint32]("identities", kernel.Identities)
-	return &identities{feed: newFeed(t), known: known}, err
-}
-
-func (s *identities) sync() (uint64, error) {
-	return s.each(func(n identity.Number, _ *datapath.Identity, row datapath.Identity) error {
-		_, err := s.known.set(uint32(n), row.ClusterID)
-		return err
-	}, func(n identity.Number, _ datapath.Identity) error {
-		_, err := s.known.del(uint32(n))
-		return err
-	})
-}
-
-func (s *identities) repair(prune bool) error { return s.known.repair(prune, func(uint32) {}) }

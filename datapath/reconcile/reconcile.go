@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 type Reconciler struct {
 	log    *slog.Logger
 	tables []syncer // in the order of writing
+	known  *identities
 	wake   chan struct{}
 
 	mu      sync.Mutex
@@ -53,8 +55,10 @@ type syncer interface {
 	subscribe()
 	close()
 	woken() <-chan struct{}
-	// sync writes the changed rows and returns the revision that the kernel then
-	// has. Rows that could not be written stay changed.
+	// take fixes which changed rows the next sync writes, and as what.
+	take()
+	// sync writes them and returns the revision that the kernel then has. Rows that
+	// could not be written stay changed.
 	sync() (revision uint64, err error)
 	// repair compares all wanted elements with the kernel, and deletes others if
 	// prune is set.
@@ -79,15 +83,18 @@ func New(d *loader.Datapath, tables *datapath.Tables, log *slog.Logger) (*Reconc
 		changed: make(chan struct{}), status: map[string]*Status{},
 	}
 	nodes, err1 := newNodes(kernel, tables.Nodes, ids)
-	identities, err2 := newIdentities(kernel, tables.Identities)
 	rules, err3 := newRuleSets(kernel, tables.RuleSets)
+	if err3 != nil {
+		return nil, fmt.Errorf("read adopted maps: %w", err3)
+	}
+	known, err2 := newIdentities(kernel, tables.Identities, rules.lagging)
 	endpoints, err4 := newEndpoints(kernel, tables.Endpoints)
-	ipcache, err5 := newIPCache(kernel, tables.IPCache, ids, d.Config().NodeAddr, rules.renewBlocks)
+	ipcache, err5 := newIPCache(kernel, tables.IPCache, ids, d.Config().NodeAddr, rules.renewBlocks, known.vouch)
 	frontends, err6 := newFrontends(kernel, d.Config().MapSizes.Maglev, tables.Frontends)
-	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
+	if err := errors.Join(err1, err2, err4, err5, err6); err != nil {
 		return nil, fmt.Errorf("read adopted maps: %w", err)
 	}
-	r.tables = []syncer{nodes, identities, rules, endpoints, ipcache, frontends}
+	r.tables, r.known = []syncer{nodes, rules, known, endpoints, ipcache, frontends}, known
 	for _, t := range r.tables {
 		r.status[t.name()] = &Status{Table: t.name()}
 	}
@@ -215,8 +222,19 @@ func (r *Reconciler) merge(ctx context.Context) (<-chan struct{}, context.Cancel
 }
 
 // pass writes all changes, in order, and prunes what became complete.
+//
+// Tables are taken in the reverse order: what one of them has is written after
+// what was there before it in those that it needs. So an identity is known, and an
+// address has it, only after the rule sets say what it may. Identities that go are
+// forgotten before the rule sets are.
 func (r *Reconciler) pass() (ok bool) {
 	ok = true
+	for _, t := range slices.Backward(r.tables) {
+		t.take()
+	}
+	if err := r.known.forget(); err != nil {
+		ok = false // sync tells it
+	}
 	for _, t := range r.tables {
 		revision, err := t.sync()
 		r.mu.Lock()

@@ -30,6 +30,8 @@ type ruleSets struct {
 	words   *slots[uint64]
 	bySet   map[uint32]map[maps.PolicyKey]struct{} // what the kernel has
 	torn    map[uint32]struct{}                    // sets of which an edit failed on the way
+	scant   map[uint32]struct{}                    // sets of which only allows are missing
+	lax     map[uint32]struct{}                    // sets that may allow what their rows do not
 	epoch   uint32                                 // the last one given; never reused
 	max     uint32
 }
@@ -45,7 +47,7 @@ func newRuleSets(kernel *objects.HawserMaps, t *table.Table[uint32, datapath.Rul
 	}
 	s := &ruleSets{
 		feed: newFeed(t), entries: entries, words: words,
-		bySet: map[uint32]map[maps.PolicyKey]struct{}{}, torn: map[uint32]struct{}{}, max: kernel.RuleSets.MaxEntries(),
+		bySet: map[uint32]map[maps.PolicyKey]struct{}{}, torn: map[uint32]struct{}{}, scant: map[uint32]struct{}{}, lax: map[uint32]struct{}{}, max: kernel.RuleSets.MaxEntries(),
 	}
 	for _, w := range words.have {
 		s.epoch = max(s.epoch, maps.RulesFrom(w).Epoch)
@@ -108,7 +110,8 @@ func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 		return fmt.Errorf("write rule set %d: the rule_sets map has only %d places", row.ID, s.max)
 	}
 	_, torn := s.torn[row.ID]
-	if torn {
+	_, scant := s.scant[row.ID]
+	if torn || scant {
 		was = nil
 	}
 	s.torn[row.ID] = struct{}{}
@@ -139,9 +142,15 @@ func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 		}
 	}
 	old := maps.RulesFrom(s.words.have[row.ID])
-	changed, err := s.carryOut(row.ID, edit, old, rules)
+	if old.Valid {
+		s.lax[row.ID] = struct{}{}
+	}
+	changed, missing, err := s.carryOut(row.ID, edit, old, rules)
 	if err != nil {
 		return err
+	}
+	if missing != nil && !old.Valid {
+		return missing
 	}
 	rules.Epoch = old.Epoch
 	if !changed && !torn && rules == old {
@@ -154,25 +163,43 @@ func (s *ruleSets) write(was *datapath.RuleSet, row datapath.RuleSet) error {
 		}
 	}
 	delete(s.torn, row.ID)
-	return nil
+	delete(s.lax, row.ID)
+	if delete(s.scant, row.ID); missing != nil {
+		s.scant[row.ID] = struct{}{}
+	}
+	return missing
 }
 
-// carryOut does all of an edit but its last step.
-func (s *ruleSets) carryOut(id uint32, e edit, old, rules maps.Rules) (changed bool, err error) {
+// lagging reports whether the kernel lacks anything of a rule set but allows.
+func (s *ruleSets) lagging() bool { return len(s.lax) > 0 }
+
+// carryOut does all of an edit but its last step. Allows for which there is no room
+// are missing; what is gone goes without them.
+func (s *ruleSets) carryOut(id uint32, e edit, old, rules maps.Rules) (changed bool, missing, err error) {
 	if err := s.between(id, old, old, rules); err != nil {
-		return false, err
+		return false, nil, err
 	}
-	if changed, err = s.putEntries(e); err != nil {
-		return changed, err
+	if changed, err = s.putEntries(e.denies); err != nil {
+		if err = s.makeRoom(id, e, old, rules); err == nil {
+			_, err = s.putEntries(e.denies)
+		}
+		if changed = true; err != nil {
+			return changed, nil, err
+		}
 	}
+	more, missing := s.putEntries(e.allows)
+	changed = changed || more
 	if len(e.gone) == 0 {
-		return changed, nil
+		return changed, missing, nil
 	}
 	if err := s.between(id, old, rules, old); err != nil {
-		return changed, err
+		return changed, missing, err
 	}
 	gone, err := s.deleteEntries(id, e.gone)
-	return changed || gone, err
+	if err == nil && missing != nil { // there may be room now
+		more, missing = s.putEntries(e.allows)
+	}
+	return changed || gone || more, missing, err
 }
 
 // between gives a rule set the defaults of rules and the probes of both, and lets
@@ -217,7 +244,7 @@ func (e *edit) defaults(was *datapath.RuleSet, row datapath.RuleSet) (keys []map
 		key := maps.DefaultKey(row.ID, dir)
 		switch {
 		case on[1] && !on[0]:
-			e.put(key, datapath.PolicyEntry{Deny: true})
+			e.allows = append(e.allows, put{key, maps.EncodePolicyEntry(datapath.PolicyEntry{Deny: true})}) // denies nothing itself
 		case on[0] && !on[1]:
 			e.gone = append(e.gone, key)
 		}
@@ -228,17 +255,37 @@ func (e *edit) defaults(was *datapath.RuleSet, row datapath.RuleSet) (keys []map
 	return keys
 }
 
-// putEntries writes denies before allows.
-func (s *ruleSets) putEntries(e edit) (changed bool, err error) {
-	for _, puts := range [][]put{e.denies, e.allows} {
-		for _, p := range puts {
-			ok, err := s.entries.set(p.key, p.entry)
-			if err != nil {
-				return changed, err
-			}
-			s.note(p.key)
-			changed = changed || ok
+// makeRoom deletes of what is gone all that may go before the new denies are there:
+// allows, and the denies of those for whom no new deny is missing. The defaults are
+// the stricter of both.
+func (s *ruleSets) makeRoom(id uint32, e edit, old, rules maps.Rules) error {
+	rules.DenyIngress = rules.DenyIngress || old.DenyIngress
+	rules.DenyEgress = rules.DenyEgress || old.DenyEgress
+	rules.Audit = rules.Audit && old.Audit
+	if err := s.between(id, old, rules, old); err != nil {
+		return err
+	}
+	missing := map[uint32]bool{}
+	for _, p := range e.denies {
+		if have, ok := s.entries.have[p.key]; !ok || have != p.entry {
+			missing[p.key.Identity] = true
 		}
+	}
+	keep := func(k maps.PolicyKey) bool {
+		return old.Valid && s.entries.have[k].Deny != 0 && (k.Identity == 0 || missing[0] || missing[k.Identity])
+	}
+	_, err := s.deleteEntries(id, slices.DeleteFunc(slices.Clone(e.gone), keep))
+	return err
+}
+
+func (s *ruleSets) putEntries(puts []put) (changed bool, err error) {
+	for _, p := range puts {
+		ok, err := s.entries.set(p.key, p.entry)
+		if err != nil {
+			return changed, err
+		}
+		s.note(p.key)
+		changed = changed || ok
 	}
 	return changed, nil
 }
@@ -286,6 +333,8 @@ func (s *ruleSets) remove(id uint32) error {
 	if err == nil {
 		delete(s.bySet, id)
 		delete(s.torn, id)
+		delete(s.scant, id)
+		delete(s.lax, id)
 	}
 	return err
 }

@@ -30,7 +30,7 @@ const sparePrefixes = 3
 
 // Withheld is what of the ipcache the kernel could not be told.
 type Withheld struct {
-	// Missing are the rows that are not in the kernel.
+	// Missing are the rows that are not in the kernel, or only without identity.
 	Missing []datapath.IPKey
 	// Around are the prefixes whose identity is hidden because of them: packets
 	// from and to what they hold are dropped by every endpoint with a policy.
@@ -52,6 +52,16 @@ func (r *Reconciler) Withheld() Withheld {
 func hidden(v maps.IPEntry) maps.IPEntry {
 	v.Identity, v.Flags = 0, v.Flags|uint8(datapath.IPWithheld)
 	return v
+}
+
+// adopt takes over what an agent before this one has hidden.
+func (s *ipcache) adopt() {
+	for k, v := range s.prefix.have {
+		if v.Identity == 0 && v.Flags&uint8(datapath.IPWithheld) != 0 {
+			s.prefix.want[k] = v
+			s.withheld[k], s.adopted[k] = maps.IPEntry{}, struct{}{}
+		}
+	}
 }
 
 // withhold hides the identities that would be found instead of those of what is
@@ -91,10 +101,15 @@ func (s *ipcache) release() error {
 	needed := s.found(nil)
 	var errs []error
 	for k, left := range s.withheld {
-		if _, ok := needed[k]; ok {
+		_, need := needed[k]
+		if _, adopted := s.adopted[k]; need || adopted {
 			continue
 		}
-		if err := s.releaseOne(k, left); err != nil {
+		err := s.releaseOne(k, left)
+		if errors.Is(err, errNotYet) {
+			continue
+		}
+		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -104,9 +119,15 @@ func (s *ipcache) release() error {
 	return errors.Join(errs...)
 }
 
+// errNotYet is that of a row that has to be written first.
+var errNotYet = errors.New("not yet")
+
 func (s *ipcache) releaseOne(k maps.IPPrefix, left maps.IPEntry) error {
 	key := rowKey(k)
 	if row, ok := s.table.Get(key); ok {
+		if s.changes.Has(key) {
+			return errNotYet // the row may have an identity that the rule sets do not know
+		}
 		v, err := s.encode(row)
 		if err == nil {
 			err = s.prefix.force(k, v)
@@ -173,6 +194,8 @@ func (s *ipcache) tell(err error) error {
 			w.Missing = append(w.Missing, datapath.IPKey{ClusterID: cluster, Prefix: p})
 		}
 	}
+	missing := len(w.Missing)
+	w.Missing = append(w.Missing, s.held...)
 	for k := range s.withheld {
 		w.Around = append(w.Around, rowKey(k))
 	}
@@ -189,7 +212,7 @@ func (s *ipcache) tell(err error) error {
 		around = append(around, fmt.Sprintf("and %d more", more))
 	}
 	return fmt.Errorf("%d addresses and prefixes are not in the kernel; until they are, endpoints with a policy drop what is of no narrower prefix than %s as \"identity unknown yet\": %w",
-		len(w.Missing), strings.Join(around, ", "), few(err))
+		missing, strings.Join(around, ", "), few(err))
 }
 
 // clusterOf is the cluster of a trie key's row.

@@ -105,10 +105,11 @@ func flagTable(b *strings.Builder, flags *pflag.FlagSet) {
 
 func daemons() string {
 	var b strings.Builder
-	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, in capitals with _ for -) or\n" +
-		"in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
+	b.WriteString("# Daemons\n\nEach flag can also be given in the environment (HAWSER_AGENT_…, HAWSER_APISERVER_…, of a shared etcd HAWSER_ETCD_…, in\n" +
+		"capitals with _ for -) or in the YAML file of --config (flag: value). A flag wins over the environment, that over the file.\n\n")
 	for _, args := range [][]string{{"hawser-agent"}, {"hawser-apiserver", "run"}, {"hawser-apiserver", "issue"},
-		{"hawser-apiserver", "ca"}, {"hawser-apiserver", "etcd-access"}, {"hawser-apiserver", "member", "replace"}, {"hawser-apiserver", "restore"}} {
+		{"hawser-apiserver", "ca"}, {"hawser-apiserver", "etcd-access"}, {"hawser-apiserver", "member", "replace"}, {"hawser-apiserver", "restore"},
+		{"hawser-apiserver", "shared-etcd", "run"}, {"hawser-apiserver", "shared-etcd", "issue"}} {
 		out, err := exec.CommandContext(context.Background(), "go", append([]string{"run", "./cmd/" + args[0]}, append(args[1:], "--help")...)...).Output()
 		if err != nil {
 			log.Fatalf("%v: %v", args, err)
@@ -144,7 +145,7 @@ func meanings() map[string]string {
 		"spoofed source":              "the source address is not the sender's: a pod's own, or one behind the node that tunnelled it",
 		"spoofed identity":            "the VNI is not an identity of the cluster of the node that tunnelled it",
 		"unknown sender":              "tunnelled by an address that is no node of the mesh",
-		"identity unknown yet":        "the labels of the sender's identity have not arrived here",
+		"identity unknown yet":        "the labels of the peer's identity have not arrived here, or are not believed any more",
 		"conntrack full":              "no room for a new flow; flows that exist go on",
 		"no backend":                  "the service has no backend",
 		"translated tuple in use":     "the client has a live connection to the chosen backend from the same port, which a new one through the service's address would break: it is reset, and its next try has another port",
@@ -164,6 +165,7 @@ func meanings() map[string]string {
 		"source route":                "an IPv6 routing header: a route that the sender chose",
 		"too many extension headers":  "an IPv6 packet with more extension headers than are walked (6)",
 		"router solicitation":         "a pod looks for an IPv6 router by itself; its addresses and routes come with its device, nobody answers (`net.ipv6.conf.all.accept_ra=0` in the pod stops it)",
+		"link talk":                   "not a loss: what a host tells its own link all the time (its addresses, its listeners, whether another has its address) is heard and ends there; it is counted, and no event tells of it",
 		"unknown rule set":            "the endpoint's rules are not in the kernel",
 		"rewrite failed":              "the kernel refused to change the packet",
 	}

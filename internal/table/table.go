@@ -168,5 +168,13 @@ func (c *Changes[K]) Requeue(keys ...K) {
 	}
 }
 
+// Has reports whether a key has changed since the last Take.
+func (c *Changes[K]) Has(k K) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.dirty[k]
+	return ok
+}
+
 // Close ends the subscription.
 func (c *Changes[K]) Close() { c.unsubscribe() }

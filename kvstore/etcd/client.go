@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -116,10 +117,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	eps := make([]string, len(cfg.Endpoints))
 	for i, e := range cfg.Endpoints {
-		if !strings.Contains(e, "://") {
-			e = "https://" + e
-		}
-		eps[i] = e
+		eps[i] = asURL(e)
 	}
 	cause := &lastError{}
 	c, err := clientv3.New(clientv3.Config{
@@ -144,6 +142,23 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		cfg.Observe = func(string, string, time.Duration) {}
 	}
 	return &Client{etcd: c, kv: clientv3.RetryKVClient(c), timeout: cfg.Timeout, endpoint: strings.Join(eps, ","), cause: cause, observe: cfg.Observe}, nil
+}
+
+func asURL(endpoint string) string {
+	if strings.Contains(endpoint, "://") {
+		return endpoint
+	}
+	return "https://" + endpoint
+}
+
+// HostOf is the host of an endpoint in a form that ClientConfig takes: an address
+// without brackets, or a name; empty when there is none.
+func HostOf(endpoint string) string {
+	u, err := url.Parse(asURL(endpoint))
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }
 
 // callDefaults are the options that etcd's client gives each of its calls.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/etcd"
 )
 
 func TestClient(t *testing.T) {
@@ -86,5 +87,18 @@ func TestTransactionParts(t *testing.T) {
 	}
 	if _, err := c.Txn(t.Context(), nil, []kvstore.Op{{Kind: kvstore.OpPut, Key: key, Lease: 12345}}, nil); err == nil {
 		t.Error("a lease that is not there was taken for none")
+	}
+}
+
+// Whoever must know where etcd is gets it from every form that a client takes.
+func TestHostOf(t *testing.T) {
+	for endpoint, want := range map[string]string{
+		"https://192.0.2.1:2379": "192.0.2.1", "192.0.2.1:2379": "192.0.2.1", "https://192.0.2.1:2379/": "192.0.2.1",
+		"https://[2001:db8::1]:2379": "2001:db8::1", "[2001:db8::1]:2379": "2001:db8::1",
+		"https://etcd-1.example:2379": "etcd-1.example", "etcd-1.example:2379": "etcd-1.example", "": "", "https://[": "",
+	} {
+		if got := etcd.HostOf(endpoint); got != want {
+			t.Errorf("%q: %q, want %q", endpoint, got, want)
+		}
 	}
 }

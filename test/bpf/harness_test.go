@@ -273,7 +273,8 @@ func (h *harness) rules(p host, set datapath.RuleSet) {
 
 // skb is struct __sk_buff as the test run takes it.
 type skb struct {
-	_       [40]byte
+	_       [36]byte
+	CameIn  uint32 // the device where the kernel received it; 0: nowhere
 	IfIndex uint32
 	_       [148]byte
 }

@@ -38,5 +38,6 @@ func (h *harness) programs() map[string]*ebpf.Program {
 	return map[string]*ebpf.Program{
 		"from_pod": progs.FromPod, "from_overlay": progs.FromOverlay, "from_host": progs.FromHost,
 		"from_pod6": progs.FromPod6, "from_overlay6": progs.FromOverlay6, "from_host6": progs.FromHost6,
+		"from_stack": progs.FromStack,
 	}
 }

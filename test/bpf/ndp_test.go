@@ -32,8 +32,14 @@ func solicit(src, dst, target string, mac []byte) []gopacket.SerializableLayer {
 }
 
 // swallowed expects that a packet ends here, and nobody hears of it.
-func (h *harness) swallowed(r result) {
+func (h *harness) swallowed(r result, program string, dir datapath.Direction) {
 	h.t.Helper()
+	if n := h.moved(metric{maps.DropLinkTalk, dir, program}); n != 1 {
+		h.t.Errorf("counter of link talk moved by %d, want 1", n)
+	}
+	if n := h.moved(metric{maps.Forwarded, dir, program}); n != 0 {
+		h.t.Errorf("%d packets are counted as forwarded", n)
+	}
 	if e := h.events(); r.act != actShot || len(e) != 0 {
 		h.t.Errorf("verdict %d with events %+v, want that it just ends", r.act, e)
 	}
@@ -96,9 +102,9 @@ func TestLinkTalkIsNoDrop(t *testing.T) {
 	for name, ls := range talk {
 		t.Run(name, func(t *testing.T) {
 			h.t = t
-			h.swallowed(h.from6(ls))
+			h.swallowed(h.from6(ls), "from_pod", datapath.Egress)
 			if name != "asks for itself" { // the host has no address that the program knows as its own
-				h.swallowed(h.fromHost(h.plain(ls)))
+				h.swallowed(h.fromHost(h.plain(ls)), "from_host", datapath.Ingress)
 			}
 		})
 	}

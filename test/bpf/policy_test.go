@@ -9,9 +9,12 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 const (
@@ -115,6 +118,52 @@ func TestIdentityUnknownYet(t *testing.T) {
 	h.tables.IPCache.Set(key("10.2.0.88/32"), datapath.IPEntry{Identity: idR, Tunnel: netip.MustParseAddr(node2)})
 	h.sync()
 	h.passed(h.fromPod(podA, h.sent(podA, to)))
+}
+
+// A workload whose labels this node does not know is let out to, or in, by nobody
+// who has a policy: a deny may mean it, whatever else is allowed.
+func TestUnknownLabelsAreNotAllowed(t *testing.T) {
+	h := newHarness(t)
+	all := datapath.RuleSet{ID: 5, Egress: true, Ingress: true, Entries: entries{
+		{Direction: datapath.Egress}: {}, {Direction: datapath.Ingress}: {},
+	}}
+	h.rules(podA, all)
+	know := func(known bool) {
+		for _, n := range []identity.Number{idB, idR} {
+			if h.tables.Identities.Delete(n); known {
+				h.tables.Identities.Set(n, datapath.Identity{Number: n, ClusterID: 1})
+			}
+		}
+		h.sync()
+		if err := h.r.MarkComplete(h.tables.Identities.Name()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sport := uint16(2000)
+	for _, f := range families() {
+		out := func() result { sport++; return h.fromPod(f.a, h.sent(f.a, segment(f.a.ip, f.r.ip, sport, 80, "S"))) }
+		next := func() result { sport++; return h.fromPod(f.a, h.sent(f.a, segment(f.a.ip, f.b.ip, sport, 80, "S"))) }
+		in := func() result { sport++; return h.fromPod(f.b, h.sent(f.b, segment(f.b.ip, f.a.ip, sport, 80, "S"))) }
+		outward := func() result { sport++; return h.fromPod(f.b, h.sent(f.b, segment(f.b.ip, f.r.ip, sport, 80, "S"))) }
+		know(true)
+		h.passed(out())
+		h.passed(next())
+		h.passed(in())
+		know(false)
+		if e := h.dropped(out(), maps.DropIdentityUnknown); e.SourceID != idA || e.DestID != idR || e.Direction != datapath.Egress {
+			t.Errorf("event %+v", e)
+		}
+		if e := h.dropped(next(), maps.DropIdentityUnknown); e.DestID != idB || e.Direction != datapath.Egress {
+			t.Errorf("event %+v", e)
+		}
+		if e := h.dropped(in(), maps.DropIdentityUnknown); e.SourceID != idB || e.Direction != datapath.Ingress {
+			t.Errorf("event %+v", e)
+		}
+		h.passed(outward()) // who has no policy is asked nothing
+		know(true)
+		h.passed(out())
+		h.passed(in())
+	}
 }
 
 // An established flow lives by its cached verdict until an epoch moves.
@@ -349,5 +398,31 @@ func TestEntriesCountWhatTheyDecide(t *testing.T) {
 	expect(1, 3, 3)
 	if n := defaults(); n != 4 {
 		t.Errorf("the default decided %d, want 4", n)
+	}
+}
+
+// The entry that counts what a default denied decides nothing, not even a packet of
+// the protocol that is in its key.
+func TestReservedProtocolMeetsNoCount(t *testing.T) {
+	h := newHarness(t)
+	h.rules(podA, datapath.RuleSet{ID: 5, Egress: true, Entries: entries{
+		{Direction: datapath.Egress}:                                         {},
+		{Direction: datapath.Egress, Identity: idB, Protocol: tcp, Port: 80}: {},
+		{Direction: datapath.Egress, Protocol: tcp, Port: 81}:                {Deny: true},
+		{Direction: datapath.Egress, Protocol: udp}:                          {Deny: true},
+	}})
+	for _, f := range families() {
+		for _, proto := range []layers.IPProtocol{254, 255} {
+			i := gopacket.SerializableLayer(ip(f.a.ip, f.r.ip, proto))
+			if f.icmp != 1 {
+				i = ip6(f.a.ip, f.r.ip, proto)
+			}
+			r := h.fromPod(f.a, h.sent(f.a, []gopacket.SerializableLayer{i, gopacket.Payload(make([]byte, 20))}))
+			if proto == 255 {
+				h.dropped(r, maps.DropUnsupportedProtocol)
+			} else {
+				h.passed(r)
+			}
+		}
 	}
 }

@@ -108,6 +108,13 @@ func ask(how string, to netip.AddrPort) (string, error) {
 		}
 		to = netip.MustParseAddrPort("127.0.0.1:8080")
 	}
+	if how == "second" { // after another service with the same backend
+		first := netip.AddrPortFrom(netip.MustParseAddr(vip), 80)
+		if err := errors.Join(unix.Sendto(fd, []byte("x"), 0, sockaddr(first)), received(fd)); err != nil {
+			return "", err
+		}
+		how = "sendmsg"
+	}
 	if how == "direct" { // to where it has sent by the service, by its own address
 		if err := errors.Join(unix.Sendto(fd, []byte("x"), 0, sockaddr(to)), received(fd)); err != nil {
 			return "", err
@@ -329,6 +336,13 @@ func TestSocketsReachServices(t *testing.T) {
 	// The connected ones are closed.
 	if len(peers) != 1 || connected != 0 {
 		t.Errorf("%d sockets, %d connected, want 1 and 0", len(peers), connected)
+	}
+	// One that sends to another service with the same backend sees that one answer.
+	second := datapath.FrontendKey{Addr: netip.MustParseAddr(vip), Port: 81, Protocol: udp}
+	h.tables.Frontends.Set(second, datapath.Frontend{Service: 2, Backends: []datapath.Backend{{Addr: netip.MustParseAddr("127.0.0.1"), Port: 8080}}})
+	h.sync()
+	if got := h.asks(dir, "second="+vip+":81")[0]; got != "127.0.0.1:8080 from "+vip+":81" {
+		t.Errorf("sent to a second service: saw %q", got)
 	}
 	// Off again, the address is one that nobody has.
 	if err := h.d.DetachSockets(); err != nil {

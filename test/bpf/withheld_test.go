@@ -157,3 +157,54 @@ func (b blocklist) test(t *testing.T, f family) {
 		}
 	}
 }
+
+// A prefix or a workload whose deny finds no room in the policy map is unknown, not
+// allowed with all the rest.
+func TestPolicyFull(t *testing.T) {
+	sizes := loader.SmallMaps()
+	sizes.Policy = 64
+	h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits, NodeAddr6: addr(self6)})
+	out := datapath.PolicyKey{Direction: datapath.Egress}
+	set := datapath.RuleSet{ID: 5, Entries: entries{out: {}}}
+	h.rules(podA, set)
+	const parts = 100
+	number := func(i int) identity.Number { return identity.LocalBase + 1 + identity.Number(i) }
+	denying := func(n int) datapath.RuleSet {
+		rs := datapath.RuleSet{ID: 5, Entries: entries{out: {}}}
+		for i := range n {
+			k := out
+			k.Identity = number(i)
+			rs.Entries[k] = datapath.PolicyEntry{Deny: true}
+		}
+		return rs
+	}
+	send := func(i int) result {
+		return h.fromPod(podA, h.sent(podA, segment(podA.ip, fmt.Sprintf("50.0.%d.7", i), 2000, 80, "S")))
+	}
+	passes := func(r result) {
+		t.Helper()
+		if r.act != actOK {
+			t.Errorf("verdict %d, want it to pass", r.act)
+		}
+	}
+	passes(send(parts + 1))
+	h.tables.RuleSets.Set(5, denying(parts))
+	for i := range parts {
+		h.tables.IPCache.Set(key(fmt.Sprintf("50.0.%d.0/24", i)), datapath.IPEntry{Identity: number(i)})
+	}
+	h.told("rulesets", "policy", sizes.Policy)
+	for i := range parts {
+		h.dropped(send(i), maps.DropIdentityUnknown)
+	}
+	passes(send(parts + 2))
+	h.tables.RuleSets.Set(5, denying(8))
+	for i := 8; i < parts; i++ {
+		h.tables.IPCache.Delete(key(fmt.Sprintf("50.0.%d.0/24", i)))
+	}
+	h.settled("rulesets")
+	h.settled("ipcache")
+	for i := range 8 {
+		h.dropped(send(i), maps.DropPolicyDenied)
+	}
+	passes(send(9))
+}

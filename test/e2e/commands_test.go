@@ -33,6 +33,7 @@ func commands() map[string]command {
 		"lose-state":  cmdLoseState,  // of a node's agent
 		"agent-build": cmdAgentBuild, // what agents are started
 		"crash":       cmdCrash,      // of an agent at any point
+		"vanish":      cmdVanish,     // of a pod, without a word to the agent
 		"server":      cmdServer,     // a pod that answers `reach` and `load`
 		"hawser":      cmdHawser,     // the CLI
 		"json":        cmdJSON,       // a value in what the CLI prints

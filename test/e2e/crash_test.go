@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -86,6 +87,28 @@ func cmdCrash(s *script, args []string) (string, error) {
 		points = append(points, changes[len(changes)-1])
 	}
 	return "", fmt.Errorf("more than %d changes", most)
+}
+
+// cmdVanish is `vanish CLUSTER/POD`: the pod's processes and its network namespace
+// end, and no runtime tells the agent.
+func cmdVanish(s *script, args []string) (string, error) {
+	if len(args) != 1 {
+		return "", usage("vanish CLUSTER/POD")
+	}
+	l, err := lab.Open(s.world.lab.Name())
+	if err != nil {
+		return "", err
+	}
+	for _, p := range l.Pods() {
+		if p.Cluster+"/"+p.Name != args[0] {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(p.Place.Cgroup, "cgroup.kill"), []byte("1"), 0o200); err != nil {
+			return "", err
+		}
+		return "", nsthread.DeleteNetns(p.Place.Netns)
+	}
+	return "", fmt.Errorf("no pod %s", args[0])
 }
 
 // crashAdd adds a pod up to the n-th change, then again, and removes it.

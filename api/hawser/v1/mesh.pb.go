@@ -354,6 +354,134 @@ func (x *ClusterStatusReport) GetPodRanges() []*PodRange {
 	return nil
 }
 
+type DescribeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeRequest) Reset() {
+	*x = DescribeRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeRequest) ProtoMessage() {}
+
+func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
+func (*DescribeRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{2}
+}
+
+type ClusterDescription struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	PkiDir        string                 `protobuf:"bytes,4,opt,name=pki_dir,json=pkiDir,proto3" json:"pki_dir,omitempty"`                      // on its host: the CA
+	EtcdMode      string                 `protobuf:"bytes,5,opt,name=etcd_mode,json=etcdMode,proto3" json:"etcd_mode,omitempty"`                // embedded, external, shared
+	EtcdEndpoints []string               `protobuf:"bytes,6,rep,name=etcd_endpoints,json=etcdEndpoints,proto3" json:"etcd_endpoints,omitempty"` // https://ADDRESS:PORT, as nodes reach them
+	EtcdTlsDir    string                 `protobuf:"bytes,7,opt,name=etcd_tls_dir,json=etcdTlsDir,proto3" json:"etcd_tls_dir,omitempty"`        // on its host: the API server's certificate to an external etcd
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterDescription) Reset() {
+	*x = ClusterDescription{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterDescription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterDescription) ProtoMessage() {}
+
+func (x *ClusterDescription) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterDescription.ProtoReflect.Descriptor instead.
+func (*ClusterDescription) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ClusterDescription) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ClusterDescription) GetClusterId() uint32 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *ClusterDescription) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ClusterDescription) GetPkiDir() string {
+	if x != nil {
+		return x.PkiDir
+	}
+	return ""
+}
+
+func (x *ClusterDescription) GetEtcdMode() string {
+	if x != nil {
+		return x.EtcdMode
+	}
+	return ""
+}
+
+func (x *ClusterDescription) GetEtcdEndpoints() []string {
+	if x != nil {
+		return x.EtcdEndpoints
+	}
+	return nil
+}
+
+func (x *ClusterDescription) GetEtcdTlsDir() string {
+	if x != nil {
+		return x.EtcdTlsDir
+	}
+	return ""
+}
+
 // PodRange is how much of a pool of pod addresses nodes have.
 type PodRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -367,7 +495,7 @@ type PodRange struct {
 
 func (x *PodRange) Reset() {
 	*x = PodRange{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +507,7 @@ func (x *PodRange) String() string {
 func (*PodRange) ProtoMessage() {}
 
 func (x *PodRange) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[2]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +520,7 @@ func (x *PodRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodRange.ProtoReflect.Descriptor instead.
 func (*PodRange) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{2}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PodRange) GetPool() string {
@@ -437,7 +565,7 @@ type EtcdMember struct {
 
 func (x *EtcdMember) Reset() {
 	*x = EtcdMember{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +577,7 @@ func (x *EtcdMember) String() string {
 func (*EtcdMember) ProtoMessage() {}
 
 func (x *EtcdMember) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[3]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +590,7 @@ func (x *EtcdMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EtcdMember.ProtoReflect.Descriptor instead.
 func (*EtcdMember) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EtcdMember) GetName() string {
@@ -515,7 +643,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +655,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[4]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +668,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 type BackupChunk struct {
@@ -552,7 +680,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +692,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[5]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +705,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -597,7 +725,7 @@ type RestoreChunk struct {
 
 func (x *RestoreChunk) Reset() {
 	*x = RestoreChunk{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +737,7 @@ func (x *RestoreChunk) String() string {
 func (*RestoreChunk) ProtoMessage() {}
 
 func (x *RestoreChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[6]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +750,7 @@ func (x *RestoreChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreChunk.ProtoReflect.Descriptor instead.
 func (*RestoreChunk) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RestoreChunk) GetData() []byte {
@@ -651,7 +779,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +791,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[7]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +804,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RestoreResponse) GetIncarnation() string {
@@ -717,7 +845,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +857,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[8]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +870,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InviteRequest) GetTo() string {
@@ -769,7 +897,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +909,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[9]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +922,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -828,7 +956,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +968,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[10]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +981,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -915,7 +1043,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1055,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[11]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1068,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JoinResponse) GetPeer() string {
@@ -1014,7 +1142,7 @@ type Handshake struct {
 
 func (x *Handshake) Reset() {
 	*x = Handshake{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1154,7 @@ func (x *Handshake) String() string {
 func (*Handshake) ProtoMessage() {}
 
 func (x *Handshake) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[12]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1167,7 @@ func (x *Handshake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handshake.ProtoReflect.Descriptor instead.
 func (*Handshake) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Handshake) GetEndpoint() string {
@@ -1090,7 +1218,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1230,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[13]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1243,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Finding) GetCheck() string {
@@ -1167,7 +1295,7 @@ type SetPeerRequest struct {
 
 func (x *SetPeerRequest) Reset() {
 	*x = SetPeerRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1307,7 @@ func (x *SetPeerRequest) String() string {
 func (*SetPeerRequest) ProtoMessage() {}
 
 func (x *SetPeerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[14]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1320,7 @@ func (x *SetPeerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPeerRequest.ProtoReflect.Descriptor instead.
 func (*SetPeerRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetPeerRequest) GetPeer() string {
@@ -1224,7 +1352,7 @@ type SetPeerResponse struct {
 
 func (x *SetPeerResponse) Reset() {
 	*x = SetPeerResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1364,7 @@ func (x *SetPeerResponse) String() string {
 func (*SetPeerResponse) ProtoMessage() {}
 
 func (x *SetPeerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[15]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1377,7 @@ func (x *SetPeerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPeerResponse.ProtoReflect.Descriptor instead.
 func (*SetPeerResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 type LeaveRequest struct {
@@ -1261,7 +1389,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1401,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[16]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1414,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaveRequest) GetPeer() string {
@@ -1305,7 +1433,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1445,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[17]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1458,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LeaveResponse) GetKeysRemoved() uint64 {
@@ -1348,7 +1476,7 @@ type ListGrantsRequest struct {
 
 func (x *ListGrantsRequest) Reset() {
 	*x = ListGrantsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1488,7 @@ func (x *ListGrantsRequest) String() string {
 func (*ListGrantsRequest) ProtoMessage() {}
 
 func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[18]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1501,7 @@ func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGrantsRequest.ProtoReflect.Descriptor instead.
 func (*ListGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
 }
 
 type ListGrantsResponse struct {
@@ -1385,7 +1513,7 @@ type ListGrantsResponse struct {
 
 func (x *ListGrantsResponse) Reset() {
 	*x = ListGrantsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1525,7 @@ func (x *ListGrantsResponse) String() string {
 func (*ListGrantsResponse) ProtoMessage() {}
 
 func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[19]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1538,7 @@ func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGrantsResponse.ProtoReflect.Descriptor instead.
 func (*ListGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{19}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListGrantsResponse) GetGrants() []*PeerGrant {
@@ -1448,7 +1576,7 @@ type PeerGrant struct {
 
 func (x *PeerGrant) Reset() {
 	*x = PeerGrant{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1588,7 @@ func (x *PeerGrant) String() string {
 func (*PeerGrant) ProtoMessage() {}
 
 func (x *PeerGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[20]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1601,7 @@ func (x *PeerGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerGrant.ProtoReflect.Descriptor instead.
 func (*PeerGrant) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{20}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PeerGrant) GetPeer() string {
@@ -1619,7 +1747,7 @@ type ChangeGrantRequest struct {
 
 func (x *ChangeGrantRequest) Reset() {
 	*x = ChangeGrantRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1759,7 @@ func (x *ChangeGrantRequest) String() string {
 func (*ChangeGrantRequest) ProtoMessage() {}
 
 func (x *ChangeGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[21]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1772,7 @@ func (x *ChangeGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGrantRequest.ProtoReflect.Descriptor instead.
 func (*ChangeGrantRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{21}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ChangeGrantRequest) GetPeer() string {
@@ -1769,7 +1897,7 @@ type ChangeGrantResponse struct {
 
 func (x *ChangeGrantResponse) Reset() {
 	*x = ChangeGrantResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1909,7 @@ func (x *ChangeGrantResponse) String() string {
 func (*ChangeGrantResponse) ProtoMessage() {}
 
 func (x *ChangeGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[22]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1922,7 @@ func (x *ChangeGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGrantResponse.ProtoReflect.Descriptor instead.
 func (*ChangeGrantResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{22}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ChangeGrantResponse) GetGrant() *PeerGrant {
@@ -1819,7 +1947,7 @@ type CAStatusRequest struct {
 
 func (x *CAStatusRequest) Reset() {
 	*x = CAStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1959,7 @@ func (x *CAStatusRequest) String() string {
 func (*CAStatusRequest) ProtoMessage() {}
 
 func (x *CAStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[23]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1972,7 @@ func (x *CAStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CAStatusRequest.ProtoReflect.Descriptor instead.
 func (*CAStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{23}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
 }
 
 type CAStatusReport struct {
@@ -1861,7 +1989,7 @@ type CAStatusReport struct {
 
 func (x *CAStatusReport) Reset() {
 	*x = CAStatusReport{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2001,7 @@ func (x *CAStatusReport) String() string {
 func (*CAStatusReport) ProtoMessage() {}
 
 func (x *CAStatusReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[24]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2014,7 @@ func (x *CAStatusReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CAStatusReport.ProtoReflect.Descriptor instead.
 func (*CAStatusReport) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{24}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CAStatusReport) GetPhase() string {
@@ -1929,7 +2057,7 @@ type CertificateInfo struct {
 
 func (x *CertificateInfo) Reset() {
 	*x = CertificateInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2069,7 @@ func (x *CertificateInfo) String() string {
 func (*CertificateInfo) ProtoMessage() {}
 
 func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[25]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2082,7 @@ func (x *CertificateInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateInfo.ProtoReflect.Descriptor instead.
 func (*CertificateInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{25}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CertificateInfo) GetPem() string {
@@ -1997,7 +2125,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2137,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[26]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2150,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{26}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RotateCARequest) GetTo() string {
@@ -2047,7 +2175,7 @@ type MeshStatusRequest struct {
 
 func (x *MeshStatusRequest) Reset() {
 	*x = MeshStatusRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2187,7 @@ func (x *MeshStatusRequest) String() string {
 func (*MeshStatusRequest) ProtoMessage() {}
 
 func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[27]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2200,7 @@ func (x *MeshStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusRequest.ProtoReflect.Descriptor instead.
 func (*MeshStatusRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{27}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
 }
 
 type MeshStatusResponse struct {
@@ -2085,7 +2213,7 @@ type MeshStatusResponse struct {
 
 func (x *MeshStatusResponse) Reset() {
 	*x = MeshStatusResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2225,7 @@ func (x *MeshStatusResponse) String() string {
 func (*MeshStatusResponse) ProtoMessage() {}
 
 func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[28]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2238,7 @@ func (x *MeshStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshStatusResponse.ProtoReflect.Descriptor instead.
 func (*MeshStatusResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{28}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MeshStatusResponse) GetCluster() string {
@@ -2193,7 +2321,7 @@ type PeerStatus struct {
 
 func (x *PeerStatus) Reset() {
 	*x = PeerStatus{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2333,7 @@ func (x *PeerStatus) String() string {
 func (*PeerStatus) ProtoMessage() {}
 
 func (x *PeerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[29]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2346,7 @@ func (x *PeerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerStatus.ProtoReflect.Descriptor instead.
 func (*PeerStatus) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{29}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PeerStatus) GetName() string {
@@ -2548,7 +2676,7 @@ type MeshDiffRequest struct {
 
 func (x *MeshDiffRequest) Reset() {
 	*x = MeshDiffRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2688,7 @@ func (x *MeshDiffRequest) String() string {
 func (*MeshDiffRequest) ProtoMessage() {}
 
 func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[30]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2701,7 @@ func (x *MeshDiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffRequest.ProtoReflect.Descriptor instead.
 func (*MeshDiffRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{30}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MeshDiffRequest) GetPeer() string {
@@ -2615,7 +2743,7 @@ type MeshDiffResponse struct {
 
 func (x *MeshDiffResponse) Reset() {
 	*x = MeshDiffResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2755,7 @@ func (x *MeshDiffResponse) String() string {
 func (*MeshDiffResponse) ProtoMessage() {}
 
 func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[31]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2768,7 @@ func (x *MeshDiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshDiffResponse.ProtoReflect.Descriptor instead.
 func (*MeshDiffResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{31}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MeshDiffResponse) GetRows() []*DiffRow {
@@ -2674,7 +2802,7 @@ type DiffRow struct {
 
 func (x *DiffRow) Reset() {
 	*x = DiffRow{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2814,7 @@ func (x *DiffRow) String() string {
 func (*DiffRow) ProtoMessage() {}
 
 func (x *DiffRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[32]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2827,7 @@ func (x *DiffRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRow.ProtoReflect.Descriptor instead.
 func (*DiffRow) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{32}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DiffRow) GetKey() string {
@@ -2726,7 +2854,7 @@ type InviteNodeRequest struct {
 
 func (x *InviteNodeRequest) Reset() {
 	*x = InviteNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +2866,7 @@ func (x *InviteNodeRequest) String() string {
 func (*InviteNodeRequest) ProtoMessage() {}
 
 func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[33]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +2879,7 @@ func (x *InviteNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeRequest.ProtoReflect.Descriptor instead.
 func (*InviteNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{33}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *InviteNodeRequest) GetNode() string {
@@ -2778,7 +2906,7 @@ type InviteNodeResponse struct {
 
 func (x *InviteNodeResponse) Reset() {
 	*x = InviteNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +2918,7 @@ func (x *InviteNodeResponse) String() string {
 func (*InviteNodeResponse) ProtoMessage() {}
 
 func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[34]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +2931,7 @@ func (x *InviteNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteNodeResponse.ProtoReflect.Descriptor instead.
 func (*InviteNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{34}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InviteNodeResponse) GetToken() string {
@@ -2830,7 +2958,7 @@ type ForgetNodeRequest struct {
 
 func (x *ForgetNodeRequest) Reset() {
 	*x = ForgetNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +2970,7 @@ func (x *ForgetNodeRequest) String() string {
 func (*ForgetNodeRequest) ProtoMessage() {}
 
 func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[35]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +2983,7 @@ func (x *ForgetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeRequest.ProtoReflect.Descriptor instead.
 func (*ForgetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{35}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ForgetNodeRequest) GetNode() string {
@@ -2885,7 +3013,7 @@ type ForgetNodeResponse struct {
 
 func (x *ForgetNodeResponse) Reset() {
 	*x = ForgetNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3025,7 @@ func (x *ForgetNodeResponse) String() string {
 func (*ForgetNodeResponse) ProtoMessage() {}
 
 func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[36]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3038,7 @@ func (x *ForgetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetNodeResponse.ProtoReflect.Descriptor instead.
 func (*ForgetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{36}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ForgetNodeResponse) GetKeysRemoved() uint64 {
@@ -2953,7 +3081,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3093,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[37]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3106,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{37}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DrainNodeRequest) GetNode() string {
@@ -3014,7 +3142,7 @@ type DrainNodeResponse struct {
 
 func (x *DrainNodeResponse) Reset() {
 	*x = DrainNodeResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3154,7 @@ func (x *DrainNodeResponse) String() string {
 func (*DrainNodeResponse) ProtoMessage() {}
 
 func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[38]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3167,7 @@ func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
 func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{38}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DrainNodeResponse) GetDrain() string {
@@ -3078,7 +3206,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +3218,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[39]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3231,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{39}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
 }
 
 type ListNodesResponse struct {
@@ -3115,7 +3243,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3255,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[40]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3268,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{40}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -3180,7 +3308,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3320,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[41]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3333,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{41}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NodeInfo) GetCluster() string {
@@ -3335,7 +3463,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3475,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[42]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +3488,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{42}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
 }
 
 type ListIdentitiesResponse struct {
@@ -3372,7 +3500,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3384,7 +3512,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[43]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3397,7 +3525,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{43}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*IdentityInfo {
@@ -3424,7 +3552,7 @@ type IdentityInfo struct {
 
 func (x *IdentityInfo) Reset() {
 	*x = IdentityInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3436,7 +3564,7 @@ func (x *IdentityInfo) String() string {
 func (*IdentityInfo) ProtoMessage() {}
 
 func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[44]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3449,7 +3577,7 @@ func (x *IdentityInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityInfo.ProtoReflect.Descriptor instead.
 func (*IdentityInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{44}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *IdentityInfo) GetNumber() uint32 {
@@ -3501,6 +3629,163 @@ func (x *IdentityInfo) GetWaitsFor() string {
 	return ""
 }
 
+type ListAddressesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAddressesRequest) Reset() {
+	*x = ListAddressesRequest{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAddressesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAddressesRequest) ProtoMessage() {}
+
+func (x *ListAddressesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAddressesRequest.ProtoReflect.Descriptor instead.
+func (*ListAddressesRequest) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+}
+
+type ListAddressesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addresses     []*AddressInfo         `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAddressesResponse) Reset() {
+	*x = ListAddressesResponse{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAddressesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAddressesResponse) ProtoMessage() {}
+
+func (x *ListAddressesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAddressesResponse.ProtoReflect.Descriptor instead.
+func (*ListAddressesResponse) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ListAddressesResponse) GetAddresses() []*AddressInfo {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// AddressInfo is whom an address belongs to, as its own cluster published it.
+type AddressInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // an address is written as /32 or /128
+	Cluster       string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Workload      string                 `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"` // namespace/name
+	Identity      uint32                 `protobuf:"varint,5,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressInfo) Reset() {
+	*x = AddressInfo{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressInfo) ProtoMessage() {}
+
+func (x *AddressInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressInfo.ProtoReflect.Descriptor instead.
+func (*AddressInfo) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *AddressInfo) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AddressInfo) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *AddressInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AddressInfo) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *AddressInfo) GetIdentity() uint32 {
+	if x != nil {
+		return x.Identity
+	}
+	return 0
+}
+
 type ListVTEPsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3509,7 +3794,7 @@ type ListVTEPsRequest struct {
 
 func (x *ListVTEPsRequest) Reset() {
 	*x = ListVTEPsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3806,7 @@ func (x *ListVTEPsRequest) String() string {
 func (*ListVTEPsRequest) ProtoMessage() {}
 
 func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[45]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +3819,7 @@ func (x *ListVTEPsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsRequest.ProtoReflect.Descriptor instead.
 func (*ListVTEPsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{45}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
 }
 
 type ListVTEPsResponse struct {
@@ -3546,7 +3831,7 @@ type ListVTEPsResponse struct {
 
 func (x *ListVTEPsResponse) Reset() {
 	*x = ListVTEPsResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3558,7 +3843,7 @@ func (x *ListVTEPsResponse) String() string {
 func (*ListVTEPsResponse) ProtoMessage() {}
 
 func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[46]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3571,7 +3856,7 @@ func (x *ListVTEPsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVTEPsResponse.ProtoReflect.Descriptor instead.
 func (*ListVTEPsResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{46}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListVTEPsResponse) GetVteps() []*VTEPInfo {
@@ -3598,7 +3883,7 @@ type VTEPInfo struct {
 
 func (x *VTEPInfo) Reset() {
 	*x = VTEPInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3610,7 +3895,7 @@ func (x *VTEPInfo) String() string {
 func (*VTEPInfo) ProtoMessage() {}
 
 func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[47]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3623,7 +3908,7 @@ func (x *VTEPInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VTEPInfo.ProtoReflect.Descriptor instead.
 func (*VTEPInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{47}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *VTEPInfo) GetPrefix() string {
@@ -3688,7 +3973,7 @@ type AddVTEPRequest struct {
 
 func (x *AddVTEPRequest) Reset() {
 	*x = AddVTEPRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3700,7 +3985,7 @@ func (x *AddVTEPRequest) String() string {
 func (*AddVTEPRequest) ProtoMessage() {}
 
 func (x *AddVTEPRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[48]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3713,7 +3998,7 @@ func (x *AddVTEPRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddVTEPRequest.ProtoReflect.Descriptor instead.
 func (*AddVTEPRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{48}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AddVTEPRequest) GetPrefix() string {
@@ -3761,7 +4046,7 @@ type AddVTEPResponse struct {
 
 func (x *AddVTEPResponse) Reset() {
 	*x = AddVTEPResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +4058,7 @@ func (x *AddVTEPResponse) String() string {
 func (*AddVTEPResponse) ProtoMessage() {}
 
 func (x *AddVTEPResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[49]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +4071,7 @@ func (x *AddVTEPResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddVTEPResponse.ProtoReflect.Descriptor instead.
 func (*AddVTEPResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{49}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AddVTEPResponse) GetVtep() *VTEPInfo {
@@ -3813,7 +4098,7 @@ type DeleteVTEPRequest struct {
 
 func (x *DeleteVTEPRequest) Reset() {
 	*x = DeleteVTEPRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3825,7 +4110,7 @@ func (x *DeleteVTEPRequest) String() string {
 func (*DeleteVTEPRequest) ProtoMessage() {}
 
 func (x *DeleteVTEPRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[50]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3838,7 +4123,7 @@ func (x *DeleteVTEPRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVTEPRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVTEPRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{50}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DeleteVTEPRequest) GetPrefix() string {
@@ -3865,7 +4150,7 @@ type DeleteVTEPResponse struct {
 
 func (x *DeleteVTEPResponse) Reset() {
 	*x = DeleteVTEPResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3877,7 +4162,7 @@ func (x *DeleteVTEPResponse) String() string {
 func (*DeleteVTEPResponse) ProtoMessage() {}
 
 func (x *DeleteVTEPResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[51]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3890,7 +4175,7 @@ func (x *DeleteVTEPResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVTEPResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVTEPResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{51}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DeleteVTEPResponse) GetVtep() *VTEPInfo {
@@ -3917,7 +4202,7 @@ type ApplyPolicyRequest struct {
 
 func (x *ApplyPolicyRequest) Reset() {
 	*x = ApplyPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3929,7 +4214,7 @@ func (x *ApplyPolicyRequest) String() string {
 func (*ApplyPolicyRequest) ProtoMessage() {}
 
 func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[52]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3942,7 +4227,7 @@ func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{52}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ApplyPolicyRequest) GetSource() string {
@@ -3970,7 +4255,7 @@ type ApplyPolicyResponse struct {
 
 func (x *ApplyPolicyResponse) Reset() {
 	*x = ApplyPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4267,7 @@ func (x *ApplyPolicyResponse) String() string {
 func (*ApplyPolicyResponse) ProtoMessage() {}
 
 func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[53]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4280,7 @@ func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{53}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ApplyPolicyResponse) GetObjects() []*AppliedObject {
@@ -4024,7 +4309,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4036,7 +4321,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[54]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4049,7 +4334,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{54}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AppliedObject) GetKind() string {
@@ -4091,7 +4376,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4103,7 +4388,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[55]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4116,7 +4401,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{55}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DeletePolicyRequest) GetNamespace() string {
@@ -4149,7 +4434,7 @@ type DeletePolicyResponse struct {
 
 func (x *DeletePolicyResponse) Reset() {
 	*x = DeletePolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4161,7 +4446,7 @@ func (x *DeletePolicyResponse) String() string {
 func (*DeletePolicyResponse) ProtoMessage() {}
 
 func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[56]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4174,7 +4459,7 @@ func (x *DeletePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyResponse.ProtoReflect.Descriptor instead.
 func (*DeletePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{56}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DeletePolicyResponse) GetObjects() []*AppliedObject {
@@ -4192,7 +4477,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4204,7 +4489,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[57]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4217,19 +4502,21 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{57}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
 }
 
 type ListPoliciesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Policies      []*PolicyInfo          `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Policies []*PolicyInfo          `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	// How far the nodes of this cluster have come with them, as they last said.
+	Nodes         []*PolicyRollout `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4528,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[58]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4541,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{58}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
@@ -4262,6 +4549,90 @@ func (x *ListPoliciesResponse) GetPolicies() []*PolicyInfo {
 		return x.Policies
 	}
 	return nil
+}
+
+func (x *ListPoliciesResponse) GetNodes() []*PolicyRollout {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type PolicyRollout struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Missing []string               `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"` // namespace/name, not yet in its kernel as stored
+	// How it was told to enforce policy; empty: it has not said.
+	Scope         string `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`  // of selectors that name no cluster: local, mesh
+	Mode          string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`    // default, always, never
+	Audit         bool   `protobuf:"varint,5,opt,name=audit,proto3" json:"audit,omitempty"` // what policy would drop is reported and passes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyRollout) Reset() {
+	*x = PolicyRollout{}
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyRollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyRollout) ProtoMessage() {}
+
+func (x *PolicyRollout) ProtoReflect() protoreflect.Message {
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyRollout.ProtoReflect.Descriptor instead.
+func (*PolicyRollout) Descriptor() ([]byte, []int) {
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *PolicyRollout) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PolicyRollout) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *PolicyRollout) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *PolicyRollout) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *PolicyRollout) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
 }
 
 type PolicyInfo struct {
@@ -4280,7 +4651,7 @@ type PolicyInfo struct {
 
 func (x *PolicyInfo) Reset() {
 	*x = PolicyInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4292,7 +4663,7 @@ func (x *PolicyInfo) String() string {
 func (*PolicyInfo) ProtoMessage() {}
 
 func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[59]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4305,7 +4676,7 @@ func (x *PolicyInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyInfo.ProtoReflect.Descriptor instead.
 func (*PolicyInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{59}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PolicyInfo) GetNamespace() string {
@@ -4378,7 +4749,7 @@ type ExplainPolicyRequest struct {
 
 func (x *ExplainPolicyRequest) Reset() {
 	*x = ExplainPolicyRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4390,7 +4761,7 @@ func (x *ExplainPolicyRequest) String() string {
 func (*ExplainPolicyRequest) ProtoMessage() {}
 
 func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[60]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4403,7 +4774,7 @@ func (x *ExplainPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyRequest.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{60}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExplainPolicyRequest) GetCluster() string {
@@ -4459,7 +4830,7 @@ type ExplainPolicyEnd struct {
 
 func (x *ExplainPolicyEnd) Reset() {
 	*x = ExplainPolicyEnd{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4471,7 +4842,7 @@ func (x *ExplainPolicyEnd) String() string {
 func (*ExplainPolicyEnd) ProtoMessage() {}
 
 func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[61]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4484,7 +4855,7 @@ func (x *ExplainPolicyEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyEnd.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyEnd) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{61}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExplainPolicyEnd) GetLabels() []string {
@@ -4521,7 +4892,7 @@ type ExplainPolicyResponse struct {
 
 func (x *ExplainPolicyResponse) Reset() {
 	*x = ExplainPolicyResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +4904,7 @@ func (x *ExplainPolicyResponse) String() string {
 func (*ExplainPolicyResponse) ProtoMessage() {}
 
 func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[62]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +4917,7 @@ func (x *ExplainPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainPolicyResponse.ProtoReflect.Descriptor instead.
 func (*ExplainPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{62}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExplainPolicyResponse) GetAnswered() bool {
@@ -4594,7 +4965,7 @@ type ApplyServiceRequest struct {
 
 func (x *ApplyServiceRequest) Reset() {
 	*x = ApplyServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4606,7 +4977,7 @@ func (x *ApplyServiceRequest) String() string {
 func (*ApplyServiceRequest) ProtoMessage() {}
 
 func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[63]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4619,7 +4990,7 @@ func (x *ApplyServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{63}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ApplyServiceRequest) GetSource() string {
@@ -4645,7 +5016,7 @@ type ApplyServiceResponse struct {
 
 func (x *ApplyServiceResponse) Reset() {
 	*x = ApplyServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +5028,7 @@ func (x *ApplyServiceResponse) String() string {
 func (*ApplyServiceResponse) ProtoMessage() {}
 
 func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[64]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +5041,7 @@ func (x *ApplyServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyServiceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{64}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ApplyServiceResponse) GetObjects() []*AppliedObject {
@@ -4691,7 +5062,7 @@ type DeleteServiceRequest struct {
 
 func (x *DeleteServiceRequest) Reset() {
 	*x = DeleteServiceRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4703,7 +5074,7 @@ func (x *DeleteServiceRequest) String() string {
 func (*DeleteServiceRequest) ProtoMessage() {}
 
 func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[65]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4716,7 +5087,7 @@ func (x *DeleteServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{65}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DeleteServiceRequest) GetNamespace() string {
@@ -4749,7 +5120,7 @@ type DeleteServiceResponse struct {
 
 func (x *DeleteServiceResponse) Reset() {
 	*x = DeleteServiceResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +5132,7 @@ func (x *DeleteServiceResponse) String() string {
 func (*DeleteServiceResponse) ProtoMessage() {}
 
 func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[66]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +5145,7 @@ func (x *DeleteServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServiceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{66}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *DeleteServiceResponse) GetObjects() []*AppliedObject {
@@ -4792,7 +5163,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4804,7 +5175,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[67]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4817,7 +5188,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{67}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{73}
 }
 
 type ListServicesResponse struct {
@@ -4829,7 +5200,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4841,7 +5212,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[68]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4854,7 +5225,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{68}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListServicesResponse) GetServices() []*ServiceInfo {
@@ -4883,7 +5254,7 @@ type ServiceInfo struct {
 
 func (x *ServiceInfo) Reset() {
 	*x = ServiceInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4895,7 +5266,7 @@ func (x *ServiceInfo) String() string {
 func (*ServiceInfo) ProtoMessage() {}
 
 func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[69]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4908,7 +5279,7 @@ func (x *ServiceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceInfo.ProtoReflect.Descriptor instead.
 func (*ServiceInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{69}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ServiceInfo) GetId() uint32 {
@@ -5000,7 +5371,7 @@ type ServicePortInfo struct {
 
 func (x *ServicePortInfo) Reset() {
 	*x = ServicePortInfo{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5012,7 +5383,7 @@ func (x *ServicePortInfo) String() string {
 func (*ServicePortInfo) ProtoMessage() {}
 
 func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[70]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5025,7 +5396,7 @@ func (x *ServicePortInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePortInfo.ProtoReflect.Descriptor instead.
 func (*ServicePortInfo) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{70}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ServicePortInfo) GetName() string {
@@ -5064,7 +5435,7 @@ type ReadClusterMetricsRequest struct {
 
 func (x *ReadClusterMetricsRequest) Reset() {
 	*x = ReadClusterMetricsRequest{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5076,7 +5447,7 @@ func (x *ReadClusterMetricsRequest) String() string {
 func (*ReadClusterMetricsRequest) ProtoMessage() {}
 
 func (x *ReadClusterMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[71]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5089,7 +5460,7 @@ func (x *ReadClusterMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadClusterMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadClusterMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{71}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{77}
 }
 
 type ClusterMetricsText struct {
@@ -5101,7 +5472,7 @@ type ClusterMetricsText struct {
 
 func (x *ClusterMetricsText) Reset() {
 	*x = ClusterMetricsText{}
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5113,7 +5484,7 @@ func (x *ClusterMetricsText) String() string {
 func (*ClusterMetricsText) ProtoMessage() {}
 
 func (x *ClusterMetricsText) ProtoReflect() protoreflect.Message {
-	mi := &file_api_hawser_v1_mesh_proto_msgTypes[72]
+	mi := &file_api_hawser_v1_mesh_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5126,7 +5497,7 @@ func (x *ClusterMetricsText) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterMetricsText.ProtoReflect.Descriptor instead.
 func (*ClusterMetricsText) Descriptor() ([]byte, []int) {
-	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{72}
+	return file_api_hawser_v1_mesh_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ClusterMetricsText) GetText() string {
@@ -5181,7 +5552,18 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\vcertificate\x18= \x01(\tR\vcertificate\x124\n" +
 	"\x16certificate_expires_at\x18> \x01(\x03R\x14certificateExpiresAt\x122\n" +
 	"\n" +
-	"pod_ranges\x18? \x03(\v2\x13.hawser.v1.PodRangeR\tpodRanges\"e\n" +
+	"pod_ranges\x18? \x03(\v2\x13.hawser.v1.PodRangeR\tpodRanges\"\x11\n" +
+	"\x0fDescribeRequest\"\xe6\x01\n" +
+	"\x12ClusterDescription\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\rR\tclusterId\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x17\n" +
+	"\apki_dir\x18\x04 \x01(\tR\x06pkiDir\x12\x1b\n" +
+	"\tetcd_mode\x18\x05 \x01(\tR\betcdMode\x12%\n" +
+	"\x0eetcd_endpoints\x18\x06 \x03(\tR\retcdEndpoints\x12 \n" +
+	"\fetcd_tls_dir\x18\a \x01(\tR\n" +
+	"etcdTlsDir\"e\n" +
 	"\bPodRange\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x1b\n" +
@@ -5483,7 +5865,16 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x05nodes\x18\x04 \x03(\tR\x05nodes\x12\x14\n" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x14\n" +
 	"\x05since\x18\x06 \x01(\x03R\x05since\x12\x1b\n" +
-	"\twaits_for\x18\a \x01(\tR\bwaitsFor\"\x12\n" +
+	"\twaits_for\x18\a \x01(\tR\bwaitsFor\"\x16\n" +
+	"\x14ListAddressesRequest\"M\n" +
+	"\x15ListAddressesResponse\x124\n" +
+	"\taddresses\x18\x01 \x03(\v2\x16.hawser.v1.AddressInfoR\taddresses\"\x8b\x01\n" +
+	"\vAddressInfo\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\x12\x1a\n" +
+	"\bidentity\x18\x05 \x01(\rR\bidentity\"\x12\n" +
 	"\x10ListVTEPsRequest\">\n" +
 	"\x11ListVTEPsResponse\x12)\n" +
 	"\x05vteps\x18\x01 \x03(\v2\x13.hawser.v1.VTEPInfoR\x05vteps\"\xb7\x01\n" +
@@ -5527,9 +5918,16 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x06source\x18\x03 \x01(\tR\x06source\"J\n" +
 	"\x14DeletePolicyResponse\x122\n" +
 	"\aobjects\x18\x01 \x03(\v2\x18.hawser.v1.AppliedObjectR\aobjects\"\x15\n" +
-	"\x13ListPoliciesRequest\"I\n" +
+	"\x13ListPoliciesRequest\"y\n" +
 	"\x14ListPoliciesResponse\x121\n" +
-	"\bpolicies\x18\x01 \x03(\v2\x15.hawser.v1.PolicyInfoR\bpolicies\"\xd5\x01\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x15.hawser.v1.PolicyInfoR\bpolicies\x12.\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x18.hawser.v1.PolicyRolloutR\x05nodes\"}\n" +
+	"\rPolicyRollout\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\tR\amissing\x12\x14\n" +
+	"\x05scope\x18\x03 \x01(\tR\x05scope\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x14\n" +
+	"\x05audit\x18\x05 \x01(\bR\x05audit\"\xd5\x01\n" +
 	"\n" +
 	"PolicyInfo\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
@@ -5598,9 +5996,10 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x06target\x18\x04 \x01(\tR\x06target\"\x1b\n" +
 	"\x19ReadClusterMetricsRequest\"(\n" +
 	"\x12ClusterMetricsText\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text2\xd9\x10\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xf4\x11\n" +
 	"\x04Mesh\x12P\n" +
-	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12=\n" +
+	"\rClusterStatus\x12\x1f.hawser.v1.ClusterStatusRequest\x1a\x1e.hawser.v1.ClusterStatusReport\x12E\n" +
+	"\bDescribe\x12\x1a.hawser.v1.DescribeRequest\x1a\x1d.hawser.v1.ClusterDescription\x12=\n" +
 	"\x06Invite\x12\x18.hawser.v1.InviteRequest\x1a\x19.hawser.v1.InviteResponse\x127\n" +
 	"\x04Join\x12\x16.hawser.v1.JoinRequest\x1a\x17.hawser.v1.JoinResponse\x12:\n" +
 	"\x05Leave\x12\x17.hawser.v1.LeaveRequest\x1a\x18.hawser.v1.LeaveResponse\x12I\n" +
@@ -5622,7 +6021,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\tDrainNode\x12\x1b.hawser.v1.DrainNodeRequest\x1a\x1c.hawser.v1.DrainNodeResponse\x12R\n" +
 	"\vReadMetrics\x12$.hawser.v1.ReadClusterMetricsRequest\x1a\x1d.hawser.v1.ClusterMetricsText\x12F\n" +
 	"\tListNodes\x12\x1b.hawser.v1.ListNodesRequest\x1a\x1c.hawser.v1.ListNodesResponse\x12U\n" +
-	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12F\n" +
+	"\x0eListIdentities\x12 .hawser.v1.ListIdentitiesRequest\x1a!.hawser.v1.ListIdentitiesResponse\x12R\n" +
+	"\rListAddresses\x12\x1f.hawser.v1.ListAddressesRequest\x1a .hawser.v1.ListAddressesResponse\x12F\n" +
 	"\tListVTEPs\x12\x1b.hawser.v1.ListVTEPsRequest\x1a\x1c.hawser.v1.ListVTEPsResponse\x12@\n" +
 	"\aAddVTEP\x12\x19.hawser.v1.AddVTEPRequest\x1a\x1a.hawser.v1.AddVTEPResponse\x12I\n" +
 	"\n" +
@@ -5647,186 +6047,198 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 78)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),      // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),       // 1: hawser.v1.ClusterStatusReport
-	(*PodRange)(nil),                  // 2: hawser.v1.PodRange
-	(*EtcdMember)(nil),                // 3: hawser.v1.EtcdMember
-	(*BackupRequest)(nil),             // 4: hawser.v1.BackupRequest
-	(*BackupChunk)(nil),               // 5: hawser.v1.BackupChunk
-	(*RestoreChunk)(nil),              // 6: hawser.v1.RestoreChunk
-	(*RestoreResponse)(nil),           // 7: hawser.v1.RestoreResponse
-	(*InviteRequest)(nil),             // 8: hawser.v1.InviteRequest
-	(*InviteResponse)(nil),            // 9: hawser.v1.InviteResponse
-	(*JoinRequest)(nil),               // 10: hawser.v1.JoinRequest
-	(*JoinResponse)(nil),              // 11: hawser.v1.JoinResponse
-	(*Handshake)(nil),                 // 12: hawser.v1.Handshake
-	(*Finding)(nil),                   // 13: hawser.v1.Finding
-	(*SetPeerRequest)(nil),            // 14: hawser.v1.SetPeerRequest
-	(*SetPeerResponse)(nil),           // 15: hawser.v1.SetPeerResponse
-	(*LeaveRequest)(nil),              // 16: hawser.v1.LeaveRequest
-	(*LeaveResponse)(nil),             // 17: hawser.v1.LeaveResponse
-	(*ListGrantsRequest)(nil),         // 18: hawser.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),        // 19: hawser.v1.ListGrantsResponse
-	(*PeerGrant)(nil),                 // 20: hawser.v1.PeerGrant
-	(*ChangeGrantRequest)(nil),        // 21: hawser.v1.ChangeGrantRequest
-	(*ChangeGrantResponse)(nil),       // 22: hawser.v1.ChangeGrantResponse
-	(*CAStatusRequest)(nil),           // 23: hawser.v1.CAStatusRequest
-	(*CAStatusReport)(nil),            // 24: hawser.v1.CAStatusReport
-	(*CertificateInfo)(nil),           // 25: hawser.v1.CertificateInfo
-	(*RotateCARequest)(nil),           // 26: hawser.v1.RotateCARequest
-	(*MeshStatusRequest)(nil),         // 27: hawser.v1.MeshStatusRequest
-	(*MeshStatusResponse)(nil),        // 28: hawser.v1.MeshStatusResponse
-	(*PeerStatus)(nil),                // 29: hawser.v1.PeerStatus
-	(*MeshDiffRequest)(nil),           // 30: hawser.v1.MeshDiffRequest
-	(*MeshDiffResponse)(nil),          // 31: hawser.v1.MeshDiffResponse
-	(*DiffRow)(nil),                   // 32: hawser.v1.DiffRow
-	(*InviteNodeRequest)(nil),         // 33: hawser.v1.InviteNodeRequest
-	(*InviteNodeResponse)(nil),        // 34: hawser.v1.InviteNodeResponse
-	(*ForgetNodeRequest)(nil),         // 35: hawser.v1.ForgetNodeRequest
-	(*ForgetNodeResponse)(nil),        // 36: hawser.v1.ForgetNodeResponse
-	(*DrainNodeRequest)(nil),          // 37: hawser.v1.DrainNodeRequest
-	(*DrainNodeResponse)(nil),         // 38: hawser.v1.DrainNodeResponse
-	(*ListNodesRequest)(nil),          // 39: hawser.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 40: hawser.v1.ListNodesResponse
-	(*NodeInfo)(nil),                  // 41: hawser.v1.NodeInfo
-	(*ListIdentitiesRequest)(nil),     // 42: hawser.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil),    // 43: hawser.v1.ListIdentitiesResponse
-	(*IdentityInfo)(nil),              // 44: hawser.v1.IdentityInfo
-	(*ListVTEPsRequest)(nil),          // 45: hawser.v1.ListVTEPsRequest
-	(*ListVTEPsResponse)(nil),         // 46: hawser.v1.ListVTEPsResponse
-	(*VTEPInfo)(nil),                  // 47: hawser.v1.VTEPInfo
-	(*AddVTEPRequest)(nil),            // 48: hawser.v1.AddVTEPRequest
-	(*AddVTEPResponse)(nil),           // 49: hawser.v1.AddVTEPResponse
-	(*DeleteVTEPRequest)(nil),         // 50: hawser.v1.DeleteVTEPRequest
-	(*DeleteVTEPResponse)(nil),        // 51: hawser.v1.DeleteVTEPResponse
-	(*ApplyPolicyRequest)(nil),        // 52: hawser.v1.ApplyPolicyRequest
-	(*ApplyPolicyResponse)(nil),       // 53: hawser.v1.ApplyPolicyResponse
-	(*AppliedObject)(nil),             // 54: hawser.v1.AppliedObject
-	(*DeletePolicyRequest)(nil),       // 55: hawser.v1.DeletePolicyRequest
-	(*DeletePolicyResponse)(nil),      // 56: hawser.v1.DeletePolicyResponse
-	(*ListPoliciesRequest)(nil),       // 57: hawser.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),      // 58: hawser.v1.ListPoliciesResponse
-	(*PolicyInfo)(nil),                // 59: hawser.v1.PolicyInfo
-	(*ExplainPolicyRequest)(nil),      // 60: hawser.v1.ExplainPolicyRequest
-	(*ExplainPolicyEnd)(nil),          // 61: hawser.v1.ExplainPolicyEnd
-	(*ExplainPolicyResponse)(nil),     // 62: hawser.v1.ExplainPolicyResponse
-	(*ApplyServiceRequest)(nil),       // 63: hawser.v1.ApplyServiceRequest
-	(*ApplyServiceResponse)(nil),      // 64: hawser.v1.ApplyServiceResponse
-	(*DeleteServiceRequest)(nil),      // 65: hawser.v1.DeleteServiceRequest
-	(*DeleteServiceResponse)(nil),     // 66: hawser.v1.DeleteServiceResponse
-	(*ListServicesRequest)(nil),       // 67: hawser.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),      // 68: hawser.v1.ListServicesResponse
-	(*ServiceInfo)(nil),               // 69: hawser.v1.ServiceInfo
-	(*ServicePortInfo)(nil),           // 70: hawser.v1.ServicePortInfo
-	(*ReadClusterMetricsRequest)(nil), // 71: hawser.v1.ReadClusterMetricsRequest
-	(*ClusterMetricsText)(nil),        // 72: hawser.v1.ClusterMetricsText
-	nil,                               // 73: hawser.v1.PeerGrant.RefusedEntry
-	nil,                               // 74: hawser.v1.PeerStatus.KeysByKindEntry
-	nil,                               // 75: hawser.v1.PeerStatus.RefusedEntry
-	nil,                               // 76: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                               // 77: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                   // 78: hawser.v1.Problem
-	(*FrontendBackend)(nil),           // 79: hawser.v1.FrontendBackend
+	(*DescribeRequest)(nil),           // 2: hawser.v1.DescribeRequest
+	(*ClusterDescription)(nil),        // 3: hawser.v1.ClusterDescription
+	(*PodRange)(nil),                  // 4: hawser.v1.PodRange
+	(*EtcdMember)(nil),                // 5: hawser.v1.EtcdMember
+	(*BackupRequest)(nil),             // 6: hawser.v1.BackupRequest
+	(*BackupChunk)(nil),               // 7: hawser.v1.BackupChunk
+	(*RestoreChunk)(nil),              // 8: hawser.v1.RestoreChunk
+	(*RestoreResponse)(nil),           // 9: hawser.v1.RestoreResponse
+	(*InviteRequest)(nil),             // 10: hawser.v1.InviteRequest
+	(*InviteResponse)(nil),            // 11: hawser.v1.InviteResponse
+	(*JoinRequest)(nil),               // 12: hawser.v1.JoinRequest
+	(*JoinResponse)(nil),              // 13: hawser.v1.JoinResponse
+	(*Handshake)(nil),                 // 14: hawser.v1.Handshake
+	(*Finding)(nil),                   // 15: hawser.v1.Finding
+	(*SetPeerRequest)(nil),            // 16: hawser.v1.SetPeerRequest
+	(*SetPeerResponse)(nil),           // 17: hawser.v1.SetPeerResponse
+	(*LeaveRequest)(nil),              // 18: hawser.v1.LeaveRequest
+	(*LeaveResponse)(nil),             // 19: hawser.v1.LeaveResponse
+	(*ListGrantsRequest)(nil),         // 20: hawser.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),        // 21: hawser.v1.ListGrantsResponse
+	(*PeerGrant)(nil),                 // 22: hawser.v1.PeerGrant
+	(*ChangeGrantRequest)(nil),        // 23: hawser.v1.ChangeGrantRequest
+	(*ChangeGrantResponse)(nil),       // 24: hawser.v1.ChangeGrantResponse
+	(*CAStatusRequest)(nil),           // 25: hawser.v1.CAStatusRequest
+	(*CAStatusReport)(nil),            // 26: hawser.v1.CAStatusReport
+	(*CertificateInfo)(nil),           // 27: hawser.v1.CertificateInfo
+	(*RotateCARequest)(nil),           // 28: hawser.v1.RotateCARequest
+	(*MeshStatusRequest)(nil),         // 29: hawser.v1.MeshStatusRequest
+	(*MeshStatusResponse)(nil),        // 30: hawser.v1.MeshStatusResponse
+	(*PeerStatus)(nil),                // 31: hawser.v1.PeerStatus
+	(*MeshDiffRequest)(nil),           // 32: hawser.v1.MeshDiffRequest
+	(*MeshDiffResponse)(nil),          // 33: hawser.v1.MeshDiffResponse
+	(*DiffRow)(nil),                   // 34: hawser.v1.DiffRow
+	(*InviteNodeRequest)(nil),         // 35: hawser.v1.InviteNodeRequest
+	(*InviteNodeResponse)(nil),        // 36: hawser.v1.InviteNodeResponse
+	(*ForgetNodeRequest)(nil),         // 37: hawser.v1.ForgetNodeRequest
+	(*ForgetNodeResponse)(nil),        // 38: hawser.v1.ForgetNodeResponse
+	(*DrainNodeRequest)(nil),          // 39: hawser.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),         // 40: hawser.v1.DrainNodeResponse
+	(*ListNodesRequest)(nil),          // 41: hawser.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 42: hawser.v1.ListNodesResponse
+	(*NodeInfo)(nil),                  // 43: hawser.v1.NodeInfo
+	(*ListIdentitiesRequest)(nil),     // 44: hawser.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),    // 45: hawser.v1.ListIdentitiesResponse
+	(*IdentityInfo)(nil),              // 46: hawser.v1.IdentityInfo
+	(*ListAddressesRequest)(nil),      // 47: hawser.v1.ListAddressesRequest
+	(*ListAddressesResponse)(nil),     // 48: hawser.v1.ListAddressesResponse
+	(*AddressInfo)(nil),               // 49: hawser.v1.AddressInfo
+	(*ListVTEPsRequest)(nil),          // 50: hawser.v1.ListVTEPsRequest
+	(*ListVTEPsResponse)(nil),         // 51: hawser.v1.ListVTEPsResponse
+	(*VTEPInfo)(nil),                  // 52: hawser.v1.VTEPInfo
+	(*AddVTEPRequest)(nil),            // 53: hawser.v1.AddVTEPRequest
+	(*AddVTEPResponse)(nil),           // 54: hawser.v1.AddVTEPResponse
+	(*DeleteVTEPRequest)(nil),         // 55: hawser.v1.DeleteVTEPRequest
+	(*DeleteVTEPResponse)(nil),        // 56: hawser.v1.DeleteVTEPResponse
+	(*ApplyPolicyRequest)(nil),        // 57: hawser.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),       // 58: hawser.v1.ApplyPolicyResponse
+	(*AppliedObject)(nil),             // 59: hawser.v1.AppliedObject
+	(*DeletePolicyRequest)(nil),       // 60: hawser.v1.DeletePolicyRequest
+	(*DeletePolicyResponse)(nil),      // 61: hawser.v1.DeletePolicyResponse
+	(*ListPoliciesRequest)(nil),       // 62: hawser.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),      // 63: hawser.v1.ListPoliciesResponse
+	(*PolicyRollout)(nil),             // 64: hawser.v1.PolicyRollout
+	(*PolicyInfo)(nil),                // 65: hawser.v1.PolicyInfo
+	(*ExplainPolicyRequest)(nil),      // 66: hawser.v1.ExplainPolicyRequest
+	(*ExplainPolicyEnd)(nil),          // 67: hawser.v1.ExplainPolicyEnd
+	(*ExplainPolicyResponse)(nil),     // 68: hawser.v1.ExplainPolicyResponse
+	(*ApplyServiceRequest)(nil),       // 69: hawser.v1.ApplyServiceRequest
+	(*ApplyServiceResponse)(nil),      // 70: hawser.v1.ApplyServiceResponse
+	(*DeleteServiceRequest)(nil),      // 71: hawser.v1.DeleteServiceRequest
+	(*DeleteServiceResponse)(nil),     // 72: hawser.v1.DeleteServiceResponse
+	(*ListServicesRequest)(nil),       // 73: hawser.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 74: hawser.v1.ListServicesResponse
+	(*ServiceInfo)(nil),               // 75: hawser.v1.ServiceInfo
+	(*ServicePortInfo)(nil),           // 76: hawser.v1.ServicePortInfo
+	(*ReadClusterMetricsRequest)(nil), // 77: hawser.v1.ReadClusterMetricsRequest
+	(*ClusterMetricsText)(nil),        // 78: hawser.v1.ClusterMetricsText
+	nil,                               // 79: hawser.v1.PeerGrant.RefusedEntry
+	nil,                               // 80: hawser.v1.PeerStatus.KeysByKindEntry
+	nil,                               // 81: hawser.v1.PeerStatus.RefusedEntry
+	nil,                               // 82: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                               // 83: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                   // 84: hawser.v1.Problem
+	(*FrontendBackend)(nil),           // 85: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	78, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
-	3,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
-	2,  // 2: hawser.v1.ClusterStatusReport.pod_ranges:type_name -> hawser.v1.PodRange
-	13, // 3: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
-	20, // 4: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
-	20, // 5: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
-	12, // 6: hawser.v1.JoinResponse.handshakes:type_name -> hawser.v1.Handshake
-	20, // 7: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
-	73, // 8: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
-	20, // 9: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
-	25, // 10: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
-	29, // 11: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
-	74, // 12: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
-	75, // 13: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
-	13, // 14: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
-	32, // 15: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
-	41, // 16: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
-	44, // 17: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
-	47, // 18: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
-	47, // 19: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
-	47, // 20: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
-	54, // 21: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	54, // 22: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
-	59, // 23: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
-	61, // 24: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	61, // 25: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	54, // 26: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	54, // 27: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	69, // 28: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	70, // 29: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	79, // 30: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	76, // 31: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	77, // 32: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 33: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	8,  // 34: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	10, // 35: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	16, // 36: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	18, // 37: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	21, // 38: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	23, // 39: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	26, // 40: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	14, // 41: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	27, // 42: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	30, // 43: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	4,  // 44: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	6,  // 45: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	33, // 46: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	35, // 47: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	37, // 48: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	71, // 49: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
-	39, // 50: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	42, // 51: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	45, // 52: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	48, // 53: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
-	50, // 54: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
-	52, // 55: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	55, // 56: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	57, // 57: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	60, // 58: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	63, // 59: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	65, // 60: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	67, // 61: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 62: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	9,  // 63: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	11, // 64: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	17, // 65: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	19, // 66: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	22, // 67: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	24, // 68: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	24, // 69: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	15, // 70: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	28, // 71: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	31, // 72: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	5,  // 73: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	7,  // 74: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	34, // 75: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	36, // 76: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	38, // 77: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	72, // 78: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
-	40, // 79: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	43, // 80: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	46, // 81: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	49, // 82: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
-	51, // 83: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
-	53, // 84: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	56, // 85: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	58, // 86: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	62, // 87: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	64, // 88: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	66, // 89: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	68, // 90: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	62, // [62:91] is the sub-list for method output_type
-	33, // [33:62] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	84, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	5,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
+	4,  // 2: hawser.v1.ClusterStatusReport.pod_ranges:type_name -> hawser.v1.PodRange
+	15, // 3: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
+	22, // 4: hawser.v1.JoinResponse.grant:type_name -> hawser.v1.PeerGrant
+	22, // 5: hawser.v1.JoinResponse.granted:type_name -> hawser.v1.PeerGrant
+	14, // 6: hawser.v1.JoinResponse.handshakes:type_name -> hawser.v1.Handshake
+	22, // 7: hawser.v1.ListGrantsResponse.grants:type_name -> hawser.v1.PeerGrant
+	79, // 8: hawser.v1.PeerGrant.refused:type_name -> hawser.v1.PeerGrant.RefusedEntry
+	22, // 9: hawser.v1.ChangeGrantResponse.grant:type_name -> hawser.v1.PeerGrant
+	27, // 10: hawser.v1.CAStatusReport.certificates:type_name -> hawser.v1.CertificateInfo
+	31, // 11: hawser.v1.MeshStatusResponse.peers:type_name -> hawser.v1.PeerStatus
+	80, // 12: hawser.v1.PeerStatus.keys_by_kind:type_name -> hawser.v1.PeerStatus.KeysByKindEntry
+	81, // 13: hawser.v1.PeerStatus.refused:type_name -> hawser.v1.PeerStatus.RefusedEntry
+	15, // 14: hawser.v1.PeerStatus.findings:type_name -> hawser.v1.Finding
+	34, // 15: hawser.v1.MeshDiffResponse.rows:type_name -> hawser.v1.DiffRow
+	43, // 16: hawser.v1.ListNodesResponse.nodes:type_name -> hawser.v1.NodeInfo
+	46, // 17: hawser.v1.ListIdentitiesResponse.identities:type_name -> hawser.v1.IdentityInfo
+	49, // 18: hawser.v1.ListAddressesResponse.addresses:type_name -> hawser.v1.AddressInfo
+	52, // 19: hawser.v1.ListVTEPsResponse.vteps:type_name -> hawser.v1.VTEPInfo
+	52, // 20: hawser.v1.AddVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	52, // 21: hawser.v1.DeleteVTEPResponse.vtep:type_name -> hawser.v1.VTEPInfo
+	59, // 22: hawser.v1.ApplyPolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	59, // 23: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
+	65, // 24: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
+	64, // 25: hawser.v1.ListPoliciesResponse.nodes:type_name -> hawser.v1.PolicyRollout
+	67, // 26: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	67, // 27: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	59, // 28: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	59, // 29: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	75, // 30: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	76, // 31: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	85, // 32: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	82, // 33: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	83, // 34: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 35: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	2,  // 36: hawser.v1.Mesh.Describe:input_type -> hawser.v1.DescribeRequest
+	10, // 37: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	12, // 38: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	18, // 39: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	20, // 40: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	23, // 41: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	25, // 42: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	28, // 43: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	16, // 44: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	29, // 45: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	32, // 46: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	6,  // 47: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	8,  // 48: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	35, // 49: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	37, // 50: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	39, // 51: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	77, // 52: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
+	41, // 53: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	44, // 54: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	47, // 55: hawser.v1.Mesh.ListAddresses:input_type -> hawser.v1.ListAddressesRequest
+	50, // 56: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	53, // 57: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
+	55, // 58: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
+	57, // 59: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	60, // 60: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	62, // 61: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	66, // 62: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	69, // 63: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	71, // 64: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	73, // 65: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 66: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	3,  // 67: hawser.v1.Mesh.Describe:output_type -> hawser.v1.ClusterDescription
+	11, // 68: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	13, // 69: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	19, // 70: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	21, // 71: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	24, // 72: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	26, // 73: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	26, // 74: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	17, // 75: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	30, // 76: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	33, // 77: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	7,  // 78: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	9,  // 79: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	36, // 80: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	38, // 81: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	40, // 82: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	78, // 83: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
+	42, // 84: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	45, // 85: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	48, // 86: hawser.v1.Mesh.ListAddresses:output_type -> hawser.v1.ListAddressesResponse
+	51, // 87: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	54, // 88: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
+	56, // 89: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
+	58, // 90: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	61, // 91: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	63, // 92: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	68, // 93: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	70, // 94: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	72, // 95: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	74, // 96: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	66, // [66:97] is the sub-list for method output_type
+	35, // [35:66] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -5835,16 +6247,16 @@ func file_api_hawser_v1_mesh_proto_init() {
 		return
 	}
 	file_api_hawser_v1_node_proto_init()
-	file_api_hawser_v1_mesh_proto_msgTypes[10].OneofWrappers = []any{}
-	file_api_hawser_v1_mesh_proto_msgTypes[14].OneofWrappers = []any{}
-	file_api_hawser_v1_mesh_proto_msgTypes[21].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[12].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[16].OneofWrappers = []any{}
+	file_api_hawser_v1_mesh_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   78,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

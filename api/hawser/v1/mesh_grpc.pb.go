@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Mesh_ClusterStatus_FullMethodName  = "/hawser.v1.Mesh/ClusterStatus"
+	Mesh_Describe_FullMethodName       = "/hawser.v1.Mesh/Describe"
 	Mesh_Invite_FullMethodName         = "/hawser.v1.Mesh/Invite"
 	Mesh_Join_FullMethodName           = "/hawser.v1.Mesh/Join"
 	Mesh_Leave_FullMethodName          = "/hawser.v1.Mesh/Leave"
@@ -43,6 +44,7 @@ const (
 	Mesh_ReadMetrics_FullMethodName    = "/hawser.v1.Mesh/ReadMetrics"
 	Mesh_ListNodes_FullMethodName      = "/hawser.v1.Mesh/ListNodes"
 	Mesh_ListIdentities_FullMethodName = "/hawser.v1.Mesh/ListIdentities"
+	Mesh_ListAddresses_FullMethodName  = "/hawser.v1.Mesh/ListAddresses"
 	Mesh_ListVTEPs_FullMethodName      = "/hawser.v1.Mesh/ListVTEPs"
 	Mesh_AddVTEP_FullMethodName        = "/hawser.v1.Mesh/AddVTEP"
 	Mesh_DeleteVTEP_FullMethodName     = "/hawser.v1.Mesh/DeleteVTEP"
@@ -60,6 +62,9 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type MeshClient interface {
 	ClusterStatus(ctx context.Context, in *ClusterStatusRequest, opts ...grpc.CallOption) (*ClusterStatusReport, error)
+	// Describe says who the API server is and where its keys are; it asks etcd
+	// nothing.
+	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ClusterDescription, error)
 	Invite(ctx context.Context, in *InviteRequest, opts ...grpc.CallOption) (*InviteResponse, error)
 	// Join does both halves: prepare and confirm.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
@@ -93,6 +98,8 @@ type MeshClient interface {
 	ReadMetrics(ctx context.Context, in *ReadClusterMetricsRequest, opts ...grpc.CallOption) (*ClusterMetricsText, error)
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	ListIdentities(ctx context.Context, in *ListIdentitiesRequest, opts ...grpc.CallOption) (*ListIdentitiesResponse, error)
+	// ListAddresses lists the addresses of the workloads of all clusters.
+	ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error)
 	ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error)
 	// AddVTEP declares an external tunnel endpoint: what is behind it has a prefix
 	// of this cluster's pod CIDRs. DeleteVTEP takes such a declaration back.
@@ -121,6 +128,16 @@ func (c *meshClient) ClusterStatus(ctx context.Context, in *ClusterStatusRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ClusterStatusReport)
 	err := c.cc.Invoke(ctx, Mesh_ClusterStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *meshClient) Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*ClusterDescription, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClusterDescription)
+	err := c.cc.Invoke(ctx, Mesh_Describe_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -319,6 +336,16 @@ func (c *meshClient) ListIdentities(ctx context.Context, in *ListIdentitiesReque
 	return out, nil
 }
 
+func (c *meshClient) ListAddresses(ctx context.Context, in *ListAddressesRequest, opts ...grpc.CallOption) (*ListAddressesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAddressesResponse)
+	err := c.cc.Invoke(ctx, Mesh_ListAddresses_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *meshClient) ListVTEPs(ctx context.Context, in *ListVTEPsRequest, opts ...grpc.CallOption) (*ListVTEPsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListVTEPsResponse)
@@ -424,6 +451,9 @@ func (c *meshClient) ListServices(ctx context.Context, in *ListServicesRequest, 
 // for forward compatibility.
 type MeshServer interface {
 	ClusterStatus(context.Context, *ClusterStatusRequest) (*ClusterStatusReport, error)
+	// Describe says who the API server is and where its keys are; it asks etcd
+	// nothing.
+	Describe(context.Context, *DescribeRequest) (*ClusterDescription, error)
 	Invite(context.Context, *InviteRequest) (*InviteResponse, error)
 	// Join does both halves: prepare and confirm.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
@@ -457,6 +487,8 @@ type MeshServer interface {
 	ReadMetrics(context.Context, *ReadClusterMetricsRequest) (*ClusterMetricsText, error)
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error)
+	// ListAddresses lists the addresses of the workloads of all clusters.
+	ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error)
 	ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error)
 	// AddVTEP declares an external tunnel endpoint: what is behind it has a prefix
 	// of this cluster's pod CIDRs. DeleteVTEP takes such a declaration back.
@@ -483,6 +515,9 @@ type UnimplementedMeshServer struct{}
 
 func (UnimplementedMeshServer) ClusterStatus(context.Context, *ClusterStatusRequest) (*ClusterStatusReport, error) {
 	return nil, status.Error(codes.Unimplemented, "method ClusterStatus not implemented")
+}
+func (UnimplementedMeshServer) Describe(context.Context, *DescribeRequest) (*ClusterDescription, error) {
+	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
 }
 func (UnimplementedMeshServer) Invite(context.Context, *InviteRequest) (*InviteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Invite not implemented")
@@ -537,6 +572,9 @@ func (UnimplementedMeshServer) ListNodes(context.Context, *ListNodesRequest) (*L
 }
 func (UnimplementedMeshServer) ListIdentities(context.Context, *ListIdentitiesRequest) (*ListIdentitiesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListIdentities not implemented")
+}
+func (UnimplementedMeshServer) ListAddresses(context.Context, *ListAddressesRequest) (*ListAddressesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAddresses not implemented")
 }
 func (UnimplementedMeshServer) ListVTEPs(context.Context, *ListVTEPsRequest) (*ListVTEPsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVTEPs not implemented")
@@ -603,6 +641,24 @@ func _Mesh_ClusterStatus_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(MeshServer).ClusterStatus(ctx, req.(*ClusterStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Mesh_Describe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DescribeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).Describe(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_Describe_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).Describe(ctx, req.(*DescribeRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -913,6 +969,24 @@ func _Mesh_ListIdentities_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Mesh_ListAddresses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAddressesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MeshServer).ListAddresses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Mesh_ListAddresses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MeshServer).ListAddresses(ctx, req.(*ListAddressesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Mesh_ListVTEPs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListVTEPsRequest)
 	if err := dec(in); err != nil {
@@ -1105,6 +1179,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Mesh_ClusterStatus_Handler,
 		},
 		{
+			MethodName: "Describe",
+			Handler:    _Mesh_Describe_Handler,
+		},
+		{
 			MethodName: "Invite",
 			Handler:    _Mesh_Invite_Handler,
 		},
@@ -1167,6 +1245,10 @@ var Mesh_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListIdentities",
 			Handler:    _Mesh_ListIdentities_Handler,
+		},
+		{
+			MethodName: "ListAddresses",
+			Handler:    _Mesh_ListAddresses_Handler,
 		},
 		{
 			MethodName: "ListVTEPs",

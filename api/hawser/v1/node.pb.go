@@ -92,6 +92,7 @@ type NodeStatusReport struct {
 	Now             int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
 	Certificate     string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
 	Pools           []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
+	NotReady        string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // why the node takes no new workloads yet; empty when it does
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -313,6 +314,13 @@ func (x *NodeStatusReport) GetPools() []*AddressPool {
 		return x.Pools
 	}
 	return nil
+}
+
+func (x *NodeStatusReport) GetNotReady() string {
+	if x != nil {
+		return x.NotReady
+	}
+	return ""
 }
 
 // AddressPool is the addresses that a node has for its pods.
@@ -609,6 +617,7 @@ type AddEndpointRequest struct {
 	Cgroup string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
 	// What the pod calls its ports: "http=8080/tcp".
 	NamedPorts    []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
+	Network       string   `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"` // the runtime's name of the network that the workload is added to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +706,13 @@ func (x *AddEndpointRequest) GetNamedPorts() []string {
 		return x.NamedPorts
 	}
 	return nil
+}
+
+func (x *AddEndpointRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
 }
 
 type AddEndpointResponse struct {
@@ -1035,6 +1051,7 @@ type Endpoint struct {
 	PolicyAudit     bool   `protobuf:"varint,40,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
 	NodePolicyAudit bool   `protobuf:"varint,41,opt,name=node_policy_audit,json=nodePolicyAudit,proto3" json:"node_policy_audit,omitempty"`
 	Gateway6        string `protobuf:"bytes,42,opt,name=gateway6,proto3" json:"gateway6,omitempty"` // of an endpoint with an IPv6 address
+	Network         string `protobuf:"bytes,43,opt,name=network,proto3" json:"network,omitempty"`   // that it was added to; empty when that is not known
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1233,6 +1250,13 @@ func (x *Endpoint) GetNodePolicyAudit() bool {
 func (x *Endpoint) GetGateway6() string {
 	if x != nil {
 		return x.Gateway6
+	}
+	return ""
+}
+
+func (x *Endpoint) GetNetwork() string {
+	if x != nil {
+		return x.Network
 	}
 	return ""
 }
@@ -3176,7 +3200,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb7\b\n" +
+	"\rStatusRequest\"\xd4\b\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -3209,7 +3233,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\fpolicy_audit\x18* \x01(\bR\vpolicyAudit\x12\x10\n" +
 	"\x03now\x18< \x01(\x03R\x03now\x12 \n" +
 	"\vcertificate\x18= \x01(\tR\vcertificate\x12,\n" +
-	"\x05pools\x18> \x03(\v2\x16.hawser.v1.AddressPoolR\x05pools\x1a;\n" +
+	"\x05pools\x18> \x03(\v2\x16.hawser.v1.AddressPoolR\x05pools\x12\x1b\n" +
+	"\tnot_ready\x18? \x01(\tR\bnotReady\x1a;\n" +
 	"\rPoliciesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"M\n" +
@@ -3237,7 +3262,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\aProblem\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xe8\x01\n" +
+	"\x03fix\x18\x03 \x01(\tR\x03fix\"\x82\x02\n" +
 	"\x12AddEndpointRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x16\n" +
@@ -3247,7 +3272,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06labels\x18\x06 \x03(\tR\x06labels\x12\x16\n" +
 	"\x06cgroup\x18\a \x01(\tR\x06cgroup\x12\x1f\n" +
 	"\vnamed_ports\x18\b \x03(\tR\n" +
-	"namedPorts\"F\n" +
+	"namedPorts\x12\x18\n" +
+	"\anetwork\x18\t \x01(\tR\anetwork\"F\n" +
 	"\x13AddEndpointResponse\x12/\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"R\n" +
 	"\x15DeleteEndpointRequest\x12!\n" +
@@ -3261,7 +3287,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"\x16\n" +
 	"\x14ListEndpointsRequest\"J\n" +
 	"\x15ListEndpointsResponse\x121\n" +
-	"\tendpoints\x18\x01 \x03(\v2\x13.hawser.v1.EndpointR\tendpoints\"\xa5\x05\n" +
+	"\tendpoints\x18\x01 \x03(\v2\x13.hawser.v1.EndpointR\tendpoints\"\xbf\x05\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -3289,7 +3315,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x05netns\x18\x15 \x01(\tR\x05netns\x12!\n" +
 	"\fpolicy_audit\x18( \x01(\bR\vpolicyAudit\x12*\n" +
 	"\x11node_policy_audit\x18) \x01(\bR\x0fnodePolicyAudit\x12\x1a\n" +
-	"\bgateway6\x18* \x01(\tR\bgateway6\"\x14\n" +
+	"\bgateway6\x18* \x01(\tR\bgateway6\x12\x18\n" +
+	"\anetwork\x18+ \x01(\tR\anetwork\"\x14\n" +
 	"\x12ListIPCacheRequest\"H\n" +
 	"\x13ListIPCacheResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.hawser.v1.IPCacheEntryR\aentries\"\x82\x02\n" +

@@ -13,7 +13,7 @@ import (
 )
 
 // Alter adds a field to the entries of policy, changes the flags of conntrack's
-// map and the instructions of all programs.
+// maps and the instructions of all programs.
 func Alter(spec *ebpf.CollectionSpec) {
 	const added = 8 // bytes
 	p := spec.Maps["policy"]
@@ -26,6 +26,7 @@ func Alter(spec *ebpf.CollectionSpec) {
 		p.Value, p.ValueSize = &later, later.Size
 	}
 	spec.Maps["ct4"].Flags ^= unix.BPF_F_NO_PREALLOC
+	spec.Maps["ct6"].Flags ^= unix.BPF_F_NO_PREALLOC // only programs that others jump to have it
 	for _, prog := range spec.Programs {
 		first := asm.Mov.Imm(asm.R0, 0)
 		first.Metadata = prog.Instructions[0].Metadata

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/cli/printer"
+	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/internal/testutil/played"
+)
+
+const closed = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: closed, namespace: demo}\n" +
+	"spec: {endpointSelector: {matchLabels: {app: echo}}, ingress: [{}]}\n"
+
+// cluster is an API server that knows two workloads and one policy.
+type cluster struct {
+	hawserv1.UnimplementedMeshServer
+	scope string
+}
+
+func (cluster) Describe(context.Context, *hawserv1.DescribeRequest) (*hawserv1.ClusterDescription, error) {
+	return &hawserv1.ClusterDescription{Cluster: "east"}, nil
+}
+
+func (c cluster) ListPolicies(context.Context, *hawserv1.ListPoliciesRequest) (*hawserv1.ListPoliciesResponse, error) {
+	return &hawserv1.ListPoliciesResponse{
+		Policies: []*hawserv1.PolicyInfo{{Namespace: "demo", Name: "open", Revision: 1}},
+		Nodes: []*hawserv1.PolicyRollout{
+			{Node: "n1", Scope: c.scope, Mode: "default"}, {Node: "n2", Scope: c.scope, Mode: "default", Missing: []string{"demo/open"}}},
+	}, nil
+}
+
+func (cluster) ListIdentities(context.Context, *hawserv1.ListIdentitiesRequest) (*hawserv1.ListIdentitiesResponse, error) {
+	return &hawserv1.ListIdentitiesResponse{Identities: []*hawserv1.IdentityInfo{
+		{Number: 65540, Labels: []string{"mesh:cluster=east", "mesh:namespace=demo", "cni:app=echo"}},
+		{Number: 131080, Labels: []string{"mesh:cluster=west", "mesh:namespace=demo", "cni:app=client"}},
+	}}, nil
+}
+
+func (cluster) ListServices(context.Context, *hawserv1.ListServicesRequest) (*hawserv1.ListServicesResponse, error) {
+	return &hawserv1.ListServicesResponse{}, nil
+}
+
+func (cluster) ListAddresses(context.Context, *hawserv1.ListAddressesRequest) (*hawserv1.ListAddressesResponse, error) {
+	return &hawserv1.ListAddressesResponse{Addresses: []*hawserv1.AddressInfo{
+		{Prefix: "10.1.0.5/32", Cluster: "east", Node: "n1", Workload: "demo/echo", Identity: 65540},
+		{Prefix: "10.2.0.5/32", Cluster: "west", Node: "w1", Workload: "demo/client", Identity: 131080},
+	}}, nil
+}
+
+func (cluster) ApplyPolicy(context.Context, *hawserv1.ApplyPolicyRequest) (*hawserv1.ApplyPolicyResponse, error) {
+	return &hawserv1.ApplyPolicyResponse{}, nil
+}
+
+// ExplainPolicy says whom it was asked about.
+func (cluster) ExplainPolicy(_ context.Context, r *hawserv1.ExplainPolicyRequest) (*hawserv1.ExplainPolicyResponse, error) {
+	return &hawserv1.ExplainPolicyResponse{Answered: true, Allowed: true, Reason: r.GetCluster() + " " + r.GetSelf().GetAddress() + " from " + r.GetPeer().GetAddress()}, nil
+}
+
+func run(t *testing.T, s *session.Session, args ...string) (string, error) {
+	t.Helper()
+	cmd := New(s)
+	cmd.SetArgs(args)
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	var b bytes.Buffer
+	cmd.SetOut(&b)
+	err := cmd.ExecuteContext(t.Context())
+	return b.String(), err
+}
+
+// Where the context names neither agents nor the cluster, as on the host of an API
+// server, policy is asked about by what nodes publish.
+func TestWithoutAgents(t *testing.T) {
+	socket := played.Socket(t)
+	played.APIServer(t, socket, cluster{scope: "local"})
+	file := filepath.Join(t.TempDir(), "p.yaml")
+	if err := os.WriteFile(file, []byte(closed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &session.Session{Context: played.Context(t, "", socket), Timeout: 5 * time.Second, Output: printer.Table}
+	if out, err := run(t, s, "trace", "--src", "west/demo/client", "--dst", "demo/echo", "--dport", "80"); err != nil || !strings.Contains(out, "ingress at east/demo/echo") || !strings.Contains(out, "east 10.1.0.5 from 10.2.0.5") {
+		t.Errorf("trace: %v\n%s", err, out)
+	}
+	if out, err := run(t, s, "lint", "-f", file); err != nil || !strings.Contains(out, "Nothing to point out") {
+		t.Errorf("lint: %v\n%s", err, out)
+	}
+	if out, err := run(t, s, "apply", "--dry-run", "-f", file); err != nil || !strings.Contains(out, "app=client,mesh:cluster=west") || !strings.Contains(out, "everything") {
+		t.Errorf("dry run: %v\n%s", err, out)
+	}
+	out, err := run(t, s, "status")
+	if session.ExitCode(err) != session.No || !strings.Contains(out, "n1    1 of 1    –") || !strings.Contains(out, "n2    0 of 1    demo/open") {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	s.Node = "n1"
+	if out, err := run(t, s, "status"); err != nil || strings.Contains(out, "n2") {
+		t.Errorf("status of one node: %v\n%s", err, out)
+	}
+}
+
+type oneNode struct {
+	hawserv1.UnimplementedNodeServer
+}
+
+func (oneNode) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
+	return &hawserv1.NodeStatusReport{Cluster: "east", Node: "n1", Policies: map[string]uint64{"demo/open": 1, "demo/former": 1}, PoliciesSettled: true}, nil
+}
+
+// A host asks its own agent, and the API server about the others.
+func TestStatusOnAHost(t *testing.T) {
+	api, agent := played.Socket(t), played.Socket(t)
+	played.APIServer(t, api, cluster{})
+	played.Agent(t, agent, oneNode{})
+	s := &session.Session{Context: played.Context(t, "", api, "", agent), Timeout: 5 * time.Second, Output: printer.Table}
+	out, err := run(t, s, "status")
+	if session.ExitCode(err) != session.No || !strings.Contains(out, "n1    1 of 1    demo/former (deleted)") || !strings.Contains(out, "n2    0 of 1    demo/open") || strings.Count(out, "\n") != 3 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+func (oneNode) ListRules(context.Context, *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
+	return &hawserv1.ListRulesResponse{Entries: []*hawserv1.RuleEntry{{Direction: "ingress", Verdict: "deny", Origin: "demo/closed"}}}, nil
+}
+
+// Endpoint ids are a node's own: of one node nobody need say which.
+func TestEndpointOfTheOnlyNode(t *testing.T) {
+	socket := played.Socket(t)
+	played.Agent(t, socket, oneNode{})
+	one := &session.Session{Context: played.Context(t, "", "/nowhere", "", socket), Timeout: 5 * time.Second, Output: printer.Table}
+	if out, err := run(t, one, "get", "--endpoint", "7"); err != nil || !strings.Contains(out, "demo/closed") {
+		t.Errorf("of one: %v\n%s", err, out)
+	}
+	two := &session.Session{Context: played.Context(t, "east", "/nowhere", "n1", socket, "n2", socket), Timeout: 5 * time.Second}
+	if _, err := run(t, two, "get", "--endpoint", "7"); session.ExitCode(err) != session.WrongUse {
+		t.Errorf("of two: %v", err)
+	}
+}
+
+// Without agents the nodes' way to enforce policy is what they told the API server.
+func TestEnforcementWithoutAgents(t *testing.T) {
+	for _, scope := range []string{"local", "mesh"} {
+		socket := played.Socket(t)
+		played.APIServer(t, socket, cluster{scope: scope})
+		s := &session.Session{Context: played.Context(t, "east", socket), Timeout: 5 * time.Second}
+		k, err := learn(t.Context(), s, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k.addEnforcement(t.Context(), s); string(k.scope) != scope {
+			t.Errorf("scope %q, want %q", k.scope, scope)
+		}
+	}
+}
