@@ -81,21 +81,34 @@ func (s *Server) Restore(stream grpc.ClientStreamingServer[hawserv1.RestoreChunk
 			return apiError(err)
 		}
 	}
-	var incarnation string
-	r, err := etcd.PrepareRestore(stream.Context(), s.cfg.etcdServer(s.creds), file.Name(),
+	if !s.restoring.TryLock() { // what is built has one place
+		return status.Error(codes.Aborted, "another snapshot is being restored; when that has ended (hawser status), restore this one if it is still wanted")
+	}
+	incarnation, r, err := s.restore(stream.Context(), file.Name(), name)
+	if err != nil {
+		s.restoring.Unlock()
+		return err
+	}
+	return stream.SendAndClose(&hawserv1.RestoreResponse{Incarnation: incarnation, Revision: r.Revision, Keys: uint64(r.Keys)})
+}
+
+// restore builds the store of a snapshot, which the caller knows by a name, and
+// has the API server begin anew on it.
+func (s *Server) restore(ctx context.Context, path, name string) (incarnation string, r *etcd.Restored, err error) {
+	r, err = etcd.PrepareRestore(ctx, s.cfg.etcdServer(s.creds), path,
 		func(ctx context.Context, c *etcd.Client) (err error) {
 			incarnation, err = s.prepareRestored(ctx, c)
 			return err
 		})
 	if err != nil {
 		// Nobody knows the file that it was put in.
-		return status.Error(codes.FailedPrecondition, strings.ReplaceAll(err.Error(), file.Name(), name))
+		return "", nil, status.Error(codes.FailedPrecondition, strings.ReplaceAll(err.Error(), path, name))
 	}
 	select {
 	case s.reopen <- &errReopen{why: "a snapshot is restored", restored: r}:
 	default:
 		r.Discard()
-		return status.Error(codes.Aborted, "the API server is starting anew already")
+		return "", nil, status.Error(codes.Aborted, "the API server is starting anew already")
 	}
-	return stream.SendAndClose(&hawserv1.RestoreResponse{Incarnation: incarnation, Revision: r.Revision, Keys: uint64(r.Keys)})
+	return incarnation, r, nil
 }

@@ -56,6 +56,7 @@ type Server struct {
 	held        held            // departed nodes
 	ranges      rangeProblems   // of nodes
 	back        putBacks
+	restoring   sync.Mutex // a snapshot; held for good by a restore that succeeds
 	applying    sync.Mutex // of a service, so that manifests at once do not overtake each other
 
 	portListener net.Listener  // nil without an API port

@@ -247,8 +247,15 @@ func (r *Restored) Commit(ctx context.Context) (former string, err error) {
 	if former, err = setAside(r.cfg.DataDir, "before-restore", time.Now()); err != nil {
 		return "", fmt.Errorf("restore %s: %w", r.Path, err)
 	}
-	if err := os.Rename(r.fresh, r.cfg.DataDir); err != nil {
-		return former, fmt.Errorf("restore %s: %w", r.Path, err)
+	err = os.Rename(r.fresh, r.cfg.DataDir)
+	if err != nil && former != "" { // an etcd without data would begin with none
+		if back := os.Rename(former, r.cfg.DataDir); back != nil {
+			return former, fmt.Errorf("restore %s: %w; the former data is in %s: %w", r.Path, err, former, back)
+		}
+		return "", fmt.Errorf("restore %s: the former data stays: %w", r.Path, err)
+	}
+	if err != nil {
+		return "", fmt.Errorf("restore %s: %w", r.Path, err)
 	}
 	return former, nil
 }

@@ -380,3 +380,28 @@ func TestOneAndThreeByBackup(t *testing.T) {
 		})
 	}
 }
+
+// What was made ready for a restore is gone: the server's data stays where it is,
+// else it would begin with none.
+func TestRestoreThatFailsKeepsTheData(t *testing.T) {
+	e := etcdtest.StartKind(t, etcdtest.Embedded)
+	key := kvstore.Prefix(kvstore.State, e.Cluster) + "nodes/n"
+	put(t, e.APIServer(t), key, "old")
+	path := e.Snapshot(t)
+	e.Stop()
+	r, err := etcd.PrepareRestore(t.Context(), e.Config, path, func(context.Context, *etcd.Client) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Discard()
+	if former, err := r.Commit(t.Context()); err == nil || former != "" || !strings.Contains(err.Error(), "former data stays") {
+		t.Errorf("former data %q, %v", former, err)
+	}
+	if left, err := filepath.Glob(e.Config.DataDir + ".*"); err != nil || len(left) != 0 {
+		t.Errorf("beside the data are %v, %v", left, err)
+	}
+	e.Restart(t)
+	if kv, _, err := e.APIServer(t).Get(t.Context(), key); err != nil || kv == nil || string(kv.Value) != "old" {
+		t.Errorf("afterwards it holds %v, %v", kv, err)
+	}
+}
