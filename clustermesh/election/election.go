@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -241,31 +242,35 @@ func (t *Term) serve(ctx context.Context, work func(context.Context, *Term) erro
 	defer t.Release(ctx)
 	wctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watching := make(chan struct{})
-	go func() { // ends with wctx, which ends with this function
-		defer close(watching)
+	var watching sync.WaitGroup // ends with wctx, which ends with this function
+	watching.Go(func() {
+		select {
+		case <-t.lost:
+			cancel(ErrLost)
+		case <-wctx.Done():
+		}
+	})
+	watching.Go(func() {
 		tick := time.NewTicker(t.ttl)
 		defer tick.Stop()
 		for {
 			select {
-			case <-t.lost:
-				cancel(ErrLost)
-				return
 			case <-wctx.Done():
 				return
 			case <-tick.C:
 			}
+			// A store that does not answer holds this up, and not the end of the lease.
 			if held, err := t.Held(wctx); err == nil && !held {
 				cancel(ErrLost)
 				return
 			}
 		}
-	}()
+	})
 	err := work(wctx, t)
 	if cause := context.Cause(wctx); errors.Is(cause, ErrLost) {
 		err = cause
 	}
 	cancel(nil)
-	<-watching
+	watching.Wait()
 	return err
 }
