@@ -232,7 +232,8 @@ func (g *Guard) checkIdentity(r *keyspacev1.Identity) (string, error) {
 	if c, _ := set.Get(labels.Mesh, labels.ClusterKey); c != g.peer {
 		return kvstore.ReasonLabels, fmt.Errorf("its label mesh:cluster is %q; the peer is %q", c, g.peer)
 	}
-	return "", nil
+	ns, _ := set.Get(labels.Mesh, labels.NamespaceKey) // by which policies know it
+	return ReasonNamespace, g.namespace(ns)
 }
 
 func (g *Guard) checkIP(r *keyspacev1.IPEntry) (string, error) {

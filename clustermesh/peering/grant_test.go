@@ -62,6 +62,8 @@ func TestGuard(t *testing.T) {
 		"reserved number":           {ip("10.2.3.4/32", 1, "192.168.2.1", "demo"), "range"},
 		"namespace":                 {ip("10.2.3.4/32", num, "192.168.2.1", "kube-system"), "namespace"},
 		"identity":                  {identity(num, "k8s:id=app", "mesh:cluster=west"), ""},
+		"identity of a namespace":   {identity(num, "k8s:id=app", "mesh:cluster=west", "mesh:namespace=demo"), ""},
+		"identity of another":       {identity(num, "k8s:id=app", "mesh:cluster=west", "mesh:namespace=kube-system"), "namespace"},
 		"identity out of range":     {identity(1<<16+7, "mesh:cluster=west"), "range"},
 		"identity of east":          {identity(num, "k8s:id=app", "mesh:cluster=east"), "labels"},
 		"identity without cluster":  {identity(num, "k8s:id=app"), "labels"},

@@ -45,10 +45,16 @@ func planStart(ctx context.Context, cfg ServerConfig, ec *embed.Config) (join bo
 	if err != nil || len(list) == 0 {
 		return false, nil //nolint:nilerr // none of them is up: all begin together
 	}
+	if !slices.ContainsFunc(list, cfg.isIn) {
+		// Who answered may lag behind; what a majority agrees on is the newest.
+		if newest, err := others.agreedMembers(ctx); err == nil {
+			list = newest
+		}
+	}
 	var peers []string
 	for _, m := range list {
 		name := m.Name
-		if slices.Contains(m.PeerURLs, cfg.peerURL()) {
+		if cfg.isIn(m) {
 			switch {
 			case len(m.ClientURLs) > 0:
 				return false, fmt.Errorf("start etcd: member %s has run before and its data is gone from %s; "+
@@ -69,6 +75,10 @@ func planStart(ctx context.Context, cfg ServerConfig, ec *embed.Config) (join bo
 	ec.ClusterState = embed.ClusterStateFlagExisting
 	ec.InitialCluster = strings.Join(peers, ",")
 	return true, nil
+}
+
+func (c ServerConfig) isIn(m *etcdserverpb.Member) bool {
+	return slices.Contains(m.PeerURLs, c.peerURL())
 }
 
 func hasData(dir string) bool {
@@ -109,9 +119,18 @@ func (c ServerConfig) others() (*Client, error) {
 // members is the list of members as the first that answers knows it, without
 // asking for a majority's agreement.
 func (c *Client) members(ctx context.Context) ([]*etcdserverpb.Member, error) {
+	return c.listMembers(ctx, clientv3.WithSerializable())
+}
+
+// agreedMembers is the list of members that a majority agrees on.
+func (c *Client) agreedMembers(ctx context.Context) ([]*etcdserverpb.Member, error) {
+	return c.listMembers(ctx)
+}
+
+func (c *Client) listMembers(ctx context.Context, opts ...clientv3.OpOption) ([]*etcdserverpb.Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, memberProbe)
 	defer cancel()
-	r, err := c.etcd.MemberList(ctx, clientv3.WithSerializable())
+	r, err := c.etcd.MemberList(ctx, opts...)
 	if err != nil {
 		return nil, c.wrap("list members of", c.endpoint, err)
 	}

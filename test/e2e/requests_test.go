@@ -136,8 +136,9 @@ func (s *script) stopRequests(limit time.Duration, least float64) (string, error
 	out += "\n"
 	s.counts["requests/s"] = uint64(float64(r.Connections+failed) / r.Seconds)
 	var err error
+	few := float64(r.Connections+failed) < least*requestRate*(r.Seconds-1.5)
 	switch {
-	case float64(r.Connections+failed) < least*requestRate*(r.Seconds-1.5):
+	case few:
 		err = fmt.Errorf("%stoo few requests\n%s", out, run.out.String())
 	case limit == 0 && failed > 0:
 		err = fmt.Errorf("%s%s", out, run.out.String())
@@ -146,7 +147,7 @@ func (s *script) stopRequests(limit time.Duration, least float64) (string, error
 	case last > limit && limit > 0:
 		err = fmt.Errorf("%swant none that began %s after the fault\n%s", out, limit, run.out.String())
 	}
-	if err != nil && (limit > 0 || onlyLate(r) && s.resent(run.from) == run.before) {
+	if err != nil && (few || onlyLate(r) && s.resent(run.from) == run.before) {
 		s.undecided = "requests were late or too few"
 	}
 	return out, err

@@ -188,6 +188,7 @@ func sameAddress(t *testing.T, c *cluster) (float64, error) {
 func steadyReal(t *testing.T, r *report, store storage) {
 	c := startCluster(t, nearID, store, hostOf(near()), "")
 	o := startCluster(t, farID, store, secondHost(), "")
+	fill(t, o.kv, o.world, 2)
 	c.peerWith(t, o)
 	source, local := o.watchLag(t, o.Name), c.watchLag(t, o.Name)
 	settle(t, o, source, local)
