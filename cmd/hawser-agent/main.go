@@ -22,7 +22,7 @@ import (
 // garbagePercent is how much garbage an agent may hold beside what it knows: its
 // tables change slowly, and the node's memory is for its workloads. The
 // environment variable GOGC says otherwise.
-const garbagePercent = 50
+const garbagePercent = 30
 
 func main() { os.Exit(program.Main(newCommand())) }
 
