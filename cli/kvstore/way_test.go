@@ -5,8 +5,6 @@ package kvstore_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,9 +15,9 @@ import (
 	"github.com/hawser-mesh/hawser/cli/session"
 	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
 	"github.com/hawser-mesh/hawser/internal/pki"
+	"github.com/hawser-mesh/hawser/internal/testutil/apitest"
 	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/internal/testutil/played"
-	"github.com/hawser-mesh/hawser/internal/testutil/ports"
 )
 
 // written is a context in a file.
@@ -32,43 +30,10 @@ func written(t *testing.T, cluster string) string {
 	return path
 }
 
-// runAPIServer runs one with an embedded etcd until the test ends.
-func runAPIServer(t *testing.T) apiserver.Config {
-	t.Helper()
-	dir := t.TempDir()
-	cfg := apiserver.Config{
-		Cluster: "east", ClusterID: 1, ClusterBits: 8, DataDir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "api.sock"),
-		ListenEtcd: ports.Free(t), ListenFederation: netip.MustParseAddrPort("127.0.0.1:0"), ListenAPI: ports.Free(t),
-		TunnelPort: apiserver.DefaultTunnelPort, UnsafeNoFsync: true,
-		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
-		NodeCIDRs:    []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
-		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.101.0.0/24")},
-		Replica:      apiserver.DefaultReplica, StaleAfter: apiserver.DefaultStaleAfter, ExpireAfter: apiserver.DefaultExpireAfter, IdentityGCInterval: time.Minute,
-		Log: slog.New(slog.DiscardHandler),
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- apiserver.Run(ctx, cfg) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("API server: %v", err)
-		}
-	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(cfg.Socket); err == nil {
-			return cfg
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the API server is not ready within 30 s")
-		}
-	}
-}
-
 // Nobody need say where an API server's own etcd is, nor have a certificate for it
 // on that host; an administrator elsewhere has one.
 func TestEtcdOfTheAPIServer(t *testing.T) {
-	cfg := runAPIServer(t)
+	cfg := apitest.Run(t)
 	admin := t.TempDir()
 	if err := apiserver.Issue(cfg.DataDir, pki.RoleAdmin, "ada", admin, time.Now()); err != nil {
 		t.Fatal(err)

@@ -3,10 +3,7 @@
 package session
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,45 +13,11 @@ import (
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/clustermesh/apiserver"
 	"github.com/hawser-mesh/hawser/internal/pki"
-	"github.com/hawser-mesh/hawser/internal/testutil/ports"
+	"github.com/hawser-mesh/hawser/internal/testutil/apitest"
 )
 
-// runAPIServer runs one with an API port until the test ends.
-func runAPIServer(t *testing.T) apiserver.Config {
-	t.Helper()
-	port := ports.Free(t)
-	dir := t.TempDir()
-	free := netip.MustParseAddrPort("127.0.0.1:0")
-	cfg := apiserver.Config{
-		Cluster: "east", ClusterID: 1, ClusterBits: 8, DataDir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "api.sock"),
-		ListenEtcd: free, ListenFederation: free, ListenAPI: port, TunnelPort: apiserver.DefaultTunnelPort, UnsafeNoFsync: true,
-		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
-		NodeCIDRs:    []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24")},
-		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.101.0.0/24")},
-		Replica:      apiserver.DefaultReplica, StaleAfter: apiserver.DefaultStaleAfter, ExpireAfter: apiserver.DefaultExpireAfter, IdentityGCInterval: time.Minute,
-		Log: slog.New(slog.DiscardHandler),
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- apiserver.Run(ctx, cfg) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("API server: %v", err)
-		}
-	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(cfg.Socket); err == nil {
-			return cfg
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the API server is not ready within 30 s")
-		}
-	}
-}
-
 func TestRemoteAPIServer(t *testing.T) {
-	cfg := runAPIServer(t)
+	cfg := apitest.Run(t)
 	dir := t.TempDir()
 	for role, name := range map[pki.Role]string{pki.RoleAdmin: "ada", pki.RoleAgent: "n1"} {
 		if err := apiserver.Issue(cfg.DataDir, role, name, filepath.Join(dir, string(role)), time.Now()); err != nil {

@@ -44,6 +44,19 @@ func newFixture(t *testing.T, count int) *fixture {
 	return &fixture{t: t, etcd: e, api: e.APIServer(t), last: first + identity.Number(count)}
 }
 
+// retired is an agent that was away, and the number of its label set "web", which
+// was retired meanwhile and is not freed for an hour.
+func (f *fixture) retired() (*allocator.Allocator, *collector.Collector, identity.Number) {
+	f.t.Helper()
+	f.setGate(collector.Gate{AtLeast: time.Hour})
+	a, c := f.node("n1", false), f.collector()
+	n := f.allocate(a, "web")
+	f.forget("n1")
+	f.pass(c, collector.Result{})
+	f.pass(c, collector.Result{Retired: 1})
+	return a, c, n
+}
+
 func (f *fixture) set(app string) labels.Set {
 	return labels.New(
 		labels.Label{Source: labels.Kubernetes, Key: "app", Value: app},
@@ -189,12 +202,7 @@ func TestExhaustedUntilFreed(t *testing.T) {
 // An agent that was away puts its number back, and the retirement ends.
 func TestPutBackEndsRetirement(t *testing.T) {
 	f := newFixture(t, 10)
-	f.setGate(collector.Gate{AtLeast: time.Hour})
-	a, c := f.node("n1", false), f.collector()
-	n := f.allocate(a, "web")
-	f.forget("n1")
-	f.pass(c, collector.Result{})
-	f.pass(c, collector.Result{Retired: 1})
+	a, c, n := f.retired()
 	if moves, err := a.Confirm(t.Context()); err != nil || len(moves) != 0 {
 		t.Fatalf("moves %v, %v", moves, err)
 	}

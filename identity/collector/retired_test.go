@@ -66,12 +66,7 @@ func TestRetiredOfOthersIsNotPutBack(t *testing.T) {
 // before this one wrote it, is put back by nobody.
 func TestRetiredOfNobodyIsNotPutBack(t *testing.T) {
 	f := newFixture(t, 2)
-	f.setGate(collector.Gate{AtLeast: time.Hour})
-	a, c := f.node("n1", false), f.collector()
-	n := f.allocate(a, "web")
-	f.forget("n1")
-	f.pass(c, collector.Result{})
-	f.pass(c, collector.Result{Retired: 1})
+	a, _, n := f.retired()
 	k := kvstore.NewKey(kvstore.Local, f.etcd.Cluster, kvstore.KindRetired, kvstore.NumberName(uint32(n)))
 	f.put(k, &keyspacev1.IdentityRef{Number: uint32(n), UpdatedAt: time.Now().UnixNano()})
 	moves, err := a.Confirm(t.Context())
