@@ -107,19 +107,6 @@ static __always_inline int host_service(struct __sk_buff *skb, struct packet *p,
 	return ret < 0 ? ret : nat4(skb, p, &to);
 }
 
-/* A backend's answer that came by the host gets the service's address back. */
-static __always_inline int host_nat(struct __sk_buff *skb, struct packet *p, const struct flow *f,
-                                    const struct ct_entry *e)
-{
-	struct tuple4 to = p->t;
-
-	if (!e || f->dir != FLOW_REPLY || !(e->flags & CT_NAT))
-		return 0;
-	to.saddr = e->nat_addr.w[3];
-	to.sport = e->nat_port;
-	return nat4(skb, p, &to);
-}
-
 /* What the host forwards may continue flows with the outside only: those of the
  * mesh use the tunnel, and the host's are its own. */
 static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, struct flow *f,
@@ -138,7 +125,7 @@ static __always_inline int host_plain(struct __sk_buff *skb, struct packet *p, s
 	if (ret < 0)
 		return ret;
 	ret = can_reach(skb, p, r->hop);
-	return ret < 0 ? ret : host_nat(skb, p, f, e);
+	return ret < 0 ? ret : answer_nat4(skb, p, f, e);
 }
 
 /* The host speaks of everything; whom it forwards, of flows with the outside. */

@@ -120,7 +120,7 @@ static __always_inline int host_plain6(struct packet *p, struct packet6 *x, stru
 	ret = host_record6(p, x, f, e, p->src_id == ID_HOST ? 0 : CT_WORLD);
 	if (ret < 0)
 		return ret;
-	if (e && f->dir == FLOW_REPLY && e->flags & CT_NAT) { /* see host_nat */
+	if (e && f->dir == FLOW_REPLY && e->flags & CT_NAT) { /* see answer_nat4 */
 		x->to = x->t;
 		x->to.saddr = e->nat_addr;
 		x->to.sport = e->nat_port;

@@ -65,19 +65,6 @@ static __always_inline int arrival_record(struct packet *p, struct flow *f, stru
 	return 0;
 }
 
-/* A backend's reply gets the service's address back. */
-static __always_inline int arrival_nat(struct __sk_buff *skb, struct packet *p,
-                                       const struct flow *f, const struct ct_entry *e)
-{
-	struct tuple4 to = p->t;
-
-	if (!e || f->dir != FLOW_REPLY || !(e->flags & CT_NAT))
-		return 0;
-	to.saddr = e->nat_addr.w[3];
-	to.sport = e->nat_port;
-	return nat4(skb, p, &to);
-}
-
 static __always_inline int arrival_send(struct __sk_buff *skb, struct packet *p,
                                         const struct arrival *a)
 {
@@ -230,7 +217,7 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 	ret = tunnel_strip(skb, p);
 	if (ret < 0)
 		return ret;
-	ret = arrival_nat(skb, p, &f, e);
+	ret = answer_nat4(skb, p, &f, e);
 	return ret < 0 ? ret : arrival_send(skb, p, &a);
 }
 
@@ -284,7 +271,7 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 	ret = arrival_record(p, &f, &a, &e);
 	if (ret < 0)
 		return ret;
-	ret = arrival_nat(skb, p, &f, e);
+	ret = answer_nat4(skb, p, &f, e);
 	return ret < 0 ? ret : to_endpoint(skb, p, rx);
 }
 

@@ -3,15 +3,12 @@
 package cni
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-
-	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 )
 
 // gc deletes the endpoints of the network that the runtime does not name as
@@ -27,16 +24,12 @@ func gc(args *skel.CmdArgs) error {
 	if err != nil || !told {
 		return err
 	}
-	var list *hawserv1.ListEndpointsResponse
-	err = call(c, otherTimeout, func(ctx context.Context, node hawserv1.NodeClient) error {
-		list, err = node.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
-		return err
-	})
+	all, err := listEndpoints(c)
 	if err != nil {
 		return cniError(err, "collect endpoints", c)
 	}
 	var errs []error
-	for _, e := range list.GetEndpoints() {
+	for _, e := range all {
 		at := types.GCAttachment{ContainerID: e.GetContainerId(), IfName: e.GetIfname()}
 		if e.GetNetwork() == "" || e.GetNetwork() != c.Name || e.GetState() == "creating" || valid[at] {
 			continue

@@ -91,20 +91,26 @@ func deleteEndpoint(c *config, at types.GCAttachment) error {
 	return err
 }
 
+// listEndpoints are all endpoints of the node.
+func listEndpoints(c *config) (all []*hawserv1.Endpoint, err error) {
+	err = call(c, otherTimeout, func(ctx context.Context, node hawserv1.NodeClient) error {
+		r, err := node.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
+		all = r.GetEndpoints()
+		return err
+	})
+	return all, err
+}
+
 func check(args *skel.CmdArgs) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
 	}
-	var list *hawserv1.ListEndpointsResponse
-	err = call(c, otherTimeout, func(ctx context.Context, node hawserv1.NodeClient) error {
-		list, err = node.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
-		return err
-	})
+	all, err := listEndpoints(c)
 	if err != nil {
 		return cniError(err, "check container "+args.ContainerID, c)
 	}
-	for _, e := range list.GetEndpoints() {
+	for _, e := range all {
 		if e.GetContainerId() != args.ContainerID || e.GetIfname() != args.IfName {
 			continue
 		}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Changing a packet's addresses and ports. */
 #pragma once
+#include "conntrack.h"
 #include "parse.h"
 
 /* The address that an endpoint sees as client when it serves itself. */
@@ -115,4 +116,17 @@ static __always_inline int nat4(struct __sk_buff *skb, struct packet *p, const s
 	if (nat4_write(skb, to->saddr, to->daddr, port_pair(to->sport, to->dport), p->later))
 		return DROP(p, DROP_REWRITE_FAILED);
 	return 0;
+}
+
+/* A backend's answer gets the service's address back, by whichever way it came. */
+static __always_inline int answer_nat4(struct __sk_buff *skb, struct packet *p,
+                                       const struct flow *f, const struct ct_entry *e)
+{
+	struct tuple4 to = p->t;
+
+	if (!e || f->dir != FLOW_REPLY || !(e->flags & CT_NAT))
+		return 0;
+	to.saddr = e->nat_addr.w[3];
+	to.sport = e->nat_port;
+	return nat4(skb, p, &to);
 }
