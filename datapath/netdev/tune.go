@@ -92,7 +92,8 @@ func ignoreMissing(err error) error {
 // is stripped from it: the tunnel's mark stays on the packet.
 const udpSegmentation = "tx-udp-segmentation"
 
-// disableUDPSegmentation makes the pod's kernel cut datagram trains itself.
+// disableUDPSegmentation makes the kernel cut datagram trains before they enter
+// the device: the pod's end of its veth, and the host's of the host pair.
 // Kernels without the feature have nothing to turn off.
 func disableUDPSegmentation(device string) error {
 	e, err := ethtool.NewEthtool()
