@@ -126,6 +126,7 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 		}
 		p.nets = append(p.nets, newNet(c, p.origin))
 	}
+	e.useNames(p, 1)
 }
 
 // scoped is what a peer selector means here. Every result demands a cluster, so

@@ -84,6 +84,7 @@ type Engine struct {
 	origins    *origins
 	prefixes   *prefixes
 	services   *services
+	names      *names
 	dirty      map[*ruleSet]struct{}
 	unused     []*selector // since the last sweep
 	gone       []uint32
@@ -120,6 +121,7 @@ func New(cfg Config) (*Engine, error) {
 		origins:    newOrigins(),
 		prefixes:   newPrefixes(),
 		services:   newServices(),
+		names:      newNames(),
 		dirty:      map[*ruleSet]struct{}{},
 	}
 	for hash, id := range cfg.RuleSetIDs {
@@ -164,14 +166,18 @@ func (e *Engine) UpsertIdentity(n identity.Number, cluster string, ls labels.Set
 func (e *Engine) setIdentity(n identity.Number, own labels.Set, of prefixKey) {
 	ls := e.services.with(n, own)
 	if old, ok := e.identities[n]; ok {
-		if old.labels.Equal(ls) {
+		ports := old.ports
+		if of.IsValid() {
+			ports = e.portsAt(of)
+		}
+		if old.labels.Equal(ls) && slices.Equal(old.ports, ports) {
 			return
 		}
 		e.dropIdentity(old)
-		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: old.ports, net: of})
+		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: ports, net: of})
 		return
 	}
-	e.addIdentity(&ident{number: n, own: own, labels: ls, net: of})
+	e.addIdentity(&ident{number: n, own: own, labels: ls, ports: e.portsAt(of), net: of})
 }
 
 // DeleteIdentity forgets a workload identity.
@@ -229,6 +235,7 @@ func (e *Engine) removeObject(o *object) {
 			for _, s := range p.selectors {
 				e.unuseSelector(s)
 			}
+			e.useNames(p, -1)
 			for _, k := range p.prefixes {
 				e.unusePrefix(k)
 			}

@@ -180,7 +180,7 @@ func inNetworkPolicy(head string) []mapping {
 			in(".ports[0]", "{ports: [{%}]}", map[string]string{"port": "80"}, map[string]known{
 				"port": {"80", "http"}, "endPort": {"90", "91"}, "protocol": {"TCP", "SCTP"}}),
 			in("."+field+"[0]", "{"+field+": [{%}]}", nil, map[string]known{
-				"podSelector": {"{}", "{matchLabels: {a: b}}"}, "namespaceSelector": {"{}", "{matchLabels: {kubernetes.io/metadata.name: b}}"},
+				"podSelector": {"{}", "{matchLabels: {a: b}}"}, "namespaceSelector": {"{matchLabels: {team: b}}", "{matchLabels: {kubernetes.io/metadata.name: b}}"},
 				"ipBlock": {"{cidr: 10.0.0.0/8}", "{cidr: 10.0.0.0/9}"}}),
 			in("."+field+"[0].ipBlock", "{"+field+": [{ipBlock: {%}}]}", map[string]string{"cidr": "10.0.0.0/8"}, map[string]known{
 				"cidr": {"10.0.0.0/8", "11.0.0.0/8"}, "except": {"[10.1.0.0/16]", "[10.2.0.0/16]"}}),

@@ -82,6 +82,10 @@ func TestAccepted(t *testing.T) {
 			in + " | deny true false\ningress[0] ingress allow [{mesh:cluster=west, mesh:namespace=other}] []"},
 		{"namespace by its name label", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name: other}}]"),
 			in + " | deny true false\ningress[0] ingress allow [{mesh:namespace=other}] []"},
+		{"labels of namespaces", cnp("endpointSelector: {matchLabels: {io.cilium.k8s.namespace.labels.stage: prod}}\ningress:\n- fromEndpoints:\n  - matchLabels: {k8s:io.cilium.k8s.namespace.labels.team: red, app: a}\n" +
+			"  - {matchExpressions: [{key: 'namespace:team', operator: NotIn, values: [red]}]}\n  - {matchLabels: {io.cilium.k8s.namespace.labels.team: red, 'mesh:namespace': x}}\n  - {matchLabels: {'namespace:kubernetes.io/metadata.name': z}}"),
+			in + ", namespace:stage=prod | deny true false\n" +
+				"ingress[0] ingress allow [{app=a, namespace:team=red} {namespace:team not in (red)} {mesh:namespace=x, namespace:team=red} {mesh:namespace=z}] []"},
 		{"own namespace named", cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: demo}}\ningress: [{}]"),
 			in + " | deny true false\ningress[0] ingress allow [] []"},
 		{"cluster-wide", ccnp("endpointSelector: {matchLabels: {app: web}}\ningress:\n- fromEndpoints: [{}]"),
@@ -154,10 +158,15 @@ func TestNetworkPolicy(t *testing.T) {
 		{"pods here, everywhere, there", np("podSelector: {}\ningress:\n- from:\n  - podSelector: {matchLabels: {app: a}}\n  - namespaceSelector: {}\n" +
 			"  - podSelector: {matchLabels: {app: b}}\n    namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: [x, z]}]}"),
 			in + " | deny true false\ningress[0] ingress allow [{app=a, " + in + "} {mesh:namespace} {app=b, mesh:namespace, mesh:namespace in (x,z)}] []"},
+		{"labels of namespaces", np("podSelector: {}\ningress:\n- from:\n  - namespaceSelector: {matchLabels: {team: red}}\n  - podSelector: {matchLabels: {team: b}}\n" +
+			"    namespaceSelector: {matchExpressions: [{key: team, operator: NotIn, values: [red]}, {key: stage, operator: DoesNotExist}]}"),
+			in + " | deny true false\ningress[0] ingress allow [{mesh:namespace, namespace:team=red} {team=b, mesh:namespace, !namespace:stage, namespace:team not in (red)}] []"},
 		{"cluster by its label", np("podSelector: {}\ningress: [{from: [{podSelector: {matchLabels: {'mesh:cluster': west}}}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [{mesh:cluster=west, " + in + "}] []"},
 		{"ipBlock", np("podSelector: {}\negress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]"),
 			in + " | deny true true\negress[0] egress allow [block 10.0.0.0/8 except 10.1.0.0/16] []"},
+		{"a port by name in an ipBlock", np("podSelector: {}\negress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: http}]}]"),
+			in + " | deny true true\negress[0] egress allow [block 10.0.0.0/8] [{6 http}]"},
 		{"ports", np("podSelector: {}\ningress: [{ports: [{port: 80}, {port: dns, protocol: UDP}, {port: 90, endPort: 99}, {protocol: SCTP}, {}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [ANY] [{6 0} {6 80} {6 90-99} {17 dns} {132 0}]"},
 	} {

@@ -117,14 +117,15 @@ func isPortName(s string) bool {
 		strings.ContainsFunc(s, func(r rune) bool { return r >= 'a' && r <= 'z' })
 }
 
-// checkNames refuses to ask prefixes for the number of a port's name.
+// checkNames refuses to ask prefixes outside the mesh for the number of a port's
+// name. ipBlocks concern workloads, too, which have names.
 func checkNames(n manifest.Node, p Part) {
-	if p.Direction != datapath.Egress || len(p.Peers.CIDRs) == 0 {
+	if p.Direction != datapath.Egress || !slices.ContainsFunc(p.Peers.CIDRs, func(c CIDR) bool { return !c.Block }) {
 		return
 	}
 	for _, port := range p.Ports {
 		if port.Name != "" {
-			n.Problem("port name %q: what is in a prefix has no names for its ports; write the number", port.Name)
+			n.Problem("port name %q: what is in a prefix outside the mesh has no names for its ports; write the number", port.Name)
 		}
 	}
 }

@@ -38,6 +38,7 @@ type Model struct {
 	Mesh       bool // a selector that names no cluster means every cluster
 	Identities map[identity.Number]labels.Set
 	Ports      map[identity.Number][]NamedPort
+	AddrPorts  map[netip.Addr][]NamedPort // of the workload at an address
 	Objects    map[string]api.Object
 	Services   map[string]Served
 }
@@ -45,7 +46,8 @@ type Model struct {
 // New makes a Model that knows the reserved identities.
 func New(cluster string, mesh bool) *Model {
 	return &Model{Cluster: cluster, Mesh: mesh, Identities: map[identity.Number]labels.Set{},
-		Ports: map[identity.Number][]NamedPort{}, Objects: map[string]api.Object{}, Services: map[string]Served{}}
+		Ports: map[identity.Number][]NamedPort{}, AddrPorts: map[netip.Addr][]NamedPort{},
+		Objects: map[string]api.Object{}, Services: map[string]Served{}}
 }
 
 // Endpoint is whose policies are asked.
@@ -65,9 +67,9 @@ func (m *Model) Allowed(ep Endpoint, d datapath.Direction, peer Far, proto uint8
 	if d == datapath.Ingress && peer.ID == identity.Host {
 		return true
 	}
-	names := ep.Ports
+	names, there := ep.Ports, ep.Ports
 	if d == datapath.Egress {
-		names = m.Ports[peer.ID]
+		names, there = m.Ports[peer.ID], m.AddrPorts[peer.Addr]
 	}
 	closed, allow := false, false
 	for _, o := range m.Objects {
@@ -77,7 +79,9 @@ func (m *Model) Allowed(ep Endpoint, d datapath.Direction, peer Far, proto uint8
 			}
 			closed = closed || r.DefaultDeny[d]
 			for _, p := range r.Parts {
-				if p.Direction != d || !m.isPeer(p, peer) || !onPort(p.Ports, names, proto, port) {
+				who := m.isPeer(p, peer) && onPort(p.Ports, names, proto, port)
+				where := inBlock(p, peer) && onPort(p.Ports, there, proto, port)
+				if p.Direction != d || !who && !where {
 					continue
 				}
 				if p.Deny {
@@ -117,13 +121,19 @@ func inCIDR(c api.CIDR, a netip.Addr) bool {
 	return c.Prefix.Contains(a) && !slices.ContainsFunc(c.Except, func(e netip.Prefix) bool { return e.Contains(a) })
 }
 
+func inBlock(part api.Part, peer Far) bool {
+	return slices.ContainsFunc(part.Peers.CIDRs, func(c api.CIDR) bool { return c.Block && inCIDR(c, peer.Addr) })
+}
+
+// isPeer reports whether a peer is one of a part's, by what it is or, outside the
+// mesh, where; inBlock is about where it is.
 func (m *Model) isPeer(part api.Part, peer Far) bool {
 	p := part.Peers
 	if p.Any {
 		return true
 	}
 	for _, c := range p.CIDRs {
-		if inCIDR(c, peer.Addr) && (c.Block || peer.ID == 0) {
+		if inCIDR(c, peer.Addr) && !c.Block && peer.ID == 0 {
 			return true
 		}
 	}
