@@ -100,11 +100,6 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 	case p.Deny && p.Peers.Nobody():
 		add(path, "denies nothing: it names no peer; to deny everybody write %sEntities: [all]", [...]string{"from", "to"}[p.Direction])
 	}
-	for _, port := range p.Ports {
-		if text := unasked(port); text != "" {
-			add(path, "%s", text)
-		}
-	}
 	for _, s := range p.Peers.Selectors {
 		named := w.Scope == policy.ScopeMesh || s.Names(labels.Mesh, labels.ClusterKey)
 		here, there := false, ""
@@ -130,32 +125,6 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 			add(path, "%s is the world outside the mesh, not every peer: pods are selected by labels", c.Prefix)
 		}
 	}
-}
-
-// unasked says of a type of ICMP messages, of which policy is never asked, what
-// becomes of them; empty for echoes, and for all that is not ICMP.
-func unasked(p api.Port) string {
-	if !isICMP(p.Protocol) || p.Port < api.ICMPPort(0) {
-		return ""
-	}
-	n, family := uint8(p.Port), "IPv4"
-	echo, failed := n == 0 || n == 8, n == 3 || n == 4 || n == 11 || n == 12
-	link := false
-	if p.Protocol == api.ICMPv6 {
-		family = "IPv6"
-		echo, failed = n == 128 || n == 129, n >= 1 && n <= 4
-		link = n >= 130 && n <= 137 || n == 143
-	}
-	what := fmt.Sprintf("icmps type %d of %s says nothing: policy is asked about echoes only; ", n, family)
-	switch {
-	case echo:
-		return ""
-	case failed:
-		return what + "an error passes with the flow that it is about"
-	case link:
-		return what + "messages between neighbours are answered on the link and never forwarded"
-	}
-	return what + "messages of this type never pass"
 }
 
 func anyOf(all []Identity, is func(Identity) bool) bool {
