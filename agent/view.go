@@ -200,31 +200,30 @@ func (v *view) cluster(c store.Change) error {
 	v.clusters[c.Key.Cluster] = r.GetId()
 	v.ips.SetCluster(c.Key.Cluster, r.GetId())
 	v.lb.SetCluster(c.Key.Cluster, r.GetId())
-	var ranges []netip.Prefix
-	for _, text := range slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()) {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return err // validation has accepted it
-		}
-		ranges = append(ranges, p.Masked())
-	}
+	ranges := prefixes(slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()))
 	v.ips.SetRanges(c.Key.Cluster, ranges)
 	v.names.setRanges(c.Key.Cluster, ranges)
 	if c.Key.Cluster == v.own {
 		v.routeServices(r.GetServiceCidrs())
+		v.engine.SetKubeAPIServers(prefixes(r.GetKubeApiservers()))
 	}
 	return nil
+}
+
+// prefixes are those that validation has accepted.
+func prefixes(texts []string) (out []netip.Prefix) {
+	for _, text := range texts {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 // routeServices lets the host reach its cluster's service addresses. Validation
 // has accepted the prefixes.
 func (v *view) routeServices(cidrs []string) {
-	var want []netip.Prefix
-	for _, text := range cidrs {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			want = append(want, p.Masked())
-		}
-	}
+	want := prefixes(cidrs)
 	before := v.serviceRoutes
 	v.serviceRoutes = want
 	for _, p := range before {

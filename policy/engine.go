@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -85,6 +86,7 @@ type Engine struct {
 	prefixes   *prefixes
 	services   *services
 	names      *names
+	apiServers []netip.Prefix // sorted
 	dirty      map[*ruleSet]struct{}
 	unused     []*selector // since the last sweep
 	gone       []uint32
@@ -198,6 +200,11 @@ func (e *Engine) UpsertObject(o api.Object) {
 	if old != nil && old.spec.Source == o.Source && old.spec.Kind == o.Kind {
 		return
 	}
+	e.replaceObject(old, o)
+}
+
+// replaceObject puts an object in the place of its old version, if there is one.
+func (e *Engine) replaceObject(old *object, o api.Object) {
 	added := e.compile(o)
 	for _, r := range added.rules {
 		e.ruleIndex.add(r.spec.Endpoints, r)
@@ -212,6 +219,24 @@ func (e *Engine) UpsertObject(o api.Object) {
 		e.removeObject(old)
 	}
 	e.objects[o.ID()] = added
+}
+
+// SetKubeAPIServers tells where the Kubernetes API servers of the own cluster are,
+// whom rules call kube-apiserver: addresses, or prefixes of which each is one.
+func (e *Engine) SetKubeAPIServers(at []netip.Prefix) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	at = slices.SortedFunc(slices.Values(at), netip.Prefix.Compare)
+	at = slices.Compact(at)
+	if slices.Equal(e.apiServers, at) {
+		return
+	}
+	e.apiServers = at
+	for _, o := range e.objects {
+		if o.spec.NamesKubeAPIServer() {
+			e.replaceObject(o, o.spec)
+		}
+	}
 }
 
 // DeleteObject removes an object, if it is there.

@@ -105,7 +105,10 @@ func TestEngineAgreesWithModel(t *testing.T) {
 func change(t *testing.T, w policymodel.World, e *Engine, m *policymodel.Model, endpoints map[string]policymodel.Endpoint) {
 	t.Helper()
 	n := policymodel.Workload(w.IntN(policymodel.Workloads))
-	switch w.IntN(12) {
+	switch w.IntN(13) {
+	case 12:
+		m.APIServers = w.APIServers()
+		e.SetKubeAPIServers(m.APIServers)
 	case 11:
 		peers := policymodel.Peers()
 		for range 6 {

@@ -241,7 +241,7 @@ func (m mapping) check(t *testing.T, names map[string]bool) {
 func TestEveryEntity(t *testing.T) {
 	for entity, accepted := range map[string]bool{
 		"all": true, "none": true, "world": true, "cluster": true, "host": true, "remote-node": true, "health": true, "init": true,
-		"mesh": true, "kube-apiserver": false, "ingress": false, "unmanaged": false, "world-ipv4": false, "world-ipv6": false,
+		"mesh": true, "kube-apiserver": true, "ingress": false, "unmanaged": false, "world-ipv4": false, "world-ipv6": false,
 	} {
 		_, err := Parse([]byte(cnp("endpointSelector: {}\ningress: [{fromEntities: [" + entity + "]}]\negressDeny: [{toEntities: [" + entity + "]}]")))
 		switch {

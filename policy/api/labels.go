@@ -58,7 +58,7 @@ func reservedPeer(n manifest.Node, reqs []Requirement) (Entity, bool) {
 		return "", false
 	}
 	switch e := Entity(r.Key); e {
-	case EntityWorld, EntityHost, EntityRemoteNode, EntityHealth, EntityInit:
+	case EntityWorld, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
 		return e, true
 	}
 	n.Problem("label reserved:%s is not supported", r.Key)

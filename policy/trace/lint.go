@@ -4,6 +4,7 @@ package trace
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/hawser-mesh/hawser/identity/labels"
@@ -26,6 +27,8 @@ type Surroundings struct {
 	// Services is whether there is a service of a name (namespace/name), and
 	// whether it has backends; nil: services are not looked at.
 	Services map[string]bool
+	// KubeAPIServers are the prefixes that rules call kube-apiserver.
+	KubeAPIServers []netip.Prefix
 }
 
 // String is the finding in a line.
@@ -99,6 +102,9 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 		add(path, "denies everything: no rule can allow what a deny covers")
 	case p.Deny && p.Peers.Nobody():
 		add(path, "denies nothing: it names no peer; to deny everybody write %sEntities: [all]", [...]string{"from", "to"}[p.Direction])
+	}
+	if slices.Contains(p.Peers.Entities, api.EntityKubeAPIServer) && len(w.KubeAPIServers) == 0 {
+		add(path, "kube-apiserver is nobody: no address of a Kubernetes API server is known; start the API servers of %s with --kube-apiserver-address", cluster)
 	}
 	for _, s := range p.Peers.Selectors {
 		named := w.Scope == policy.ScopeMesh || s.Names(labels.Mesh, labels.ClusterKey)

@@ -41,6 +41,7 @@ type Model struct {
 	AddrPorts  map[netip.Addr][]NamedPort // of the workload at an address
 	Objects    map[string]api.Object
 	Services   map[string]Served
+	APIServers []netip.Prefix
 }
 
 // New makes a Model that knows the reserved identities.
@@ -80,7 +81,7 @@ func (m *Model) Allowed(ep Endpoint, d datapath.Direction, peer Far, proto uint8
 			closed = closed || r.DefaultDeny[d]
 			for _, p := range r.Parts {
 				who := m.isPeer(p, peer) && onPort(p.Ports, names, proto, port)
-				where := inBlock(p, peer) && onPort(p.Ports, there, proto, port)
+				where := m.inBlock(p, peer) && onPort(p.Ports, there, proto, port)
 				if p.Direction != d || !who && !where {
 					continue
 				}
@@ -121,7 +122,11 @@ func inCIDR(c api.CIDR, a netip.Addr) bool {
 	return c.Prefix.Contains(a) && !slices.ContainsFunc(c.Except, func(e netip.Prefix) bool { return e.Contains(a) })
 }
 
-func inBlock(part api.Part, peer Far) bool {
+func (m *Model) inBlock(part api.Part, peer Far) bool {
+	if slices.Contains(part.Peers.Entities, api.EntityKubeAPIServer) &&
+		slices.ContainsFunc(m.APIServers, func(p netip.Prefix) bool { return p.Contains(peer.Addr) }) {
+		return true
+	}
 	return slices.ContainsFunc(part.Peers.CIDRs, func(c api.CIDR) bool { return c.Block && inCIDR(c, peer.Addr) })
 }
 
@@ -169,6 +174,7 @@ func (m *Model) isPeer(part api.Part, peer Far) bool {
 			if node || workload {
 				return true
 			}
+		case api.EntityKubeAPIServer: // by address
 		default:
 			if name, ok := n.Reserved(); ok && name == string(e) {
 				return true

@@ -94,7 +94,7 @@ func (w World) part() api.Part {
 		p.Ports = []api.Port{{Protocol: Pick(w.Rand, api.TCP, api.UDP), Name: Pick(w.Rand, "web", "dns")}}
 	case 3:
 		p.Peers.Entities = append(p.Peers.Entities, Pick(w.Rand, api.EntityWorld, api.EntityCluster, api.EntityMesh,
-			api.EntityHost, api.EntityRemoteNode, api.EntityHealth, api.EntityInit))
+			api.EntityHost, api.EntityRemoteNode, api.EntityHealth, api.EntityInit, api.EntityKubeAPIServer, api.EntityKubeAPIServer))
 	default:
 		for range w.IntN(3) {
 			p.Peers.Selectors = append(p.Peers.Selectors, w.selector())
@@ -144,6 +144,14 @@ func (w World) cidr() api.CIDR {
 		}
 	}
 	return c
+}
+
+// APIServers are prefixes that the entity kube-apiserver means.
+func (w World) APIServers() (out []netip.Prefix) {
+	for range w.IntN(3) {
+		out = append(out, netip.MustParsePrefix(Pick(w.Rand, "10.0.0.2/32", "10.0.0.4/30", "192.0.2.9/32", "198.51.100.1/32", "2001:db8::1/128")))
+	}
+	return out
 }
 
 // Object is a policy object of one of four names.
