@@ -174,16 +174,11 @@ func (g *rig) churned(r *report, cases []timed) {
 		}
 	}
 	for _, c := range cases {
-		r.add(fmt.Sprintf("%s, under %d ipcache and %d policy changes/s / quiet (%s)", c.name, churnAddresses, churnPolicies, g.mapFill), "×", "≤ 1.10", ratios(busy[c.name], quiet[c.name]))
+		r.add(fmt.Sprintf("%s, %s / quiet (%s)", c.name, under(), g.mapFill), "×", "≤ 1.10", ratios(busy[c.name], quiet[c.name]))
 	}
 }
 
-const (
-	churnAddresses = 300
-	churnPolicies  = 100
-	churnRate      = churnAddresses + churnPolicies
-	longRounds     = 20 * rigRounds
-)
+const longRounds = 20 * rigRounds
 
 // long is the net of a case over so many rounds that changes fall into them.
 func (g *rig) long(c timed) (ns float64) {

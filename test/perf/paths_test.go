@@ -54,7 +54,8 @@ func (c *contest) run(s shape, p placement, r role) outcome {
 // nftables.
 func TestPerfPaths(t *testing.T) {
 	r := newReport(t, "paths", "TCP from a pod to a pod on another node, same shape of devices; Hawser with conntrack and policy, VXLAN with an nftables policy of the same meaning, the others without")
-	hawser, _ := hawserShape(t)
+	hawser, l := hawserShape(t)
+	elsewhere := newChanges(t, l)
 	filtered := kernelShape(t, "vxlan-nft", true)
 	filter(t, filtered)
 	c := newContest(t, hawser, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true), filtered)
@@ -67,7 +68,38 @@ func TestPerfPaths(t *testing.T) {
 	for _, p := range placements() {
 		c.stream(r, p)
 	}
+	for _, p := range placements() {
+		c.disturbed(r, elsewhere, p, role{Mode: "rr", Millis: 700})
+	}
 	r.finish(t)
+}
+
+// disturbed compares Hawser's latency, quiet and while things change elsewhere;
+// plain routing beside it has what the rest of the machine does to both.
+func (c *contest) disturbed(r *report, elsewhere *changes, p placement, job role) {
+	c.t.Helper()
+	shapes := c.shapes[:2] // hawser, plain
+	quiet, busy := map[string][]float64{}, map[string][]float64{}
+	for range flags.rounds {
+		for _, s := range shapes {
+			quiet[s.name] = append(quiet[s.name], c.run(s, p, job).P50)
+		}
+		elsewhere.during(r, func() {
+			for _, s := range shapes {
+				busy[s.name] = append(busy[s.name], c.run(s, p, job).P50)
+			}
+		})
+	}
+	for _, s := range shapes {
+		goal := ""
+		if s.name == hawserName {
+			goal = "≤ 1.10"
+		}
+		what := fmt.Sprintf("request/response p50, %s, %s", p.name, s.name)
+		r.add(what+", quiet beside the next", "µs", "", quiet[s.name])
+		r.add(what+", "+under(), "µs", "", busy[s.name])
+		r.add(what+", "+under()+" / quiet", "×", goal, ratios(busy[s.name], quiet[s.name]))
+	}
 }
 
 func (c *contest) latency(r *report, p placement, what string, job role, unit, goal string) {
