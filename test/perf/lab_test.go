@@ -98,8 +98,11 @@ spec:
   - toEndpoints: [{matchLabels: {app: server}}]
 `
 
-// hawserName is the name of that shape.
-const hawserName = "hawser"
+// Names of shapes.
+const (
+	hawserName = "hawser"
+	plainName  = "plain"
+)
 
 // hawserShape is the shape with Hawser: one cluster of two nodes, policies of
 // both pods in force.
