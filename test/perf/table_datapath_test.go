@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"testing"
 )
 
 // The datapath's table of docs/guide/performance.md, one row per line.
@@ -100,4 +101,45 @@ func figure(v float64) string {
 		return fmt.Sprintf("%.1f", v)
 	}
 	return fmt.Sprintf("%.2f", v)
+}
+
+// TestTableLine: a row shows what is recorded, and says what is missed or missing.
+func TestTableLine(t *testing.T) {
+	rs := results{"k": {Series: []series{
+		{Name: "a", Median: 123.4}, {Name: "  of it", Median: 1}, {Name: "b", Median: 9.994, P99: 20.5}, {Name: "  of it", Median: -0.37},
+	}}}
+	for _, c := range []struct {
+		name string
+		row  datapathRow
+		want string
+	}{
+		{"median, of a series below another", datapathRow{measured: "{k|a}, {k|b//of it}"}, "123, −0.37"},
+		{"at the limit", datapathRow{measured: "{k|a} ns", limits: []limit{{"k|a//of it", 1}, {"k|a", 123.4}}}, "123 ns"},
+		{"over a limit", datapathRow{measured: "{k|a} ns", limits: []limit{{"k|a//of it", 1}, {"k|b", 9.99}}}, "123 ns **missed**"},
+		{"over the limit of a percentile", datapathRow{measured: "{k|b|p99}", limits: []limit{{"k|b|p99", 20}}}, "20.5 **missed**"},
+		{"not recorded", datapathRow{measured: "{k|a}, {k|c}"}, "not recorded"},
+		{"below nothing", datapathRow{measured: "{k|of it}"}, "not recorded"},
+	} {
+		c.row.what, c.row.cilium, c.row.goal, c.row.test = "what", "–", "≤ 1", "X"
+		if got, want := rs.line(c.row), "| what | – | ≤ 1 | "+c.want+" | `TestPerfX` |\n"; got != want {
+			t.Errorf("%s: %q, want %q", c.name, got, want)
+		}
+		if c.row.optional = true; strings.Contains(c.want, "recorded") && rs.line(c.row) != "" {
+			t.Errorf("%s: an optional row is shown", c.name)
+		}
+	}
+}
+
+// TestTableRows: a row that has a goal has limits, and they are of what it shows.
+func TestTableRows(t *testing.T) {
+	for _, r := range datapathRows() {
+		if (r.goal == "–") != (len(r.limits) == 0) {
+			t.Errorf("%s: goal %q with %d limits", r.what, r.goal, len(r.limits))
+		}
+		for _, l := range r.limits {
+			if !strings.Contains(r.measured, l.cell) {
+				t.Errorf("%s: the limit of %s is of what the row does not show", r.what, l.cell)
+			}
+		}
+	}
 }

@@ -191,7 +191,7 @@ func serviceRows() (out []datapathRow) {
 			measured: strings.ReplaceAll("{services|new connection p50, 10 services, S}, {services|new connection p50, 1000 services, S}, {services|new connection p50, 10000 services, S} µs (10,000 / 10: {services|10,000 services / 10 services, S} ×)", "S}", s.shape+"}")}
 		if s.shape == hawserName {
 			r.goal = "flat within 5 %, below nftables, ≤ iptables at 10"
-			r.measured = strings.TrimSuffix(r.measured, ")") + "; {services|10 services, hawser / nftables} to {services|10000 services, hawser / nftables} × nftables; {services|10 services, hawser / iptables} × iptables at 10)"
+			r.measured = strings.TrimSuffix(r.measured, ")") + "; {services|10 services, hawser / nftables}, {services|1000 services, hawser / nftables}, {services|10000 services, hawser / nftables} × nftables; {services|10 services, hawser / iptables} × iptables at 10)"
 			r.limits = []limit{{"services|10,000 services / 10 services, hawser", 1.05}, {"services|10 services, hawser / nftables", 1},
 				{"services|1000 services, hawser / nftables", 1}, {"services|10000 services, hawser / nftables", 1}, {"services|10 services, hawser / iptables", 1}}
 		}
