@@ -35,7 +35,6 @@ import (
 const (
 	churnAddresses = 300 // a second
 	churnPolicies  = 100
-	churnRate      = churnAddresses + churnPolicies
 	// idleApp is the label of the pods whose policy changes.
 	idleApp = "idle"
 )
@@ -63,43 +62,76 @@ func newChanges(t *testing.T, l *lab.Lab) *changes {
 	cluster := l.Clusters()[0]
 	for i, n := range cluster.Members {
 		addPod(t, l, cluster.Name, lab.PodSpec{Name: fmt.Sprintf("idle%d", i+1), Node: n.Name, Labels: map[string]string{"app": idleApp}})
-		c.nodes = append(c.nodes, epochs{pinnedMap(t, n, "ipcache_epochs"), pinnedMap(t, n, "rule_sets")})
+		c.nodes = append(c.nodes, epochsOf(t, n.PinPath))
 	}
 	return c
 }
 
-func pinnedMap(t *testing.T, n lab.Node, name string) *ebpf.Map {
+func epochsOf(t *testing.T, pins string) epochs {
 	t.Helper()
-	m, err := ebpf.LoadPinnedMap(filepath.Join(n.PinPath, "maps", name), nil)
-	if err != nil {
-		t.Fatal(err)
+	open := func(name string) *ebpf.Map {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(pins, "maps", name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = m.Close() })
+		return m
 	}
-	t.Cleanup(func() { _ = m.Close() })
-	return m
+	return epochs{open("ipcache_epochs"), open("rule_sets")}
+}
+
+// pace does f as often as policies change, from 0, until it says no. What is late is
+// caught up with: the measured programs come first.
+func pace(f func(n int) bool) {
+	for n, start := 0, time.Now(); f(n); n++ {
+		time.Sleep(time.Until(start.Add(time.Duration(n+1) * time.Second / churnPolicies)))
+	}
+}
+
+// rate counts from now on. It adds to the report how many changes a second the kernel
+// had since; too few fail the test: the numbers would be of a quieter machine.
+func (e epochs) rate(t *testing.T) (count func(*report)) {
+	t.Helper()
+	const enough = 0.8
+	start := time.Now()
+	ips, rules := e.counted(t)
+	return func(r *report) {
+		t.Helper()
+		took := time.Since(start).Seconds()
+		ipsNow, rulesNow := e.counted(t)
+		a, p := float64(ipsNow-ips)/took, float64(rulesNow-rules)/took
+		if a < enough*churnAddresses || p < enough*churnPolicies {
+			t.Errorf("%.0f changes of addresses and %.0f of policies a second reached the kernel: fewer than %d and %d", a, p, churnAddresses, churnPolicies)
+		}
+		r.append("changes of addresses that reached the kernel", "/s", "", a)
+		r.append("changes of policies that reached the kernel", "/s", "", p)
+	}
 }
 
 // counted is how often an address moved, and the number of the newest rule set.
 func (e epochs) counted(t *testing.T) (ips, rules int) {
 	t.Helper()
-	var key, one uint32
-	var word uint64
-	all := e.ips.Iterate()
-	for all.Next(&key, &one) {
-		ips += int(one)
+	for _, n := range values[uint32](t, e.ips) {
+		ips += int(n)
 	}
-	sets := e.rules.Iterate()
-	for sets.Next(&key, &word) {
+	for _, word := range values[uint64](t, e.rules) {
 		rules = max(rules, int(maps.RulesFrom(word).Epoch))
-	}
-	if err := errors.Join(all.Err(), sets.Err()); err != nil {
-		t.Fatal(err)
 	}
 	return ips, rules
 }
 
-// during runs f while things change, and adds to the report how many changes a
-// second the kernel of the first node had. Too few fail the test: the numbers would
-// be of a quieter machine.
+// values are those of an array, read at once.
+func values[V any](t *testing.T, m *ebpf.Map) []V {
+	t.Helper()
+	keys, out := make([]uint32, m.MaxEntries()), make([]V, m.MaxEntries())
+	n, err := m.BatchLookup(&ebpf.MapBatchCursor{}, keys, out, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Fatal(err)
+	}
+	return out[:n]
+}
+
+// during runs f while things change, and counts what reaches the first node.
 func (c *changes) during(r *report, f func()) {
 	c.t.Helper()
 	cluster := c.l.Clusters()[0]
@@ -126,22 +158,13 @@ func (c *changes) during(r *report, f func()) {
 	if line, err := lines.ReadString('\n'); line != "ready\n" {
 		c.t.Fatalf("changes: %q, %v", line, err)
 	}
-	ips, rules := c.nodes[0].counted(c.t)
-	start := time.Now()
+	count := c.nodes[0].rate(c.t)
 	f()
-	took := time.Since(start).Seconds()
-	ipsAfter, rulesAfter := c.nodes[0].counted(c.t)
+	count(r)
 	if err := stop(); err != nil {
 		c.t.Fatal(err)
 	}
 	c.ended(cmd, lines)
-	const enough = 0.9
-	a, p := float64(ipsAfter-ips)/took, float64(rulesAfter-rules)/took
-	if a < enough*churnAddresses || p < enough*churnPolicies {
-		c.t.Errorf("%.0f changes of addresses and %.0f of policies a second reached the kernel: fewer than %d and %d", a, p, churnAddresses, churnPolicies)
-	}
-	r.append("changes of addresses that reached the kernel", "/s", "", a)
-	r.append("changes of policies that reached the kernel", "/s", "", p)
 }
 
 // ended waits for the process, and until the nodes have what it wrote.
@@ -202,34 +225,36 @@ func changeRecords(r role) error {
 	defer kv.Close()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	n := r.From
-	for start := time.Now(); ctx.Err() == nil; n++ {
-		var ops []kvstore.Op
-		put := func(rec record) {
-			value, verr := kvstore.Encode(rec.key, rec.msg)
-			err = errors.Join(err, verr)
-			ops = append(ops, kvstore.Put(rec.key.String(), value))
+	fail := error(nil)
+	next := r.From
+	pace(func(n int) bool {
+		if ctx.Err() != nil {
+			return false
 		}
-		for _, rec := range changedRecords(c, n) {
-			put(rec)
+		if fail = writeAll(kv, changedRecords(c, next)); fail != nil {
+			return false
 		}
-		if err == nil {
-			_, err = kv.Txn(context.Background(), nil, ops, nil)
+		next++
+		if n == churnPolicies {
+			fmt.Println("ready")
 		}
+		return true
+	})
+	fmt.Println(next)
+	return fail
+}
+
+func writeAll(kv kvstore.Client, records []record) error {
+	var ops []kvstore.Op
+	for _, rec := range records {
+		value, err := kvstore.Encode(rec.key, rec.msg)
 		if err != nil {
 			return err
 		}
-		if n == r.From+churnPolicies {
-			fmt.Println("ready")
-		}
-		// Late ones catch up: the measured programs come first.
-		select {
-		case <-time.After(time.Until(start.Add(time.Duration(n+1-r.From) * time.Second / churnPolicies))):
-		case <-ctx.Done():
-		}
+		ops = append(ops, kvstore.Put(rec.key.String(), value))
 	}
-	fmt.Println(n)
-	return nil
+	_, err := kv.Txn(context.Background(), nil, ops, nil)
+	return err
 }
 
 // changedRecords are what changes together: addresses of one other identity, and

@@ -148,9 +148,7 @@ func TestPerfConnect(t *testing.T) {
 			g.connects(ours, w.to, w.fresh, w.stream)
 			note(w.name+under(), watch()[0]-base[0])
 		}
-		if n := stop(); n < churnRate {
-			t.Errorf("only %d changes reached the kernel", n)
-		}
+		stop(r)
 	}
 	for _, w := range ways {
 		r.add(w.name, "ns", w.goal, raw[w.name])
