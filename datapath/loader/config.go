@@ -86,10 +86,12 @@ type MapSizes struct {
 	Clients    uint32 // that stay with a backend
 	// Maglev is how many places the table of a service has: a prime. All
 	// nodes of a mesh must have the same.
-	Maglev  uint32
-	SNAT    uint32 // masqueraded flows
-	Sockets uint32 // connected to services, or sending to them
-	Events  uint32 // bytes, a power of two and a multiple of the page size
+	Maglev uint32
+	SNAT   uint32 // masqueraded flows that are established
+	// SNATOpen is for half-open ones, of which the oldest make room.
+	SNATOpen uint32
+	Sockets  uint32 // connected to services, or sending to them
+	Events   uint32 // bytes, a power of two and a multiple of the page size
 }
 
 // SmallMaps are capacities for many agents on one machine.
@@ -98,7 +100,7 @@ func SmallMaps() MapSizes {
 		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
 		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
 		Conntrack6: 16384, HalfOpen6: 4096,
-		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, SNAT: 16384, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
+		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, SNAT: 16384, SNATOpen: 8192, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
 	}
 }
 
@@ -111,7 +113,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"ct6": s.Conntrack6, "ct6_open": s.HalfOpen6,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "sock_peers": s.Sockets, "sock_links": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "sock_links": s.Sockets, "snat4": s.SNAT, "snat4_open": s.SNATOpen, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
 }
 

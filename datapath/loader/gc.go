@@ -91,8 +91,10 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 	if err := d.noteFlows(now, hz, seen4-gone4, seen6-gone6); err != nil {
 		return shrink, err
 	}
-	if _, _, err := maps.CollectMasquerade(d.maps.Snat4, d.maps.Ct4, d.maps.Ct4Open, timeouts.Closing, now); err != nil {
-		return shrink, err
+	for _, ports := range []*ebpf.Map{d.maps.Snat4Open, d.maps.Snat4} {
+		if _, _, err := maps.CollectMasquerade(ports, d.maps.Ct4, d.maps.Ct4Open, timeouts.Closing, now); err != nil {
+			return shrink, err
+		}
 	}
 	fill := func(flows int, m *ebpf.Map) float64 { return float64(flows) / float64(m.MaxEntries()) }
 	if max(fill(seen4-gone4, d.maps.Ct4), fill(seen6-gone6, d.maps.Ct6)) < pressureFill {

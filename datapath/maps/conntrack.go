@@ -97,8 +97,8 @@ func deleteExpired[K FlowKey](m *ebpf.Map, flows []K, t Timeouts, now uint32) (d
 	return deleted, nil
 }
 
-// CollectMasquerade deletes the ports of flows that both conntrack maps have
-// forgotten, and returns how many it saw and deleted. Ports younger than grace
+// CollectMasquerade deletes those ports of a map, of established flows or of half-open
+// ones, whose flows both conntrack maps have forgotten, and returns how many it saw and deleted. Ports younger than grace
 // jiffies are left: their flow may be about to be made.
 func CollectMasquerade(snat, established, open *ebpf.Map, grace, now uint32) (seen, deleted int, err error) {
 	return collectMasquerade(snat, established, open, grace, now, func() {})
@@ -124,7 +124,11 @@ func collectMasquerade(snat, established, open *ebpf.Map, grace, now uint32, ask
 			gone[k] = v
 		}
 	})
-	for k := range gone {
+	for k, v := range gone {
+		var is SNATEntry
+		if lerr := snat.Lookup(k, &is); lerr != nil || is != v {
+			continue // its place is another flow's meanwhile
+		}
 		if derr := snat.Delete(k); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
 			return seen, deleted, errors.Join(err, fmt.Errorf("delete masquerade port: %w", derr))
 		}

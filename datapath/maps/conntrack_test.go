@@ -61,6 +61,27 @@ func TestPromotedFlowKeepsItsPort(t *testing.T) {
 	}
 }
 
+// A port that another flow has got since it was found forgotten stays.
+func TestPortOfAnotherFlowStays(t *testing.T) {
+	snat, established, open := flowMap[SNATKey, SNATEntry](t), flowMap[Tuple4, CTEntry](t), flowMap[Tuple4, CTEntry](t)
+	k, other := SNATKey{Port: PortFrom(40000)}, SNATEntry{Port: PortFrom(1001), Created: 999}
+	if err := snat.Put(k, SNATEntry{Port: PortFrom(1000), Created: 1}); err != nil {
+		t.Fatal(err)
+	}
+	takes := func() {
+		if err := snat.Put(k, other); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, deleted, err := collectMasquerade(snat, established, open, 10, 1000, takes); err != nil || deleted != 0 {
+		t.Errorf("%d deleted, %v", deleted, err)
+	}
+	var is SNATEntry
+	if err := snat.Lookup(k, &is); err != nil || is != other {
+		t.Errorf("the port is of %+v, %v", is, err)
+	}
+}
+
 // A client that has finished waits for its answer longer than a closed flow lasts.
 func TestHalfClosedServiceFlowStays(t *testing.T) {
 	limits := Timeouts{TCP: 1000, HalfOpen: 60, Closing: 10, FinSent: 120, Other: 60}

@@ -145,7 +145,7 @@ type CTEntry struct {
 	LastSeen uint32 // jiffies
 	Flags    uint16
 	TCP      uint8
-	_        uint8
+	SNATOpen uint8 // not 0: SNATPort may be in snat4_open still
 	NATAddr  Addr
 	NATPort  Port
 	SNATPort uint16 // of the node; 0: the flow keeps its address

@@ -83,6 +83,7 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"fragments", FragmentKey{}, FragmentPorts{}},
 		{"fragments6", Fragment6Key{}, Fragment6Ports{}},
 		{"snat4", SNATKey{}, SNATEntry{}},
+		{"snat4_open", SNATKey{}, SNATEntry{}},
 		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"sock_links", uint64(0), SockLink{}},

@@ -61,7 +61,7 @@ type HawserCtEntry struct {
 	LastSeen uint32
 	Flags    uint16
 	Tcp      uint8
-	Pad      uint8
+	SnatOpen uint8
 	NatAddr  HawserAddr
 	NatPort  uint16
 	SnatPort uint16
@@ -391,6 +391,7 @@ const (
 	HawserMapServices        = "services"
 	HawserMapSlots           = "slots"
 	HawserMapSnat4           = "snat4"
+	HawserMapSnat4Open       = "snat4_open"
 	HawserMapSockLinks       = "sock_links"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapVteps           = "vteps"
@@ -524,6 +525,7 @@ type HawserMapSpecs struct {
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
+	Snat4Open     *ebpf.MapSpec `ebpf:"snat4_open"`
 	SockLinks     *ebpf.MapSpec `ebpf:"sock_links"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
@@ -601,6 +603,7 @@ type HawserMaps struct {
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
+	Snat4Open     *ebpf.Map `ebpf:"snat4_open"`
 	SockLinks     *ebpf.Map `ebpf:"sock_links"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Vteps         *ebpf.Map `ebpf:"vteps"`
@@ -640,6 +643,7 @@ func (m *HawserMaps) Close() error {
 		m.Services,
 		m.Slots,
 		m.Snat4,
+		m.Snat4Open,
 		m.SockLinks,
 		m.SockPeers,
 		m.Vteps,

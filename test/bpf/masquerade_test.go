@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
@@ -45,7 +46,8 @@ func (h *harness) outbound() {
 		b, _ := netlink.ParseAddr("198.51.100.1/24")
 		errs = append(errs, netlink.AddrAdd(eth0, a), netlink.AddrAdd(inB, b),
 			netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.ParseIP("192.0.2.254")}),
-			os.WriteFile("/proc/sys/net/ipv4/conf/"+podA.name+"/forwarding", []byte("1"), 0o644))
+			os.WriteFile("/proc/sys/net/ipv4/conf/"+podA.name+"/forwarding", []byte("1"), 0o644),
+			os.WriteFile("/proc/sys/net/ipv4/conf/"+podB.name+"/forwarding", []byte("1"), 0o644))
 		for _, n := range []struct {
 			l  netlink.Link
 			ip string
@@ -197,24 +199,35 @@ func TestMasquerade(t *testing.T) {
 	})
 }
 
-// Without a free port a flow is refused, and gets one when another is over.
+// Without a free port a flow takes that of one that is half-open. When all are of
+// established ones it is refused, and gets one when another is over.
 func TestMasqueradeExhausted(t *testing.T) {
 	h := newHarnessWith(t, loader.Config{MapSizes: loader.SmallMaps(), Masquerade: loader.PortRange{First: 20000, Count: 4}})
 	h.outbound()
 	open := func(port uint16, dst string) result {
 		return h.fromPod(podA, h.sent(podA, segment(podA.ip, dst, port, 80, "S")))
 	}
+	for port := range uint16(8) {
+		h.passed(open(900+port, outside))
+	}
 	for port := range uint16(4) {
-		h.passed(open(1000+port, outside))
+		if masked, ok := h.maskedSYN(podA, 1000+port); !ok || !h.confirmed(t, podA, 1000+port, masked) {
+			t.Fatalf("flow %d is not opened", port)
+		}
 	}
 	h.dropped(open(1004, outside), maps.DropNoSNATPort)
+	// One whose port another has taken says more: it gets no other.
+	h.dropped(open(900, outside), maps.DropNoSNATPort)
 	h.passed(open(1004, "203.0.113.10")) // ports are per destination
 	m := h.d.Maps()
 	collect := func(grace, now uint32) (seen, deleted int) {
 		t.Helper()
-		seen, deleted, err := maps.CollectMasquerade(m.Snat4, m.Ct4, m.Ct4Open, grace, now)
-		if err != nil {
-			t.Fatal(err)
+		for _, ports := range []*ebpf.Map{m.Snat4, m.Snat4Open} {
+			s, d, err := maps.CollectMasquerade(ports, m.Ct4, m.Ct4Open, grace, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen, deleted = seen+s, deleted+d
 		}
 		return seen, deleted
 	}
@@ -229,7 +242,7 @@ func TestMasqueradeExhausted(t *testing.T) {
 		Source: addr(podA.ip).As4(), Destination: addr(outside).As4(), SourcePort: maps.PortFrom(1000),
 		DestPort: maps.PortFrom(80), Protocol: tcp,
 	}
-	if err := m.Ct4Open.Delete(flow.FlowKey()); err != nil {
+	if err := m.Ct4.Delete(flow.FlowKey()); err != nil {
 		t.Fatal(err)
 	}
 	if _, deleted := collect(1<<30, now); deleted != 0 {
