@@ -47,7 +47,7 @@ enum {
 	FIB_FRAG_NEEDED = 8,
 };
 
-/* struct bpf_fib_lookup, as far as IPv4 uses it. */
+/* struct bpf_fib_lookup, as far as it is used. */
 struct fib_question {
 	__u8 family;
 	__u8 proto;
@@ -57,10 +57,8 @@ struct fib_question {
 	__u32 ifindex;
 	__u8 tos;
 	__u8 pad[3];
-	__be32 saddr;
-	__u32 pad_saddr[3];
-	__be32 daddr;
-	__u32 pad_daddr[3];
+	__be32 saddr[4]; /* of IPv4 the first */
+	__be32 daddr[4];
 	__u32 vlan;
 	__u8 macs[2 * ETH_ALEN];
 };
@@ -72,19 +70,25 @@ enum route_out {
 	OUT_UNDERLAY = 1,
 };
 
+static __always_inline int way_out(struct __sk_buff *skb, struct fib_question *q)
+{
+	long ret = bpf_fib_lookup(skb, q, sizeof(*q), 0);
+
+	if (ret == FIB_FRAG_NEEDED && q->ifindex == underlay_ifindex)
+		return -DROP_PACKET_TOO_BIG;
+	/* without a neighbour yet, redirect_neigh asks for it */
+	if ((ret == 0 || ret == FIB_NO_NEIGHBOUR) && q->ifindex == underlay_ifindex)
+		return OUT_UNDERLAY;
+	return OUT_ELSEWHERE;
+}
+
 /* Whether the node routes the packet out of the underlay, or a drop. */
 static __always_inline int route_out(struct __sk_buff *skb, __be32 saddr, __be32 daddr)
 {
 	struct fib_question q = {
-	    .family = 2 /* AF_INET */, .ifindex = skb->ifindex, .saddr = saddr, .daddr = daddr};
-	long ret = bpf_fib_lookup(skb, &q, sizeof(q), 0);
+	    .family = 2 /* AF_INET */, .ifindex = skb->ifindex, .saddr = {saddr}, .daddr = {daddr}};
 
-	if (ret == FIB_FRAG_NEEDED && q.ifindex == underlay_ifindex)
-		return -DROP_PACKET_TOO_BIG;
-	/* without a neighbour yet, redirect_neigh asks for it */
-	if ((ret == 0 || ret == FIB_NO_NEIGHBOUR) && q.ifindex == underlay_ifindex)
-		return OUT_UNDERLAY;
-	return OUT_ELSEWHERE;
+	return way_out(skb, &q);
 }
 
 /* Whether a port is this flow's. */
@@ -187,6 +191,18 @@ __attribute__((noinline)) int snat_keep(__u32 saddr, __u32 daddr, __u32 ports, _
 	return port & SNAT_KEPT ? snat_promote(&key, &e) : bpf_ntohs(key.port);
 }
 
+/* Notes the port that a flow has got (snat_open, snat_keep), or says why none. */
+static __always_inline int snat_note(struct packet *p, struct ct_entry *e, int ret)
+{
+	if (ret < 0) {
+		p->line = __LINE__;
+		return ret < -DROP_REASONS ? -DROP_REWRITE_FAILED : ret;
+	}
+	e->snat_port = ret;
+	e->snat_open = !(ret & SNAT_KEPT);
+	return 0;
+}
+
 /* Gives the flow a port if it wants one. t is the packet's tuple as it leaves. */
 static __always_inline int snat_flow(struct __sk_buff *skb, struct packet *p, const struct flow *f,
                                      const struct tuple4 *t, struct ct_entry *e)
@@ -200,13 +216,7 @@ static __always_inline int snat_flow(struct __sk_buff *skb, struct packet *p, co
 	else
 		ret = snat_keep(t->saddr, t->daddr, port_pair(t->sport, t->dport), t->proto,
 		                e->snat_port | (f->half_open ? 0 : SNAT_KEPT));
-	if (ret < 0) {
-		p->line = __LINE__;
-		return ret < -DROP_REASONS ? -DROP_REWRITE_FAILED : ret;
-	}
-	e->snat_port = ret;
-	e->snat_open = !(ret & SNAT_KEPT);
-	return 0;
+	return snat_note(p, e, ret);
 }
 
 /* Out by the underlay, as a router does it. */

@@ -48,7 +48,7 @@ func TestPromotedFlowKeepsItsPort(t *testing.T) {
 		}
 	}
 	for round := range 2 { // in the one map, then in the other
-		if seen, deleted, err := collectMasquerade(snat, established, open, 10, 1000, promote); err != nil || seen != 1 || deleted != 0 {
+		if seen, deleted, err := collectMasquerade[SNATKey, SNATEntry](snat, established, open, 10, 1000, promote); err != nil || seen != 1 || deleted != 0 {
 			t.Errorf("round %d: %d ports seen, %d deleted, %v", round, seen, deleted, err)
 		}
 		promote()
@@ -56,7 +56,7 @@ func TestPromotedFlowKeepsItsPort(t *testing.T) {
 	if err := established.Delete(flow); err != nil {
 		t.Error(err)
 	}
-	if _, deleted, err := CollectMasquerade(snat, established, open, 10, 1000); err != nil || deleted != 1 {
+	if _, deleted, err := CollectMasquerade[SNATKey, SNATEntry](snat, established, open, 10, 1000); err != nil || deleted != 1 {
 		t.Errorf("the flow is gone: %d deleted, %v", deleted, err)
 	}
 }
@@ -73,7 +73,7 @@ func TestPortOfAnotherFlowStays(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, deleted, err := collectMasquerade(snat, established, open, 10, 1000, takes); err != nil || deleted != 0 {
+	if _, deleted, err := collectMasquerade[SNATKey, SNATEntry](snat, established, open, 10, 1000, takes); err != nil || deleted != 0 {
 		t.Errorf("%d deleted, %v", deleted, err)
 	}
 	var is SNATEntry

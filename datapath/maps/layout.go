@@ -271,6 +271,23 @@ type SNATEntry struct {
 	Created uint32 // jiffies
 }
 
+// SNAT6Key is struct snat6_key.
+type SNAT6Key struct {
+	Remote     Addr
+	RemotePort Port
+	Port       Port
+	Protocol   uint8
+	_          [3]uint8
+}
+
+// SNAT6Entry is struct snat6_entry.
+type SNAT6Entry struct {
+	Addr    Addr
+	Port    Port
+	_       uint16
+	Created uint32 // jiffies
+}
+
 // SockKey is struct sock_key: a socket, and the backend that it was given.
 type SockKey struct {
 	Cookie   uint64

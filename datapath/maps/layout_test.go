@@ -84,6 +84,8 @@ func TestLayoutsMatchObjects(t *testing.T) {
 		{"fragments6", Fragment6Key{}, Fragment6Ports{}},
 		{"snat4", SNATKey{}, SNATEntry{}},
 		{"snat4_open", SNATKey{}, SNATEntry{}},
+		{"snat6", SNAT6Key{}, SNAT6Entry{}},
+		{"snat6_open", SNAT6Key{}, SNAT6Entry{}},
 		{"watched", uint32(0), Watch{}},
 		{"sock_peers", SockKey{}, SockPeer{}},
 		{"sock_links", uint64(0), SockLink{}},

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -13,6 +14,17 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 )
 
+// wayOut is who is where on the way to the outside, by a family.
+type wayOut struct {
+	a, b      host // pods here
+	node, far string
+	header    int // bytes of the IP header
+}
+
+func waysOut() map[string]wayOut {
+	return map[string]wayOut{"": {podA, podB, self, outside, 20}, "IPv6 ": {podA6, podB6, selfOut6, outside6, 40}}
+}
+
 // snatFlood is a pod's SYNs to the outside, each of another port; nobody answers.
 type snatFlood struct {
 	h      *harness
@@ -20,20 +32,22 @@ type snatFlood struct {
 	syn    []byte
 	in     skb
 	spread bool // each to another address
+	header int  // bytes of the IP header
 	sent   int
 }
 
-func (h *harness) snatFlood(from host, spread bool) *snatFlood {
+// snatFlood is of podB.
+func (h *harness) snatFlood(w wayOut, spread bool) *snatFlood {
 	return &snatFlood{
-		h: h, prog: h.d.Programs().FromPod, syn: h.sent(from, segment(from.ip, outside, 1, 80, "S")),
-		in: skb{IfIndex: h.ifindex(from.name)}, spread: spread,
+		h: h, prog: h.d.Programs().FromPod, syn: h.sent(w.b, segment(w.b.ip, w.far, 1, 80, "S")),
+		in: skb{IfIndex: h.ifindex(w.b.name)}, spread: spread, header: w.header,
 	}
 }
 
 // send sends n of them and returns how many were refused.
 func (f *snatFlood) send(n int) (refused int) {
 	f.h.t.Helper()
-	const last, sport = 14 + 19, 14 + 20
+	last, sport := 14+f.header-1, 14+f.header
 	err := f.h.onCPU(0, func() error {
 		for range n {
 			f.sent++
@@ -59,33 +73,32 @@ func (f *snatFlood) send(n int) (refused int) {
 	return refused
 }
 
-// maskedSYN opens a flow to the outside and returns the port that it got.
-func (h *harness) maskedSYN(from host, port uint16) (uint16, bool) {
+// maskedSYN has podA open a flow to the outside and returns the port that it got.
+func (h *harness) maskedSYN(w wayOut, port uint16) (uint16, bool) {
 	h.t.Helper()
-	r := h.fromPod(from, h.sent(from, segment(from.ip, outside, port, 80, "S")))
+	r := h.fromPod(w.a, h.sent(w.a, segment(w.a.ip, w.far, port, 80, "S")))
 	if r.act != actRedirect {
 		return 0, false
 	}
-	return h.masked(r, outside, 80), true
+	return h.masked(r, w.far, 80), true
 }
 
-// confirmed has the outside answer at the node's port, and the pod confirm it. It
+// confirmed has the outside answer at the node's port, and podA confirm it. It
 // reports whether both came as they must.
-func (h *harness) confirmed(t *testing.T, to host, port, masked uint16) bool {
+func (h *harness) confirmed(t *testing.T, w wayOut, port, masked uint16) bool {
 	h.t.Helper()
-	r := h.fromOverlay(h.plain(segment(outside, self, 80, masked, "SA")))
+	r := h.fromOverlay(h.plain(segment(w.far, w.node, 80, masked, "SA")))
 	if r.act != actRedirect {
 		return false
 	}
-	expect(t, r.out, outside, 80, to.ip, port)
-	r = h.fromPod(to, h.sent(to, segment(to.ip, outside, port, 80, "A")))
-	return r.act == actRedirect && h.masked(r, outside, 80) == masked
+	expect(t, r.out, w.far, 80, w.a.ip, port)
+	r = h.fromPod(w.a, h.sent(w.a, segment(w.a.ip, w.far, port, 80, "A")))
+	return r.act == actRedirect && h.masked(r, w.far, 80) == masked
 }
 
 // A pod that only sends SYNs, 120 % of the node's ports and of the room for flows
 // to the outside, takes no port of a flow that lives, and leaves other pods theirs.
 func TestMasqueradeFlood(t *testing.T) {
-	ports := loader.PortRange{First: 16384, Count: 4096}
 	for _, c := range []struct {
 		name   string
 		spread bool
@@ -93,59 +106,75 @@ func TestMasqueradeFlood(t *testing.T) {
 	}{
 		{"to one port", false, 8192}, // more room than ports: ports run out first
 		{"to many addresses", true, 1024},
-		{"to one port, little room", false, 1024},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			sizes := loader.SmallMaps()
-			sizes.SNAT, sizes.SNATOpen = 2048, c.open
-			h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits, Masquerade: ports})
-			h.outbound()
-			const live, fresh, between = 100, 1000, 20
-			has := map[uint16]uint16{}
-			open := func(port uint16) bool {
-				masked, ok := h.maskedSYN(podA, port)
-				has[port] = masked
-				return ok && h.confirmed(t, podA, port, masked)
-			}
-			for port := uint16(1000); port < 1000+live; port++ {
-				if !open(port) {
-					t.Fatalf("flow %d is not opened", port)
-				}
-			}
-			udp := h.masked(h.fromPod(podA, h.sent(podA, datagram(podA.ip, outside, 999, 53, 4))), outside, 53)
-			h.passed(h.fromOverlay(h.plain(datagram(outside, self, 53, udp, 4))))
-
-			f := h.snatFlood(podB, c.spread)
-			refused := f.send((int(ports.Count) + int(sizes.SNAT) + int(sizes.SNATOpen)) * 12 / 10)
-			failed := 0
-			for port := uint16(2000); port < 2000+fresh; port++ {
-				masked, ok := h.maskedSYN(podA, port)
-				refused += f.send(between) // while the answer is under way
-				if !ok || !h.confirmed(t, podA, port, masked) {
-					failed++
-					delete(has, port)
-					continue
-				}
-				has[port] = masked
-			}
-			t.Logf("%d SYNs of the flood, %d refused; of %d new flows of another pod %d failed", f.sent, refused, fresh, failed)
-			if failed > fresh/100 {
-				t.Errorf("%d of %d new flows failed", failed, fresh)
-			}
-			for port, masked := range has { // neither does any of them lose its port
-				r := h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, outside, port, 80, "A"))))
-				if got := h.masked(r, outside, 80); got != masked {
-					t.Errorf("flow %d: port %d became %d", port, masked, got)
-				}
-				r = h.passed(h.fromOverlay(h.plain(segment(outside, self, 80, masked, "A"))))
-				expect(t, r.out, outside, 80, podA.ip, port)
-			}
-			r := h.passed(h.fromOverlay(h.plain(datagram(outside, self, 53, udp, 4))))
-			expect(t, r.out, outside, 53, podA.ip, 999)
-			kept, err := maps.Dump[maps.SNATKey, maps.SNATEntry](h.d.Maps().Snat4)
-			if err != nil || len(kept) != len(has)+1 {
-				t.Errorf("%d ports of established flows, want %d (%v)", len(kept), len(has)+1, err)
-			}
-		})
+		for family, w := range waysOut() {
+			t.Run(family+c.name, func(t *testing.T) { masqueradeFlood(t, w, c.spread, c.open) })
+		}
 	}
+}
+
+func masqueradeFlood(t *testing.T, w wayOut, spread bool, halfOpen uint32) {
+	ports := loader.PortRange{First: 16384, Count: 4096}
+	sizes := loader.SmallMaps()
+	sizes.SNAT, sizes.SNATOpen = 2048, halfOpen
+	sizes.SNAT6, sizes.SNATOpen6 = sizes.SNAT, sizes.SNATOpen
+	h := newHarnessWith(t, loader.Config{
+		MapSizes: sizes, ClusterBits: identity.DefaultClusterBits, Masquerade: ports, NodeAddr6: addr(self6), Masquerade6: addr(selfOut6),
+	})
+	h.outbound()
+	const live, fresh, between = 100, 1000, 10
+	has := map[uint16]uint16{}
+	for port := uint16(1000); port < 1000+live; port++ {
+		masked, ok := h.maskedSYN(w, port)
+		if !ok || !h.confirmed(t, w, port, masked) {
+			t.Fatalf("flow %d is not opened", port)
+		}
+		has[port] = masked
+	}
+	udp := h.masked(h.fromPod(w.a, h.sent(w.a, datagram(w.a.ip, w.far, 999, 53, 4))), w.far, 53)
+	h.passed(h.fromOverlay(h.plain(datagram(w.far, w.node, 53, udp, 4))))
+
+	f := h.snatFlood(w, spread)
+	refused := f.send((int(ports.Count) + int(sizes.SNAT) + int(sizes.SNATOpen)) * 12 / 10)
+	failed := 0
+	for port := uint16(2000); port < 2000+fresh; port++ {
+		masked, ok := h.maskedSYN(w, port)
+		refused += f.send(between) // while the answer is under way
+		if !ok || !h.confirmed(t, w, port, masked) {
+			failed++
+			continue
+		}
+		has[port] = masked
+	}
+	t.Logf("%d SYNs of the flood, %d refused; of %d new flows of another pod %d failed", f.sent, refused, fresh, failed)
+	if failed > fresh/100 {
+		t.Errorf("%d of %d new flows failed", failed, fresh)
+	}
+	for port, masked := range has { // neither does any of them lose its port
+		r := h.passed(h.fromPod(w.a, h.sent(w.a, segment(w.a.ip, w.far, port, 80, "A"))))
+		if got := h.masked(r, w.far, 80); got != masked {
+			t.Errorf("flow %d: port %d became %d", port, masked, got)
+		}
+		r = h.passed(h.fromOverlay(h.plain(segment(w.far, w.node, 80, masked, "A"))))
+		expect(t, r.out, w.far, 80, w.a.ip, port)
+	}
+	r := h.passed(h.fromOverlay(h.plain(datagram(w.far, w.node, 53, udp, 4))))
+	expect(t, r.out, w.far, 53, w.a.ip, 999)
+	if kept := h.masqueradePorts(w); kept != len(has)+1 {
+		t.Errorf("%d ports of established flows, want %d", kept, len(has)+1)
+	}
+}
+
+// masqueradePorts is how many ports established flows have.
+func (h *harness) masqueradePorts(w wayOut) int {
+	h.t.Helper()
+	v4, err1 := maps.Dump[maps.SNATKey, maps.SNATEntry](h.d.Maps().Snat4)
+	v6, err2 := maps.Dump[maps.SNAT6Key, maps.SNAT6Entry](h.d.Maps().Snat6)
+	if err := errors.Join(err1, err2); err != nil {
+		h.t.Fatal(err)
+	}
+	if isIPv6(w.far) {
+		return len(v6)
+	}
+	return len(v4)
 }
