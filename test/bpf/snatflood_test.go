@@ -178,3 +178,46 @@ func (h *harness) masqueradePorts(w wayOut) int {
 	}
 	return len(v4)
 }
+
+// A flow that two CPUs handle while it is established keeps its port, and has one only.
+func TestRaceOfMasquerade(t *testing.T) {
+	h := newHarness(t)
+	h.outbound()
+	const flows, packets = 300, 8
+	for family, w := range waysOut() {
+		t.Run(family+"answers", func(t *testing.T) {
+			h.t = t
+			port := 14 + w.header // in a packet: the source's
+			pod, wire := skb{IfIndex: h.ifindex(w.a.name)}, skb{IfIndex: h.ifindex("eth0")}
+			for i := range uint16(flows) {
+				out := h.sent(w.a, datagram(w.a.ip, w.far, 2000+i, 53, 4))
+				masked := h.masked(h.fromPod(w.a, out), w.far, 53)
+				in := h.plain(datagram(w.far, w.node, 53, masked, 4))
+				done := make(chan error, 2)
+				many := func(cpu int, prog *ebpf.Program, packet []byte, ctx skb, want uint16) {
+					done <- h.onCPU(cpu, func() error {
+						for range packets {
+							got := make([]byte, 256)
+							act, err := prog.Run(&ebpf.RunOptions{Data: packet, DataOut: got, Context: ctx})
+							if err != nil || act != actRedirect {
+								return fmt.Errorf("verdict %d, %v", act, err)
+							}
+							if at := port + 2*cpu; uint16(got[at])<<8|uint16(got[at+1]) != want {
+								return fmt.Errorf("CPU %d: port %x, want %x", cpu, got[at:at+2], want)
+							}
+						}
+						return nil
+					})
+				}
+				go many(0, h.d.Programs().FromPod, out, pod, masked)
+				go many(1, h.d.Programs().FromOverlay, in, wire, 2000+i)
+				if err := errors.Join(<-done, <-done); err != nil {
+					t.Fatalf("flow %d: %v", i, err)
+				}
+			}
+			if n := h.masqueradePorts(w); n != flows {
+				t.Errorf("%d flows have %d ports", flows, n)
+			}
+		})
+	}
+}
