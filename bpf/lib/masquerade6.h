@@ -168,13 +168,13 @@ __attribute__((noinline)) int snat_keep6(__u32 port)
 	return port & SNAT_KEPT ? snat_promote6(&key, &e) : bpf_ntohs(key.port);
 }
 
-/* See snat_flow. */
+/* See snat_flow. One that is established with its own address keeps that. */
 static __always_inline int snat_flow6(struct __sk_buff *skb, struct packet *p, const struct flow *f,
                                       struct ct_entry *e)
 {
 	int ret;
 
-	if (!masquerades6() || (e->snat_port && (!e->snat_open || p->opens)))
+	if (!masquerades6() || (e->snat_port ? !e->snat_open || p->opens : !f->half_open))
 		return 0;
 	if (!e->snat_port)
 		ret = snat_open6(skb);

@@ -183,6 +183,33 @@ func TestMasquerade6(t *testing.T) {
 	})
 }
 
+// A connection from before the node masqueraded IPv6 keeps its address.
+func TestMasqueradeSparesOpenFlows6(t *testing.T) {
+	h := newHarness(t)
+	h.outbound()
+	w := waysOut()["IPv6 "]
+	port, _ := h.maskedSYN(w, 1234)
+	if !h.confirmed(t, w, 1234, port) {
+		t.Fatal("no connection")
+	}
+	all, err := maps.Dump[maps.Tuple6, maps.CTEntry](h.d.Maps().Ct6)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%d flows, %v", len(all), err)
+	}
+	for k, e := range all { // as such a connection is
+		e.SNATPort, e.SNATOpen = 0, 0
+		if err := h.d.Maps().Ct6.Put(k, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := h.sent(podA, segment(podA6.ip, outside6, 1234, 80, "A"))
+	if r := h.fromPod(podA, in); r.act != actOK || !bytes.Equal(r.out, in) {
+		t.Errorf("verdict %d, want the stack and the packet as it was", r.act)
+	}
+	r := h.passed(h.fromOverlay(h.plain(segment(outside6, podA6.ip, 80, 1234, "A"))))
+	expect(t, r.out, outside6, 80, podA6.ip, 1234)
+}
+
 // A node without an IPv6 address on its underlay masquerades IPv4 only.
 func TestPodsKeepAddresses6(t *testing.T) {
 	h := newHarnessWith(t, loader.Config{MapSizes: loader.SmallMaps(), Masquerade: loader.MasqueradePorts(), NodeAddr6: addr(self6)})
