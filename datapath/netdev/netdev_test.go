@@ -140,8 +140,10 @@ func checkPod(t *testing.T, dev netdev.PodDevice) error {
 	if err != nil {
 		return err
 	}
-	if features["tx-udp-segmentation"] {
-		t.Error("tx-udp-segmentation is on at the pod's end")
+	for _, feature := range []string{"tx-udp-segmentation", "tx-sctp-segmentation"} {
+		if features[feature] {
+			t.Errorf("%s is on at the pod's end", feature)
+		}
 	}
 	return nil
 }
