@@ -197,6 +197,7 @@ func TestSCTPService(t *testing.T) {
 		h.serve(f.vip, 81, tcp, f.b)
 		h.serve(f.vip, 8080, sctp) // without backends
 		h.sync()
+		h.forgetFlows()
 		for name, send := range map[string]func(dport uint16, payload int) result{
 			"pod": func(dport uint16, n int) result {
 				return h.fromPod(f.a, h.sent(f.a, chunk(f.a.ip, f.vip, 1000, dport, n)))
