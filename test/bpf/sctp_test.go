@@ -171,7 +171,7 @@ func TestSCTPFragments(t *testing.T) {
 }
 
 // partOf is fragment of either family.
-func partOf(t *testing.T, ls []gopacket.SerializableLayer, id uint16, off, end int) []gopacket.SerializableLayer {
+func partOf(t testing.TB, ls []gopacket.SerializableLayer, id uint16, off, end int) []gopacket.SerializableLayer {
 	t.Helper()
 	if _, ok := ls[0].(*layers.IPv6); ok {
 		return fragment6(t, ls, byte(id), off, end)
