@@ -92,7 +92,7 @@ func TestFuzzPrograms6(t *testing.T) {
 	}
 	hop, dst := extension{0, make([]byte, 6)}, extension{60, make([]byte, 6)}
 	atomic := extension{44, []byte{0, 0, 0, 0, 0, 7}}
-	h.fuzz(t, map[string][][]byte{
+	h.fuzz(t, families()[1], map[string][][]byte{
 		"from_pod": {
 			h.sent(podA, segment(podA6.ip, podR6.ip, 1000, 80, "S")), h.sent(podA, segment(podA6.ip, podR6.ip, 80, 1000, "SA")),
 			h.sent(podA, behind(t, segment(podA6.ip, podR6.ip, 1000, 80, "S"), hop, dst, atomic)),
