@@ -209,3 +209,6 @@ func ports(l4 gopacket.TransportLayer) (src, dst uint16) {
 	}
 	return 0, 0
 }
+
+// payload is so many bytes.
+func payload(n int) gopacket.Payload { return make([]byte, n) }
