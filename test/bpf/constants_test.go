@@ -4,7 +4,6 @@ package bpf
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"strings"
@@ -13,36 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/hawser-mesh/hawser/datapath/features"
-	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/objects"
 )
-
-// Every combination of constants that is used loads, with room below the
-// verifier's limit, and passes a packet.
-func TestConstantsLoad(t *testing.T) {
-	for _, bits := range []uint32{8, 9, 10} {
-		for _, masquerade := range []loader.PortRange{{}, loader.MasqueradePorts()} {
-			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
-				cfg := loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()}
-				if masquerade.Count > 0 { // and without an IPv6 address of the node
-					cfg.NodeAddr6 = addr(self6)
-				}
-				h := newHarnessWith(t, cfg)
-				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
-				h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
-				for name, p := range h.programs() {
-					info, err := p.Info()
-					if err != nil {
-						t.Fatal(err)
-					}
-					if n, ok := info.VerifiedInstructions(); ok && n > verifierLimit/2 {
-						t.Errorf("%s takes %d instructions", name, n)
-					}
-				}
-			})
-		}
-	}
-}
 
 // feature is a set of constants that are 0 where it is off: what an operator wants,
 // and what this kernel may have and another not.

@@ -184,11 +184,35 @@ func (h *harness) hostile(frames [][]byte, e entrance, want datapath.DropReason,
 			h.t.Errorf("became\n%x, was\n%x", r.out[14:], last[e.at:])
 		}
 		before = max(before, 1) // its own
+		h.remembered(last[e.at:])
 	}
 	if after != before {
 		h.t.Errorf("%d flows, want %d", after, before)
 	}
 	h.events()
+}
+
+// remembered expects that all flows are between the two ends of a packet.
+func (h *harness) remembered(p []byte) {
+	h.t.Helper()
+	ends := map[string]bool{}
+	if p[0]>>4 == 6 {
+		ends[string(p[8:24])], ends[string(p[24:40])] = true, true
+	} else {
+		ends[string(p[12:16])], ends[string(p[16:20])] = true, true
+	}
+	for k := range h.entriesNow() {
+		var a, b string
+		switch k := k.(type) {
+		case dpmaps.Tuple4:
+			a, b = string(k.Source[:]), string(k.Destination[:])
+		case dpmaps.Tuple6:
+			a, b = string(k.Source[:]), string(k.Destination[:])
+		}
+		if !ends[a] || !ends[b] || a == b {
+			h.t.Errorf("remembered as %+v", k)
+		}
+	}
 }
 
 // settle forgets what was counted and told up to now.

@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -247,4 +248,31 @@ func (h *harness) forget(a, b host, sport, dport uint16) error {
 	}
 	k := maps.Tuple4{Source: from.As4(), Destination: to.As4(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp}.FlowKey()
 	return errors.Join(m.Ct4Open.Delete(k), m.Ct4.Delete(k))
+}
+
+// Every combination of constants that is used loads, with room below the
+// verifier's limit, and passes a packet.
+func TestConstantsLoad(t *testing.T) {
+	for _, bits := range []uint32{8, 9, 10} {
+		for _, masquerade := range []loader.PortRange{{}, loader.MasqueradePorts()} {
+			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
+				cfg := loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()}
+				if masquerade.Count > 0 { // and without an IPv6 address of the node
+					cfg.NodeAddr6 = addr(self6)
+				}
+				h := newHarnessWith(t, cfg)
+				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
+				h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
+				for name, p := range h.programs() {
+					info, err := p.Info()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if n, ok := info.VerifiedInstructions(); ok && n > verifierLimit/2 {
+						t.Errorf("%s takes %d instructions", name, n)
+					}
+				}
+			})
+		}
+	}
 }
