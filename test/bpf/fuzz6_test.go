@@ -84,8 +84,10 @@ func look6(p []byte) (s seen, ok bool) {
 // TestFuzzPrograms6 is TestFuzzPrograms for IPv6: TCP between podA and podR to port
 // 80 passes, both ways, and what belongs to it, through the service, too; TCP of podA
 // to port 80 outside is left to the stack.
-func TestFuzzPrograms6(t *testing.T) {
-	h := newHarness(t)
+func TestFuzzPrograms6(t *testing.T) { fuzzPrograms6(t, newHarness(t)) }
+
+func fuzzPrograms6(t *testing.T, h *harness) {
+	t.Helper()
 	h.fuzzWorld(families()[1])
 	gone := func(src, dst string, about []gopacket.SerializableLayer) []gopacket.SerializableLayer {
 		return message6(src, dst, 1, 0, append(make([]byte, 4), build(t, about...)[:48]...))
