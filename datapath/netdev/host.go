@@ -105,7 +105,7 @@ func setupHostPairSide(link netlink.Link, cfg HostConfig) error {
 	if name != HostDevice {
 		return nil
 	}
-	if err := disableUDPSegmentation(name); err != nil || !has6 {
+	if err := disableTrains(name); err != nil || !has6 {
 		return err
 	}
 	return ensureAddrs(link, []netip.Addr{cfg.Addr6})

@@ -131,13 +131,13 @@ func checkPod(t *testing.T, dev netdev.PodDevice) error {
 			t.Errorf("%s is %s, want %s", name, v, want)
 		}
 	}
-	noUDPSegmentation(t, "eth0")
+	noTrains(t, "eth0")
 	return nil
 }
 
-// noUDPSegmentation checks a device of the thread's namespace: what is sent into it
+// noTrains checks a device of the thread's namespace: what is sent into it
 // goes into tunnels.
-func noUDPSegmentation(t *testing.T, device string) {
+func noTrains(t *testing.T, device string) {
 	t.Helper()
 	e, err := ethtool.NewEthtool()
 	if err != nil {
@@ -148,8 +148,10 @@ func noUDPSegmentation(t *testing.T, device string) {
 	if err != nil {
 		t.Error(err)
 	}
-	if features["tx-udp-segmentation"] {
-		t.Errorf("tx-udp-segmentation is on at %s", device)
+	for _, feature := range []string{"tx-udp-segmentation", "tx-sctp-segmentation"} {
+		if features[feature] {
+			t.Errorf("%s is on at %s", feature, device)
+		}
 	}
 }
 
@@ -251,7 +253,7 @@ func TestHostDevice(t *testing.T) {
 		if again, err := netdev.EnsureHostDevice(netdev.HostConfig{}); err != nil || again != pair {
 			t.Errorf("repeated: %+v, %v; want %+v", again, err, pair)
 		}
-		noUDPSegmentation(t, netdev.HostDevice)
+		noTrains(t, netdev.HostDevice)
 		// A node address to be the routes' source.
 		lo, _ := netlink.LinkByName("lo")
 		addr, _ := netlink.ParseAddr("172.30.1.11/32")
