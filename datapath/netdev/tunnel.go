@@ -3,6 +3,7 @@
 package netdev
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,11 @@ const (
 	// Source ports of outer headers, the same as the programs choose theirs from.
 	firstTunnelPort, lastTunnelPort = 0x8000, 0xFFFF
 )
+
+// tunnelMAC is the inner destination address of all tunnel packets, so that the
+// device does not take them for somebody else's. It must not be the inner source
+// address, of which the kernel takes packets for its own.
+func tunnelMAC() net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, 0} }
 
 // TunnelConfig is what the tunnel's device should be.
 type TunnelConfig struct {
@@ -79,7 +85,7 @@ func addTunnelDevice(ctx context.Context, cfg TunnelConfig) (netlink.Link, error
 		return nil, err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Index = TunnelDevice, tunnelMTU, cfg.IfIndex
+	attrs.Name, attrs.MTU, attrs.Index, attrs.HardwareAddr = TunnelDevice, tunnelMTU, cfg.IfIndex, tunnelMAC()
 	err := netlink.LinkAdd(&netlink.Vxlan{
 		LinkAttrs: attrs, FlowBased: true, Port: int(cfg.Port), PortLow: firstTunnelPort, PortHigh: lastTunnelPort,
 	})
@@ -105,6 +111,7 @@ func isTunnel(link netlink.Link, cfg TunnelConfig) bool {
 	v, ok := link.(*netlink.Vxlan)
 	return ok && v.FlowBased && !v.GBP && !v.Learning && v.VtepDevIndex == 0 && v.SrcAddr == nil &&
 		v.Port == int(cfg.Port) && v.PortLow == firstTunnelPort && v.PortHigh == lastTunnelPort && v.MTU == tunnelMTU &&
+		bytes.Equal(v.HardwareAddr, tunnelMAC()) &&
 		(cfg.IfIndex == 0 || cfg.IfIndex == v.Index)
 }
 
@@ -126,10 +133,16 @@ func SetTunnelUp(port uint16) error {
 	if err == nil {
 		err = setUp(link)
 	}
-	if errors.Is(err, unix.EADDRINUSE) {
-		err = portInUse(port, err)
+	return wrap("set tunnel device "+TunnelDevice+" up", PortInUse(port, err))
+}
+
+// PortInUse makes the error of a device that could not be set up tell, where it is
+// because somebody has the tunnel's port, how to find out who.
+func PortInUse(port uint16, cause error) error {
+	if errors.Is(cause, unix.EADDRINUSE) {
+		return portInUse(port, cause)
 	}
-	return wrap("set tunnel device "+TunnelDevice+" up", err)
+	return cause
 }
 
 func portInUse(port uint16, cause error) error {

@@ -48,7 +48,8 @@ func TestEnsureTunnelDevice(t *testing.T) {
 			t.Errorf("a new device has flags %v, %v; want it down, until a program is on it", link.Attrs().Flags, err)
 		}
 		v := ensureTunnel(t, cfg)
-		if !v.FlowBased || v.Learning || v.Port != tunnelPort || v.PortLow != 32768 || v.PortHigh != 65535 || v.MTU != 65535 {
+		if !v.FlowBased || v.Learning || v.Port != tunnelPort || v.PortLow != 32768 || v.PortHigh != 65535 || v.MTU != 65535 ||
+			v.HardwareAddr.String() != "02:00:00:00:00:00" {
 			t.Errorf("made %+v", v)
 		}
 		if v.Flags&net.FlagUp == 0 || v.RawFlags&0x80 == 0 { // IFF_NOARP
@@ -86,26 +87,26 @@ func TestTunnelDeviceIsMadeAnew(t *testing.T) {
 		if v := ensureTunnel(t, netdev.TunnelConfig{Port: 4789}); v.Port != 4789 || v.Index == first.Index {
 			t.Errorf("another port was asked for: port %d, index %d (was %d)", v.Port, v.Index, first.Index)
 		}
-		for name, other := range map[string]*netlink.Vxlan{
-			"not external": {VxlanId: 7, Port: tunnelPort, PortLow: 32768, PortHigh: 65535},
-			"learns":       {FlowBased: true, Learning: true, Port: tunnelPort, PortLow: 32768, PortHigh: 65535},
-			"other ports":  {FlowBased: true, Port: tunnelPort},
-			"small":        {FlowBased: true, Port: tunnelPort, PortLow: 32768, PortHigh: 65535, LinkAttrs: netlink.LinkAttrs{MTU: 1450}},
+		for name, alter := range map[string]func(*netlink.Vxlan){
+			"not external":  func(v *netlink.Vxlan) { v.FlowBased, v.VxlanId = false, 7 },
+			"learns":        func(v *netlink.Vxlan) { v.Learning = true },
+			"other ports":   func(v *netlink.Vxlan) { v.PortLow = 40000 },
+			"group policy":  func(v *netlink.Vxlan) { v.GBP = true },
+			"small":         func(v *netlink.Vxlan) { v.MTU = 1450 },
+			"other address": func(v *netlink.Vxlan) { v.HardwareAddr[5] = 1 },
+			"nothing":       func(*netlink.Vxlan) {},
 		} {
 			if err := netdev.DeleteTunnelDevice(); err != nil {
 				return err
 			}
-			mtu := max(other.MTU, 1)
-			other.LinkAttrs = netlink.NewLinkAttrs()
-			other.Name = netdev.TunnelDevice
-			if mtu > 1 {
-				other.MTU = mtu
-			}
-			if err := netlink.LinkAdd(other); err != nil {
+			there := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), FlowBased: true, Port: tunnelPort, PortLow: 32768, PortHigh: 65535}
+			there.Name, there.MTU, there.HardwareAddr = netdev.TunnelDevice, 65535, net.HardwareAddr{2, 0, 0, 0, 0, 0}
+			alter(there)
+			if err := netlink.LinkAdd(there); err != nil {
 				return err
 			}
-			if v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort}); v.Index == other.Index || v.MTU != 65535 || !v.FlowBased {
-				t.Errorf("%s: it was kept: %+v", name, v)
+			if v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort}); (v.Index == there.Index) != (name == "nothing") || v.MTU != 65535 || !v.FlowBased {
+				t.Errorf("what differs is %s: index %d, was %d; %+v", name, v.Index, there.Index, v)
 			}
 		}
 		v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort})
