@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +55,28 @@ func Sockets() bool {
 		_ = prog.Close()
 	}
 	return true
+}
+
+// VXLAN reports whether the kernel has VXLAN devices, or a module for them, which
+// it loads then. Needs CAP_NET_ADMIN.
+func VXLAN() (bool, error) { return hasDevices("vxlan") }
+
+// hasDevices asks for a device of a kind, without the attributes that it must have:
+// the kernel refuses it as soon as it knows the kind.
+func hasDevices(kind string) (bool, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "hawser_probe"
+	link := &netlink.GenericLink{LinkAttrs: attrs, LinkType: kind}
+	err := netlink.LinkAdd(link)
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return true, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return false, nil
+	case err == nil: // none does that; nothing is to be left if one did
+		return true, netlink.LinkDel(link)
+	}
+	return false, fmt.Errorf("probe %s devices: %w", kind, err)
 }
 
 // Flags of bpf_skb_adjust_room that the probe uses.
