@@ -139,6 +139,35 @@ func ChecksumIPv6() (bool, error) {
 	})
 }
 
+// Sizes of struct bpf_tunnel_key: all of it, and without the address to send from,
+// which older kernels do not have.
+const (
+	TunnelKeySize      = 44
+	tunnelKeyShortSize = 28
+	stackSlots         = 48
+)
+
+// TunnelKey is how much of struct bpf_tunnel_key bpf_skb_set_tunnel_key takes: all
+// TunnelKeySize bytes since Linux 5.19.
+func TunnelKey() (size uint32, err error) {
+	ins := asm.Instructions{}
+	for at := int16(8); at <= stackSlots; at += 8 {
+		ins = append(ins, asm.StoreImm(asm.R10, -at, 0, asm.DWord))
+	}
+	whole, err := probe("set_tunnel_key", append(ins,
+		asm.Mov.Reg(asm.R2, asm.R10),
+		asm.Add.Imm(asm.R2, -stackSlots),
+		asm.Mov.Imm(asm.R3, TunnelKeySize),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnSkbSetTunnelKey.Call(),
+		asm.Return(),
+	))
+	if err != nil || !whole {
+		return tunnelKeyShortSize, err
+	}
+	return TunnelKeySize, nil
+}
+
 // probe reports whether a program returns 0 on an IPv4 packet.
 func probe(what string, ins asm.Instructions) (bool, error) {
 	prog, err := load(ins)
