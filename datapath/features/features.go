@@ -150,9 +150,9 @@ const (
 // TunnelKey is how much of struct bpf_tunnel_key bpf_skb_set_tunnel_key takes: all
 // TunnelKeySize bytes since Linux 5.19.
 func TunnelKey() (size uint32, err error) {
-	ins := asm.Instructions{}
+	ins := asm.Instructions{asm.Mov.Imm(asm.R0, 0)}
 	for at := int16(8); at <= stackSlots; at += 8 {
-		ins = append(ins, asm.StoreImm(asm.R10, -at, 0, asm.DWord))
+		ins = append(ins, asm.StoreMem(asm.R10, -at, asm.R0, asm.DWord))
 	}
 	whole, err := probe("set_tunnel_key", append(ins,
 		asm.Mov.Reg(asm.R2, asm.R10),
