@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"github.com/hawser-mesh/hawser/agent"
+	"github.com/hawser-mesh/hawser/lab"
 )
 
 // placement is where client and server run. On one CPU the path's own cost
@@ -49,15 +52,26 @@ func (c *contest) run(s shape, p placement, r role) outcome {
 	return runClient(c.t, r, c.servers[s.name+p.name])
 }
 
+// tunnelShape is hawserShape with the tunnel's headers made in one way.
+func tunnelShape(t *testing.T, letter, name, way string) shape {
+	t.Helper()
+	spec := lab.NewSpec(labName(letter), 1, 2)
+	spec.Agent = map[string]string{"tunnel-datapath": way}
+	s, _ := hawserShapeOf(t, spec)
+	s.name = name
+	return s
+}
+
 // TestPerfPaths compares latency, new connections and CPU time per byte, pod to
-// pod on another node: Hawser, plain routing, kernel VXLAN, the same with
-// nftables.
+// pod on another node: Hawser with headers made in eBPF and by the kernel's device
+// (hawser-netdev), plain routing, kernel VXLAN, the same with nftables.
 func TestPerfPaths(t *testing.T) {
 	r := newReport(t, "paths", "TCP from a pod to a pod on another node, same shape of devices; Hawser with conntrack and policy, VXLAN with an nftables policy of the same meaning, the others without")
-	hawser, _ := hawserShape(t)
+	hawser := tunnelShape(t, "p", "hawser", agent.TunnelEBPF)
+	netdev := tunnelShape(t, "n", "hawser-netdev", agent.TunnelNetdev)
 	filtered := kernelShape(t, "vxlan-nft", true)
 	filter(t, filtered)
-	c := newContest(t, hawser, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true), filtered)
+	c := newContest(t, hawser, netdev, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true), filtered)
 	for _, p := range placements() {
 		c.latency(r, p, "request/response p50", role{Mode: "rr", Millis: 700}, "µs", "eBPF headers ≤ plain + 1 µs")
 	}
@@ -83,6 +97,11 @@ func (c *contest) latency(r *report, p placement, what string, job role, unit, g
 		r.addRounds(fmt.Sprintf("%s, %s, %s", what, p.name, s.name), unit, "", p50[s.name], p99[s.name])
 	}
 	r.add(fmt.Sprintf("%s, %s, hawser - plain", what, p.name), unit, goal, differences(p50["hawser"], p50["plain"]))
+	netdevGoal := ""
+	if goal != "" {
+		netdevGoal = "≤ 0.96"
+	}
+	r.add(fmt.Sprintf("%s, %s, hawser-netdev / vxlan", what, p.name), "×", netdevGoal, ratios(p50["hawser-netdev"], p50["vxlan"]))
 	r.add(fmt.Sprintf("%s, %s, hawser / plain", what, p.name), "×", "", ratios(p50["hawser"], p50["plain"]))
 	r.add(fmt.Sprintf("%s, %s, hawser / vxlan", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan"]))
 	r.add(fmt.Sprintf("%s, %s, hawser / vxlan with nftables policy", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan-nft"]))
@@ -102,6 +121,7 @@ func (c *contest) stream(r *report, p placement) {
 		r.add(fmt.Sprintf("CPU per GB, %s, %s", p.name, s.name), "s", "", cpu[s.name])
 	}
 	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan", p.name), "×", "≤ 1.05", ratios(cpu["hawser"], cpu["vxlan"]))
+	r.add(fmt.Sprintf("CPU per GB, %s, hawser-netdev / vxlan", p.name), "×", "≤ 1.05", ratios(cpu["hawser-netdev"], cpu["vxlan"]))
 	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan with nftables policy", p.name), "×", "", ratios(cpu["hawser"], cpu["vxlan-nft"]))
 	r.add(fmt.Sprintf("CPU per GB, %s, hawser / plain", p.name), "×", "", ratios(cpu["hawser"], cpu["plain"]))
 }
