@@ -116,6 +116,8 @@ type node struct {
 	addr6 netip.Addr // in the mesh
 	pin   string
 	fs    string
+	// tunnel is the device that makes its tunnel's headers; empty: the programs do.
+	tunnel string
 }
 
 func newFabric(t *testing.T) netns.NsHandle {
