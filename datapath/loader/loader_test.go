@@ -396,7 +396,13 @@ func (a *agent) ids(t *testing.T) (out []string) {
 // A restarted agent starts with empty tables and must not be noticed: not by
 // the kernel's ids, not by an open connection.
 func TestRestartIsNotSeen(t *testing.T) {
-	w := newWorld(t)
+	all := makes()
+	for _, name := range []string{"ebpf", "netdev"} {
+		t.Run(name, func(t *testing.T) { restartIsNotSeen(t, newWorldOf(t, "", all[name])) })
+	}
+}
+
+func restartIsNotSeen(t *testing.T, w *world) {
 	serve(t, w.pods[1], 8080)
 	c := dial(t, w.pods[0], ips(1), 8080)
 	if err := echo(c, "before", 5*time.Second); err != nil {

@@ -75,8 +75,10 @@ func ip4(b []byte) string { return netip.AddrFrom4([4]byte(b)).String() }
 // Packets that are nearly right: no program fails on one, and what comes out is
 // what policy lets through: TCP between podA and podR to port 80, both ways, and
 // its answers.
-func TestFuzzPrograms(t *testing.T) {
-	h := newHarness(t)
+func TestFuzzPrograms(t *testing.T) { makes(t, fuzzPrograms) }
+
+func fuzzPrograms(t *testing.T, h *harness) {
+	t.Helper()
 	set := datapath.RuleSet{ID: 5, Ingress: true, Egress: true, Entries: entries{
 		{Direction: datapath.Ingress, Identity: idR, Protocol: tcp, Port: 80}: {}, {Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 80}: {},
 	}}
@@ -117,6 +119,18 @@ func (h *harness) fuzz(t *testing.T, seeds map[string][][]byte, mutate func(*ran
 		"from_pod": {h.d.Programs().FromPod, podA.name}, "from_overlay": {h.d.Programs().FromOverlay, "eth0"},
 		"from_host": {h.d.Programs().FromHost, "hawser_net"},
 	}
+	if h.device != nil {
+		progs["from_tunnel"] = struct {
+			p   *ebpf.Program
+			dev string
+		}{h.device.prog, "vxlan0"}
+		for _, p := range seeds["from_overlay"] {
+			if len(p) > tunnelHeader+34 && p[23] == udp {
+				seeds["from_tunnel"] = append(seeds["from_tunnel"], p[tunnelHeader:])
+			}
+		}
+		h.prepare(node2, idR, tunnelMark)
+	}
 	for name, prog := range progs {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2)) // the same packets in every run
@@ -133,8 +147,8 @@ func (h *harness) fuzz(t *testing.T, seeds map[string][][]byte, mutate func(*ran
 					if err != nil {
 						return err
 					}
-					if act == actRedirect {
-						let++
+					if act == actRedirect || act == actOK && h.device != nil && name == "from_overlay" {
+						let++ // or up to the device
 					}
 					if why := wrong(name, p, int(int32(act)), opts.DataOut); why != "" {
 						t.Errorf("packet %d, verdict %d: %s\nin  %x\nout %x", n, int32(act), why, p, opts.DataOut)
@@ -156,6 +170,12 @@ func (h *harness) fuzz(t *testing.T, seeds map[string][][]byte, mutate func(*ran
 
 // wrong is what is wrong with a verdict, by the model.
 func wrong(prog string, in []byte, act int, out []byte) string {
+	if prog == "from_tunnel" { // nothing there is for the stack
+		if act == actOK {
+			return "left to the stack"
+		}
+		prog = "from_overlay"
+	}
 	i, ok := look(in)
 	switch act {
 	case actShot:
@@ -216,7 +236,7 @@ func wrong(prog string, in []byte, act int, out []byte) string {
 // innerError is the packet that an ICMP error quotes, nil when out is none.
 func innerError(prog string, out []byte) []byte {
 	p := out[14:]
-	if prog == "from_pod" && len(p) > 70 && p[9] == udp {
+	if prog == "from_pod" && len(p) > 70 && p[9] == udp && binary.BigEndian.Uint16(p[22:]) == 8472 {
 		p = p[50:]
 	}
 	if len(p) < 56 || p[9] != 1 || !slices.Contains([]byte{3, 4, 11, 12}, p[20]) {
