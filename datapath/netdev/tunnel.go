@@ -152,9 +152,9 @@ func portInUse(port uint16, cause error) error {
 
 // portIsFree binds the port on all addresses, as the device will, and lets it go.
 func portIsFree(ctx context.Context, port uint16) error {
-	for network, any := range map[string]netip.Addr{"udp4": netip.IPv4Unspecified(), "udp6": netip.IPv6Unspecified()} {
+	for network, all := range map[string]netip.Addr{"udp4": netip.IPv4Unspecified(), "udp6": netip.IPv6Unspecified()} {
 		var lc net.ListenConfig
-		conn, err := lc.ListenPacket(ctx, network, netip.AddrPortFrom(any, port).String())
+		conn, err := lc.ListenPacket(ctx, network, netip.AddrPortFrom(all, port).String())
 		switch {
 		case err == nil:
 			if err := conn.Close(); err != nil {
