@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* from_overlay: ingress of the underlay device. Tunnelled packets are checked,
  * judged, stripped and delivered, or go up to a device that strips them
- * (from_tunnel.c); packets to local pods that came without a
- * tunnel are judged as world; all others are the host's and pass.
+ * (from_tunnel.c); packets to local pods that came without a tunnel are judged as
+ * world; all others are the host's and pass.
  *
  * Everything is decided on the packet as it came; it is stripped last. */
 #include "lib/deliver.h"
@@ -253,7 +253,9 @@ static __always_inline int to_tunnel(struct __sk_buff *skb, __be32 outer)
 	pull(skb, TUNNEL_INNER + IP_HLEN + L4_MAX);
 	h = data(skb) + ETH_HLEN;
 	ip = data(skb) + TUNNEL_INNER;
-	sound = (void *)(h + 1) <= data_end(skb) && h->vxlan.flags == VXLAN_VNI_VALID;
+	/* The kernel's device drops what has more bits set. */
+	sound = (void *)(h + 1) <= data_end(skb) && h->vxlan.flags == VXLAN_VNI_VALID &&
+	        !(h->vxlan.vni & VXLAN_RESERVED);
 	if (likely(sound && bpf_ntohl(h->vxlan.vni) >> 8 != ID_HEALTH))
 		return to_device(skb);
 	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);

@@ -2,10 +2,10 @@
 /* VXLAN (RFC 7348); the VNI is the source's identity. The headers are written here,
  * or by the kernel's device (device.h), with the same bytes.
  *
- * Where we write them, the receiver's rewrite leaves the UDP-tunnel mark of segmentation offload on
- * the packet, so UDP segmentation (tx-udp-segmentation) must be off at the
- * pod's end of its veth, or QUIC-like senders lose packets; and a stripped
- * packet cannot be wrapped again, so nothing here forwards from tunnel to
+ * Where we write them, the receiver's rewrite leaves the UDP-tunnel mark of
+ * segmentation offload on the packet, so UDP segmentation (tx-udp-segmentation) must
+ * be off at the pod's end of its veth, or QUIC-like senders lose packets; and a
+ * stripped packet cannot be wrapped again, so nothing here forwards from tunnel to
  * tunnel. */
 #pragma once
 #include "config.h"
@@ -19,6 +19,7 @@ struct vxlanhdr {
 };
 
 #define VXLAN_VNI_VALID bpf_htonl(0x08000000)
+#define VXLAN_RESERVED  bpf_htonl(0xFF) /* of vni */
 
 struct tunnel_headers {
 	struct iphdr ip;

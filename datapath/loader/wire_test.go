@@ -62,21 +62,21 @@ func TestBothMakesSendTheSame(t *testing.T) {
 		return d.Close()
 	})
 	sent["netdev before Linux 5.19"] = w.onWire(t, packets)
-	for make, all := range sent {
+	for maker, all := range sent {
 		for i, p := range packets {
 			if got := all[i]; headerSum(got[14:34]) != 0 {
-				t.Errorf("%s, %s: the outer header's checksum is wrong: %x", p.name, make, got[14:34])
+				t.Errorf("%s, %s: the outer header's checksum is wrong: %x", p.name, maker, got[14:34])
 			} else if p.gso == 0 && len(got) != len(p.frame)+overhead {
-				t.Errorf("%s, %s: %d bytes became %d", p.name, make, len(p.frame), len(got))
+				t.Errorf("%s, %s: %d bytes became %d", p.name, maker, len(p.frame), len(got))
 			}
 			clear(all[i][18:20]) // its id
 			clear(all[i][24:26]) // and with it its checksum
 		}
 	}
-	for make, all := range sent {
+	for maker, all := range sent {
 		for i, p := range packets {
 			if want := sent["ebpf"][i]; !bytes.Equal(all[i], want) {
-				t.Errorf("%s:\nebpf %x\n%s %x", p.name, want[:min(len(want), 128)], make, all[i][:min(len(all[i]), 128)])
+				t.Errorf("%s:\nebpf %x\n%s %x", p.name, want[:min(len(want), 128)], maker, all[i][:min(len(all[i]), 128)])
 			}
 		}
 	}

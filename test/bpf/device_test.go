@@ -227,6 +227,7 @@ func TestDeviceLetsUp(t *testing.T) {
 	}
 	// What is not VXLAN by its flags is nobody's.
 	h.dropped(h.fromOverlay(tunnel(func(p []byte) { p[42] = 0 })), maps.DropMalformed)
+	h.dropped(h.fromOverlay(tunnel(func(p []byte) { p[tunnelHeader-1] = 1 })), maps.DropMalformed)
 }
 
 // What the device is told of a packet. The headers that it makes of that are
