@@ -105,7 +105,17 @@ func TestEngineAgreesWithModel(t *testing.T) {
 func change(t *testing.T, w policymodel.World, e *Engine, m *policymodel.Model, endpoints map[string]policymodel.Endpoint) {
 	t.Helper()
 	n := policymodel.Workload(w.IntN(policymodel.Workloads))
-	switch w.IntN(11) {
+	switch w.IntN(13) {
+	case 12:
+		m.APIServers = w.APIServers()
+		e.SetKubeAPIServers(m.APIServers)
+	case 11:
+		peers := policymodel.Peers()
+		for range 6 {
+			a := policymodel.Pick(w.Rand, peers[8:]...).Addr // those have one
+			m.AddrPorts[a] = w.Names()
+			e.SetAddressPorts(a, named(m.AddrPorts[a]))
+		}
 	case 10:
 		name, served := w.Service(), w.Served()
 		m.Services[name] = served

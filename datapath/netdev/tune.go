@@ -93,8 +93,9 @@ func ignoreMissing(err error) error {
 // can have no such header at all, since its packets may differ in length.
 func trains() []string { return []string{"tx-udp-segmentation", "tx-sctp-segmentation"} }
 
-// disableTrains makes the pod's kernel cut trains itself. Kernels without a
-// feature have nothing to turn off.
+// disableTrains makes the kernel cut trains before they enter the device: the pod's
+// end of its veth, and the host's of the host pair. Kernels without a feature have
+// nothing to turn off.
 func disableTrains(device string) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {

@@ -123,6 +123,10 @@ func (j *judged) change() {
 		if _, ok := j.m.Identities[n]; ok {
 			j.m.Ports[n] = j.w.Names()
 			j.e.SetNamedPorts(n, namedPorts(j.m.Ports[n]))
+			for _, a := range []netip.Addr{workloadAddr(i), workloadAddr6(i)} {
+				j.m.AddrPorts[a] = j.m.Ports[n]
+				j.e.SetAddressPorts(a, namedPorts(j.m.Ports[n]))
+			}
 		}
 	case 9:
 		j.moveEndpoint()

@@ -5,6 +5,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -18,6 +20,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
 	"github.com/hawser-mesh/hawser/identity"
 )
 
@@ -253,26 +256,87 @@ func (h *harness) forgetFlow(a, b host, sport, dport uint16) error {
 // Every combination of constants that is used loads, with room below the
 // verifier's limit, and passes a packet.
 func TestConstantsLoad(t *testing.T) {
-	for _, bits := range []uint32{8, 9, 10} {
-		for _, masquerade := range []loader.PortRange{{}, loader.MasqueradePorts()} {
-			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
-				cfg := loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()}
-				if masquerade.Count > 0 { // and without an IPv6 address of the node
-					cfg.NodeAddr6 = addr(self6)
+	none, ports := loader.PortRange{}, loader.MasqueradePorts()
+	for _, c := range []struct {
+		bits        uint32
+		masquerade  loader.PortRange
+		node6, out6 string
+	}{
+		{8, none, "", ""}, {9, none, self6, ""}, {10, none, "", ""},
+		{8, ports, self6, selfOut6}, {9, ports, "", ""}, {10, ports, self6, ""},
+		{8, none, self6, ""}, {8, ports, "", ""}, {10, ports, self6, selfOut6},
+	} {
+		t.Run(fmt.Sprintf("%d bits, %d ports, %q, %q", c.bits, c.masquerade.Count, c.node6, c.out6), func(t *testing.T) {
+			cfg := loader.Config{ClusterBits: c.bits, Masquerade: c.masquerade, MapSizes: loader.SmallMaps()}
+			cfg.NodeAddr6, _ = netip.ParseAddr(c.node6) // "" is none
+			cfg.Masquerade6, _ = netip.ParseAddr(c.out6)
+			h := newHarnessWith(t, cfg)
+			h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
+			h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
+			for name, p := range h.programs() {
+				roomInVerifier(t, name, p)
+			}
+		})
+	}
+}
+
+func roomInVerifier(t *testing.T, name string, p *ebpf.Program) {
+	t.Helper()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, ok := info.VerifiedInstructions()
+	if ok && n > verifierLimit/2 {
+		t.Errorf("%s takes %d instructions", name, n)
+	}
+	t.Logf("%s: %d instructions", name, n)
+}
+
+// On kernels that know none of the flags that are probed for, all programs load, with
+// masquerading and without.
+func TestConstantsOfOldKernelsLoad(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads eBPF programs")
+	}
+	for _, masquerade := range []bool{false, true} {
+		t.Run(fmt.Sprintf("masquerade %v", masquerade), func(t *testing.T) {
+			spec, err := objects.LoadHawser()
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes := loader.SmallMaps()
+			for name, m := range spec.Maps {
+				if m.Type == ebpf.Hash || m.Type == ebpf.LRUHash {
+					m.MaxEntries = min(m.MaxEntries, 1024)
 				}
-				h := newHarnessWith(t, cfg)
-				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
-				h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
-				for name, p := range h.programs() {
-					info, err := p.Info()
-					if err != nil {
-						t.Fatal(err)
-					}
-					if n, ok := info.VerifiedInstructions(); ok && n > verifierLimit/2 {
-						t.Errorf("%s takes %d instructions", name, n)
-					}
+				if name == "events" {
+					m.MaxEntries = sizes.Events
 				}
-			})
-		}
+			}
+			set := func(name string, value any) {
+				t.Helper()
+				if err := spec.Variables[name].Set(value); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, flag := range []string{"encap_extra_flags", "decap6_flag", "csum6_flag"} {
+				set(flag, uint64(0))
+			}
+			set("node_addr6", addr(self6).As16())
+			if rng := loader.MasqueradePorts(); masquerade {
+				set("snat_first", uint32(rng.First))
+				set("snat_ports", uint32(rng.Count))
+				set("snat_addr6", addr(selfOut6).As16())
+			}
+			all, err := ebpf.NewCollection(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer all.Close()
+			for name, p := range all.Programs {
+				roomInVerifier(t, name, p)
+			}
+		})
 	}
 }
