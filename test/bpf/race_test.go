@@ -192,7 +192,7 @@ func raceOfFlowCache(t *testing.T, podA, podB host) {
 	}
 	r := race{
 		harness: h, sends: [2]func(int) shot{send, send}, flips: []flip{h.flipRules(open)},
-		evict: func() { _ = h.forget(podA, podB, 1000, 80) },
+		evict: func() { _ = h.forgetFlow(podA, podB, 1000, 80) },
 	}
 	r.run(t)
 }
@@ -234,14 +234,14 @@ func raceOfEstablished(t *testing.T, f family) {
 		flips: []flip{h.flipRules(open), {is(datapath.IPEntry{Identity: idX}), is(datapath.IPEntry{Identity: idR})}},
 		evict: func() { // a while is needed to establish it
 			time.Sleep(time.Millisecond)
-			_ = h.forget(f.a, f.r, 1000, 80)
+			_ = h.forgetFlow(f.a, f.r, 1000, 80)
 		},
 	}
 	r.run(t)
 }
 
-// forget deletes the TCP flow of a to b, whose address is higher.
-func (h *harness) forget(a, b host, sport, dport uint16) error {
+// forgetFlow deletes the TCP flow of a to b, whose address is higher.
+func (h *harness) forgetFlow(a, b host, sport, dport uint16) error {
 	from, to, m := addr(a.ip), addr(b.ip), h.d.Maps()
 	if from.Is6() {
 		k := maps.Tuple6{
