@@ -240,7 +240,8 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 	a.epoch = ip_epoch4(p->t.saddr);
 	p->src_id = world_identity4(p->t.saddr);
 	a.claimed = p->src_id;
-	if (endpoint_by_addr4(p->t.saddr) || is_own_address(p->t.saddr))
+	if (endpoint_by_addr4(p->t.saddr) || is_own_address(p->t.saddr) ||
+	    is_no_source4(p->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (unlikely(p->icmp_error)) {
 		pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));

@@ -258,7 +258,7 @@ func masqueradeExhausted(t *testing.T, h *harness, w wayOut) {
 	if seen, deleted := h.collectPorts(w, 10, now+100); seen != 5 || deleted != 0 {
 		t.Errorf("of %d ports %d were deleted while all flows live", seen, deleted)
 	}
-	h.forget(w, 1000)
+	h.forgetOut(w, 1000)
 	if _, deleted := h.collectPorts(w, 1<<30, now); deleted != 0 {
 		t.Error("a port was deleted that is too young")
 	}
@@ -293,8 +293,8 @@ func (h *harness) collectPorts(w wayOut, grace, now uint32) (seen, deleted int) 
 	return seen, deleted
 }
 
-// forget has conntrack forget the flow of podA's port to the outside.
-func (h *harness) forget(w wayOut, port uint16) {
+// forgetOut has conntrack forget the flow of podA's port to the outside.
+func (h *harness) forgetOut(w wayOut, port uint16) {
 	h.t.Helper()
 	from, to := addr(w.a.ip), addr(w.far)
 	var err error

@@ -626,10 +626,12 @@ type AddEndpointRequest struct {
 	Labels []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
 	Cgroup string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
 	// What the pod calls its ports: "http=8080/tcp".
-	NamedPorts    []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
-	Network       string   `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"` // the runtime's name of the network that the workload is added to
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NamedPorts []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
+	Network    string   `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"` // the runtime's name of the network that the workload is added to
+	// Labels of the workload's namespace: "key=value".
+	NamespaceLabels []string `protobuf:"bytes,10,rep,name=namespace_labels,json=namespaceLabels,proto3" json:"namespace_labels,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AddEndpointRequest) Reset() {
@@ -723,6 +725,13 @@ func (x *AddEndpointRequest) GetNetwork() string {
 		return x.Network
 	}
 	return ""
+}
+
+func (x *AddEndpointRequest) GetNamespaceLabels() []string {
+	if x != nil {
+		return x.NamespaceLabels
+	}
+	return nil
 }
 
 type AddEndpointResponse struct {
@@ -3273,7 +3282,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\aProblem\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03fix\x18\x03 \x01(\tR\x03fix\"\x82\x02\n" +
+	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xad\x02\n" +
 	"\x12AddEndpointRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x16\n" +
@@ -3284,7 +3293,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06cgroup\x18\a \x01(\tR\x06cgroup\x12\x1f\n" +
 	"\vnamed_ports\x18\b \x03(\tR\n" +
 	"namedPorts\x12\x18\n" +
-	"\anetwork\x18\t \x01(\tR\anetwork\"F\n" +
+	"\anetwork\x18\t \x01(\tR\anetwork\x12)\n" +
+	"\x10namespace_labels\x18\n" +
+	" \x03(\tR\x0fnamespaceLabels\"F\n" +
 	"\x13AddEndpointResponse\x12/\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"R\n" +
 	"\x15DeleteEndpointRequest\x12!\n" +
