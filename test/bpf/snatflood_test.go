@@ -200,7 +200,7 @@ func TestRaceOfMasquerade(t *testing.T) {
 							got := make([]byte, 256)
 							act, err := prog.Run(&ebpf.RunOptions{Data: packet, DataOut: got, Context: ctx})
 							if err != nil || act != actRedirect {
-								return fmt.Errorf("verdict %d, %v", act, err)
+								return errors.Join(fmt.Errorf("verdict %d", act), err)
 							}
 							if at := port + 2*cpu; uint16(got[at])<<8|uint16(got[at+1]) != want {
 								return fmt.Errorf("CPU %d: port %x, want %x", cpu, got[at:at+2], want)
