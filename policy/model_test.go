@@ -209,7 +209,7 @@ func compare(t *testing.T, e *Engine, m *policymodel.Model, endpoints map[string
 				as.Identity = cmp.Or(tries[0].lookup(peer.Addr), identity.World)
 			}
 			for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
-				for _, proto := range []uint8{6, 17, 1} {
+				for _, proto := range []uint8{6, 17, 132, 1} {
 					for _, port := range []uint16{1, 63, 64, 80, 81, 82, 150, 40000} {
 						got := Decide(rs, d, as, proto, port)
 						if want := m.Allowed(ep, d, peer, proto, port); got.Allow != want {

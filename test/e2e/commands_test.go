@@ -41,6 +41,7 @@ func commands() map[string]command {
 		"address":     cmdAddress,    // of a place
 		"identity":    cmdIdentity,   // of a pod
 		"reach":       cmdReach,      // a place answers another
+		"train":       cmdTrain,      // of datagrams, all of which are answered
 		"denied":      cmdDenied,     // it does not, and the drop is seen
 		"refused":     cmdRefused,    // a place says at once that nothing listens
 		"monitored":   cmdMonitored,  // a drop is told by `hawser monitor`

@@ -85,16 +85,19 @@ type NodeStatusReport struct {
 	// namespace/name -> revision of the policy objects that this node has resolved.
 	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The kernel has them all.
-	PoliciesSettled bool           `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
-	PolicyScope     string         `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
-	PolicyMode      string         `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
-	PolicyAudit     bool           `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
-	Now             int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
-	Certificate     string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
-	Pools           []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
-	NotReady        string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // why the node takes no new workloads yet; empty when it does
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	PoliciesSettled bool `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	// What flows of pods to the outside have for an address, one of a family; of a
+	// family without one they keep their own.
+	MasqueradeAddresses []string       `protobuf:"bytes,22,rep,name=masquerade_addresses,json=masqueradeAddresses,proto3" json:"masquerade_addresses,omitempty"`
+	PolicyScope         string         `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
+	PolicyMode          string         `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
+	PolicyAudit         bool           `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
+	Now                 int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
+	Certificate         string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
+	Pools               []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
+	NotReady            string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // why the node takes no new workloads yet; empty when it does
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *NodeStatusReport) Reset() {
@@ -272,6 +275,13 @@ func (x *NodeStatusReport) GetPoliciesSettled() bool {
 		return x.PoliciesSettled
 	}
 	return false
+}
+
+func (x *NodeStatusReport) GetMasqueradeAddresses() []string {
+	if x != nil {
+		return x.MasqueradeAddresses
+	}
+	return nil
 }
 
 func (x *NodeStatusReport) GetPolicyScope() string {
@@ -3209,7 +3219,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd4\b\n" +
+	"\rStatusRequest\"\x87\t\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -3235,7 +3245,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
 	"\benrolled\x18\x13 \x01(\bR\benrolled\x12E\n" +
 	"\bpolicies\x18\x14 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
-	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x12!\n" +
+	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x121\n" +
+	"\x14masquerade_addresses\x18\x16 \x03(\tR\x13masqueradeAddresses\x12!\n" +
 	"\fpolicy_scope\x18( \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18) \x01(\tR\n" +
 	"policyMode\x12!\n" +

@@ -111,7 +111,7 @@ func (w World) part() api.Part {
 }
 
 func (w World) port() api.Port {
-	p := api.Port{Protocol: Pick(w.Rand, api.TCP, api.UDP)}
+	p := api.Port{Protocol: Pick(w.Rand, api.TCP, api.UDP, api.SCTP)}
 	switch w.IntN(4) {
 	case 0:
 		p.Name = Pick(w.Rand, "web", "dns")
@@ -130,7 +130,7 @@ func (w World) port() api.Port {
 // Names are what a workload calls its ports.
 func (w World) Names() (out []NamedPort) {
 	for range w.IntN(3) {
-		out = append(out, NamedPort{Pick(w.Rand, "web", "dns"), Pick(w.Rand, api.TCP, api.UDP), Pick[uint16](w.Rand, 80, 82)})
+		out = append(out, NamedPort{Pick(w.Rand, "web", "dns"), Pick(w.Rand, api.TCP, api.UDP, api.SCTP), Pick[uint16](w.Rand, 80, 82)})
 	}
 	return out
 }
