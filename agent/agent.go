@@ -113,7 +113,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.cfg.ownPodCIDR(ctx, enrolment); err != nil {
 		return err
 	}
-	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog)}
+	a.unknown = &unknowns{a: a, ask: make(chan identity.Number, askBacklog), get: func(ctx context.Context, key string) (*kvstore.KV, int64, error) {
+		return a.kv.Get(ctx, key) // made later
+	}}
 	a.unreadable = newUnreadable(a.cfg.Cluster, a.cfg.SharedEtcd)
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)

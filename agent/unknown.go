@@ -25,7 +25,9 @@ const (
 // unknowns reads identities whose packets arrived before their labels. The drop
 // that tells of one is not undone; the sender's next try passes.
 type unknowns struct {
-	a   *Agent
+	a *Agent
+	// get reads a key of the keyspace; a missing one is (nil, revision, nil).
+	get func(ctx context.Context, key string) (*kvstore.KV, int64, error)
 	ask chan identity.Number
 }
 
@@ -85,7 +87,7 @@ func (u *unknowns) read(ctx context.Context, n identity.Number) error {
 		return nil
 	}
 	key := kvstore.NewKey(kvstore.State, cluster, kvstore.KindIdentity, kvstore.NumberName(uint32(n)))
-	kv, _, err := u.a.kv.Get(ctx, key.String())
+	kv, _, err := u.get(ctx, key.String())
 	if err != nil || kv == nil {
 		return err
 	}
