@@ -35,8 +35,9 @@ import (
 const (
 	churnAddresses = 300 // a second
 	churnPolicies  = 100
-	// idleApp is the label of the pods whose policy changes.
-	idleApp = "idle"
+	// churnSets is of how many rule sets the policies are, in turn: two changes of one
+	// that come at once may be one to the kernel.
+	churnSets = 4
 )
 
 // under says in a series' name what changed meanwhile.
@@ -55,13 +56,15 @@ type changes struct {
 // epochs are a node's counters of changes, in the kernel.
 type epochs struct{ ips, rules *ebpf.Map }
 
-// newChanges gives each node a pod whose policy is what changes.
+// newChanges gives each node pods whose policies are what changes.
 func newChanges(t *testing.T, l *lab.Lab) *changes {
 	t.Helper()
 	c := &changes{t: t, l: l}
 	cluster := l.Clusters()[0]
 	for i, n := range cluster.Members {
-		addPod(t, l, cluster.Name, lab.PodSpec{Name: fmt.Sprintf("idle%d", i+1), Node: n.Name, Labels: map[string]string{"app": idleApp}})
+		for set := range churnSets {
+			addPod(t, l, cluster.Name, lab.PodSpec{Name: fmt.Sprintf("%s-%d", idleApp(set), i+1), Node: n.Name, Labels: map[string]string{"app": idleApp(set)}})
+		}
 		c.nodes = append(c.nodes, epochsOf(t, n.PinPath))
 	}
 	return c
@@ -196,17 +199,20 @@ func (c *changes) ended(cmd *exec.Cmd, lines *bufio.Reader) {
 	})
 }
 
-// idlePolicy is the n-th version of the policy of the pods that say nothing.
+// idleApp is the label of pods that say nothing.
+func idleApp(set int) string { return fmt.Sprintf("idle%d", set%churnSets) }
+
+// idlePolicy is the n-th version of the policies of such pods.
 func idlePolicy(n int) string {
 	return fmt.Sprintf(`apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
-metadata: {name: idle, namespace: default}
+metadata: {name: %[1]s, namespace: default}
 spec:
-  endpointSelector: {matchLabels: {app: %s}}
+  endpointSelector: {matchLabels: {app: %[1]s}}
   ingress:
   - fromEndpoints: [{matchLabels: {app: client}}]
-    toPorts: [{ports: [{port: "%d", protocol: TCP}]}]
-`, idleApp, 1000+n%50_000)
+    toPorts: [{ports: [{port: "%[2]d", protocol: TCP}]}]
+`, idleApp(n), 1000+n%50_000)
 }
 
 // changeRecords is the whole of a process in the cluster's control namespace: it writes
@@ -257,8 +263,8 @@ func writeAll(kv kvstore.Client, records []record) error {
 	return err
 }
 
-// changedRecords are what changes together: addresses of one other identity, and
-// the policy.
+// changedRecords are what changes together: addresses of other
+// identities, and a policy.
 func changedRecords(c lab.Cluster, n int) (out []record) {
 	const each = churnAddresses / churnPolicies
 	for i := range each {
@@ -268,8 +274,8 @@ func changedRecords(c lab.Cluster, n int) (out []record) {
 		out = append(out, record{k, m})
 	}
 	source := idlePolicy(n)
-	return append(out, record{kvstore.NewKey(kvstore.Local, c.Name, kvstore.KindPolicy, "default", "idle"), &keyspacev1.PolicyObject{
-		Kind: "CiliumNetworkPolicy", Namespace: "default", Name: "idle", Source: strings.TrimSpace(source),
+	return append(out, record{kvstore.NewKey(kvstore.Local, c.Name, kvstore.KindPolicy, "default", idleApp(n)), &keyspacev1.PolicyObject{
+		Kind: "CiliumNetworkPolicy", Namespace: "default", Name: idleApp(n), Source: strings.TrimSpace(source),
 		Revision: uint64(n + 1), UpdatedAt: time.Now().UnixNano(),
 	}})
 }

@@ -219,7 +219,8 @@ func (g *rig) churn() (stop func(*report)) {
 	}
 }
 
-// change is the n-th one: addresses beyond those in use, and a rule set that nobody has.
+// change is the n-th one: addresses beyond those in use, and one of the rule sets that
+// nobody has.
 func (g *rig) change(n int) {
 	const first, each = 1 << 19, churnAddresses / churnPolicies
 	for i := range each {
@@ -228,7 +229,8 @@ func (g *rig) change(n int) {
 		g.tables.IPCache.Set(datapath.IPKey{Prefix: netip.PrefixFrom(a, a.BitLen())},
 			datapath.IPEntry{Identity: rigRemote + identity.Number(at/10_000%2), Tunnel: nodeAddr(1)})
 	}
-	g.tables.RuleSets.Set(rigRuleSet+1, datapath.RuleSet{ID: rigRuleSet + 1, Egress: true, Entries: map[datapath.PolicyKey]datapath.PolicyEntry{
+	set := rigRuleSet + 1 + uint32(n%churnSets)
+	g.tables.RuleSets.Set(set, datapath.RuleSet{ID: set, Egress: true, Entries: map[datapath.PolicyKey]datapath.PolicyEntry{
 		{Direction: datapath.Egress, Identity: rigRemote, Protocol: 6, Port: uint16(n%60000 + 1)}: {},
 	}})
 }

@@ -95,7 +95,7 @@ func (c *contest) disturbed(r *report, elsewhere *changes, p placement, job role
 	c.t.Helper()
 	var shapes []shape
 	for _, s := range c.shapes {
-		if s.name == plainName || strings.HasPrefix(s.name, hawserName) {
+		if s.name == hawserName || s.name == plainName {
 			shapes = append(shapes, s)
 		}
 	}
