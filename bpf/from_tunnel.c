@@ -4,6 +4,51 @@
  * from_overlay behind the headers. IPv6 is from_tunnel6's. */
 #include "lib/device.h"
 
+static __always_inline void note_ports(struct __sk_buff *skb, struct packet *p, __u32 l4)
+{
+	struct {
+		__be16 source;
+		__be16 dest;
+	} ports;
+
+	if (p->t.proto != IPPROTO_TCP && p->t.proto != IPPROTO_UDP && p->t.proto != IPPROTO_SCTP)
+		return;
+	if (bpf_skb_load_bytes(skb, l4, &ports, sizeof(ports)))
+		return;
+	p->t.sport = ports.source;
+	p->t.dport = ports.dest;
+}
+
+/* Notes who a packet that is dropped says that it is from and for. Of fragments
+ * nothing is learnt: whoever sent it has not been asked for his name. */
+static __always_inline void note_ends(struct __sk_buff *skb, struct packet *p)
+{
+	struct packet6 *x = packet6_in_hand();
+	struct ethhdr *eth;
+	struct iphdr *ip;
+	struct ipv6hdr *ip6;
+
+	pull(skb, ETH_HLEN + IP6_HLEN);
+	eth = data(skb);
+	ip = (void *)(eth + 1);
+	ip6 = (void *)(eth + 1);
+	if ((void *)(ip + 1) > data_end(skb))
+		return;
+	if (eth->proto == bpf_htons(ETH_P_IP)) {
+		p->t.saddr = ip->saddr;
+		p->t.daddr = ip->daddr;
+		p->t.proto = ip->protocol;
+		if (ip->version_ihl == IP_VERSION_IHL && !(ip->frag_off & bpf_htons(IP_FRAGMENT)))
+			note_ports(skb, p, ETH_HLEN + IP_HLEN);
+	} else if (eth->proto == bpf_htons(ETH_P_IPV6) && x && (void *)(ip6 + 1) <= data_end(skb)) {
+		p->v6 = 1;
+		x->t.saddr = ip6->saddr;
+		x->t.daddr = ip6->daddr;
+		p->t.proto = ip6->nexthdr;
+		note_ports(skb, p, ETH_HLEN + IP6_HLEN);
+	}
+}
+
 /* A packet that has not come by from_overlay is nobody's: by another device, from
  * this host, or in fragments. The device looks at Ethernet addresses, which mean
  * nothing here, and says that the packet is for another host. */
@@ -12,10 +57,10 @@ static __always_inline int from_device(struct __sk_buff *skb, struct packet *p)
 	struct ethhdr *eth;
 	int ret = device_received(skb, p);
 
-	if (ret < 0)
-		return ret;
-	if (skb->mark != TUNNEL_MARK)
+	if (ret < 0 || skb->mark != TUNNEL_MARK) {
+		note_ends(skb, p);
 		return DROP(p, DROP_STRAY_TUNNEL);
+	}
 	skb->mark = 0; /* it may go on to the host's stack */
 	if (skb->pkt_type != PACKET_HOST && bpf_skb_change_type(skb, PACKET_HOST))
 		return DROP(p, DROP_REWRITE_FAILED);

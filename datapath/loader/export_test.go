@@ -62,8 +62,11 @@ func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
 	if err != nil {
 		return err
 	}
-	if until == Switched {
-		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.switchPrograms(progs))
+	if err := d.take(d.pins, progs); err != nil {
+		return err
 	}
-	return errors.Join(err, d.take(d.pins, progs))
+	if until == Switched {
+		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.readyTunnel(progs), d.switchPrograms(progs))
+	}
+	return err
 }

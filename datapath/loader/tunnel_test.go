@@ -7,10 +7,12 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/safchain/ethtool"
@@ -176,12 +178,17 @@ func otherMake(t *testing.T, attach string) {
 func (w *world) fromDevice(t *testing.T) (used bool) {
 	t.Helper()
 	inNS(t, w.nodes[0].ns, func() error {
+		slots, err := ebpf.LoadPinnedMap(filepath.Join(w.nodes[0].pin, "maps", "slots"), nil)
+		if err != nil {
+			return err
+		}
+		defer slots.Close()
 		objects, err := loader.Inventory(w.nodes[0].pin)
 		for _, o := range objects {
 			used = used || o.Name == "from_tunnel@"+netdev.TunnelDevice || o.Name == "from_tunnel6"
 		}
 		var id uint32
-		if w.agents[0].d.Maps().Slots.Lookup(uint32(3), &id) == nil {
+		if slots.Lookup(uint32(3), &id) == nil {
 			used = true
 		}
 		return err

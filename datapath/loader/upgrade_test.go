@@ -19,6 +19,7 @@ import (
 
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/internal/testutil/laterbuild"
 )
 
@@ -141,6 +142,27 @@ func TestUpgradeThatWasKilledIsFinished(t *testing.T) {
 		w.must(sameBuild, loader.AllSteps)
 		w.must(laterbuild.Alter, step)
 		w.must(sameBuild, loader.AllSteps)
+	}
+}
+
+// TestOtherMakeThatWasKilledIsFinished kills the change of who makes the tunnel's
+// headers when the programs are replaced, and starts either make after it.
+func TestOtherMakeThatWasKilledIsFinished(t *testing.T) {
+	w := newUpgradeWorld(t, "")
+	inNS(t, w.nodes[0].ns, func() error {
+		_, err := netdev.EnsureTunnelDevice(t.Context(), netdev.TunnelConfig{Port: 8472})
+		return err
+	})
+	for _, killed := range []string{netdev.TunnelDevice, ""} {
+		for _, then := range []string{netdev.TunnelDevice, ""} {
+			w.cfg.TunnelDevice = killed
+			w.must(sameBuild, loader.Switched)
+			w.cfg.TunnelDevice = then
+			w.must(sameBuild, loader.AllSteps)
+			if used := w.fromDevice(t); used != (then != "") {
+				t.Errorf("%q after %q: from_tunnel is used: %v", then, killed, used)
+			}
+		}
 	}
 }
 

@@ -151,10 +151,13 @@ func (h *harness) fromWire(packet []byte) result {
 func TestDeviceStray(t *testing.T) {
 	h := newDeviceHarness(t)
 	four, six := h.plain(segment(podR.ip, podA.ip, 1000, 80, "S")), h.plain(segment(podR6.ip, podA6.ip, 1000, 80, "S"))
-	for _, inner := range [][]byte{four, six} {
+	srcs := []string{podR.ip, podR6.ip}
+	for i, inner := range [][]byte{four, six} {
 		for _, mark := range []uint32{0, 1, tunnelMark + 1, tunnelMark | 1<<16} {
 			e := h.dropped(h.fromDevice(node2, idR, mark, inner), maps.DropStrayTunnel)
-			if e.SourceID != idR || e.Outer.String() != node2 || e.Program != "from_overlay" {
+			if e.SourceID != idR || e.Outer.String() != node2 || e.Program != "from_overlay" ||
+				e.Protocol != tcp || e.Destination.Port() != 80 || e.Source.Port() != 1000 ||
+				e.Source.Addr().String() != srcs[i] {
 				t.Errorf("event %+v", e)
 			}
 		}
