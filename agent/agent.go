@@ -164,6 +164,9 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	}
 	if !a.cfg.KeepPodAddresses {
 		cfg.Masquerade = loader.MasqueradePorts()
+		if cfg.Masquerade6, err = a.cfg.outsideAddress6(netip.Addr{}); err != nil {
+			return err
+		}
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()

@@ -5,6 +5,7 @@ package perf
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/hawser-mesh/hawser/agent"
@@ -53,13 +54,13 @@ func (c *contest) run(s shape, p placement, r role) outcome {
 }
 
 // tunnelShape is hawserShape with the tunnel's headers made in one way.
-func tunnelShape(t *testing.T, letter, name, way string) shape {
+func tunnelShape(t *testing.T, letter, name, way string) (shape, *lab.Lab) {
 	t.Helper()
 	spec := lab.NewSpec(labName(letter), 1, 2)
 	spec.Agent = map[string]string{"tunnel-datapath": way}
-	s, _ := hawserShapeOf(t, spec)
+	s, l := hawserShapeOf(t, spec)
 	s.name = name
-	return s
+	return s, l
 }
 
 // TestPerfPaths compares latency, new connections and CPU time per byte, pod to
@@ -67,11 +68,12 @@ func tunnelShape(t *testing.T, letter, name, way string) shape {
 // (hawser-netdev), plain routing, kernel VXLAN, the same with nftables.
 func TestPerfPaths(t *testing.T) {
 	r := newReport(t, "paths", "TCP from a pod to a pod on another node, same shape of devices; Hawser with conntrack and policy, VXLAN with an nftables policy of the same meaning, the others without")
-	hawser := tunnelShape(t, "p", "hawser", agent.TunnelEBPF)
-	netdev := tunnelShape(t, "n", "hawser-netdev", agent.TunnelNetdev)
+	hawser, l := tunnelShape(t, "p", hawserName, agent.TunnelEBPF)
+	netdev, _ := tunnelShape(t, "n", hawserName+"-netdev", agent.TunnelNetdev)
+	elsewhere := newChanges(t, l)
 	filtered := kernelShape(t, "vxlan-nft", true)
 	filter(t, filtered)
-	c := newContest(t, hawser, netdev, kernelShape(t, "plain", false), kernelShape(t, "vxlan", true), filtered)
+	c := newContest(t, hawser, netdev, kernelShape(t, plainName, false), kernelShape(t, "vxlan", true), filtered)
 	for _, p := range placements() {
 		c.latency(r, p, "request/response p50", role{Mode: "rr", Millis: 700}, "µs", "eBPF headers ≤ plain + 1 µs")
 	}
@@ -81,7 +83,43 @@ func TestPerfPaths(t *testing.T) {
 	for _, p := range placements() {
 		c.stream(r, p)
 	}
+	for _, p := range placements() {
+		c.disturbed(r, elsewhere, p, role{Mode: "rr", Millis: 1500})
+	}
 	r.finish(t)
+}
+
+// disturbed compares Hawser's latency, quiet and while things change elsewhere;
+// plain routing beside it has what the rest of the machine does to both.
+func (c *contest) disturbed(r *report, elsewhere *changes, p placement, job role) {
+	c.t.Helper()
+	var shapes []shape
+	for _, s := range c.shapes {
+		if s.name == plainName || s.name == hawserName { // it is this one's lab that changes
+			shapes = append(shapes, s)
+		}
+	}
+	quiet, busy := map[string][]float64{}, map[string][]float64{}
+	for range flags.rounds {
+		for _, s := range shapes {
+			quiet[s.name] = append(quiet[s.name], c.run(s, p, job).P50)
+		}
+		elsewhere.during(r, func() {
+			for _, s := range shapes {
+				busy[s.name] = append(busy[s.name], c.run(s, p, job).P50)
+			}
+		})
+	}
+	for _, s := range shapes {
+		goal := ""
+		if s.name != plainName {
+			goal = "≤ 1.10"
+		}
+		what := fmt.Sprintf("request/response p50, %s, %s", p.name, s.name)
+		r.add(what+", quiet beside the next", "µs", "", quiet[s.name])
+		r.add(what+", "+under(), "µs", "", busy[s.name])
+		r.add(what+", "+under()+" / quiet", "×", goal, ratios(busy[s.name], quiet[s.name]))
+	}
 }
 
 func (c *contest) latency(r *report, p placement, what string, job role, unit, goal string) {
@@ -96,15 +134,21 @@ func (c *contest) latency(r *report, p placement, what string, job role, unit, g
 	for _, s := range c.shapes {
 		r.addRounds(fmt.Sprintf("%s, %s, %s", what, p.name, s.name), unit, "", p50[s.name], p99[s.name])
 	}
-	r.add(fmt.Sprintf("%s, %s, hawser - plain", what, p.name), unit, goal, differences(p50["hawser"], p50["plain"]))
-	netdevGoal := ""
-	if goal != "" {
-		netdevGoal = "≤ 0.96"
+	for _, s := range c.shapes {
+		if !strings.HasPrefix(s.name, hawserName) {
+			continue
+		}
+		if s.name == hawserName {
+			r.add(fmt.Sprintf("%s, %s, %s - plain", what, p.name, s.name), unit, goal, differences(p50[s.name], p50[plainName]))
+		}
+		r.add(fmt.Sprintf("%s, %s, %s / plain", what, p.name, s.name), "×", "", ratios(p50[s.name], p50[plainName]))
+		relative := ""
+		if s.name != hawserName && goal != "" {
+			relative = "≤ 0.96"
+		}
+		r.add(fmt.Sprintf("%s, %s, %s / vxlan", what, p.name, s.name), "×", relative, ratios(p50[s.name], p50["vxlan"]))
+		r.add(fmt.Sprintf("%s, %s, %s / vxlan with nftables policy", what, p.name, s.name), "×", "", ratios(p50[s.name], p50["vxlan-nft"]))
 	}
-	r.add(fmt.Sprintf("%s, %s, hawser-netdev / vxlan", what, p.name), "×", netdevGoal, ratios(p50["hawser-netdev"], p50["vxlan"]))
-	r.add(fmt.Sprintf("%s, %s, hawser / plain", what, p.name), "×", "", ratios(p50["hawser"], p50["plain"]))
-	r.add(fmt.Sprintf("%s, %s, hawser / vxlan", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan"]))
-	r.add(fmt.Sprintf("%s, %s, hawser / vxlan with nftables policy", what, p.name), "×", "", ratios(p50["hawser"], p50["vxlan-nft"]))
 }
 
 func (c *contest) stream(r *report, p placement) {
@@ -120,8 +164,11 @@ func (c *contest) stream(r *report, p placement) {
 	for _, s := range c.shapes {
 		r.add(fmt.Sprintf("CPU per GB, %s, %s", p.name, s.name), "s", "", cpu[s.name])
 	}
-	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan", p.name), "×", "≤ 1.05", ratios(cpu["hawser"], cpu["vxlan"]))
-	r.add(fmt.Sprintf("CPU per GB, %s, hawser-netdev / vxlan", p.name), "×", "≤ 1.05", ratios(cpu["hawser-netdev"], cpu["vxlan"]))
-	r.add(fmt.Sprintf("CPU per GB, %s, hawser / vxlan with nftables policy", p.name), "×", "", ratios(cpu["hawser"], cpu["vxlan-nft"]))
-	r.add(fmt.Sprintf("CPU per GB, %s, hawser / plain", p.name), "×", "", ratios(cpu["hawser"], cpu["plain"]))
+	for _, s := range c.shapes {
+		if strings.HasPrefix(s.name, hawserName) {
+			r.add(fmt.Sprintf("CPU per GB, %s, %s / vxlan", p.name, s.name), "×", "≤ 1.05", ratios(cpu[s.name], cpu["vxlan"]))
+			r.add(fmt.Sprintf("CPU per GB, %s, %s / vxlan with nftables policy", p.name, s.name), "×", "", ratios(cpu[s.name], cpu["vxlan-nft"]))
+			r.add(fmt.Sprintf("CPU per GB, %s, %s / plain", p.name, s.name), "×", "", ratios(cpu[s.name], cpu[plainName]))
+		}
+	}
 }
