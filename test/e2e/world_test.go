@@ -88,7 +88,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := withEtcd(lab.NewSpec(name, 2, 2))
 		s.IPv6 = true
 		return s, lab.Options{Demo: true}, nil
-	case "kernel": // the same, the clusters with different makes of the tunnel's headers
+	case "headers": // the same, the clusters with different makes of the tunnel's headers
 		s := withEtcd(lab.NewSpec(name, 2, 2))
 		s.IPv6 = true
 		for i, way := range []string{"netdev", "ebpf"} {
@@ -114,7 +114,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, kernel, modes, kube, listed or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, modes, kube, headers, listed or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -135,7 +135,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|kernel|modes|kube|listed|brief|down")
+		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|modes|kube|headers|listed|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
@@ -292,7 +292,7 @@ func (w *world) restore() error {
 		ss, err := m.ListServices(ctx, &hawserv1.ListServicesRequest{})
 		errs = append(errs, err)
 		for _, v := range ss.GetServices() {
-			if slices.Contains([]string{"demo", "ipv6", "kernel"}, w.kind) && v.GetNamespace() == "demo" && v.GetName() == "echo" {
+			if slices.Contains([]string{"demo", "ipv6", "headers"}, w.kind) && v.GetNamespace() == "demo" && v.GetName() == "echo" {
 				continue
 			}
 			_, err := m.DeleteService(ctx, &hawserv1.DeleteServiceRequest{Namespace: v.GetNamespace(), Name: v.GetName()})
