@@ -168,8 +168,10 @@ func (a *Agent) openKernel() error {
 	if a.dp, err = loader.Open(cfg, a.log); err != nil {
 		return err
 	}
-	a.reconciler, err = reconcile.New(a.dp, a.tables, a.log)
-	return err
+	if a.reconciler, err = reconcile.New(a.dp, a.tables, a.log); err != nil {
+		return err
+	}
+	return a.dropStale()
 }
 
 // openKeyspace makes everything that reads or writes keys, and the endpoints.

@@ -67,3 +67,9 @@ func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
 	}
 	return errors.Join(err, d.take(d.pins, progs))
 }
+
+// SettleNow makes the link of an endpoint that has a filter.
+func (d *Datapath) SettleNow(dev string) error {
+	d.unsettle(dev)
+	return d.settle(dev)
+}
