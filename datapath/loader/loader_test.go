@@ -38,7 +38,7 @@ type agent struct {
 	d      *loader.Datapath
 	r      *reconcile.Reconciler
 	tables *datapath.Tables
-	cancel context.CancelFunc
+	cancel context.CancelFunc // nil: it does not run
 	done   chan error
 }
 
@@ -93,7 +93,11 @@ func (a *agent) wait(t *testing.T) {
 
 func (a *agent) stop(t *testing.T) {
 	t.Helper()
+	if a.cancel == nil {
+		return
+	}
 	a.cancel()
+	a.cancel = nil
 	if err := <-a.done; err != nil {
 		t.Error(err)
 	}
