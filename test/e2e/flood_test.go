@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -18,19 +19,23 @@ import (
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 )
 
-// A flood takes this long at least: it is to outnumber, not to outrun.
-const floodTime = 8 * time.Second
+// A flood takes this long at least: it is to outnumber, not to outrun; least is the
+// pause between its bursts.
+const (
+	floodTime = 8 * time.Second
+	least     = 4 * time.Millisecond
+)
 
 // floodSources are the addresses that floods come from, which nobody has.
 func floodSources() netip.Prefix { return netip.MustParsePrefix("198.51.100.0/24") }
 
-// cmdFlood is `flood syn|udp POD`: from outside, 120 % as many flows as the
+// cmdFlood is `flood syn|icmp POD`: from outside, 120 % as many flows as the
 // conntrack of the pod's node has room for: SYNs that the pod answers and nobody
-// confirms, or datagrams that it sends back. All of them reach the pod's node; of
-// SYNs none may find conntrack full.
+// confirms, or pings, which it answers. All of them reach the pod's node; no SYN may
+// find conntrack full, and some pings must.
 func cmdFlood(s *script, args []string) (string, error) {
-	if len(args) != 2 || args[0] != "syn" && args[0] != "udp" {
-		return "", usage("flood syn|udp CLUSTER/POD")
+	if len(args) != 2 || args[0] != "syn" && args[0] != "icmp" {
+		return "", usage("flood syn|icmp CLUSTER/POD")
 	}
 	pod, err1 := s.place(args[1])
 	fabric, err2 := s.place("fabric")
@@ -45,6 +50,14 @@ func cmdFlood(s *script, args []string) (string, error) {
 	refused, err1 := s.world.drops(pod.node, full)
 	before, err2 := s.world.drops(pod.node, forwarded)
 	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	// The pod keeps nothing of a SYN: else it answers thousands again at once, more than
+	// a CPU's queue has room for.
+	err = nsthread.InNetns(pod.netns, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0o644)
+	})
+	if err != nil {
 		return "", err
 	}
 	n := room * 12 / 10
@@ -67,7 +80,7 @@ func cmdFlood(s *script, args []string) (string, error) {
 	if seen := after - before + late - refused; seen < uint64(n) {
 		return "", fmt.Errorf("%s saw %d packets of a flood of %d", pod.node, seen, n)
 	}
-	if args[0] == "syn" && late > refused {
+	if some := late > refused; some != (args[0] == "icmp") {
 		return "", fmt.Errorf("%d packets were dropped as %q", late-refused, full)
 	}
 	return fmt.Sprintf("%d packets, room for %d flows, %d found no room\n", n, room, late-refused), nil
@@ -98,10 +111,12 @@ func flood(kind string, to netip.Addr, n int) error {
 	defer unix.Close(fd)
 	start, source := time.Now(), floodSources().Addr()
 	for i := range n {
-		const hosts, firstPort = 200, 1024
+		const hosts, firstPort, burst = 200, 1024, 50
 		if i%hosts == 0 {
 			source = floodSources().Addr()
-			time.Sleep(time.Until(start.Add(floodTime * time.Duration(i) / time.Duration(n))))
+		}
+		if i%burst == 0 { // never all that is due at once: it is conntrack that is to be full, not a CPU's queue
+			time.Sleep(max(least, time.Until(start.Add(floodTime*time.Duration(i)/time.Duration(n)))))
 		}
 		source = source.Next()
 		packet, err := floodPacket(kind, source, to, uint16(firstPort+i/hosts))
@@ -118,12 +133,11 @@ func flood(kind string, to netip.Addr, n int) error {
 func floodPacket(kind string, from, to netip.Addr, port uint16) ([]byte, error) {
 	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: from.AsSlice(), DstIP: to.AsSlice()}
 	tcp := &layers.TCP{SrcPort: layers.TCPPort(port), DstPort: loadPort, SYN: true, Seq: 1, Window: 65535}
-	udp := &layers.UDP{SrcPort: layers.UDPPort(port), DstPort: loadPort}
+	ping := &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(layers.ICMPv4TypeEchoRequest, 0), Id: port}
 	stack := []gopacket.SerializableLayer{ip, tcp}
 	err := tcp.SetNetworkLayerForChecksum(ip)
-	if kind == "udp" {
-		ip.Protocol = layers.IPProtocolUDP
-		stack, err = []gopacket.SerializableLayer{ip, udp, gopacket.Payload(make([]byte, 32))}, udp.SetNetworkLayerForChecksum(ip)
+	if kind == "icmp" {
+		ip.Protocol, stack = layers.IPProtocolICMPv4, []gopacket.SerializableLayer{ip, ping}
 	}
 	if err != nil {
 		return nil, err
