@@ -44,6 +44,8 @@ type Change struct {
 	Before, After []api.Object
 	Identities    []Identity
 	Services      []Service
+	// KubeAPIServers are the prefixes that rules call kube-apiserver.
+	KubeAPIServers []netip.Prefix
 }
 
 // Pairs are the pairs that the change opens or closes, the local identities' in
@@ -118,6 +120,7 @@ func (c Change) engine(objects []api.Object) (world, error) {
 			return world{}, err
 		}
 	}
+	e.SetKubeAPIServers(c.KubeAPIServers)
 	for _, o := range objects {
 		e.UpsertObject(o)
 	}
