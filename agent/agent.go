@@ -176,8 +176,10 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	if a.dp, err = loader.Open(cfg, a.log); err != nil {
 		return netdev.PortInUse(a.cfg.TunnelPort, err)
 	}
-	a.reconciler, err = reconcile.New(a.dp, a.tables, a.log)
-	return err
+	if a.reconciler, err = reconcile.New(a.dp, a.tables, a.log); err != nil {
+		return err
+	}
+	return a.dropStale()
 }
 
 // openKeyspace makes everything that reads or writes keys, and the endpoints.

@@ -69,6 +69,24 @@ func (m *endpoints) adopt(r *record) {
 	m.log.Info("adopt endpoint", "endpoint", r.ID, "workload", r.workload(), "address", r.addrs())
 }
 
+// dropStale takes endpoints out of the adopted maps whose devices are gone: pins
+// may outlive a network namespace, and in a new one others have their indexes.
+func (a *Agent) dropStale() error {
+	stale, err := a.reconciler.DropEndpoints(func(e maps.Endpoint) bool { return !netdev.Stands(int(e.IfIndex), e.HostMAC) })
+	if err != nil {
+		return fmt.Errorf("drop endpoints whose devices are gone: %w", err)
+	}
+	if len(stale) == 0 {
+		return nil
+	}
+	flows, err := a.dp.ForgetFlows(stale)
+	if err != nil {
+		return fmt.Errorf("drop the flows of endpoints whose devices are gone: %w", err)
+	}
+	a.log.Warn("the maps had endpoints whose devices are gone; they are dropped", "addresses", stale, "flows", flows)
+	return nil
+}
+
 // lostRecord makes a record of what the kernel has of an endpoint, by its rows in
 // pinned; ok is false when its device is gone too.
 func lostRecord(row maps.Endpoint, pinned map[maps.IPKey]maps.Endpoint) (r *record, ok bool) {

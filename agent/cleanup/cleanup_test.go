@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -28,8 +29,9 @@ import (
 
 // node is a host with all that an agent leaves on it.
 type node struct {
-	cfg  cleanup.Config
-	bare []string // what it was before
+	cfg    cleanup.Config
+	cgroup string
+	bare   []string // what it was before
 }
 
 // onNode calls body in a node's network namespace.
@@ -53,7 +55,7 @@ func onNode(t *testing.T, attach string, body func(n *node) error) {
 		if err := underlay(); err != nil {
 			return err
 		}
-		n := &node{cfg: cleanup.Config{
+		n := &node{cgroup: group, cfg: cleanup.Config{
 			PinPath: filepath.Join(dir, "bpf", "hawser", "n1"), Socket: filepath.Join(dir, "run", "agent.sock"),
 		}}
 		var err error
@@ -156,20 +158,28 @@ func snapshot() ([]string, error) {
 		for _, q := range qdiscs {
 			out = append(out, fmt.Sprintf("qdisc %s %s", a.Name, q.Type()))
 		}
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		if err != nil {
 			return nil, err
 		}
 		for _, ad := range addrs {
-			out = append(out, fmt.Sprintf("address %s %s", a.Name, ad.IPNet))
+			if !ad.IP.IsLinkLocalUnicast() { // the kernel's own come when they come
+				out = append(out, fmt.Sprintf("address %s %s", a.Name, ad.IPNet))
+			}
 		}
 	}
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range routes {
-		out = append(out, "route "+r.String())
+	routes6, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range append(routes, routes6...) {
+		if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() && !r.Dst.IP.IsMulticast() {
+			out = append(out, "route "+r.String())
+		}
 	}
 	rules, err := netlink.RuleList(netlink.FAMILY_V4)
 	if err != nil {
@@ -197,6 +207,9 @@ func TestNothingRemains(t *testing.T) {
 			onNode(t, attach, func(n *node) error {
 				if now, err := snapshot(); err != nil || slices.Equal(now, n.bare) {
 					t.Errorf("an agent changes nothing? %v", err)
+				}
+				if on, err := onCgroup(n.cgroup); err != nil || on == 0 {
+					t.Errorf("no program is on the cgroup, %v", err)
 				}
 				found, err := cleanup.Find(n.cfg)
 				if err != nil {
@@ -229,6 +242,9 @@ func TestNothingRemains(t *testing.T) {
 				if _, err := os.Stat(filepath.Dir(n.cfg.PinPath)); !os.IsNotExist(err) {
 					t.Errorf("the directory of pins: %v", err)
 				}
+				if on, err := onCgroup(n.cgroup); err != nil || on > 0 {
+					t.Errorf("%d programs are on the cgroup, %v", on, err)
+				}
 				again, err := cleanup.Run(t.Context(), n.cfg)
 				if len(again) > 0 {
 					t.Errorf("the second time it found %v", again)
@@ -239,8 +255,28 @@ func TestNothingRemains(t *testing.T) {
 	}
 }
 
+// onCgroup is how many programs the kernel runs for the sockets of a cgroup.
+func onCgroup(path string) (n int, err error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+	for _, at := range []ebpf.AttachType{ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupUDP6Sendmsg, ebpf.AttachCgroupInetSockRelease} {
+		on, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: at})
+		if err != nil {
+			return n, err
+		}
+		n += len(on.Programs)
+	}
+	return n, nil
+}
+
 func exists(kind string, id uint32) bool {
 	switch kind {
+	case loader.KindLink:
+		l, err := link.NewFromID(link.ID(id))
+		return err == nil && l.Close() == nil
 	case loader.KindMap:
 		return loader.MapExists(id)
 	case loader.KindProgram, loader.KindFilter:

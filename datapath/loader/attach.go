@@ -38,7 +38,7 @@ func (d *Datapath) AttachEndpoint(dev string) error {
 	if err != nil {
 		return fmt.Errorf("attach %s to %s: %w", fromPod, dev, err)
 	}
-	if d.tcx && onDevice(d.linkPin(fromPod, dev), l.Attrs().Index) {
+	if d.tcx && onDevice(d.linkPin(fromPod, dev), fromPod, l.Attrs().Index) {
 		return nil
 	}
 	if err := replaceFilter(d.program(fromPod), fromPod, l); err != nil {
@@ -135,7 +135,7 @@ func (d *Datapath) attachLink(prog, dev string) error {
 		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
 	}
 	pin := d.linkPin(prog, dev)
-	if onDevice(pin, l.Attrs().Index) {
+	if onDevice(pin, prog, l.Attrs().Index) {
 		return nil
 	}
 	if err := d.unpin(prog, dev); err != nil {
@@ -155,15 +155,25 @@ func (d *Datapath) attachLink(prog, dev string) error {
 	return removeFilter(prog, dev)
 }
 
-// onDevice reports whether a pinned link is still on the device with that index.
-func onDevice(pin string, ifindex int) bool {
+// onDevice reports whether a pinned link is on the device that has this index here.
+// The device is asked: what a link says is the index in its own network namespace,
+// which may be another one that is still alive.
+func onDevice(pin, prog string, ifindex int) bool {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err != nil {
 		return false
 	}
 	defer l.Close()
 	info, err := l.Info()
-	return err == nil && info.TCX() != nil && int(info.TCX().Ifindex) == ifindex
+	if err != nil || info.TCX() == nil {
+		return false
+	}
+	attach, _ := hook(prog)
+	on, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: attach})
+	return err == nil && slices.ContainsFunc(on.Programs, func(p link.AttachedProgram) bool {
+		id, ok := p.LinkID()
+		return ok && id == info.ID
+	})
 }
 
 // switchPrograms makes every pinned link and every filter of ours run the new

@@ -70,3 +70,9 @@ func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
 	}
 	return err
 }
+
+// SettleNow makes the link of an endpoint that has a filter.
+func (d *Datapath) SettleNow(dev string) error {
+	d.unsettle(dev)
+	return d.settle(dev)
+}

@@ -3,6 +3,8 @@
 package loader
 
 import (
+	"errors"
+	"net/netip"
 	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath/maps"
@@ -75,4 +77,14 @@ func (r *FlowReport) refuse(total uint64, now, hz uint32) {
 		r.Refused = 0
 	}
 	r.counted, r.total = true, total
+}
+
+// ForgetFlows deletes the flows that begin or end at one of the addresses and
+// returns how many. It walks all of conntrack.
+func (d *Datapath) ForgetFlows(at []netip.Addr) (deleted int, err error) {
+	n4, err1 := maps.ForgetFlows[maps.Tuple4](d.maps.Ct4, at)
+	o4, err2 := maps.ForgetFlows[maps.Tuple4](d.maps.Ct4Open, at)
+	n6, err3 := maps.ForgetFlows[maps.Tuple6](d.maps.Ct6, at)
+	o6, err4 := maps.ForgetFlows[maps.Tuple6](d.maps.Ct6Open, at)
+	return n4 + o4 + n6 + o6, errors.Join(err1, err2, err3, err4)
 }

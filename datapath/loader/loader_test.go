@@ -39,7 +39,7 @@ type agent struct {
 	d      *loader.Datapath
 	r      *reconcile.Reconciler
 	tables *datapath.Tables
-	cancel context.CancelFunc
+	cancel context.CancelFunc // nil: it does not run
 	done   chan error
 }
 
@@ -80,10 +80,14 @@ func startAgentOf(t *testing.T, cfg loader.Config, nd *node, tables *datapath.Ta
 	if a.r, err = reconcile.New(a.d, tables, log); err != nil {
 		t.Fatal(err)
 	}
+	a.run(t)
+	return a
+}
+
+func (a *agent) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	a.cancel = cancel
 	go func() { a.done <- a.r.Run(ctx) }()
-	return a
 }
 
 // wait blocks until the kernel has all tables.
@@ -100,7 +104,11 @@ func (a *agent) wait(t *testing.T) {
 
 func (a *agent) stop(t *testing.T) {
 	t.Helper()
+	if a.cancel == nil {
+		return
+	}
 	a.cancel()
+	a.cancel = nil
 	if err := <-a.done; err != nil {
 		t.Error(err)
 	}
@@ -118,10 +126,13 @@ func (w testWriter) Write(p []byte) (int, error) {
 
 // world is two nodes with a pod each.
 type world struct {
+	fabric netns.NsHandle
 	nodes  [2]*node
 	pods   [2]netns.NsHandle
 	eps    [2]datapath.Endpoint
 	agents [2]*agent
+	// renewed: the first node's namespace is to be closed
+	renewed bool
 }
 
 func ips(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("10.%d.0.5", n+1)) }
@@ -142,10 +153,9 @@ func newWorldWith(t *testing.T, attach string) *world { return newWorldOf(t, att
 
 func newWorldOf(t *testing.T, attach string, tunnels [2]string) *world {
 	needRoot(t)
-	w := &world{}
-	fabric := newFabric(t)
+	w := &world{fabric: newFabric(t)}
 	for i := range w.nodes {
-		w.nodes[i] = newNode(t, fabric, i+1, podNet)
+		w.nodes[i] = newNode(t, w.fabric, i+1, podNet)
 		w.nodes[i].tunnel = tunnels[i]
 		w.pods[i], w.eps[i] = newPod(t, w.nodes[i], uint16(i+10), ips(i).String(), ip6s(i).String())
 		w.eps[i].Identity = ident(i)
@@ -160,6 +170,9 @@ func newWorldOf(t *testing.T, attach string, tunnels [2]string) *world {
 			if _, err := os.Stat(w.nodes[i].pin); !os.IsNotExist(err) {
 				t.Errorf("clean-up left %s", w.nodes[i].pin)
 			}
+		}
+		if w.renewed {
+			_ = w.nodes[0].ns.Close()
 		}
 	})
 	for _, a := range w.agents {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/datapath/maps"
 )
@@ -241,7 +242,8 @@ func (m *move) pin(d *Datapath, want *ebpf.MapSpec, notes *layouts) error {
 }
 
 // fill writes the old map's elements into the new one. overwrite is for what
-// no program of ours uses yet.
+// no program of ours uses yet. A new map that is full is rid of what left the old one
+// meanwhile; once programs use it, flows without room are left, and judged anew.
 func (m *move) fill(overwrite bool) error {
 	if !copied(m.old.Type()) || !copied(m.new.Type()) || m.old.Type() == ebpf.Array && !overwrite {
 		return nil // only the agent writes arrays
@@ -259,7 +261,13 @@ func (m *move) fill(overwrite bool) error {
 			return nil // as all new elements are
 		}
 		err := m.new.Update(key, is, flags)
-		if errors.Is(err, ebpf.ErrKeyExist) {
+		if errors.Is(err, unix.E2BIG) && overwrite {
+			if err := m.prune(); err != nil {
+				return err
+			}
+			err = m.new.Update(key, is, flags)
+		}
+		if errors.Is(err, ebpf.ErrKeyExist) || errors.Is(err, unix.E2BIG) && !overwrite && m.ofFlows() {
 			return nil
 		}
 		return err
@@ -268,6 +276,30 @@ func (m *move) fill(overwrite bool) error {
 		return fmt.Errorf("move map %s, which has room for %d, into one for %d: %w", m.name, m.old.MaxEntries(), m.new.MaxEntries(), err)
 	}
 	return nil
+}
+
+// ofFlows reports whether programs add to the map and the agent collects.
+func (m *move) ofFlows() bool {
+	return slices.Contains([]string{"ct4", "ct6", "snat4", "snat6"}, m.name)
+}
+
+// prune deletes from the new map, that no program uses yet, what the old one has not
+// any more.
+func (m *move) prune() error {
+	var gone [][]byte
+	value := make([]byte, m.old.ValueSize())
+	err := maps.Raw(m.new, func(key, _ []byte) error {
+		err := m.old.Lookup(key, &value)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			gone = append(gone, slices.Clone(key))
+			return nil
+		}
+		return err
+	})
+	for _, key := range gone {
+		err = errors.Join(err, m.new.Delete(key))
+	}
+	return err
 }
 
 // end gives the new map the old one's place; the old one goes with its last user.

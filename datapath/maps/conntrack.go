@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -60,10 +62,38 @@ func (t Timeouts) limit(protocol uint8, e CTEntry) uint32 {
 type FlowKey interface {
 	comparable
 	protocol() uint8
+	ends() [2]netip.Addr
 }
 
 func (t Tuple4) protocol() uint8 { return t.Protocol }
 func (t Tuple6) protocol() uint8 { return t.Protocol }
+
+func (t Tuple4) ends() [2]netip.Addr {
+	return [2]netip.Addr{netip.AddrFrom4(t.Source), netip.AddrFrom4(t.Destination)}
+}
+
+func (t Tuple6) ends() [2]netip.Addr {
+	return [2]netip.Addr{netip.AddrFrom16(t.Source), netip.AddrFrom16(t.Destination)}
+}
+
+// ForgetFlows deletes the flows that begin or end at one of the addresses and
+// returns how many.
+func ForgetFlows[K FlowKey](m *ebpf.Map, at []netip.Addr) (deleted int, err error) {
+	var flows []K
+	err = DumpBatches(m, func(k K, _ CTEntry) {
+		ends := k.ends()
+		if slices.Contains(at, ends[0]) || slices.Contains(at, ends[1]) {
+			flows = append(flows, k)
+		}
+	})
+	for _, k := range flows {
+		if derr := m.Delete(k); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
+			return deleted, errors.Join(err, fmt.Errorf("delete flow: %w", derr))
+		}
+		deleted++
+	}
+	return deleted, err
+}
 
 // CollectConntrack deletes expired flows and returns how many it saw and
 // deleted. It walks in batches and never holds up the datapath: an element is

@@ -50,6 +50,17 @@ func HostDeviceExists() (bool, error) {
 	return false, nil
 }
 
+// Stands reports whether the device with that index has this address: an index
+// is given again where a network namespace was made anew. What cannot be found out
+// stands.
+func Stands(ifIndex int, hostMAC [6]byte) bool {
+	l, err := netlink.LinkByIndex(ifIndex)
+	if err != nil {
+		return !notFound(err)
+	}
+	return mac(l) == hostMAC
+}
+
 // PodGone reports whether a pod's pair is gone: the host's end, by its index
 // whatever its name is now, and the pod's end in the namespace at netns, by its
 // address. The kernel removes both ends together, so one that was moved to

@@ -4,6 +4,8 @@ package reconcile
 
 import (
 	"errors"
+	gomaps "maps"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 
@@ -114,6 +116,33 @@ func (s *endpoints) dropDevice(ifindex uint32, id uint16) error {
 		_, err = s.devices.del(ifindex)
 	}
 	return err
+}
+
+// discard takes what the kernel has of the endpoints that are gone, before any row
+// is written, and returns their addresses.
+func (s *endpoints) discard(gone func(maps.Endpoint) bool) (addrs []netip.Addr, err error) {
+	var errs []error
+	for k, e := range gomaps.Clone(s.addrs.have) {
+		if !gone(e) {
+			continue
+		}
+		_, err := s.addrs.del(k)
+		errs = append(errs, err, bump(s.epochs, maps.IPEpochIndex(k)))
+		addrs = append(addrs, k.Addr.Netip())
+	}
+	for index, e := range gomaps.Clone(s.devices.have) {
+		if gone(e) {
+			_, err := s.devices.del(index)
+			errs = append(errs, err)
+		}
+	}
+	for index, e := range gomaps.Clone(s.strays.have) {
+		if gone(e) {
+			_, err := s.strays.del(index)
+			errs = append(errs, err)
+		}
+	}
+	return addrs, errors.Join(errs...)
 }
 
 func (s *endpoints) repair(prune bool) error {

@@ -16,12 +16,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
+	"github.com/hawser-mesh/hawser/datapath/maps"
 )
 
 // Reconciler writes the maps. Make one per datapath; it must be the only writer.
@@ -29,6 +31,7 @@ type Reconciler struct {
 	log    *slog.Logger
 	tables []syncer // in the order of writing
 	known  *identities
+	local  *endpoints
 	wake   chan struct{}
 
 	mu      sync.Mutex
@@ -95,10 +98,19 @@ func New(d *loader.Datapath, tables *datapath.Tables, log *slog.Logger) (*Reconc
 		return nil, fmt.Errorf("read adopted maps: %w", err)
 	}
 	r.tables, r.known = []syncer{nodes, rules, known, endpoints, ipcache, frontends}, known
+	r.local = endpoints
 	for _, t := range r.tables {
 		r.status[t.name()] = &Status{Table: t.name()}
 	}
 	return r, nil
+}
+
+// DropEndpoints takes those endpoints out of the adopted maps that gone says are no
+// more, and returns their addresses. What is here is known without the keyspace,
+// and an index that a device had may be another's by now. Call it before Run, and
+// before programs are attached.
+func (r *Reconciler) DropEndpoints(gone func(maps.Endpoint) bool) ([]netip.Addr, error) {
+	return r.local.discard(gone)
 }
 
 // MarkComplete says that a table has all its rows: what the kernel has beyond

@@ -7,6 +7,7 @@
 package netns
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -87,6 +88,13 @@ func CreateFabric(path string, bridges []Bridge, guarded []netip.Addr, guardedPo
 func addBridge(b Bridge) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = b.Name
+	// Else it takes the lowest of its ports' addresses, another one when a port comes
+	// or goes, and what neighbours send to the one before is lost.
+	attrs.HardwareAddr = make(net.HardwareAddr, 6)
+	if _, err := rand.Read(attrs.HardwareAddr); err != nil {
+		return fmt.Errorf("address of bridge %s: %w", b.Name, err)
+	}
+	attrs.HardwareAddr[0] = attrs.HardwareAddr[0]&^1 | 2 // one host's, locally made
 	br := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(br); err != nil {
 		return err

@@ -55,9 +55,11 @@ func commands() map[string]command {
 		"dialing":     cmdDialing,    // a pod's own connection, balanced at its socket
 		"stream":      cmdStream,     // an open TCP connection
 		"load":        cmdLoad,       // load that notices every loss
+		"flood":       cmdFlood,      // of more flows than conntrack has room for
 		"forge":       cmdForge,      // packets made by hand
 		"wire":        cmdWire,       // what crosses the fabric
 		"route":       cmdRoute,      // of the fabric to a pod, past the tunnels
+		"standing":    cmdStanding,   // all that a node has pinned has its device
 		"pins":        cmdPins,       // ids of a node's pinned maps, programs and links
 		"pause":       cmdPause,      // how long a fault lasts; nothing waits for a state by it
 		"keys":        cmdKeys,       // of a cluster's etcd

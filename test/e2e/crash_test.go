@@ -41,10 +41,11 @@ type crashed struct {
 // cmdCrash is `crash add|delete NODE POD`: the node's agent is killed while it
 // makes a pod, or removes one, each time at the next of its changes to files, to the
 // network or to maps, and started again. The pod must then be there whole, which means that it reaches POD, or not at
-// all, and what was asked must work when it is asked again.
+// all, and what was asked must work when it is asked again. `crash half NODE POD`
+// kills it when a pod is half made, and leaves it at that.
 func cmdCrash(s *script, args []string) (string, error) {
-	if len(args) != 3 || s.world.nodes[args[1]] == nil {
-		return "", usage("crash add|delete NODE POD")
+	if len(args) != 3 || s.world.nodes[args[1]] == nil || args[0] != "add" && args[0] != "delete" && args[0] != "half" {
+		return "", usage("crash add|delete|half NODE POD")
 	}
 	server, err := s.place(args[2])
 	if err != nil {
@@ -65,6 +66,9 @@ func cmdCrash(s *script, args []string) (string, error) {
 	}
 	if c.bare, err = c.remains(); err != nil {
 		return "", err
+	}
+	if args[0] == "half" {
+		return c.crashHalf()
 	}
 	try := c.crashAdd
 	if args[0] == "delete" {
@@ -134,6 +138,31 @@ func (c *crashed) crashAdd(n int) (changes []string, killed bool, err error) {
 		return changes, killed, fmt.Errorf("added again: %w", err)
 	}
 	return changes, killed, c.removeTwice()
+}
+
+// crashHalf kills the agent when a pod has its device and its program, and no more.
+func (c *crashed) crashHalf() (string, error) {
+	const half = 14 // of the 29 changes of an ADD: the filter
+	w, err := crashpoint.Watch(c.agent(), half)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	go func() {
+		<-w.Done()
+		cancel()
+	}()
+	_, failed := c.add(ctx)
+	changes, killed, err := w.Stop()
+	if err != nil || !killed {
+		return "", fmt.Errorf("the agent was not killed: %w", errors.Join(err, failed))
+	}
+	now, err := c.remains()
+	if err == nil && slices.Equal(now, c.bare) {
+		err = errors.New("nothing of the pod is there")
+	}
+	return fmt.Sprintf("killed at %s\n", changes[len(changes)-1]), err
 }
 
 // crashDelete adds a pod and removes it up to the n-th change, then again.
