@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -104,7 +105,12 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 	}
 	k.addAddresses()
 	k.addEnforcement(cmd.Context(), s)
+	around, err := k.learnRanges(cmd.Context(), s)
+	if err != nil {
+		return err
+	}
 	change := trace.Change{Cluster: k.cluster, Scope: k.scope, Mode: k.mode, Before: k.objects, Identities: k.identities, After: objects, Services: k.services}
+	around.tell(&change)
 	if trace.Names(objects) {
 		s.Warn("ports by name are not in this list: which numbers they have is each workload's own")
 	}
@@ -113,13 +119,19 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 			change.After = append(change.After, old)
 		}
 	}
-	pairs, err := change.Pairs()
+	ctx, cancel := s.Deadline(cmd.Context())
+	defer cancel()
+	pairs, err := change.Pairs(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("compare the objects before and after over %d identities, within --timeout %s: %w", len(k.identities), s.Timeout, err)
+	}
+	most := 0
+	if s.Output == printer.Table {
+		most = maxNamed
 	}
 	var rows []pairRow
 	for _, p := range pairs {
-		rows = append(rows, pairRow{p.Direction.String(), p.Self.String(), p.Peer, p.Opened, p.Closed})
+		rows = append(rows, pairRow{p.Direction.String(), p.Self.String(), p.PeerText(most), p.Opened, p.Closed})
 	}
 	return printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[pairRow]{
 		{Header: "DIRECTION", Cell: func(r pairRow) string { return r.Direction }},
