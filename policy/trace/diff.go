@@ -110,7 +110,6 @@ func enforces(rs datapath.RuleSet, d datapath.Direction) bool {
 // deltas answers what becomes of the packets of a peer, once for all peers that
 // the rules treat the same.
 func deltas(d datapath.Direction, old, now datapath.RuleSet) func(who) delta {
-	cells := cellsOf(d, old, now)
 	says := map[string]int{}
 	was, is := rowsOf(d, old, says), rowsOf(d, now, says)
 	known := map[[2][2]int]delta{}
@@ -118,7 +117,7 @@ func deltas(d datapath.Direction, old, now datapath.RuleSet) func(who) delta {
 		kind := [2][2]int{was.kind(w.before), is.kind(w.after)}
 		x, ok := known[kind]
 		if !ok {
-			x = deltaOf(d, old, now, w, cells)
+			x = deltaOf(d, old, now, w, cellsOf(append(was.met(w.before), is.met(w.after)...)...))
 			known[kind] = x
 		}
 		return x

@@ -5,10 +5,10 @@ package trace
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath"
+	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
@@ -28,31 +28,42 @@ func domain(proto uint8) cell {
 	return cell{proto, 1, 65535}
 }
 
-// cellsOf are all packets, cut wherever an entry of a direction begins or ends.
-func cellsOf(d datapath.Direction, sets ...datapath.RuleSet) (out []cell) {
-	for _, proto := range []uint8{api.TCP, api.UDP, api.SCTP, api.ICMP, api.ICMPv6} {
+// line is an entry of one identity.
+type line struct {
+	proto, wild uint8
+	port        uint16
+	deny        bool
+}
+
+// cellsOf are all packets, cut wherever an entry of some rows begins or ends.
+func cellsOf(rows ...[]line) (out []cell) {
+	for _, proto := range protocols() {
 		all := domain(proto)
-		cuts := map[uint32]struct{}{all.first: {}, all.last + 1: {}}
+		cuts := []uint32{all.first, all.last + 1}
 		cut := func(at uint32) {
 			if all.first < at && at <= all.last {
-				cuts[at] = struct{}{}
+				cuts = append(cuts, at)
 			}
 		}
-		for _, rs := range sets {
-			for k := range rs.Entries {
-				if k.Direction == d && k.Protocol == proto && (k.Port != 0 || k.PortWild != 0) {
-					cut(uint32(k.Port))
-					cut(uint32(k.Port) + 1<<k.PortWild)
+		for _, lines := range rows {
+			for _, l := range lines {
+				if l.proto == proto && (l.port != 0 || l.wild != 0) {
+					cut(uint32(l.port))
+					cut(uint32(l.port) + 1<<l.wild)
 				}
 			}
 		}
-		at := slices.Sorted(maps.Keys(cuts))
-		for i, first := range at[:len(at)-1] {
-			out = append(out, cell{proto, first, at[i+1] - 1})
+		slices.Sort(cuts)
+		cuts = slices.Compact(cuts)
+		for i, first := range cuts[:len(cuts)-1] {
+			out = append(out, cell{proto, first, cuts[i+1] - 1})
 		}
 	}
 	return out
 }
+
+// protocols are those that policy is asked about.
+func protocols() []uint8 { return []uint8{api.TCP, api.UDP, api.SCTP, api.ICMP, api.ICMPv6} }
 
 // delta is what becomes of the packets between two ends. The texts of equal ones
 // are equal.
@@ -94,7 +105,7 @@ func cellTexts(cells []cell) []string {
 			whole++
 		}
 	}
-	if whole == len([]uint8{api.TCP, api.UDP, api.SCTP, api.ICMP, api.ICMPv6}) {
+	if whole == len(protocols()) {
 		return []string{"everything"}
 	}
 	var out []string
@@ -122,44 +133,54 @@ func (c cell) String() string {
 	return fmt.Sprintf("%d-%d/%s", c.first, c.last, proto)
 }
 
-// rows tells the rows of a rule set apart that decide differently: identities
-// with the same number here are treated the same.
-type rows map[uint32]int
+// rows are the entries of a direction by identity, and a number for each row:
+// those with the same say the same.
+type rows struct {
+	lines  map[identity.Number][]line
+	number map[identity.Number]int
+}
 
 // rowsOf numbers the rows of a direction; known are the rows numbered so far, by
 // what they say.
 func rowsOf(d datapath.Direction, rs datapath.RuleSet, known map[string]int) rows {
-	type line struct {
-		proto, wild uint8
-		port        uint16
-		deny        bool
-	}
-	says := map[uint32][]line{}
+	x := rows{map[identity.Number][]line{}, map[identity.Number]int{}}
 	for k, e := range rs.Entries {
 		if k.Direction == d {
-			says[uint32(k.Identity)] = append(says[uint32(k.Identity)], line{k.Protocol, k.PortWild, k.Port, e.Deny})
+			x.lines[k.Identity] = append(x.lines[k.Identity], line{k.Protocol, k.PortWild, k.Port, e.Deny})
 		}
 	}
-	out := rows{}
-	for n, lines := range says {
+	var text []byte
+	for n, lines := range x.lines {
 		slices.SortFunc(lines, func(a, b line) int {
 			return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.port, b.port), cmp.Compare(a.wild, b.wild))
 		})
-		text := fmt.Sprint(lines)
-		if _, ok := known[text]; !ok {
-			known[text] = len(known) + 1
+		text = text[:0]
+		for _, l := range lines {
+			deny := byte(0)
+			if l.deny {
+				deny = 1
+			}
+			text = append(text, l.proto, l.wild, byte(l.port>>8), byte(l.port), deny)
 		}
-		out[n] = known[text]
+		if _, ok := known[string(text)]; !ok {
+			known[string(text)] = len(known) + 1
+		}
+		x.number[n] = known[string(text)]
 	}
-	return out
+	return x
 }
 
 // kind is all that a decision about a peer depends on, beside the rows for any
 // identity. An address in no block is not looked up a second time.
 func (x rows) kind(p policy.Peer) [2]int {
-	k := [2]int{x[uint32(p.Identity)], 0}
+	k := [2]int{x.number[p.Identity], 0}
 	if p.Block != 0 {
-		k[1] = x[uint32(p.Block)]
+		k[1] = x.number[p.Block]
 	}
 	return k
+}
+
+// met are the rows that a decision about a peer looks at.
+func (x rows) met(p policy.Peer) [][]line {
+	return [][]line{x.lines[0], x.lines[p.Identity], x.lines[p.Block]}
 }
