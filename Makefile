@@ -107,7 +107,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s)
 bench: build deps-bench ## Performance, side by side, JSON kept under test/perf/results (root)
 	@$(call root_or_skip,the benchmarks make network namespaces,$(GO) test -count=1 -timeout 60m -run '^TestPerf' -v ./test/perf/... -args -perf)
 
-.PHONY: bench-mesh bench-outage
+.PHONY: bench-mesh bench-outage bench-datapath
 ROUNDS ?= 3
 BENCH_RECORD = $(call root_or_skip,the benchmarks make network namespaces,nice -n -15 $(GO) test -count=1 -timeout 60m -v ./test/perf -run '$(1)' -args -perf -record -rounds $(ROUNDS))
 bench-mesh: build ## Record federation and identities (root; about 12 minutes; ROUNDS=3); then the table of docs/guide/performance.md
@@ -115,6 +115,9 @@ bench-mesh: build ## Record federation and identities (root; about 12 minutes; R
 	@$(GO) test -count=1 ./test/perf -run '^TestTable$$' -args -write-table
 bench-outage: build ## Record the reconnect after an outage of 330 s (root)
 	@$(call BENCH_RECORD,^TestPerfFederationOutage$$)
+	@$(GO) test -count=1 ./test/perf -run '^TestTable$$' -args -write-table
+bench-datapath: build deps-bench ## Record the datapath, policy and starts (root; about 12 minutes; ROUNDS=3); then the tables
+	@$(call BENCH_RECORD,^TestPerf(HotPath|Programs|Connect|Paths|Services|CNI|Start|PolicyEngine|PolicyKernel)$$)
 	@$(GO) test -count=1 ./test/perf -run '^TestTable$$' -args -write-table
 
 ##@ Check

@@ -161,6 +161,9 @@ func (a *Agent) openKernel() error {
 	}
 	if !a.cfg.KeepPodAddresses {
 		cfg.Masquerade = loader.MasqueradePorts()
+		if cfg.Masquerade6, err = a.cfg.outsideAddress6(netip.Addr{}); err != nil {
+			return err
+		}
 	}
 	if a.cfg.SmallMaps {
 		cfg.MapSizes = loader.SmallMaps()

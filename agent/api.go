@@ -235,6 +235,13 @@ func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawse
 		r.NotReady = err.Error()
 	}
 	r.Problems = append(append(r.Problems, fullPools(r.GetPools())...), fullConntrack(a.dp.Flows())...)
+	r.MasqueradeAddresses = masqueradeAddresses(a.dp.Config())
+	was := a.dp.Config().Masquerade6
+	if is, err := a.cfg.outsideAddress6(was); err != nil {
+		a.log.Warn("read the address for what pods send to the outside", "error", err)
+	} else {
+		r.Problems = append(r.Problems, otherAddress6(a.cfg.UnderlayDevice, was, is)...)
+	}
 	if cert, err := pki.ReadCertificate(pki.FilesIn(a.cfg.TLSDir, "tls").Cert); err == nil {
 		r.CertificateExpiresAt = cert.NotAfter.UnixNano()
 		if id, err := pki.CertificateID(cert); err == nil {

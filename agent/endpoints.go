@@ -139,14 +139,39 @@ func (m *endpoints) labelsOf(q *hawserv1.AddEndpointRequest) (labels.Set, error)
 	}
 	for _, l := range ls {
 		switch l.Source {
-		case labels.Mesh, labels.Reserved, labels.CIDR, labels.Any:
+		case labels.Mesh, labels.Namespace, labels.Reserved, labels.CIDR, labels.Any:
 			errs = append(errs, fmt.Errorf("label %s: source %q is not for workloads", l, l.Source))
 		}
 	}
-	return ls.With(
+	ofNamespace, err := namespaceLabels(q)
+	errs = append(errs, err)
+	return ls.With(ofNamespace...).With(
 		labels.Label{Source: labels.Mesh, Key: labels.ClusterKey, Value: m.cfg.Cluster},
 		labels.Label{Source: labels.Mesh, Key: labels.NamespaceKey, Value: q.GetNamespace()},
 	), errors.Join(errs...)
+}
+
+// namespaceName is the label that Kubernetes gives every namespace. It is known as
+// mesh:namespace.
+const namespaceName = "kubernetes.io/metadata.name"
+
+// namespaceLabels are the labels of a request's namespace.
+func namespaceLabels(q *hawserv1.AddEndpointRequest) (out []labels.Label, err error) {
+	var errs []error
+	for _, text := range q.GetNamespaceLabels() {
+		l, err := labels.Parse(text, labels.Namespace)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("of the namespace: %w", err))
+		case l.Source != labels.Namespace:
+			errs = append(errs, fmt.Errorf("label %s of the namespace: it may not have another source than %q", l, labels.Namespace))
+		case l.Key != namespaceName:
+			out = append(out, l)
+		case l.Value != q.GetNamespace():
+			errs = append(errs, fmt.Errorf("label %s of the namespace: the workload is in namespace %q", l, q.GetNamespace()))
+		}
+	}
+	return out, errors.Join(errs...)
 }
 
 // begin reserves an id and an address of each family and writes the record.

@@ -53,7 +53,7 @@ func newWatchman(cfg *Config, view *view, conn *net.UDPConn, mtu int, tell func(
 	}
 	w.probes = liveness.NewProbes(liveness.ProbesConfig{
 		Self: cfg.NodeAddress, Conn: conn, Port: cfg.TunnelPort, Changed: w.pathsChanged, Log: log,
-		Sizer: liveness.SizerConfig{Full: mtu}, Sized: tell,
+		Sizer: liveness.SizerConfig{Full: mtu}, Sized: w.sized,
 	})
 	w.gossip = liveness.NewGossip(liveness.GossipConfig{
 		Cluster: cfg.Cluster, Name: cfg.Node, Listen: netip.AddrPortFrom(cfg.NodeAddress, liveness.GossipPort),
@@ -75,6 +75,16 @@ func (w *watchman) pathsChanged(changed []liveness.PathChange) {
 		w.log.Info("path changed", "to", c.NodeID, "path", c.Path)
 	}
 	w.signal()
+}
+
+// sized tells the programs, which cut or refuse what is larger, and the world
+// what sizes get through.
+func (w *watchman) sized() {
+	for _, p := range w.probes.Paths() {
+		w.view.ips.SetPathMTU(p.Addr, p.MTU)
+	}
+	w.signal()
+	w.tell()
 }
 
 // seeds are the other nodes of the cluster.

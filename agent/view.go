@@ -200,31 +200,30 @@ func (v *view) cluster(c store.Change) error {
 	v.clusters[c.Key.Cluster] = r.GetId()
 	v.ips.SetCluster(c.Key.Cluster, r.GetId())
 	v.lb.SetCluster(c.Key.Cluster, r.GetId())
-	var ranges []netip.Prefix
-	for _, text := range slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()) {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return err // validation has accepted it
-		}
-		ranges = append(ranges, p.Masked())
-	}
+	ranges := prefixes(slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()))
 	v.ips.SetRanges(c.Key.Cluster, ranges)
 	v.names.setRanges(c.Key.Cluster, ranges)
 	if c.Key.Cluster == v.own {
 		v.routeServices(r.GetServiceCidrs())
+		v.engine.SetKubeAPIServers(prefixes(r.GetKubeApiservers()))
 	}
 	return nil
+}
+
+// prefixes are those that validation has accepted.
+func prefixes(texts []string) (out []netip.Prefix) {
+	for _, text := range texts {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 // routeServices lets the host reach its cluster's service addresses. Validation
 // has accepted the prefixes.
 func (v *view) routeServices(cidrs []string) {
-	var want []netip.Prefix
-	for _, text := range cidrs {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			want = append(want, p.Masked())
-		}
-	}
+	want := prefixes(cidrs)
 	before := v.serviceRoutes
 	v.serviceRoutes = want
 	for _, p := range before {
@@ -292,25 +291,28 @@ func (v *view) ip(c store.Change) error {
 		v.backing.prefix(p)
 	}
 	if c.Deleted {
-		v.setNamedPorts(c.Key.String(), 0, nil)
+		v.setNamedPorts(c.Key.String(), p, 0, nil)
 		v.names.setAddress(c.Key.Cluster, p, nil)
 		v.ips.DeleteIP(c.Key.Cluster, p)
 		return err
 	}
 	r := c.Record.(*keyspacev1.IPEntry)
-	v.setNamedPorts(c.Key.String(), identity.Number(r.GetIdentity()), r.GetNamedPorts())
+	v.setNamedPorts(c.Key.String(), p, identity.Number(r.GetIdentity()), r.GetNamedPorts())
 	v.names.setAddress(c.Key.Cluster, p, r)
 	return v.ips.UpsertIP(c.Key.Cluster, r)
 }
 
 // setNamedPorts takes what an address's record says of ports.
-func (v *view) setNamedPorts(key string, n identity.Number, records []*keyspacev1.NamedPort) {
+func (v *view) setNamedPorts(key string, at netip.Prefix, n identity.Number, records []*keyspacev1.NamedPort) {
 	var ports []policy.NamedPort
 	for _, r := range records {
 		ports = append(ports, policy.NamedPort{Name: r.GetName(), Protocol: uint8(r.GetProtocol()), Port: uint16(r.GetPort())})
 	}
 	for _, changed := range v.ports.set(key, n, ports) {
 		v.engine.SetNamedPorts(changed, v.ports.of(changed))
+	}
+	if at.IsSingleIP() {
+		v.engine.SetAddressPorts(at.Addr(), ports)
 	}
 }
 

@@ -175,7 +175,7 @@ static __always_inline int host_ipv4(struct __sk_buff *skb, struct packet *p)
 	if (ret < 0)
 		return ret;
 	p->src_id = host_identity4(p->t.saddr);
-	if (p->src_id != ID_HOST && endpoint_by_addr4(p->t.saddr))
+	if (p->src_id != ID_HOST && (endpoint_by_addr4(p->t.saddr) || is_no_source4(p->t.saddr)))
 		return DROP(p, DROP_SPOOFED_SOURCE); /* pods do not send by the host */
 	ret = unlikely(p->icmp_error) ? host_related(skb, p, &f, &r) : host_flow(skb, p, &f, &r);
 	return ret < 0 ? ret : deliver(skb, p, &r, ID_REMOTE_NODE, f.hash);

@@ -240,7 +240,8 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 	a.epoch = ip_epoch4(p->t.saddr);
 	p->src_id = world_identity4(p->t.saddr);
 	a.claimed = p->src_id;
-	if (endpoint_by_addr4(p->t.saddr) || is_own_address(p->t.saddr))
+	if (endpoint_by_addr4(p->t.saddr) || is_own_address(p->t.saddr) ||
+	    is_no_source4(p->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (unlikely(p->icmp_error)) {
 		pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
@@ -276,13 +277,16 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 }
 
 /* The pod behind an answer to a masqueraded flow, and the answer translated; NULL
- * when it is the host's own. */
+ * when it is the host's own. What answers a datagram or an echo establishes the flow;
+ * in TCP that is for the pod to do (see ct_confirms). */
 static __always_inline struct endpoint *masqueraded(struct __sk_buff *skb, struct packet *p,
                                                     int *ret)
 {
+	struct snat_key key = {};
 	struct tuple4 t = {};
-	struct snat_entry *s;
+	struct snat_entry *s, e;
 	struct endpoint *rx;
+	int open;
 
 	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
 	*ret = parse4(skb, ETH_HLEN, p);
@@ -291,18 +295,26 @@ static __always_inline struct endpoint *masqueraded(struct __sk_buff *skb, struc
 	if (p->icmp_error) {
 		if (parse_quoted(skb, ETH_HLEN, p, &t) || t.saddr != node_addr4)
 			return NULL;
-		s = snat_find(t.daddr, t.dport, t.sport, t.proto);
+		snat_key(&key, t.daddr, t.dport, t.sport, t.proto);
 	} else {
-		s = snat_find(p->t.saddr, p->t.sport, p->t.dport, p->t.proto);
+		snat_key(&key, p->t.saddr, p->t.sport, p->t.dport, p->t.proto);
 	}
-	rx = s ? endpoint_by_addr4(s->addr) : NULL;
+	s = snat_find(&key, &open);
+	if (!s)
+		return NULL;
+	e = *s; /* of one that is half-open the place may be another's at any time */
+	rx = endpoint_by_addr4(e.addr);
 	if (!rx)
 		return NULL;
 	p->dst_id = rx->identity;
 	p->endpoint = rx->id;
-	if (p->icmp_error)
-		*ret = related_nat4(skb, p, QUOTED_SOURCE, s->addr, s->port);
-	else if (nat4_write(skb, p->t.saddr, s->addr, port_pair(p->t.sport, s->port), p->later))
+	if (p->icmp_error) {
+		*ret = related_nat4(skb, p, QUOTED_SOURCE, e.addr, e.port);
+		return rx;
+	}
+	if (open && p->t.proto != IPPROTO_TCP && snat_promote(&key, &e) < 0)
+		*ret = DROP(p, DROP_NO_SNAT_PORT);
+	else if (nat4_write(skb, p->t.saddr, e.addr, port_pair(p->t.sport, e.port), p->later))
 		*ret = DROP(p, DROP_REWRITE_FAILED);
 	return rx;
 }

@@ -4,6 +4,7 @@
 #include "lib/deliver6.h"
 #include "lib/event.h"
 #include "lib/icmp6.h"
+#include "lib/masquerade6.h"
 #include "lib/scratch.h"
 
 static __always_inline int arrival_judge6(struct packet *p, struct packet6 *x, const struct flow *f,
@@ -206,6 +207,57 @@ static __always_inline int untunnelled6(struct __sk_buff *skb, struct packet *p,
 	return ret < 0 ? ret : to_endpoint(skb, p, rx);
 }
 
+/* See masqueraded. The packet is to outside_addr6. */
+static __always_inline struct endpoint *masqueraded6(struct __sk_buff *skb, struct packet *p,
+                                                     struct packet6 *x, int *ret)
+{
+	struct snat6_key key = {};
+	const struct tuple6 *t = &x->t;
+	struct snat6_entry *s, e;
+	struct endpoint *rx;
+	int open;
+
+	pull(skb, ETH_HLEN + IP6_HLEN + L4_MAX);
+	*ret = parse6(skb, ETH_HLEN, p, x);
+	if (*ret < 0 || x->control)
+		return NULL;
+	key.proto = t->proto;
+	if (p->icmp_error) {
+		t = &x->quoted;
+		if (parse_quoted6(skb, ETH_HLEN) < 0 || !same_addr(&t->saddr, &x->t.daddr))
+			return NULL;
+		key.remote = t->daddr;
+		key.remote_port = t->dport;
+		key.port = t->sport;
+		key.proto = t->proto;
+	} else {
+		key.remote = t->saddr;
+		key.remote_port = t->sport;
+		key.port = t->dport;
+	}
+	s = snat_find6(&key, &open);
+	if (!s)
+		return NULL;
+	e = *s;
+	rx = endpoint_by_addr6(&e.addr);
+	if (!rx)
+		return NULL;
+	p->dst_id = rx->identity;
+	p->endpoint = rx->id;
+	if (p->icmp_error) {
+		*ret = related_nat6(skb, p, x, QUOTED_SOURCE, &e.addr, e.port);
+		return rx;
+	}
+	x->to = x->t;
+	x->to.daddr = e.addr;
+	x->to.dport = e.port;
+	if (open && p->t.proto != IPPROTO_TCP && snat_promote6(&key, &e) < 0)
+		*ret = DROP(p, DROP_NO_SNAT_PORT);
+	else
+		*ret = nat6(skb, p);
+	return rx;
+}
+
 static __always_inline int overlay_packet6(struct __sk_buff *skb)
 {
 	struct packet6 *x = packet6_in_hand();
@@ -213,6 +265,8 @@ static __always_inline int overlay_packet6(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	struct ipv6hdr *ip;
 	struct packet *p;
+	struct addr own;
+	int ret;
 
 	pull(skb, ETH_HLEN + sizeof(*ip));
 	eth = data(skb);
@@ -223,7 +277,17 @@ static __always_inline int overlay_packet6(struct __sk_buff *skb)
 		p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
 		return p ? finish(p, tunnelled6(skb, p, x)) : TC_ACT_SHOT;
 	}
-	rx = endpoint_by_addr6(&ip->daddr);
+	own = outside_addr6();
+	if (masquerades6() && same_addr(&ip->daddr, &own)) {
+		p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+		if (!p)
+			return TC_ACT_OK;
+		rx = masqueraded6(skb, p, x, &ret);
+		if (rx && ret < 0)
+			return finish(p, ret);
+	} else {
+		rx = endpoint_by_addr6(&ip->daddr);
+	}
 	if (!rx)
 		return TC_ACT_OK;
 	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);

@@ -87,10 +87,10 @@ static __always_inline void mark_world(struct ct_entry *e, const struct route *r
 
 /* Sends a flow's packet to the outside: masqueraded, or as the node's stack
  * routes it. */
-static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p,
+static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p, const struct flow *f,
                                      const struct tuple4 *t, struct ct_entry *e)
 {
-	int ret = snat_flow(skb, p, t, e);
+	int ret = snat_flow(skb, p, f, t, e);
 
 	if (ret < 0 || !e->snat_port)
 		return ret < 0 ? ret : TC_ACT_OK;
@@ -133,7 +133,7 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		e = &fresh;
 		ct_init(e, p, f, r.hop == HOP_WORLD ? CT_WORLD : 0);
 		if (r.hop == HOP_WORLD) {
-			ret = snat_flow(skb, p, &to, e);
+			ret = snat_flow(skb, p, f, &to, e);
 			if (ret < 0)
 				return ret;
 		}
@@ -154,7 +154,7 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		ct_touch(e, p, f->dir);
 	}
 	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD)
-		return pod_world(skb, p, &to, e);
+		return pod_world(skb, p, f, &to, e);
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
@@ -224,7 +224,7 @@ send:
 	ret = nat4(skb, p, &to);
 	if (ret < 0)
 		return ret;
-	return r.hop == HOP_WORLD ? pod_world(skb, p, &to, e)
+	return r.hop == HOP_WORLD ? pod_world(skb, p, f, &to, e)
 	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* from_pod6: from_pod for IPv6. The order of things is that of from_pod.c, which
- * says why; what goes to the outside leaves through the node's stack with the
- * pod's address. */
+ * says why. */
 #include "lib/event.h"
 #include "lib/leave6.h"
 #include "lib/ndp.h"
@@ -65,6 +64,23 @@ static __always_inline int pod_judge6(struct packet *p, struct packet6 *x, const
 	return ret;
 }
 
+/* Sends a flow's packet, to the outside masqueraded where that is so. */
+static __always_inline int pod_leave6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
+                                      const struct endpoint *tx, const struct flow *f,
+                                      const struct route *r, struct ct_entry *e, __u16 change)
+{
+	int ret;
+
+	leave_by(x, r, tx->identity, f->hash, change);
+	if (masquerades6() && r->hop == HOP_WORLD && f->dir == FLOW_FORWARD) {
+		ret = snat_flow6(skb, p, f, e);
+		if (ret < 0)
+			return ret;
+		x->out.snat = e->snat_port;
+	}
+	return leave6(skb);
+}
+
 /* A packet without translation, or a backend's reply, which is translated
  * back. */
 static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
@@ -92,9 +108,15 @@ static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, s
 			return ret;
 	}
 	if (!e) {
-		ct_init(&fresh, p, f, r.hop == HOP_WORLD ? CT_WORLD : 0);
-		ct_cache(&fresh, FLOW_FORWARD, verdict, hop_word(r.hop, r.epoch));
-		ret = ct_create6(p, &x->key, &fresh);
+		e = &fresh;
+		ct_init(e, p, f, r.hop == HOP_WORLD ? CT_WORLD : 0);
+		if (r.hop == HOP_WORLD) {
+			ret = snat_flow6(skb, p, f, e);
+			if (ret < 0)
+				return ret;
+		}
+		ct_cache(e, FLOW_FORWARD, verdict, hop_word(r.hop, r.epoch));
+		ret = ct_create6(p, &x->key, e);
 		if (ret < 0)
 			return ret;
 	} else {
@@ -109,8 +131,7 @@ static __always_inline int pod_plain6(struct __sk_buff *skb, struct packet *p, s
 		}
 		ct_touch(e, p, f->dir);
 	}
-	leave_by(x, &r, tx->identity, f->hash, change);
-	return leave6(skb);
+	return pod_leave6(skb, p, x, tx, f, &r, e, change);
 }
 
 static __always_inline int pod_service6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
@@ -163,9 +184,11 @@ fresh:
 	ret = service_create6(p, x, f, &c, verdict, &r);
 	if (ret < 0)
 		return ret;
+	e = ct_find6(f, &x->key);
+	if (!e)
+		return DROP(p, DROP_CONNTRACK_FULL);
 send:
-	leave_by(x, &r, tx->identity, f->hash, CHANGE_PACKET);
-	return leave6(skb);
+	return pod_leave6(skb, p, x, tx, f, &r, e, CHANGE_PACKET);
 }
 
 /* See pod_related. */
@@ -193,6 +216,8 @@ static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p,
 	x->nat = e->nat_addr;
 	x->out.port = e->nat_port;
 	leave_by(x, &r, tx->identity, f.hash, change);
+	if (r.hop == HOP_WORLD)
+		x->out.snat = e->snat_port;
 	return leave6(skb);
 }
 

@@ -120,7 +120,7 @@ func serve(t testing.TB, a *agent) string {
 	return socket
 }
 
-const demoLabels = `{"cni":{"labels":[{"key":"app","value":"echo"},{"key":"tier","value":"a:b"}]}}`
+const demoLabels = `{"cni":{"labels":[{"key":"app","value":"echo"},{"key":"tier","value":"a:b"}],"namespaceLabels":[{"key":"team","value":"red"}]}}`
 
 func TestAdd(t *testing.T) {
 	a := &agent{}
@@ -157,6 +157,9 @@ func TestAdd(t *testing.T) {
 	}
 	if want := []string{"k8s:app=echo", "k8s:tier=a:b"}; !slices.Equal(a.added.Labels, want) {
 		t.Errorf("labels %v, want %v", a.added.Labels, want)
+	}
+	if want := []string{"namespace:team=red"}; !slices.Equal(a.added.NamespaceLabels, want) {
+		t.Errorf("labels of the namespace %v, want %v", a.added.NamespaceLabels, want)
 	}
 }
 

@@ -39,6 +39,8 @@ type config struct {
 		CNI struct {
 			// Labels follow the convention of the CNI project's CONVENTIONS.md.
 			Labels []label `json:"labels,omitempty"`
+			// NamespaceLabels are those of the pod's namespace.
+			NamespaceLabels []label `json:"namespaceLabels,omitempty"`
 			// Ports are the pod's own names for its ports.
 			Ports []namedPort `json:"ports,omitempty"`
 		} `json:"cni"`
@@ -93,6 +95,10 @@ func addRequest(args *skel.CmdArgs, c *config) (*hawserv1.AddEndpointRequest, er
 	if err != nil {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "read args.cni.labels", err.Error())
 	}
+	ofNamespace, err := labelTexts(c.Args.CNI.NamespaceLabels, labels.Namespace)
+	if err != nil {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, "read args.cni.namespaceLabels", err.Error())
+	}
 	name := string(pod.K8S_POD_NAME)
 	if name == "" {
 		name = args.ContainerID
@@ -105,7 +111,7 @@ func addRequest(args *skel.CmdArgs, c *config) (*hawserv1.AddEndpointRequest, er
 		NamedPorts:  ports,
 		Network:     c.Name,
 		ContainerId: args.ContainerID, Netns: args.Netns, Ifname: args.IfName,
-		Namespace: string(pod.K8S_POD_NAMESPACE), Name: name, Labels: texts,
+		Namespace: string(pod.K8S_POD_NAMESPACE), Name: name, Labels: texts, NamespaceLabels: ofNamespace,
 	}, nil
 }
 

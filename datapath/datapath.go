@@ -82,7 +82,7 @@ type Node struct {
 	ClusterID uint32
 	Cluster   string
 	Name      string
-	MTU       uint32 // of its underlay, bytes; 0 is unknown
+	MTU       uint32 // of its underlay or of the way there, the smaller, bytes; 0 is unknown
 	// VNI and MAC are of the headers that an endpoint with ExternalCluster sends
 	// and wants to get; other rows have none.
 	VNI uint32

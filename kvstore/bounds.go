@@ -19,6 +19,9 @@ const (
 	MaxPorts = 1024
 	// MaxNamedPorts is of the ports of a workload that have names.
 	MaxNamedPorts = 256
+	// MaxKubeAPIServers is of the prefixes that say where a cluster's Kubernetes API
+	// servers are.
+	MaxKubeAPIServers = 64
 	// MaxLabels is of the labels of an identity.
 	MaxLabels = 512
 	// MaxTrust is of the CAs that a cluster believes at once.

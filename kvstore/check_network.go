@@ -35,7 +35,10 @@ func (l Limits) checkCluster(k Key, r *keyspacev1.Cluster) error {
 	if err := checkPrefixes(k, "node CIDRs", r.GetNodeCidrs(), MaxRanges); err != nil {
 		return err
 	}
-	return checkPrefixes(k, "service CIDRs", r.GetServiceCidrs(), MaxRanges)
+	if err := checkPrefixes(k, "service CIDRs", r.GetServiceCidrs(), MaxRanges); err != nil {
+		return err
+	}
+	return checkPrefixes(k, "Kubernetes API servers", r.GetKubeApiservers(), MaxKubeAPIServers)
 }
 
 func (l Limits) checkNode(k Key, r *keyspacev1.Node) error {

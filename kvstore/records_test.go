@@ -5,6 +5,7 @@ package kvstore
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,7 +50,7 @@ var hash = strings.Repeat("0a", 32)
 
 func truths() []record {
 	return []record{
-		{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 1, PodCidrs: []string{"10.1.0.0/16"}, Mesh: &keyspacev1.MeshParameters{ClusterBits: 8}}},
+		{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 1, PodCidrs: []string{"10.1.0.0/16"}, KubeApiservers: []string{"192.0.2.1/32", "fd00::8/125"}, Mesh: &keyspacev1.MeshParameters{ClusterBits: 8}}},
 		{key(KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: east, TunnelAddress: "192.0.2.1", PodCidrs: []string{"10.1.0.0/24"}}},
 		{key(KindIdentity, "65537"), &keyspacev1.Identity{Number: 65537, Labels: []string{"k8s:app=web", "mesh:cluster=east"}}},
 		{key(KindIdentityLabels, hash), &keyspacev1.IdentityRef{Number: 65537}},
@@ -113,6 +114,8 @@ func TestLiesAreRefused(t *testing.T) {
 		"cluster of another name":     {record{key(KindCluster), &keyspacev1.Cluster{Name: "west", Id: 1, Mesh: mesh}}, ReasonMismatch},
 		"cluster id beyond the bits":  {record{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 256, Mesh: mesh}}, ReasonRange},
 		"cluster id of another":       {record{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 2, Mesh: mesh}}, ReasonMismatch},
+		"cluster with too many api":   {record{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 1, Mesh: mesh, KubeApiservers: slices.Repeat([]string{"192.0.2.1/32"}, 65)}}, ReasonSize},
+		"cluster with api everywhere": {record{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 1, Mesh: mesh, KubeApiservers: []string{"0.0.0.0/0"}}}, ReasonAddress},
 		"cluster with default route":  {record{key(KindCluster), &keyspacev1.Cluster{Name: east, Id: 1, Mesh: mesh, PodCidrs: []string{"0.0.0.0/0"}}}, ReasonAddress},
 		"node of another name":        {record{key(KindNode, "n1"), &keyspacev1.Node{Name: "n2", Cluster: east}}, ReasonMismatch},
 		"node of another cluster":     {record{key(KindNode, "n1"), &keyspacev1.Node{Name: "n1", Cluster: "west"}}, ReasonMismatch},

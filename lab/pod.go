@@ -217,21 +217,15 @@ func (l *Lab) runtime(p Pod) (*libcni.CNIConfig, *libcni.NetworkConfigList, *lib
 	if !ok {
 		return nil, nil, nil, fmt.Errorf("no node %q", p.Node)
 	}
-	type label struct {
-		Key   string `json:"key"`
-		Value string `json:"value"`
-	}
-	labels := []label{}
-	for _, k := range sortedKeys(p.Labels) {
-		labels = append(labels, label{k, p.Labels[k]})
-	}
 	ports, err := cniPorts(p.Ports)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	plugin := map[string]any{
 		"type": filepath.Base(l.state.Binaries.CNI), "socket": node.Socket,
-		"args": map[string]any{"cni": map[string]any{"labels": labels, "ports": ports}},
+		"args": map[string]any{"cni": map[string]any{
+			"labels": cniLabels(p.Labels), "namespaceLabels": cniLabels(p.NamespaceLabels), "ports": ports,
+		}},
 	}
 	raw, err := json.Marshal(map[string]any{"cniVersion": "1.1.0", "name": "hawser", "plugins": []any{plugin}})
 	if err != nil {
@@ -247,6 +241,20 @@ func (l *Lab) runtime(p Pod) (*libcni.CNIConfig, *libcni.NetworkConfigList, *lib
 		ContainerID: p.ContainerID, NetNS: p.Place.Netns, IfName: "eth0",
 		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name}},
 	}, nil
+}
+
+// cniLabel is a label in the plugin's configuration.
+type cniLabel struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+func cniLabels(m map[string]string) []cniLabel {
+	out := []cniLabel{}
+	for _, k := range sortedKeys(m) {
+		out = append(out, cniLabel{k, m[k]})
+	}
+	return out
 }
 
 // cniPort is a named port in the plugin's configuration.

@@ -61,6 +61,8 @@ type PodSpec struct {
 	Namespace string            `json:"namespace,omitempty"` // "" means default
 	Node      string            `json:"node,omitempty"`      // "" means the cluster's first
 	Labels    map[string]string `json:"labels,omitempty"`
+	// NamespaceLabels are those of its namespace.
+	NamespaceLabels map[string]string `json:"namespaceLabels,omitempty"`
 	// Ports are its names for ports, as NAME=PORT or NAME=PORT/PROTOCOL.
 	Ports []string `json:"ports,omitempty"`
 	// Command is what runs in it; empty means a process that only waits.

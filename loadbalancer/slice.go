@@ -74,7 +74,7 @@ func LocalSlices(s *keyspacev1.Service, node, zone string, endpoints []LocalEndp
 func selects(selector map[string]string, ls labels.Set) bool {
 	for key, value := range selector {
 		if !slices.ContainsFunc(ls, func(l labels.Label) bool {
-			return l.Key == key && l.Value == value && l.Source != labels.Mesh && l.Source != labels.Reserved
+			return l.Key == key && l.Value == value && l.Source != labels.Mesh && l.Source != labels.Namespace && l.Source != labels.Reserved
 		}) {
 			return false
 		}

@@ -3,6 +3,8 @@
 package policy
 
 import (
+	"slices"
+
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/labels"
@@ -119,13 +121,27 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 			use(sel)
 		}
 	}
-	for _, c := range peers.CIDRs {
+	for _, c := range e.cidrs(peers) {
 		for _, k := range prefixKeys(c) {
 			e.usePrefix(k)
 			p.prefixes = append(p.prefixes, k)
 		}
 		p.nets = append(p.nets, newNet(c, p.origin))
 	}
+	e.useNames(p, 1)
+}
+
+// cidrs are the prefixes of peers. API servers are known by their addresses alone,
+// which may be those of nodes or workloads: prefixes as of ipBlocks.
+func (e *Engine) cidrs(peers api.Peers) []api.CIDR {
+	out := peers.CIDRs
+	if slices.Contains(peers.Entities, api.EntityKubeAPIServer) {
+		out = slices.Clone(out)
+		for _, p := range e.apiServers {
+			out = append(out, api.CIDR{Prefix: p, Block: true})
+		}
+	}
+	return out
 }
 
 // scoped is what a peer selector means here. Every result demands a cluster, so
@@ -162,7 +178,7 @@ func (e *Engine) entity(name api.Entity) []api.Selector {
 	case api.EntityInit:
 		return nodes[3:4]
 	}
-	return nil // none; all is Peers.Any
+	return nil // none; all is Peers.Any, kube-apiserver is by address
 }
 
 func reservedSelector(n identity.Number) api.Selector {

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -84,6 +85,8 @@ type Engine struct {
 	origins    *origins
 	prefixes   *prefixes
 	services   *services
+	names      *names
+	apiServers []netip.Prefix // sorted
 	dirty      map[*ruleSet]struct{}
 	unused     []*selector // since the last sweep
 	gone       []uint32
@@ -120,6 +123,7 @@ func New(cfg Config) (*Engine, error) {
 		origins:    newOrigins(),
 		prefixes:   newPrefixes(),
 		services:   newServices(),
+		names:      newNames(),
 		dirty:      map[*ruleSet]struct{}{},
 	}
 	for hash, id := range cfg.RuleSetIDs {
@@ -164,14 +168,18 @@ func (e *Engine) UpsertIdentity(n identity.Number, cluster string, ls labels.Set
 func (e *Engine) setIdentity(n identity.Number, own labels.Set, of prefixKey) {
 	ls := e.services.with(n, own)
 	if old, ok := e.identities[n]; ok {
-		if old.labels.Equal(ls) {
+		ports := old.ports
+		if of.IsValid() {
+			ports = e.portsAt(of)
+		}
+		if old.labels.Equal(ls) && slices.Equal(old.ports, ports) {
 			return
 		}
 		e.dropIdentity(old)
-		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: old.ports, net: of})
+		e.addIdentity(&ident{number: n, own: own, labels: ls, ports: ports, net: of})
 		return
 	}
-	e.addIdentity(&ident{number: n, own: own, labels: ls, net: of})
+	e.addIdentity(&ident{number: n, own: own, labels: ls, ports: e.portsAt(of), net: of})
 }
 
 // DeleteIdentity forgets a workload identity.
@@ -192,6 +200,11 @@ func (e *Engine) UpsertObject(o api.Object) {
 	if old != nil && old.spec.Source == o.Source && old.spec.Kind == o.Kind {
 		return
 	}
+	e.replaceObject(old, o)
+}
+
+// replaceObject puts an object in the place of its old version, if there is one.
+func (e *Engine) replaceObject(old *object, o api.Object) {
 	added := e.compile(o)
 	for _, r := range added.rules {
 		e.ruleIndex.add(r.spec.Endpoints, r)
@@ -206,6 +219,24 @@ func (e *Engine) UpsertObject(o api.Object) {
 		e.removeObject(old)
 	}
 	e.objects[o.ID()] = added
+}
+
+// SetKubeAPIServers tells where the Kubernetes API servers of the own cluster are,
+// whom rules call kube-apiserver: addresses, or prefixes of which each is one.
+func (e *Engine) SetKubeAPIServers(at []netip.Prefix) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	at = slices.SortedFunc(slices.Values(at), netip.Prefix.Compare)
+	at = slices.Compact(at)
+	if slices.Equal(e.apiServers, at) {
+		return
+	}
+	e.apiServers = at
+	for _, o := range e.objects {
+		if o.spec.NamesKubeAPIServer() {
+			e.replaceObject(o, o.spec)
+		}
+	}
 }
 
 // DeleteObject removes an object, if it is there.
@@ -229,6 +260,7 @@ func (e *Engine) removeObject(o *object) {
 			for _, s := range p.selectors {
 				e.unuseSelector(s)
 			}
+			e.useNames(p, -1)
 			for _, k := range p.prefixes {
 				e.unusePrefix(k)
 			}

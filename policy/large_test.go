@@ -258,6 +258,26 @@ func TestManyRulesOfOneSelector(t *testing.T) {
 	}
 }
 
+// Names of ports are asked for in so many ipBlocks and no more.
+func TestCheckNamesInBlocks(t *testing.T) {
+	for blocks, problem := range map[int]string{
+		500: "",
+		501: "NetworkPolicy demo/names: asks 1002 times, over all its ipBlocks of egress and the names of ports beside each, ",
+	} {
+		text := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: names, namespace: demo}\nspec:\n  podSelector: {}\n  egress:\n  - ports: [{port: web}, {port: dns}, {port: 80}]\n    to:\n"
+		for i := range blocks {
+			text += "    - ipBlock: {cidr: " + address(i) + "/32}\n"
+		}
+		objects, err := api.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = Check(objects...); problem == "" && err != nil || problem != "" && (err == nil || !strings.Contains(err.Error(), problem)) {
+			t.Errorf("%d blocks: got %v, want %q", blocks, err, problem)
+		}
+	}
+}
+
 // What is a product by its nature is refused, with the object's name, the number
 // and the bound.
 func TestCheckSize(t *testing.T) {

@@ -105,7 +105,17 @@ func TestEngineAgreesWithModel(t *testing.T) {
 func change(t *testing.T, w policymodel.World, e *Engine, m *policymodel.Model, endpoints map[string]policymodel.Endpoint) {
 	t.Helper()
 	n := policymodel.Workload(w.IntN(policymodel.Workloads))
-	switch w.IntN(11) {
+	switch w.IntN(13) {
+	case 12:
+		m.APIServers = w.APIServers()
+		e.SetKubeAPIServers(m.APIServers)
+	case 11:
+		peers := policymodel.Peers()
+		for range 6 {
+			a := policymodel.Pick(w.Rand, peers[8:]...).Addr // those have one
+			m.AddrPorts[a] = w.Names()
+			e.SetAddressPorts(a, named(m.AddrPorts[a]))
+		}
 	case 10:
 		name, served := w.Service(), w.Served()
 		m.Services[name] = served
@@ -199,7 +209,7 @@ func compare(t *testing.T, e *Engine, m *policymodel.Model, endpoints map[string
 				as.Identity = cmp.Or(tries[0].lookup(peer.Addr), identity.World)
 			}
 			for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
-				for _, proto := range []uint8{6, 17, 1} {
+				for _, proto := range []uint8{6, 17, 132, 1} {
 					for _, port := range []uint16{1, 63, 64, 80, 81, 82, 150, 40000} {
 						got := Decide(rs, d, as, proto, port)
 						if want := m.Allowed(ep, d, peer, proto, port); got.Allow != want {

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
@@ -38,6 +39,7 @@ func newNet(c api.CIDR, origin uint32) *net {
 type shape struct {
 	key   string
 	cells []cell
+	named []namedPort // of egress; of ingress the endpoint's own ports are in cells
 	deny  bool
 	users int
 }
@@ -95,10 +97,16 @@ func (x *nets) add(p *part, ports []NamedPort, by int) {
 
 func (x *nets) shapeOf(p *part, ports []NamedPort) *shape {
 	vs := p.verdicts
-	if p.dir == int(datapath.Ingress) { // to a prefix, ports have no names
-		vs = p.resolve(slices.Clone(vs), ports)
-	}
 	var b strings.Builder
+	var named []namedPort
+	if p.dir == int(datapath.Ingress) {
+		vs = p.resolve(slices.Clone(vs), ports)
+	} else {
+		named = p.named
+	}
+	for _, n := range named {
+		fmt.Fprintf(&b, "%s/%d ", n.name, n.proto)
+	}
 	b.WriteString(strconv.FormatBool(p.deny))
 	for _, v := range vs {
 		for _, n := range []int{int(v.proto), int(v.wild), int(v.port)} {
@@ -108,7 +116,7 @@ func (x *nets) shapeOf(p *part, ports []NamedPort) *shape {
 	}
 	s, ok := x.shapes[b.String()]
 	if !ok {
-		s = &shape{key: b.String(), deny: p.deny}
+		s = &shape{key: b.String(), named: named, deny: p.deny}
 		for _, v := range vs {
 			s.cells = append(s.cells, v.cell)
 		}
@@ -138,9 +146,10 @@ func (x *nets) tidy(k prefixKey, at *netPoint) {
 	}
 }
 
-// verdicts appends what the parts say about the identity of a prefix. around are
-// the prefixes in use that contain it, the longest first.
-func (x *nets) verdicts(vs []verdict, k prefixKey, around iter.Seq[netip.Prefix]) []verdict {
+// verdicts appends what the parts say about the identity of a prefix. ports are
+// what the workload at it calls its own, around the prefixes in use that contain
+// it, the longest first.
+func (x *nets) verdicts(vs []verdict, k prefixKey, ports []NamedPort, around iter.Seq[netip.Prefix]) []verdict {
 	type tally struct {
 		left   int
 		points []*netPoint
@@ -160,6 +169,7 @@ func (x *nets) verdicts(vs []verdict, k prefixKey, around iter.Seq[netip.Prefix]
 		for _, c := range s.cells {
 			vs = append(vs, verdict{cell: c, deny: s.deny, origin: origin})
 		}
+		vs = resolve(vs, s.named, ports, verdict{deny: s.deny, origin: origin})
 	}
 	return vs
 }
@@ -302,7 +312,7 @@ func (e *Engine) netRows(d *direction, rows map[identity.Number][]verdict) {
 	}
 	for id := range e.prefixIdentities() {
 		if _, done := rows[id.number]; !done {
-			rows[id.number] = settle(d.nets.verdicts(nil, id.net, e.around(id.net)), rows[0])
+			rows[id.number] = settle(d.nets.verdicts(nil, id.net, id.ports, e.around(id.net)), rows[0])
 		}
 	}
 }

@@ -103,10 +103,16 @@ func cellsOf(p api.Port) []cell {
 
 // resolve appends what a part says about ports by their name.
 func (p *part) resolve(vs []verdict, ports []NamedPort) []verdict {
-	for _, n := range p.named {
+	return resolve(vs, p.named, ports, verdict{deny: p.deny, origin: p.origin})
+}
+
+// resolve appends a verdict for each of the ports that has one of the names.
+func resolve(vs []verdict, named []namedPort, ports []NamedPort, v verdict) []verdict {
+	for _, n := range named {
 		for _, port := range ports {
 			if port.Name == n.name && port.Protocol == n.proto {
-				vs = append(vs, verdict{cell: cell{proto: port.Protocol, port: port.Port}, deny: p.deny, origin: p.origin})
+				v.cell = cell{proto: port.Protocol, port: port.Port}
+				vs = append(vs, v)
 			}
 		}
 	}

@@ -292,7 +292,7 @@ func (e *Engine) rowOf(rs *ruleSet, dir int, n identity.Number) []verdict {
 		}
 	}
 	if id.net.IsValid() {
-		vs = d.nets.verdicts(vs, id.net, e.around(id.net))
+		vs = d.nets.verdicts(vs, id.net, id.ports, e.around(id.net))
 	}
 	return settle(vs, d.rows[0])
 }
@@ -338,7 +338,7 @@ func (e *Engine) settleAll(rs *ruleSet, dir int, c *Change) {
 		i.scratch = 0
 		vs := buf[starts[k]:starts[k+1]:starts[k+1]]
 		if i.net.IsValid() {
-			vs = d.nets.verdicts(vs, i.net, e.around(i.net))
+			vs = d.nets.verdicts(vs, i.net, i.ports, e.around(i.net))
 		}
 		rows[i.number] = settle(vs, wild)
 	}

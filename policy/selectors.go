@@ -70,7 +70,7 @@ func (x *termIndex[T]) add(s api.Selector, v T) {
 		for _, value := range r.Values {
 			n += 2 * (1 + len(x.terms[term{r.Source, r.Key, value}]))
 		}
-		if r.Source == labels.Mesh {
+		if r.Source == labels.Mesh || r.Source == labels.Namespace {
 			n++ // cluster and namespace are seldom what tells workloads apart
 		}
 		if best < 0 || n < size {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
@@ -21,6 +22,9 @@ const (
 	// MaxBroadSelectors is how many different peer selectors an object may have
 	// each of which may select nearly everybody.
 	MaxBroadSelectors = 1000
+	// MaxBlockNames is how often an object may ask the workloads in an ipBlock for
+	// the port that they have a name for.
+	MaxBlockNames = 1000
 )
 
 // Check refuses objects whose cost, which grows with the product of their rules
@@ -44,7 +48,34 @@ func checkSize(o api.Object) error {
 		errs = append(errs, fmt.Errorf("%s %s: %d different peer selectors ask for no label's value, or exclude some, and so may select nearly everybody each; more than %d: "+
 			"put what they exclude into one selector's values, or deny it with ingressDeny or egressDeny", o.Kind, o.ID(), n, MaxBroadSelectors))
 	}
+	if n := blockNames(o); n > MaxBlockNames {
+		errs = append(errs, fmt.Errorf("%s %s: asks %d times, over all its ipBlocks of egress and the names of ports beside each, for the workloads in an ipBlock "+
+			"that have a port of a name; more than %d: write the ports' numbers, or one ipBlock for several", o.Kind, o.ID(), n, MaxBlockNames))
+	}
 	return errors.Join(errs...)
+}
+
+// blockNames are, over all egress parts, their ipBlocks times their ports by name.
+func blockNames(o api.Object) (total int) {
+	for _, r := range o.Rules {
+		for _, p := range r.Parts {
+			blocks, names := 0, 0
+			for _, c := range p.Peers.CIDRs {
+				if c.Block {
+					blocks++
+				}
+			}
+			for _, port := range p.Ports {
+				if port.Name != "" {
+					names++
+				}
+			}
+			if p.Direction == datapath.Egress {
+				total += blocks * names
+			}
+		}
+	}
+	return total
 }
 
 // prefixEntries are, over all parts with the same ports and verdict together, the
@@ -116,7 +147,7 @@ func broad(s api.Selector) bool {
 	for _, r := range s.Requirements {
 		switch r.Operator {
 		case api.In:
-			narrow = narrow || r.Source != labels.Mesh
+			narrow = narrow || r.Source != labels.Mesh && r.Source != labels.Namespace
 		case api.NotIn, api.DoesNotExist:
 			return true
 		}

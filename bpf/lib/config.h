@@ -19,6 +19,9 @@ const volatile __u32 maglev_size = 16381; /* places of a table */
  * addresses. */
 const volatile __u32 snat_first = 0;
 const volatile __u32 snat_ports = 0;
+/* The node's address for flows of IPv6 to the outside; all zero: they keep theirs.
+ * Read word by word. */
+const volatile __be32 snat_addr6[4] = {};
 const volatile __u32 identity_shift = 16;   /* wire bits less cluster bits */
 const volatile __u64 encap_extra_flags = 0; /* ENCAP_L2_ETH where the kernel has it */
 /* How to say that a stripped packet is IPv6, and that a checksum is of IPv6; 0

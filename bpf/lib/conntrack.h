@@ -60,7 +60,7 @@ struct ct_entry {
 	__u32 last_seen; /* jiffies */
 	__u16 flags;     /* enum ct_flags */
 	__u8 tcp;        /* enum ct_tcp */
-	__u8 pad;
+	__u8 snat_open;  /* snat_port may be in snat4_open still */
 	/* 64 bytes: what follows is for new and for translated flows */
 	struct addr nat_addr;
 	__be16 nat_port;

@@ -42,10 +42,13 @@ __attribute__((noinline)) int related_write6(struct __sk_buff *skb, __u32 end, _
 	if (replace_addr6(skb, inner + (dest ? DADDR6 : SADDR6), &x->nat, check, 0))
 		return -1;
 	at = inner + x->inner.l4;
-	at += dest ? __builtin_offsetof(struct udphdr, dest)
-	           : __builtin_offsetof(struct udphdr, source);
-	if (x->inner.proto != IPPROTO_TCP && x->inner.proto != IPPROTO_UDP)
+	if (x->inner.proto == IPPROTO_ICMPV6)
+		at += __builtin_offsetof(struct icmphdr, id);
+	else if (x->inner.proto != IPPROTO_TCP && x->inner.proto != IPPROTO_UDP)
 		return -1;
+	else
+		at += dest ? __builtin_offsetof(struct udphdr, dest)
+		           : __builtin_offsetof(struct udphdr, source);
 	if (bpf_skb_load_bytes(skb, at, &old, sizeof(old)))
 		return -1;
 	if (old == to)

@@ -4,6 +4,7 @@
 #pragma once
 #include "deliver6.h"
 #include "icmp6.h"
+#include "masquerade6.h"
 #include "nat6.h"
 
 enum change6 {
@@ -20,6 +21,7 @@ static __always_inline void leave_by(struct packet6 *x, const struct route *r, _
 	x->out.vni = vni;
 	x->out.hash = hash;
 	x->out.change = change;
+	x->out.snat = 0;
 	if (r->hop == HOP_LOCAL && r->ep) {
 		x->out.ifindex = r->ep->ifindex;
 		__builtin_memcpy(x->out.pod_mac, r->ep->pod_mac, ETH_ALEN);
@@ -61,6 +63,17 @@ __attribute__((noinline)) int leave6(struct __sk_buff *skb)
 		ret = tunnel_fits6(skb, p, x, node);
 		if (ret < 0)
 			return ret;
+	}
+	if (hop == HOP_WORLD && masquerades6() && x->out.snat) {
+		if (x->hop_limit <= 1 && p->icmp_error)
+			return DROP(p, DROP_MALFORMED); /* no error about an error (RFC 4443) */
+		if (p->icmp_error) {
+			ret = change6(skb, p, x);
+			if (ret < 0)
+				return ret;
+		}
+		if (x->hop_limit > 1)
+			return snat_send6(skb, p, x);
 	}
 	ret = change6(skb, p, x);
 	if (ret < 0)

@@ -48,15 +48,30 @@ static __always_inline __u32 csum_offset6(__u8 proto)
 	return __builtin_offsetof(struct udphdr, check);
 }
 
-/* Gives the TCP or UDP packet behind the Ethernet header the addresses and ports
- * of packet6's to; a later fragment has no ports. Global: see nat4_write. */
+/* Gives an echo another identifier. */
+static __always_inline int nat6_echo(struct __sk_buff *skb, __u32 l4, __be16 id)
+{
+	__u32 at = l4 + __builtin_offsetof(struct icmphdr, id);
+	__be16 old;
+
+	if (bpf_skb_load_bytes(skb, at, &old, sizeof(old)))
+		return -1;
+	if (old == id)
+		return 0;
+	if (bpf_l4_csum_replace(skb, l4 + csum_offset6(IPPROTO_ICMPV6), old, id, sizeof(id)))
+		return -1;
+	return bpf_skb_store_bytes(skb, at, &id, sizeof(id), 0) ? -1 : 0;
+}
+
+/* Gives the TCP, UDP or echo packet behind the Ethernet header the addresses and
+ * ports of packet6's to; a later fragment has no ports. Global: see nat4_write. */
 __attribute__((noinline)) int nat6_write(struct __sk_buff *skb, __u32 proto, __u32 later)
 {
 	__u64 flags = (proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
 	struct packet6 *x = packet6_in_hand();
 	__u32 l4, check, old, ports;
 
-	if (!x || (proto != IPPROTO_TCP && proto != IPPROTO_UDP))
+	if (!x || (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_ICMPV6))
 		return -1;
 	l4 = ETH_HLEN + x->h.l4;
 	check = later ? 0 : l4 + csum_offset6(proto);
@@ -67,6 +82,8 @@ __attribute__((noinline)) int nat6_write(struct __sk_buff *skb, __u32 proto, __u
 		return -1;
 	if (later)
 		return 0;
+	if (proto == IPPROTO_ICMPV6)
+		return nat6_echo(skb, l4, x->to.sport | x->to.dport);
 	ports = x->to.sport | (__u32)x->to.dport << 16;
 	if (bpf_skb_load_bytes(skb, l4, &old, sizeof(old)))
 		return -1;

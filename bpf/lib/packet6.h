@@ -29,6 +29,7 @@ struct leaving6 {
 	__u8 host_mac[ETH_ALEN];
 	__u16 change; /* enum change6 */
 	__be16 port;  /* what that of the quoted packet's end becomes */
+	__u32 snat;   /* the node's port that it leaves with, in host order; 0: none */
 };
 
 struct packet6 {

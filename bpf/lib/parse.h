@@ -36,6 +36,14 @@ static __always_inline int is_multicast4(__be32 a)
 	return (bpf_ntohl(a) & 0xF0000000) == 0xE0000000 || a == 0xFFFFFFFF;
 }
 
+/* Addresses that no packet on a wire comes from (RFC 1122, 3.2.1.3). */
+static __always_inline int is_no_source4(__be32 a)
+{
+	__u32 net = bpf_ntohl(a) >> 24;
+
+	return !net || net == 127 || is_multicast4(a);
+}
+
 static __always_inline int is_icmp_error(__u8 type)
 {
 	return type == ICMP_UNREACHABLE || type == ICMP_SOURCE_QUENCH ||

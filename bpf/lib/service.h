@@ -109,11 +109,19 @@ static __always_inline __u32 service_epoch(__u32 frontend)
 	return v;
 }
 
+/* Whether an address may serve by the protocol. What serves by SCTP is known, to be
+ * refused by name (service_choose): its checksum covers the ports, and no helper
+ * mends a CRC32c. */
+static __always_inline int may_serve(__u8 proto)
+{
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP || proto == IPPROTO_SCTP;
+}
+
 static __always_inline struct frontend *frontend4(const struct tuple4 *t)
 {
 	struct frontend_key key = {.addr = addr4(t->daddr), .port = t->dport, .proto = t->proto};
 
-	if (t->proto != IPPROTO_TCP && t->proto != IPPROTO_UDP)
+	if (!may_serve(t->proto))
 		return NULL;
 	return bpf_map_lookup_elem(&services, &key);
 }

@@ -8,7 +8,7 @@ static __always_inline struct frontend *frontend6(const struct tuple6 *t)
 {
 	struct frontend_key key = {.addr = t->daddr, .port = t->dport, .proto = t->proto};
 
-	if (t->proto != IPPROTO_TCP && t->proto != IPPROTO_UDP)
+	if (!may_serve(t->proto))
 		return NULL;
 	return bpf_map_lookup_elem(&services, &key);
 }

@@ -21,6 +21,8 @@ static __always_inline int service_choose(struct packet *p, struct tuple4 *to, s
 
 	if (!fe)
 		return DROP(p, DROP_NO_BACKEND);
+	if (p->t.proto == IPPROTO_SCTP)
+		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 	c->frontend = fe->number;
 	c->epoch = service_epoch(fe->number);
 	b = choose_backend(fe, &p->t, &c->backend);

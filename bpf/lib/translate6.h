@@ -15,6 +15,8 @@ static __always_inline int service_choose6(struct packet *p, struct packet6 *x, 
 
 	if (!fe)
 		return DROP(p, DROP_NO_BACKEND);
+	if (p->t.proto == IPPROTO_SCTP)
+		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 	c->frontend = fe->number;
 	c->epoch = service_epoch(fe->number);
 	b = choose_backend6(fe, &x->t, &c->backend);

@@ -282,6 +282,7 @@ func telling() map[string]string {
 		"no tunnel endpoint":   "a pod's node is not known here: hawser ipcache list, hawser node list",
 		"packet too big":       "an MTU on the path is smaller than the pods assume",
 		"conntrack full":       "no room for new flows: larger maps",
+		"no masquerade port":   "established flows to one address outside have all of the node's ports, or the map snat4 is full: see whose they are by hawser monitor --type verdict; a policy can bound them",
 		"identity unknown yet": "labels arrive later than packets: see the lag of the sender's cluster",
 	}
 }

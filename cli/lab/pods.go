@@ -46,7 +46,7 @@ func newExec(o *options) *cobra.Command {
 }
 
 func newRun(o *options) *cobra.Command {
-	var labels map[string]string
+	var labels, namespaceLabels map[string]string
 	var namespace string
 	var ports []string
 	cmd := &cobra.Command{
@@ -66,7 +66,7 @@ func newRun(o *options) *cobra.Command {
 				return err
 			}
 			p, err := lab.AddPod(cmd.Context(), l.Name(), cluster, lab.PodSpec{
-				Name: pod, Namespace: namespace, Node: o.Node, Labels: labels, Ports: ports, Command: args[1:],
+				Name: pod, Namespace: namespace, Node: o.Node, Labels: labels, NamespaceLabels: namespaceLabels, Ports: ports, Command: args[1:],
 			})
 			if err != nil {
 				return err
@@ -76,6 +76,7 @@ func newRun(o *options) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringToStringVarP(&labels, "label", "l", nil, "label of the pod, KEY=VALUE; may be repeated")
+	cmd.Flags().StringToStringVar(&namespaceLabels, "namespace-label", nil, "label of the pod's namespace, KEY=VALUE, which policy may select by; may be repeated")
 	cmd.Flags().StringSliceVar(&ports, "port", nil, "the pod's name for a port, NAME=PORT/PROTOCOL, which policy may use; may be repeated")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the pod")
 	return cmd

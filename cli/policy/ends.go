@@ -33,6 +33,8 @@ type knowledge struct {
 	scope      policy.Scope // of the nodes
 	mode       policy.Mode
 	nodes      []*hawserv1.PolicyRollout // what they told the API server
+	// kubeAPIServers are the prefixes that policies call kube-apiserver.
+	kubeAPIServers []netip.Prefix
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.
@@ -54,6 +56,15 @@ func learn(ctx context.Context, s *session.Session, addresses bool) (*knowledge,
 		return nil, err
 	}
 	k.nodes = policies.GetNodes()
+	described, err := client.Describe(ctx, &hawserv1.DescribeRequest{})
+	if err != nil {
+		return nil, err
+	}
+	for _, text := range described.GetKubeApiservers() {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			k.kubeAPIServers = append(k.kubeAPIServers, p)
+		}
+	}
 	for _, p := range policies.GetPolicies() {
 		objects, err := api.Parse([]byte(p.GetSource()))
 		if err != nil {

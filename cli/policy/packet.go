@@ -25,7 +25,7 @@ const (
 	ping6 = 128
 )
 
-// port reads "80/tcp", "80", "icmp" (a ping) or "13/icmp" (a message of type 13).
+// port reads "80/tcp", "80", "icmp" (a ping) or "0/icmp" (a message of type 0).
 func port(text string) (uint8, uint16, error) {
 	number, protocol, given := strings.Cut(strings.ToLower(text), "/")
 	switch {
@@ -39,12 +39,15 @@ func port(text string) (uint8, uint16, error) {
 		if err != nil {
 			return 0, 0, fmt.Errorf("%q is not a type of %s: want 0 to 255", text, protocol)
 		}
+		if why := api.NeverJudged(proto, uint8(n)); why != "" {
+			return 0, 0, errors.New(why)
+		}
 		return proto, api.ICMPPort(uint8(n)), nil
 	}
 	proto, ok := map[string]uint8{"tcp": api.TCP, "udp": api.UDP, "sctp": api.SCTP}[cmp.Or(protocol, "tcp")]
 	n, err := strconv.ParseUint(number, 10, 16)
 	if err != nil || n == 0 || !ok {
-		return 0, 0, fmt.Errorf("%q is not a port: want 80/tcp, 53/udp, 38412/sctp, icmp or icmpv6 (a ping), 13/icmp", text)
+		return 0, 0, fmt.Errorf("%q is not a port: want 80/tcp, 53/udp, 38412/sctp, icmp or icmpv6 (a ping)", text)
 	}
 	return proto, uint16(n), nil
 }

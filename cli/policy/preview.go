@@ -41,7 +41,7 @@ func newLint(s *session.Session) *cobra.Command {
 					return err
 				}
 			}
-			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Scope: k.scope, Identities: k.identities, Services: k.served()}, objects)
+			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Scope: k.scope, Identities: k.identities, Services: k.served(), KubeAPIServers: k.kubeAPIServers}, objects)
 			type row = trace.Finding
 			err = printer.Rows(cmd.OutOrStdout(), s.Output, found, printer.Columns[row]{
 				{Header: "OBJECT", Cell: func(f row) string { return f.Object }},
@@ -109,7 +109,7 @@ func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
 	if err != nil {
 		return err
 	}
-	change := trace.Change{Cluster: k.cluster, Scope: k.scope, Mode: k.mode, Before: k.objects, Identities: k.identities, After: objects, Services: k.services}
+	change := trace.Change{Cluster: k.cluster, Scope: k.scope, Mode: k.mode, Before: k.objects, Identities: k.identities, After: objects, Services: k.services, KubeAPIServers: k.kubeAPIServers}
 	around.tell(&change)
 	if trace.Names(objects) {
 		s.Warn("ports by name are not in this list: which numbers they have is each workload's own")

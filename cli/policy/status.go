@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -39,8 +40,9 @@ func newStatus(s *session.Session) *cobra.Command {
 		Short: "Show on which nodes the stored policies are enforced",
 		Long: "Show for each node of the cluster whether its kernel enforces every policy object as\n" +
 			"it is stored now. Of nodes whose agents the context does not name, it is what they last\n" +
-			"told the API server: not what they still enforce of deleted objects. With --wait it returns when all do, at most after --timeout. The\n" +
-			"exit code is 1 when a node is behind.",
+			"told the API server: not what they still enforce of deleted objects. With --wait it\n" +
+			"returns when all do, at most after --timeout. The exit code is 1 when a node is behind,\n" +
+			"or its agent does not answer: a kernel enforces what its agent last wrote.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			rows, err := rollout(cmd.Context(), s)
@@ -85,25 +87,41 @@ func rollout(ctx context.Context, s *session.Session) ([]statusRow, error) {
 		return nil, terr
 	}
 	if err == nil || errors.Is(err, session.ErrNoAgents) {
-		rows, err = append(rows, reported(stored, s.Node, asked.Nodes)...), nil
+		rows, err = append(rows, reported(stored, s.Node, asked.Nodes, rows)...), nil
 	}
 	slices.SortFunc(rows, func(a, b statusRow) int { return cmp.Compare(a.Node, b.Node) })
 	return rows, err
 }
 
+// silent is what is missing on a node whose agent was asked and does not answer:
+// what its kernel enforces now is not known.
+const silent = "its agent does not answer"
+
 // reported is how far nodes have come by what they told the API server: node, or
-// all, but those that are asked themselves.
-func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicontext.Node) []statusRow {
-	var rows []statusRow
+// all, but those that have told it themselves. Of one that was asked and did not
+// answer that is not enough.
+func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicontext.Node, told []statusRow) []statusRow {
+	all := len(stored.GetPolicies())
+	rows := map[string]statusRow{}
 	for _, n := range stored.GetNodes() {
-		itself := slices.ContainsFunc(asked, func(a clicontext.Node) bool { return a.Name == n.GetNode() })
-		if itself || node != "" && n.GetNode() != node {
-			continue
-		}
-		all := len(stored.GetPolicies())
-		rows = append(rows, statusRow{Node: n.GetNode(), Stored: all, Enforced: all - len(n.GetMissing()), Missing: n.GetMissing()})
+		rows[n.GetNode()] = statusRow{Node: n.GetNode(), Stored: all, Enforced: all - len(n.GetMissing()), Missing: n.GetMissing()}
 	}
-	return rows
+	for _, a := range asked {
+		if a.Name == "" {
+			continue // this host's only one: it has answered, or nothing is shown
+		}
+		row, known := rows[a.Name]
+		if !known {
+			row = statusRow{Node: a.Name, Stored: all}
+		}
+		row.Missing = append(slices.Clone(row.Missing), silent)
+		rows[a.Name] = row
+	}
+	for _, r := range told {
+		delete(rows, r.Node)
+	}
+	maps.DeleteFunc(rows, func(name string, _ statusRow) bool { return node != "" && name != node })
+	return slices.Collect(maps.Values(rows))
 }
 
 // compare finds what a node does not enforce as it is stored.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -69,6 +70,7 @@ type Session struct {
 	Timeout time.Duration
 
 	learned *learned
+	warned  []string // what Warn has printed
 }
 
 // Bind adds the global flags to the root command.
@@ -210,9 +212,14 @@ func (s *Session) Nodes() ([]NodeConn, error) {
 	return conns, nil
 }
 
-// Warn prints a warning on stderr.
+// Warn prints a warning on stderr, once.
 func (s *Session) Warn(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "warning: %s\n", plain(fmt.Sprintf(format, args...)))
+	w := plain(fmt.Sprintf(format, args...))
+	if slices.Contains(s.warned, w) {
+		return
+	}
+	s.warned = append(s.warned, w)
+	fmt.Fprintf(os.Stderr, "warning: %s\n", w)
 }
 
 // Gather asks all nodes at once and joins their rows in node order. A node that

@@ -153,6 +153,7 @@ func show(w io.Writer, a answers) error {
 		{Header: "ENDPOINTS", Cell: func(n row) string { return fmt.Sprint(n.GetEndpoints()) }},
 		{Header: "ADDRESSES", Cell: addresses},
 		{Header: "UNDERLAY", Cell: func(n row) string { return n.GetUnderlayAddress() + " " + n.GetUnderlayDevice() }},
+		{Header: "MASQUERADE", Cell: func(n row) string { return strings.Join(n.GetMasqueradeAddresses(), ",") }},
 		{Header: "TUNNEL", Cell: func(n row) string { return fmt.Sprintf("%s/%d", n.GetTunnelProtocol(), n.GetTunnelPort()) }},
 		{Header: "ATTACH", Cell: row.GetAttachMode},
 		{Header: "UP", Cell: func(n row) string { return printer.Age(n.GetStartedAt()) }},

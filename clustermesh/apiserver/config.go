@@ -69,7 +69,10 @@ type Config struct {
 	PodCIDRSize, PodCIDRSize6 int
 	NodeCIDRs                 []netip.Prefix
 	ServiceCIDRs              []netip.Prefix
-	TunnelPort                uint16
+	// KubeAPIServers are where the cluster's Kubernetes API servers are, whom policies
+	// call kube-apiserver.
+	KubeAPIServers []netip.Prefix
+	TunnelPort     uint16
 
 	// Replica names this API server among those of the cluster; it is the same
 	// after a restart.
@@ -162,6 +165,10 @@ func (c *Config) Validate() error {
 	errs = append(errs, validatePrefixes("--pod-cidr", c.PodCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--node-cidr", c.NodeCIDRs, true)...)
 	errs = append(errs, validatePrefixes("--service-cidr", c.ServiceCIDRs, true)...)
+	errs = append(errs, validatePrefixes("--kube-apiserver-address", c.KubeAPIServers, false)...)
+	if n := len(c.KubeAPIServers); n > kvstore.MaxKubeAPIServers {
+		errs = append(errs, fmt.Errorf("--kube-apiserver-address: %d addresses; at most %d are possible, so give prefixes", n, kvstore.MaxKubeAPIServers))
+	}
 	errs = append(errs, c.validateFamilies()...)
 	errs = append(errs, overlaps(c)...)
 	if c.Replica == "" || strings.Contains(c.Replica, "/") {
@@ -231,6 +238,8 @@ func (c *Config) record() *keyspacev1.Cluster {
 		PodCidrs:     texts(c.PodCIDRs),
 		NodeCidrs:    texts(c.NodeCIDRs),
 		ServiceCidrs: texts(c.ServiceCIDRs),
+
+		KubeApiservers: texts(c.KubeAPIServers),
 		Mesh: &keyspacev1.MeshParameters{
 			ClusterBits:    c.ClusterBits,
 			TunnelProtocol: "vxlan",

@@ -20,5 +20,6 @@ func (s *Server) Describe(context.Context, *hawserv1.DescribeRequest) (*hawserv1
 	return &hawserv1.ClusterDescription{
 		Cluster: s.cfg.Cluster, ClusterId: s.cfg.ClusterID, Version: version.String(), PkiDir: dir,
 		EtcdMode: s.cfg.Etcd.mode(), EtcdEndpoints: s.etcdEndpoints(), EtcdTlsDir: s.cfg.Etcd.TLSDir,
+		KubeApiservers: texts(s.cfg.KubeAPIServers),
 	}, nil
 }

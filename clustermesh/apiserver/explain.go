@@ -146,7 +146,7 @@ func endOf(texts []string, address string, reserved uint32) (end trace.End, err 
 
 // judge asks the own cluster's policies.
 func (s *Server) judge(ctx context.Context, egress bool, self, peer trace.End, protocol uint8, port uint16) (trace.Verdict, error) {
-	q := trace.Question{Cluster: s.cfg.Cluster, Protocol: protocol, Port: port}
+	q := trace.Question{Cluster: s.cfg.Cluster, KubeAPIServers: s.cfg.KubeAPIServers, Protocol: protocol, Port: port}
 	policies, bad, err := listBad[*keyspacev1.PolicyObject](ctx, s, kvstore.Local, s.cfg.Cluster, kvstore.KindPolicy)
 	if err != nil {
 		return trace.Verdict{}, err

@@ -125,7 +125,7 @@ func (s *Server) policyWarnings(ctx context.Context, objects []api.Object) []str
 	if _, err := s.enforcement(ctx, "", &nodes); err != nil {
 		return nil
 	}
-	around := trace.Surroundings{Cluster: s.cfg.Cluster, Scope: nodes.Scope}
+	around := trace.Surroundings{Cluster: s.cfg.Cluster, Scope: nodes.Scope, KubeAPIServers: s.cfg.KubeAPIServers}
 	for _, r := range rows {
 		if set, err := labels.ParseSet(r.msg.GetLabels(), labels.Any); err == nil {
 			around.Identities = append(around.Identities, trace.Identity{Number: identity.Number(r.msg.GetNumber()), Cluster: r.key.Cluster, Labels: set})

@@ -51,7 +51,11 @@ func TestLargeRecordsAreJudgedInTheirTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := kvstore.NewKey(kvstore.State, "west", kvstore.KindCluster)
+	cluster.KubeApiservers = []string{"192.0.2.1/32"}
 	in, surplus := g.Within(key, cluster)
+	if c := in.(*keyspacev1.Cluster); len(c.GetKubeApiservers()) != 0 {
+		t.Errorf("the copy says where the peer's Kubernetes API servers are: %v", c.GetKubeApiservers())
+	}
 	if c := in.(*keyspacev1.Cluster); len(c.GetPodCidrs()) != many/2 || len(c.GetNodeCidrs()) != many || len(c.GetServiceCidrs()) != many || surplus == nil {
 		t.Errorf("granted are %d, %d and %d ranges of the cluster, want %d, %d and %[5]d; surplus %v",
 			len(c.GetPodCidrs()), len(c.GetNodeCidrs()), len(c.GetServiceCidrs()), many/2, many, surplus)

@@ -67,10 +67,11 @@ func (g *Guard) clusterWithin(r *keyspacev1.Cluster) (proto.Message, []string) {
 			out, named = append(out, m.what+" CIDR "+p), append(named, m.what+" "+p)
 		}
 	}
-	if len(out) == 0 && len(r.GetNotGranted()) == 0 {
+	if len(out) == 0 && len(r.GetNotGranted()) == 0 && len(r.GetKubeApiservers()) == 0 {
 		return r, nil
 	}
 	c := proto.CloneOf(r)
+	c.KubeApiservers = nil // of no use here
 	c.PodCidrs, c.NodeCidrs, c.ServiceCidrs, c.NotGranted = pods, nodes, served, named[:min(len(named), maxSurplus)]
 	return c, out
 }

@@ -89,7 +89,7 @@ func newCommand() *cobra.Command {
 	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")
 	f.StringVar(&attach, "attach", "auto", "how programs are put on devices: tcx, clsact, or auto for tcx where the kernel has it")
 	f.StringVar(&cfg.CgroupRoot, "cgroup-root", agent.CgroupAuto, "cgroup2 directory of the processes whose services are balanced at the socket: a path, auto for the root of all, or off")
-	f.BoolVar(&masquerade, "masquerade", true, "give what pods send out of the underlay device to the outside the node's address")
+	f.BoolVar(&masquerade, "masquerade", true, "give what pods send out of the underlay device to the outside the node's address there, of IPv4, and of IPv6 if the device has one")
 	f.StringVar(&mapSizes, "map-sizes", "default", "default, or small for many agents on one machine")
 	f.StringSliceVar(&cfg.Labels, "labels", nil, "which labels make an identity: [!][SOURCE:]PREFIX,… (default: all but those that differ from pod to pod)")
 	f.StringVar((*string)(&cfg.PolicyScope), "policy-default-scope", string(policy.ScopeLocal), "what a selector means that names no cluster: local or mesh")

@@ -28,7 +28,7 @@ type settings struct {
 	etcd, federation, api string
 	gossip                string
 	pods, nodes, services []string
-	members               []string
+	members, kube         []string
 	quota, snapshots      string
 }
 
@@ -54,6 +54,7 @@ func (s *settings) bind(cmd *cobra.Command) {
 	f.IntVar(&cfg.PodCIDRSize6, "pod-cidr-size-ipv6", apiserver.DefaultPodCIDRSize6, "the same for the IPv6 ranges")
 	f.StringSliceVar(&s.nodes, "node-cidr", nil, "node ranges of the cluster: node and tunnel addresses")
 	f.StringSliceVar(&s.services, "service-cidr", nil, "ranges of which services get their addresses; with an IPv6 range too, addresses of both families")
+	f.StringSliceVar(&s.kube, "kube-apiserver-address", nil, "addresses, or prefixes, of the Kubernetes API servers of this cluster, whom policies call kube-apiserver")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", apiserver.DefaultTunnelPort, "UDP port of VXLAN, the same in the whole mesh")
 	f.StringVar(&cfg.Replica, "replica", apiserver.DefaultReplica, "name of this API server among those of its cluster; the same after a restart")
 	f.DurationVar(&cfg.StaleAfter, "stale-after", apiserver.DefaultStaleAfter, "age past which the data of an unreachable peer is the last resort; by peer: hawser mesh set")
@@ -98,6 +99,16 @@ func (s *settings) config() (apiserver.Config, error) {
 			}
 			*p.to = append(*p.to, prefix)
 		}
+	}
+	for _, t := range s.kube {
+		prefix, err := netip.ParsePrefix(t)
+		if a, aerr := netip.ParseAddr(t); aerr == nil {
+			prefix, err = a.Prefix(a.BitLen())
+		}
+		if err != nil {
+			return cfg, fmt.Errorf("--kube-apiserver-address %q: must be an address, or a prefix like 192.0.2.16/28", t)
+		}
+		cfg.KubeAPIServers = append(cfg.KubeAPIServers, prefix)
 	}
 	for _, m := range s.members {
 		member, err := etcd.ParseMember(m)

@@ -46,7 +46,11 @@ type Config struct {
 	// Masquerade are the ports of NodeAddr that flows of pods to the outside
 	// get; the zero range lets them keep their addresses.
 	Masquerade PortRange
-	MapSizes   MapSizes
+	// Masquerade6 is the node's address on the underlay for flows of IPv6 to the
+	// outside, which get ports of the same range; the zero Addr lets them keep their
+	// addresses.
+	Masquerade6 netip.Addr
+	MapSizes    MapSizes
 	// Attach is AttachTCX or AttachClsact; empty takes TCX where the kernel
 	// has it.
 	Attach string
@@ -86,10 +90,15 @@ type MapSizes struct {
 	Clients    uint32 // that stay with a backend
 	// Maglev is how many places the table of a service has: a prime. All
 	// nodes of a mesh must have the same.
-	Maglev  uint32
-	SNAT    uint32 // masqueraded flows
-	Sockets uint32 // connected to services, or sending to them
-	Events  uint32 // bytes, a power of two and a multiple of the page size
+	Maglev uint32
+	SNAT   uint32 // masqueraded flows that are established
+	// SNATOpen is for half-open ones, of which the oldest make room.
+	SNATOpen uint32
+	// SNAT6 and SNATOpen6 are for flows of IPv6.
+	SNAT6     uint32
+	SNATOpen6 uint32
+	Sockets   uint32 // connected to services, or sending to them
+	Events    uint32 // bytes, a power of two and a multiple of the page size
 }
 
 // SmallMaps are capacities for many agents on one machine.
@@ -98,7 +107,7 @@ func SmallMaps() MapSizes {
 		Devices: 1024, Endpoints: 1024, IPCache: 16384, Prefixes: 4096, Nodes: 1024,
 		Identity: 16384, RuleSets: 4096, Policy: 32768, Conntrack: 32768, HalfOpen: 8192,
 		Conntrack6: 16384, HalfOpen6: 4096,
-		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, SNAT: 16384, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
+		Services: 4096, Slots: 32768, Backends: 16384, Sockets: 8192, SNAT: 16384, SNATOpen: 8192, SNAT6: 8192, SNATOpen6: 4096, Clients: 8192, Maglev: maglev.SmallSize, Events: 256 << 10,
 	}
 }
 
@@ -111,7 +120,7 @@ func (s MapSizes) entries() map[string]uint32 {
 		"policy": s.Policy, "ct4": s.Conntrack, "ct4_open": s.HalfOpen,
 		"ct6": s.Conntrack6, "ct6_open": s.HalfOpen6,
 		"services": s.Services, "service_epochs": s.Services, "service_slots": s.Slots,
-		"backends": s.Backends, "sock_peers": s.Sockets, "sock_links": s.Sockets, "snat4": s.SNAT, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
+		"backends": s.Backends, "sock_peers": s.Sockets, "sock_links": s.Sockets, "snat4": s.SNAT, "snat4_open": s.SNATOpen, "snat6": s.SNAT6, "snat6_open": s.SNATOpen6, "affinities": s.Clients, "maglev": s.Services, "events": s.Events,
 	}
 }
 
@@ -169,6 +178,9 @@ func (c Config) Validate() error {
 	}
 	if int(c.Masquerade.First)+int(c.Masquerade.Count) > 1<<16 || c.Masquerade.Count > 0 && c.Masquerade.First == 0 {
 		errs = append(errs, fmt.Errorf("masquerade ports %d+%d: must be in 1 to 65535", c.Masquerade.First, c.Masquerade.Count))
+	}
+	if a := c.Masquerade6; a.IsValid() && (!a.Is6() || a.Is4In6() || !a.IsGlobalUnicast()) {
+		errs = append(errs, fmt.Errorf("masquerade address %q: must be a global or unique local IPv6 address", a))
 	}
 	switch c.Attach {
 	case "", AttachTCX, AttachClsact:

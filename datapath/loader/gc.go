@@ -91,7 +91,7 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 	if err := d.noteFlows(now, hz, seen4-gone4, seen6-gone6); err != nil {
 		return shrink, err
 	}
-	if _, _, err := maps.CollectMasquerade(d.maps.Snat4, d.maps.Ct4, d.maps.Ct4Open, timeouts.Closing, now); err != nil {
+	if err := d.collectPorts(timeouts.Closing, now); err != nil {
 		return shrink, err
 	}
 	fill := func(flows int, m *ebpf.Map) float64 { return float64(flows) / float64(m.MaxEntries()) }
@@ -103,6 +103,16 @@ func (d *Datapath) collect(cfg GCConfig, hz, shrink uint32) (uint32, error) {
 			"flows6", seen6-gone6, "room6", d.maps.Ct6.MaxEntries())
 	}
 	return min(shrink*2, pressureShrink), nil
+}
+
+// collectPorts deletes masquerade ports of flows that are gone.
+func (d *Datapath) collectPorts(grace, now uint32) error {
+	m := d.maps
+	_, _, err1 := maps.CollectMasquerade[maps.SNATKey, maps.SNATEntry](m.Snat4Open, m.Ct4, m.Ct4Open, grace, now)
+	_, _, err2 := maps.CollectMasquerade[maps.SNATKey, maps.SNATEntry](m.Snat4, m.Ct4, m.Ct4Open, grace, now)
+	_, _, err3 := maps.CollectMasquerade[maps.SNAT6Key, maps.SNAT6Entry](m.Snat6Open, m.Ct6, m.Ct6Open, grace, now)
+	_, _, err4 := maps.CollectMasquerade[maps.SNAT6Key, maps.SNAT6Entry](m.Snat6, m.Ct6, m.Ct6Open, grace, now)
+	return errors.Join(err1, err2, err3, err4)
 }
 
 // jiffies is the low half of the kernel's clock, as entries have it.

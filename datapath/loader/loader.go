@@ -113,7 +113,7 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		Nodes: m["nodes"], Policy: m["policy"], RuleSets: m["rule_sets"],
 		ServiceEpochs: m["service_epochs"], ServiceSlots: m["service_slots"],
 		Scratch: m["scratch"], Scratch6: m["scratch6"], Slots: m["slots"],
-		Watched: m["watched"], Snat4: m["snat4"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
+		Watched: m["watched"], Snat4: m["snat4"], Snat4Open: m["snat4_open"], Snat6: m["snat6"], Snat6Open: m["snat6_open"], Affinities: m["affinities"], Fragments: m["fragments"], Maglev: m["maglev"],
 		Services: m["services"], SockPeers: m["sock_peers"], SockLinks: m["sock_links"], Vteps: m["vteps"],
 	}
 	d.progs = &objects.HawserPrograms{

@@ -49,13 +49,18 @@ func startAgent(t *testing.T, nd *node, tables *datapath.Tables, devices ...stri
 
 func startAgentWith(t *testing.T, attach string, nd *node, tables *datapath.Tables, devices ...string) *agent {
 	t.Helper()
+	return startAgentOf(t, loader.Config{Attach: attach}, nd, tables, devices...)
+}
+
+// startAgentOf fills in where the node is.
+func startAgentOf(t *testing.T, cfg loader.Config, nd *node, tables *datapath.Tables, devices ...string) *agent {
+	t.Helper()
+	cfg.PinPath, cfg.BPFFS, cfg.UnderlayDevice, cfg.NodeAddr, cfg.NodeAddr6 = nd.pin, nd.fs, "eth0", nd.addr, nd.addr6
+	cfg.MapSizes = loader.SmallMaps()
 	a := &agent{tables: tables, done: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	inNS(t, nd.ns, func() (err error) {
-		a.d, err = loader.Open(loader.Config{
-			PinPath: nd.pin, BPFFS: nd.fs, UnderlayDevice: "eth0", NodeAddr: nd.addr, NodeAddr6: nd.addr6,
-			MapSizes: loader.SmallMaps(), Attach: attach,
-		}, log)
+		a.d, err = loader.Open(cfg, log)
 		if err != nil {
 			return err
 		}

@@ -81,6 +81,7 @@ type constants struct {
 	Csum6Flag       uint64
 	Maglev          uint32
 	Masquerade      PortRange
+	Masquerade6     maps.Addr
 }
 
 const wireBits = 24
@@ -161,11 +162,12 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		}
 	}
 	spec.Maps["maglev"].InnerMap.MaxEntries = cfg.MapSizes.Maglev
-	c.Maglev, c.Masquerade = cfg.MapSizes.Maglev, cfg.Masquerade
+	c.Maglev, c.Masquerade, c.Masquerade6 = cfg.MapSizes.Maglev, cfg.Masquerade, maps.AddrFrom(cfg.Masquerade6)
 	err = errors.Join(
 		spec.Variables["maglev_size"].Set(c.Maglev),
 		spec.Variables["snat_first"].Set(uint32(c.Masquerade.First)),
 		spec.Variables["snat_ports"].Set(uint32(c.Masquerade.Count)),
+		spec.Variables["snat_addr6"].Set(c.Masquerade6),
 		spec.Variables["node_addr4"].Set(binary.NativeEndian.Uint32(c.NodeAddr4[:])),
 		spec.Variables["node_addr6"].Set(c.NodeAddr6),
 		spec.Variables["underlay_ifindex"].Set(c.UnderlayIfIndex),

@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,18 +98,45 @@ func deleteExpired[K FlowKey](m *ebpf.Map, flows []K, t Timeouts, now uint32) (d
 	return deleted, nil
 }
 
-// CollectMasquerade deletes the ports of flows that both conntrack maps have
-// forgotten, and returns how many it saw and deleted. Ports younger than grace
-// jiffies are left: their flow may be about to be made.
-func CollectMasquerade(snat, established, open *ebpf.Map, grace, now uint32) (seen, deleted int, err error) {
-	return collectMasquerade(snat, established, open, grace, now, func() {})
+// MasqueradeKey is how the outside sees a flow, of IPv4 or IPv6; V is the pod's end.
+type MasqueradeKey[V any] interface {
+	comparable
+	// flow is the conntrack key of the pod's flow.
+	flow(v V) any
+	port() uint16
+}
+
+// MasqueradeEntry is the pod's end of a masqueraded flow.
+type MasqueradeEntry interface {
+	comparable
+	created() uint32
+}
+
+func (e SNATEntry) created() uint32  { return e.Created }
+func (e SNAT6Entry) created() uint32 { return e.Created }
+func (k SNATKey) port() uint16       { return k.Port.Uint16() }
+func (k SNAT6Key) port() uint16      { return k.Port.Uint16() }
+
+func (k SNATKey) flow(v SNATEntry) any {
+	return Tuple4{Source: v.Addr, Destination: k.Remote, SourcePort: v.Port, DestPort: k.RemotePort, Protocol: k.Protocol}.FlowKey()
+}
+
+func (k SNAT6Key) flow(v SNAT6Entry) any {
+	return Tuple6{Source: v.Addr, Destination: k.Remote, SourcePort: v.Port, DestPort: k.RemotePort, Protocol: k.Protocol}.FlowKey()
+}
+
+// CollectMasquerade deletes those ports of a map, of established flows or of half-open
+// ones, whose flows both conntrack maps have forgotten, and returns how many it saw and
+// deleted. Ports younger than grace jiffies are left: their flow may be about to be made.
+func CollectMasquerade[K MasqueradeKey[V], V MasqueradeEntry](snat, established, open *ebpf.Map, grace, now uint32) (seen, deleted int, err error) {
+	return collectMasquerade[K, V](snat, established, open, grace, now, func() {})
 }
 
 // collectMasquerade calls asked after each look into a conntrack map.
-func collectMasquerade(snat, established, open *ebpf.Map, grace, now uint32, asked func()) (seen, deleted int, err error) {
+func collectMasquerade[K MasqueradeKey[V], V MasqueradeEntry](snat, established, open *ebpf.Map, grace, now uint32, asked func()) (seen, deleted int, err error) {
 	// A flow that is established meanwhile comes into the one map, then leaves the
 	// other: asked in this order, one of them has it.
-	inUse := func(k SNATKey, v SNATEntry) bool {
+	inUse := func(k K, v V) bool {
 		for _, flows := range []*ebpf.Map{open, established} {
 			if masquerades(k, v, flows) {
 				return true
@@ -117,14 +145,18 @@ func collectMasquerade(snat, established, open *ebpf.Map, grace, now uint32, ask
 		}
 		return false
 	}
-	gone := map[SNATKey]SNATEntry{}
-	err = DumpBatches(snat, func(k SNATKey, v SNATEntry) {
+	gone := map[K]V{}
+	err = DumpBatches(snat, func(k K, v V) {
 		seen++
-		if int32(now-v.Created) > int32(grace) && !inUse(k, v) {
+		if int32(now-v.created()) > int32(grace) && !inUse(k, v) {
 			gone[k] = v
 		}
 	})
-	for k := range gone {
+	for k, v := range gone {
+		var is V
+		if lerr := snat.Lookup(k, &is); lerr != nil || is != v {
+			continue // its place is another flow's meanwhile
+		}
 		if derr := snat.Delete(k); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
 			return seen, deleted, errors.Join(err, fmt.Errorf("delete masquerade port: %w", derr))
 		}
@@ -134,13 +166,12 @@ func collectMasquerade(snat, established, open *ebpf.Map, grace, now uint32, ask
 }
 
 // masquerades reports whether a conntrack map has the flow that uses a port.
-func masquerades(k SNATKey, v SNATEntry, flows *ebpf.Map) bool {
+func masquerades[K MasqueradeKey[V], V any](k K, v V, flows *ebpf.Map) bool {
 	var e CTEntry
-	pod := Tuple4{Source: v.Addr, Destination: k.Remote, SourcePort: v.Port, DestPort: k.RemotePort, Protocol: k.Protocol}
-	if err := flows.Lookup(pod.FlowKey(), &e); err != nil {
+	if err := flows.Lookup(k.flow(v), &e); err != nil {
 		return !errors.Is(err, ebpf.ErrKeyNotExist)
 	}
-	return e.Flags&CTNAT != 0 || e.SNATPort == k.Port.Uint16()
+	return e.Flags&CTNAT != 0 || e.SNATPort == k.port()
 }
 
 // FlowKey is the tuple as conntrack has it: the lower address first, as
@@ -150,6 +181,18 @@ func (t Tuple4) FlowKey() Tuple4 {
 	half := func(p Port) uint16 { return binary.LittleEndian.Uint16(p[:]) }
 	src, dst := word(t.Source), word(t.Destination)
 	if src > dst || src == dst && half(t.SourcePort) > half(t.DestPort) {
+		t.Source, t.Destination = t.Destination, t.Source
+		t.SourcePort, t.DestPort = t.DestPort, t.SourcePort
+	}
+	return t
+}
+
+// FlowKey is the tuple as conntrack has it: the lower address first, as
+// flow_key6 orders them.
+func (t Tuple6) FlowKey() Tuple6 {
+	half := func(p Port) uint16 { return binary.LittleEndian.Uint16(p[:]) }
+	order := bytes.Compare(t.Source[:], t.Destination[:])
+	if order > 0 || order == 0 && half(t.SourcePort) > half(t.DestPort) {
 		t.Source, t.Destination = t.Destination, t.Source
 		t.SourcePort, t.DestPort = t.DestPort, t.SourcePort
 	}

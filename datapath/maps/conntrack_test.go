@@ -48,7 +48,7 @@ func TestPromotedFlowKeepsItsPort(t *testing.T) {
 		}
 	}
 	for round := range 2 { // in the one map, then in the other
-		if seen, deleted, err := collectMasquerade(snat, established, open, 10, 1000, promote); err != nil || seen != 1 || deleted != 0 {
+		if seen, deleted, err := collectMasquerade[SNATKey, SNATEntry](snat, established, open, 10, 1000, promote); err != nil || seen != 1 || deleted != 0 {
 			t.Errorf("round %d: %d ports seen, %d deleted, %v", round, seen, deleted, err)
 		}
 		promote()
@@ -56,8 +56,29 @@ func TestPromotedFlowKeepsItsPort(t *testing.T) {
 	if err := established.Delete(flow); err != nil {
 		t.Error(err)
 	}
-	if _, deleted, err := CollectMasquerade(snat, established, open, 10, 1000); err != nil || deleted != 1 {
+	if _, deleted, err := CollectMasquerade[SNATKey, SNATEntry](snat, established, open, 10, 1000); err != nil || deleted != 1 {
 		t.Errorf("the flow is gone: %d deleted, %v", deleted, err)
+	}
+}
+
+// A port that another flow has got since it was found forgotten stays.
+func TestPortOfAnotherFlowStays(t *testing.T) {
+	snat, established, open := flowMap[SNATKey, SNATEntry](t), flowMap[Tuple4, CTEntry](t), flowMap[Tuple4, CTEntry](t)
+	k, other := SNATKey{Port: PortFrom(40000)}, SNATEntry{Port: PortFrom(1001), Created: 999}
+	if err := snat.Put(k, SNATEntry{Port: PortFrom(1000), Created: 1}); err != nil {
+		t.Fatal(err)
+	}
+	takes := func() {
+		if err := snat.Put(k, other); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, deleted, err := collectMasquerade[SNATKey, SNATEntry](snat, established, open, 10, 1000, takes); err != nil || deleted != 0 {
+		t.Errorf("%d deleted, %v", deleted, err)
+	}
+	var is SNATEntry
+	if err := snat.Lookup(k, &is); err != nil || is != other {
+		t.Errorf("the port is of %+v, %v", is, err)
 	}
 }
 

@@ -145,7 +145,7 @@ type CTEntry struct {
 	LastSeen uint32 // jiffies
 	Flags    uint16
 	TCP      uint8
-	_        uint8
+	SNATOpen uint8 // not 0: SNATPort may be in snat4_open still
 	NATAddr  Addr
 	NATPort  Port
 	SNATPort uint16 // of the node; 0: the flow keeps its address
@@ -266,6 +266,23 @@ type SNATKey struct {
 // SNATEntry is struct snat_entry: the pod that the flow is of.
 type SNATEntry struct {
 	Addr    [4]byte
+	Port    Port
+	_       uint16
+	Created uint32 // jiffies
+}
+
+// SNAT6Key is struct snat6_key.
+type SNAT6Key struct {
+	Remote     Addr
+	RemotePort Port
+	Port       Port
+	Protocol   uint8
+	_          [3]uint8
+}
+
+// SNAT6Entry is struct snat6_entry.
+type SNAT6Entry struct {
+	Addr    Addr
 	Port    Port
 	_       uint16
 	Created uint32 // jiffies

@@ -64,6 +64,34 @@ func broadcasts(a netlink.Addr) (out []netip.Addr) {
 	return out
 }
 
+// OutsideAddr6 is the IPv6 address that stands for this host outside, of those that a
+// device has: the one from before if it is there still, else a global one before a
+// unique local one, and of several the lowest. Temporary addresses, deprecated ones and
+// those that are not ready do not count. It is the zero Addr if there is none.
+func OutsideAddr6(device string, before netip.Addr) (netip.Addr, error) {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find device %s: %w", device, err)
+	}
+	list, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("list IPv6 addresses of %s: %w", device, err)
+	}
+	const passing = unix.IFA_F_TEMPORARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+	var best netip.Addr
+	for _, a := range list {
+		own, _ := netip.AddrFromSlice(a.IP)
+		switch {
+		case own == before && a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0:
+			return own, nil
+		case !own.IsGlobalUnicast() || own.Is4In6() || a.Scope >= unix.RT_SCOPE_LINK || a.Flags&passing != 0:
+		case !best.IsValid() || best.IsPrivate() && !own.IsPrivate() || best.IsPrivate() == own.IsPrivate() && own.Less(best):
+			best = own
+		}
+	}
+	return best, nil
+}
+
 // WatchAddrs wakes the channel when addresses of this host come or go, until the
 // context ends. Several changes may wake it once.
 func WatchAddrs(ctx context.Context) (<-chan struct{}, error) {

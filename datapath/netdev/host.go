@@ -99,7 +99,13 @@ func setupHostPairSide(link netlink.Link, cfg HostConfig) error {
 	if err := netlink.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("turn off ARP on %s: %w", name, err)
 	}
-	if err := setUp(link); err != nil || !has6 {
+	if err := setUp(link); err != nil {
+		return err
+	}
+	if name != HostDevice {
+		return nil
+	}
+	if err := disableTrains(name); err != nil || !has6 {
 		return err
 	}
 	return ensureAddrs(link, []netip.Addr{cfg.Addr6})

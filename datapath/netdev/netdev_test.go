@@ -131,19 +131,28 @@ func checkPod(t *testing.T, dev netdev.PodDevice) error {
 			t.Errorf("%s is %s, want %s", name, v, want)
 		}
 	}
+	noTrains(t, "eth0")
+	return nil
+}
+
+// noTrains checks a device of the thread's namespace: what is sent into it
+// goes into tunnels.
+func noTrains(t *testing.T, device string) {
+	t.Helper()
 	e, err := ethtool.NewEthtool()
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	defer e.Close()
-	features, err := e.Features("eth0")
+	features, err := e.Features(device)
 	if err != nil {
-		return err
+		t.Error(err)
 	}
-	if features["tx-udp-segmentation"] {
-		t.Error("tx-udp-segmentation is on at the pod's end")
+	for _, feature := range []string{"tx-udp-segmentation", "tx-sctp-segmentation"} {
+		if features[feature] {
+			t.Errorf("%s is on at %s", feature, device)
+		}
 	}
-	return nil
 }
 
 func TestEnsurePodRepairs(t *testing.T) {
@@ -244,6 +253,7 @@ func TestHostDevice(t *testing.T) {
 		if again, err := netdev.EnsureHostDevice(netdev.HostConfig{}); err != nil || again != pair {
 			t.Errorf("repeated: %+v, %v; want %+v", again, err, pair)
 		}
+		noTrains(t, netdev.HostDevice)
 		// A node address to be the routes' source.
 		lo, _ := netlink.LinkByName("lo")
 		addr, _ := netlink.ParseAddr("172.30.1.11/32")

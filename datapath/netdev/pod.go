@@ -81,7 +81,7 @@ func HostDeviceName(containerID, ifName string) string {
 
 // EnsurePod makes the pod's pair equal to cfg and returns it: devices up,
 // addresses of full length, routes through the link-local gateway with the
-// route's MTU, no IPv6 autoconfiguration, no segmentation of UDP left to others.
+// route's MTU, no IPv6 autoconfiguration, no segmentation of UDP and SCTP left to others.
 func EnsurePod(cfg PodConfig) (PodDevice, error) {
 	cfg, err := cfg.withDefaults()
 	name := HostDeviceName(cfg.ContainerID, cfg.IfName)
@@ -224,7 +224,7 @@ func setupPodSide(link netlink.Link, cfg PodConfig) error {
 			return err
 		}
 	}
-	return disableUDPSegmentation(cfg.IfName)
+	return disableTrains(cfg.IfName)
 }
 
 // podRoutes sets the route to the gateway and the default route through it.

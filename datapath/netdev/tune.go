@@ -87,14 +87,16 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// udpSegmentation is the device feature by which a UDP datagram train (QUIC)
-// crosses a veth whole. Such a train is lost when a tunnel header made in eBPF
-// is stripped from it: the tunnel's mark stays on the packet.
-const udpSegmentation = "tx-udp-segmentation"
+// trains are the device features by which a train of UDP datagrams (QUIC) or SCTP
+// packets crosses a veth whole. The former is lost when a tunnel header made in
+// eBPF is stripped from it, for the tunnel's mark stays on the packet; the latter
+// can have no such header at all, since its packets may differ in length.
+func trains() []string { return []string{"tx-udp-segmentation", "tx-sctp-segmentation"} }
 
-// disableUDPSegmentation makes the pod's kernel cut datagram trains itself.
-// Kernels without the feature have nothing to turn off.
-func disableUDPSegmentation(device string) error {
+// disableTrains makes the kernel cut trains before they enter the device: the pod's
+// end of its veth, and the host's of the host pair. Kernels without a feature have
+// nothing to turn off.
+func disableTrains(device string) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {
 		return fmt.Errorf("open ethtool: %w", err)
@@ -107,11 +109,13 @@ func disableUDPSegmentation(device string) error {
 	if err != nil {
 		return fmt.Errorf("read features of %s: %w", device, err)
 	}
-	if !have[udpSegmentation] {
-		return nil
-	}
-	if err := e.Change(device, map[string]bool{udpSegmentation: false}); err != nil {
-		return fmt.Errorf("turn off %s on %s: %w", udpSegmentation, device, err)
+	for _, feature := range trains() {
+		if !have[feature] {
+			continue
+		}
+		if err := e.Change(device, map[string]bool{feature: false}); err != nil {
+			return fmt.Errorf("turn off %s on %s: %w", feature, device, err)
+		}
 	}
 	return nil
 }

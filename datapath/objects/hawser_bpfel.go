@@ -61,7 +61,7 @@ type HawserCtEntry struct {
 	LastSeen uint32
 	Flags    uint16
 	Tcp      uint8
-	Pad      uint8
+	SnatOpen uint8
 	NatAddr  HawserAddr
 	NatPort  uint16
 	SnatPort uint16
@@ -236,6 +236,7 @@ type HawserPacket6 struct {
 		HostMac [6]uint8
 		Change  uint16
 		Port    uint16
+		Snat    uint32
 	}
 	Peer     HawserAddr
 	Nat      HawserAddr
@@ -243,6 +244,7 @@ type HawserPacket6 struct {
 	HopLimit uint8
 	Control  uint8
 	Head     [20]uint8
+	_        [4]byte
 }
 
 type HawserPolicyEntry struct {
@@ -266,6 +268,23 @@ type HawserSlotKey struct {
 	_        structs.HostLayout
 	Frontend uint32
 	Slot     uint32
+}
+
+type HawserSnat6Entry struct {
+	_       structs.HostLayout
+	Addr    HawserAddr
+	Port    uint16
+	Pad     uint16
+	Created uint32
+}
+
+type HawserSnat6Key struct {
+	_          structs.HostLayout
+	Remote     HawserAddr
+	RemotePort uint16
+	Port       uint16
+	Proto      uint8
+	Pad        [3]uint8
 }
 
 type HawserSnatEntry struct {
@@ -391,6 +410,9 @@ const (
 	HawserMapServices        = "services"
 	HawserMapSlots           = "slots"
 	HawserMapSnat4           = "snat4"
+	HawserMapSnat4Open       = "snat4_open"
+	HawserMapSnat6           = "snat6"
+	HawserMapSnat6Open       = "snat6_open"
 	HawserMapSockLinks       = "sock_links"
 	HawserMapSockPeers       = "sock_peers"
 	HawserMapVteps           = "vteps"
@@ -423,6 +445,7 @@ const (
 	HawserVarNetMac          = "net_mac"
 	HawserVarNodeAddr4       = "node_addr4"
 	HawserVarNodeAddr6       = "node_addr6"
+	HawserVarSnatAddr6       = "snat_addr6"
 	HawserVarSnatFirst       = "snat_first"
 	HawserVarSnatPorts       = "snat_ports"
 	HawserVarTunnelPort      = "tunnel_port"
@@ -524,6 +547,9 @@ type HawserMapSpecs struct {
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Slots         *ebpf.MapSpec `ebpf:"slots"`
 	Snat4         *ebpf.MapSpec `ebpf:"snat4"`
+	Snat4Open     *ebpf.MapSpec `ebpf:"snat4_open"`
+	Snat6         *ebpf.MapSpec `ebpf:"snat6"`
+	Snat6Open     *ebpf.MapSpec `ebpf:"snat6_open"`
 	SockLinks     *ebpf.MapSpec `ebpf:"sock_links"`
 	SockPeers     *ebpf.MapSpec `ebpf:"sock_peers"`
 	Vteps         *ebpf.MapSpec `ebpf:"vteps"`
@@ -545,6 +571,7 @@ type HawserVariableSpecs struct {
 	NetMac          *ebpf.VariableSpec `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.VariableSpec `ebpf:"node_addr4"`
 	NodeAddr6       *ebpf.VariableSpec `ebpf:"node_addr6"`
+	SnatAddr6       *ebpf.VariableSpec `ebpf:"snat_addr6"`
 	SnatFirst       *ebpf.VariableSpec `ebpf:"snat_first"`
 	SnatPorts       *ebpf.VariableSpec `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
@@ -601,6 +628,9 @@ type HawserMaps struct {
 	Services      *ebpf.Map `ebpf:"services"`
 	Slots         *ebpf.Map `ebpf:"slots"`
 	Snat4         *ebpf.Map `ebpf:"snat4"`
+	Snat4Open     *ebpf.Map `ebpf:"snat4_open"`
+	Snat6         *ebpf.Map `ebpf:"snat6"`
+	Snat6Open     *ebpf.Map `ebpf:"snat6_open"`
 	SockLinks     *ebpf.Map `ebpf:"sock_links"`
 	SockPeers     *ebpf.Map `ebpf:"sock_peers"`
 	Vteps         *ebpf.Map `ebpf:"vteps"`
@@ -640,6 +670,9 @@ func (m *HawserMaps) Close() error {
 		m.Services,
 		m.Slots,
 		m.Snat4,
+		m.Snat4Open,
+		m.Snat6,
+		m.Snat6Open,
 		m.SockLinks,
 		m.SockPeers,
 		m.Vteps,
@@ -662,6 +695,7 @@ type HawserVariables struct {
 	NetMac          *ebpf.Variable `ebpf:"net_mac"`
 	NodeAddr4       *ebpf.Variable `ebpf:"node_addr4"`
 	NodeAddr6       *ebpf.Variable `ebpf:"node_addr6"`
+	SnatAddr6       *ebpf.Variable `ebpf:"snat_addr6"`
 	SnatFirst       *ebpf.Variable `ebpf:"snat_first"`
 	SnatPorts       *ebpf.Variable `ebpf:"snat_ports"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`

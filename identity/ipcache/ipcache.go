@@ -69,6 +69,7 @@ type Cache struct {
 	hostClaims map[netip.Prefix]struct{} // those of them that are claimed
 	dirtyAddrs map[netip.Prefix]struct{}
 	dirtyNodes map[netip.Addr]struct{}
+	pathMTUs   map[netip.Addr]uint32 // as told to SetPathMTU
 }
 
 // New makes an empty Cache.
@@ -98,6 +99,7 @@ func New(cfg Config) (*Cache, error) {
 		hostClaims: map[netip.Prefix]struct{}{},
 		dirtyAddrs: map[netip.Prefix]struct{}{},
 		dirtyNodes: map[netip.Addr]struct{}{},
+		pathMTUs:   map[netip.Addr]uint32{},
 	}, nil
 }
 
@@ -192,7 +194,11 @@ func (c *Cache) nodeRow(a netip.Addr) (datapath.Node, bool) {
 	if len(all) == 0 || a == c.cfg.Tunnel || c.isSelf(all[0].source.Cluster, all[0].source.Name) {
 		return datapath.Node{}, false
 	}
-	return all[0].value, true
+	row := all[0].value
+	if way := c.pathMTUs[a]; way > 0 && (row.MTU == 0 || way < row.MTU) {
+		row.MTU = way
+	}
+	return row, true
 }
 
 func (c *Cache) isSelf(cluster, node string) bool {

@@ -222,6 +222,29 @@ func TestTwoNodesOneTunnel(t *testing.T) {
 	f.want("192.0.2.1/32 id 1 via invalid IP flags 1")
 }
 
+// The smaller of what a node says and what the way there carries counts, and
+// nothing is kept of a node that has gone.
+func TestPathMTU(t *testing.T) {
+	f := newFixture(t)
+	f.SetCluster("east", 1)
+	f.SetPathMTU(addr("192.0.2.2"), 1300) // nobody's
+	f.node("east", "east-2", "192.0.2.2")
+	const ip = "192.0.2.2/32 id 6 via 192.0.2.2 flags 2"
+	for _, step := range []struct {
+		told int
+		want string
+	}{
+		{0, "1500"}, {1404, "1404"}, {0, "1404"}, {9000, "1500"}, {1404, "1404"},
+	} {
+		f.SetPathMTU(addr("192.0.2.2"), step.told)
+		f.want(ip, "node 192.0.2.2 east/east-2 id 1 mtu "+step.want)
+	}
+	f.DeleteNode("east", "east-2")
+	f.want()
+	f.node("east", "east-2", "192.0.2.2")
+	f.want(ip, "node 192.0.2.2 east/east-2 id 1 mtu 1500")
+}
+
 func TestLookupAndList(t *testing.T) {
 	f := newFixture(t)
 	f.vtep("west", "10.2.0.0/24", "192.0.2.9", "west-1")

@@ -273,6 +273,23 @@ func (c *Cache) claimTunnel(s source, n datapath.Node) {
 func (c *Cache) unclaimTunnel(s source, a netip.Addr) {
 	c.tunnels.remove(a, s)
 	c.dirtyNodes[a] = struct{}{}
+	if len(c.tunnels.all(a)) == 0 {
+		delete(c.pathMTUs, a)
+	}
+}
+
+// SetPathMTU tells the size in bytes of the largest packets, the tunnel's headers
+// included, that were seen to get through to a tunnel address. The node's row has
+// it where that is less than what its record says, until told anew or the node
+// goes; of an address that nobody has, nothing is kept.
+func (c *Cache) SetPathMTU(a netip.Addr, mtu int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if mtu <= 0 || c.pathMTUs[a] == uint32(mtu) || len(c.tunnels.all(a)) == 0 {
+		return
+	}
+	c.pathMTUs[a] = uint32(mtu)
+	c.dirtyNodes[a] = struct{}{}
 }
 
 // parsePrefix reads a prefix or an address, and refuses those that nobody in

@@ -17,11 +17,12 @@ import (
 // Sources of labels. A selector key without a source (Any) matches every source.
 const (
 	Any        = "any"
-	Mesh       = "mesh"     // set by Hawser: cluster, namespace
-	Kubernetes = "k8s"      // from a Kubernetes object
-	CNI        = "cni"      // from the args.cni.labels convention
-	Reserved   = "reserved" // reserved identities: reserved:host
-	CIDR       = "cidr"     // node-local identities of prefixes
+	Mesh       = "mesh"      // set by Hawser: cluster, namespace
+	Kubernetes = "k8s"       // from a Kubernetes object
+	CNI        = "cni"       // from the args.cni.labels convention
+	Namespace  = "namespace" // of the workload's namespace, not of the workload: namespace:team=red
+	Reserved   = "reserved"  // reserved identities: reserved:host
+	CIDR       = "cidr"      // node-local identities of prefixes
 	// Service is of identities that serve a service, in the policy engine only: no
 	// label that was parsed has this source.
 	Service = "service:"

@@ -56,6 +56,13 @@ func (o Object) Selects() []string {
 	return out
 }
 
+// NamesKubeAPIServer reports whether a peer of a rule is the entity kube-apiserver.
+func (o Object) NamesKubeAPIServer() bool {
+	return slices.ContainsFunc(o.Rules, func(r Rule) bool {
+		return slices.ContainsFunc(r.Parts, func(p Part) bool { return slices.Contains(p.Peers.Entities, EntityKubeAPIServer) })
+	})
+}
+
 // Rule is what one selector's endpoints may do and have done to them.
 type Rule struct {
 	// Path of the rule in its object: "spec", "specs[0]", "[2]".
@@ -128,6 +135,9 @@ const (
 	EntityRemoteNode Entity = "remote-node"
 	EntityHealth     Entity = "health"
 	EntityInit       Entity = "init"
+	// EntityKubeAPIServer are the addresses of the cluster's Kubernetes API servers,
+	// whatever else is known of who has them.
+	EntityKubeAPIServer Entity = "kube-apiserver"
 )
 
 // Port is a port of a protocol, or a range of ports, or a port by its name. All

@@ -73,7 +73,7 @@ func inRules(doc, path string) []mapping {
 		part := map[string]known{
 			prefix + "Endpoints": {"[{}]", "[{matchLabels: {a: b}}]"}, prefix + "Entities": {"[all]", "[world]"},
 			prefix + "CIDR": {"[10.0.0.0/8]", "[10.0.0.0/9]"}, prefix + "CIDRSet": {"[{cidr: 10.0.0.0/8}]", "[{cidr: 10.0.0.0/9}]"},
-			"toPorts": {"[{ports: [{port: 80}]}]", "[{ports: [{port: 81}]}]"}, "icmps": {"[{fields: [{type: 8}]}]", "[{fields: [{type: 9}]}]"},
+			"toPorts": {"[{ports: [{port: 80}]}]", "[{ports: [{port: 81}]}]"}, "icmps": {"[{fields: [{type: 8}]}]", "[{fields: [{type: 0}]}]"},
 			prefix + "Requires": nil, prefix + "Groups": nil, prefix + "Nodes": nil, prefix + "FQDNs": nil, "authentication": nil,
 		}
 		if prefix == "to" {
@@ -92,8 +92,8 @@ func inRules(doc, path string) []mapping {
 				"ports": {"[{port: 80}]", "[{port: http}]"}, "rules": nil, "listener": nil, "terminatingTLS": nil, "originatingTLS": nil, "serverNames": nil}),
 			in(".toPorts[0].ports[0]", "{toPorts: [{ports: [{%}]}]}", map[string]string{"port": "80"}, map[string]known{
 				"port": {"80", "'81'"}, "endPort": {"90", "91"}, "protocol": {"TCP", "UDP"}}),
-			in(".icmps[0]", "{icmps: [{%}]}", nil, map[string]known{"fields": {"[{type: 8}]", "[{type: 9}]"}}),
-			in(".icmps[0].fields[0]", "{icmps: [{fields: [{%}]}]}", map[string]string{"type": "8"}, map[string]known{
+			in(".icmps[0]", "{icmps: [{%}]}", nil, map[string]known{"fields": {"[{type: 8}]", "[{type: 0}]"}}),
+			in(".icmps[0].fields[0]", "{icmps: [{fields: [{%}]}]}", map[string]string{"type": "EchoRequest"}, map[string]known{
 				"type": {"8", "EchoReply"}, "family": {"IPv4", "IPv6"}}))
 	}
 	return out
@@ -180,7 +180,7 @@ func inNetworkPolicy(head string) []mapping {
 			in(".ports[0]", "{ports: [{%}]}", map[string]string{"port": "80"}, map[string]known{
 				"port": {"80", "http"}, "endPort": {"90", "91"}, "protocol": {"TCP", "SCTP"}}),
 			in("."+field+"[0]", "{"+field+": [{%}]}", nil, map[string]known{
-				"podSelector": {"{}", "{matchLabels: {a: b}}"}, "namespaceSelector": {"{}", "{matchLabels: {kubernetes.io/metadata.name: b}}"},
+				"podSelector": {"{}", "{matchLabels: {a: b}}"}, "namespaceSelector": {"{matchLabels: {team: b}}", "{matchLabels: {kubernetes.io/metadata.name: b}}"},
 				"ipBlock": {"{cidr: 10.0.0.0/8}", "{cidr: 10.0.0.0/9}"}}),
 			in("."+field+"[0].ipBlock", "{"+field+": [{ipBlock: {%}}]}", map[string]string{"cidr": "10.0.0.0/8"}, map[string]known{
 				"cidr": {"10.0.0.0/8", "11.0.0.0/8"}, "except": {"[10.1.0.0/16]", "[10.2.0.0/16]"}}),
@@ -241,7 +241,7 @@ func (m mapping) check(t *testing.T, names map[string]bool) {
 func TestEveryEntity(t *testing.T) {
 	for entity, accepted := range map[string]bool{
 		"all": true, "none": true, "world": true, "cluster": true, "host": true, "remote-node": true, "health": true, "init": true,
-		"mesh": true, "kube-apiserver": false, "ingress": false, "unmanaged": false, "world-ipv4": false, "world-ipv6": false,
+		"mesh": true, "kube-apiserver": true, "ingress": false, "unmanaged": false, "world-ipv4": false, "world-ipv6": false,
 	} {
 		_, err := Parse([]byte(cnp("endpointSelector: {}\ningress: [{fromEntities: [" + entity + "]}]\negressDeny: [{toEntities: [" + entity + "]}]")))
 		switch {

@@ -28,7 +28,7 @@ func (p ruleParser) endpointSelector(n manifest.Node) Selector {
 }
 
 // peerSelector reads one item of fromEndpoints or toEndpoints. In a namespaced
-// object it means that namespace unless it names one.
+// object it means that namespace unless it names one, or labels of namespaces.
 func (p ruleParser) peerSelector(n manifest.Node, peers *Peers) {
 	reqs := p.requirements(n)
 	reserved, named := 0, false
@@ -36,7 +36,7 @@ func (p ruleParser) peerSelector(n manifest.Node, peers *Peers) {
 		if r.Source == labels.Reserved {
 			reserved++
 		}
-		named = named || isNamespace(r)
+		named = named || isNamespace(r) || r.Source == labels.Namespace
 	}
 	if reserved > 0 {
 		if e, ok := reservedPeer(n, reqs); ok {
@@ -58,7 +58,7 @@ func reservedPeer(n manifest.Node, reqs []Requirement) (Entity, bool) {
 		return "", false
 	}
 	switch e := Entity(r.Key); e {
-	case EntityWorld, EntityHost, EntityRemoteNode, EntityHealth, EntityInit:
+	case EntityWorld, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
 		return e, true
 	}
 	n.Problem("label reserved:%s is not supported", r.Key)
@@ -159,9 +159,13 @@ func labelName(n manifest.Node, name string) (source, key string, ok bool) {
 	case foreign && (key == aliasNamespace || key == aliasNamespaceName):
 		return labels.Mesh, labels.NamespaceKey, true
 	case foreign && strings.HasPrefix(key, aliasNamespaceLabels):
-		n.Problem("label %q of namespaces is not known here: there is %s; others come with Kubernetes, which is not supported yet",
-			strings.TrimPrefix(key, aliasNamespaceLabels), namespaceName)
-		return "", "", false
+		if key = strings.TrimPrefix(key, aliasNamespaceLabels); key == "" {
+			n.Problem("%q is not the name of a label", name)
+			return "", "", false
+		}
+		return labels.Namespace, key, true
+	case source == labels.Namespace && key == namespaceName:
+		return labels.Mesh, labels.NamespaceKey, true
 	case foreign && (strings.HasPrefix(key, "io.cilium.k8s.") || strings.HasPrefix(key, "io.kubernetes.pod.")):
 		n.Problem("label %q is not supported yet", name)
 		return "", "", false

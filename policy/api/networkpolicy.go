@@ -148,8 +148,8 @@ func (p ruleParser) networkPolicyPeer(n manifest.Node, peers *Peers) {
 // namespaceName is the label that Kubernetes gives every namespace.
 const namespaceName = "kubernetes.io/metadata.name"
 
-// namespaceRequirements reads a namespaceSelector. What is known of a namespace
-// without Kubernetes is its name.
+// namespaceRequirements reads a namespaceSelector. It concerns the labels that
+// workloads have from their namespace, of which its name is always there.
 func (p ruleParser) namespaceRequirements(n manifest.Node) []Requirement {
 	reqs := p.requirements(n)
 	for i, r := range reqs {
@@ -157,9 +157,12 @@ func (p ruleParser) namespaceRequirements(n manifest.Node) []Requirement {
 			reqs[i].Source, reqs[i].Key = labels.Mesh, labels.NamespaceKey
 			continue
 		}
-		if r.Source != labels.Mesh {
-			n.Problem("label %q of namespaces is not known here: there is %s; others come with Kubernetes, which is not supported yet",
-				r.Key, namespaceName)
+		switch r.Source {
+		case labels.Any:
+			reqs[i].Source = labels.Namespace
+		case labels.Mesh, labels.Namespace:
+		default:
+			n.Problem("label %q: Kubernetes' labels have no source", r.Source+":"+r.Key)
 		}
 	}
 	return reqs

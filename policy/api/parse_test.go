@@ -82,6 +82,10 @@ func TestAccepted(t *testing.T) {
 			in + " | deny true false\ningress[0] ingress allow [{mesh:cluster=west, mesh:namespace=other}] []"},
 		{"namespace by its name label", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name: other}}]"),
 			in + " | deny true false\ningress[0] ingress allow [{mesh:namespace=other}] []"},
+		{"labels of namespaces", cnp("endpointSelector: {matchLabels: {io.cilium.k8s.namespace.labels.stage: prod}}\ningress:\n- fromEndpoints:\n  - matchLabels: {k8s:io.cilium.k8s.namespace.labels.team: red, app: a}\n" +
+			"  - {matchExpressions: [{key: 'namespace:team', operator: NotIn, values: [red]}]}\n  - {matchLabels: {io.cilium.k8s.namespace.labels.team: red, 'mesh:namespace': x}}\n  - {matchLabels: {'namespace:kubernetes.io/metadata.name': z}}"),
+			in + ", namespace:stage=prod | deny true false\n" +
+				"ingress[0] ingress allow [{app=a, namespace:team=red} {namespace:team not in (red)} {mesh:namespace=x, namespace:team=red} {mesh:namespace=z}] []"},
 		{"own namespace named", cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: demo}}\ningress: [{}]"),
 			in + " | deny true false\ningress[0] ingress allow [] []"},
 		{"cluster-wide", ccnp("endpointSelector: {matchLabels: {app: web}}\ningress:\n- fromEndpoints: [{}]"),
@@ -96,8 +100,8 @@ func TestAccepted(t *testing.T) {
 			in + " | deny true true\ningress[0] ingress allow [] []\negress[0] egress allow [] []"},
 		{"an empty list is no list", cnp("endpointSelector: {}\ningress: []\negress: [{}]"),
 			in + " | deny false true\negress[0] egress allow [] []"},
-		{"entities", ccnp("endpointSelector: {}\ningress:\n- fromEntities: [world, cluster, mesh, host, remote-node, health, init, none]\n- fromEntities: [all]"),
-			"all | deny true false\ningress[0] ingress allow [@world @cluster @mesh @host @remote-node @health @init] []\ningress[1] ingress allow [ANY] []"},
+		{"entities", ccnp("endpointSelector: {}\ningress:\n- fromEntities: [world, cluster, mesh, host, remote-node, health, init, kube-apiserver, none]\n- fromEntities: [all]"),
+			"all | deny true false\ningress[0] ingress allow [@world @cluster @mesh @host @remote-node @health @init @kube-apiserver] []\ningress[1] ingress allow [ANY] []"},
 		{"reserved labels are entities", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {'reserved:host': ''}}, {matchExpressions: [{key: 'reserved:world', operator: Exists}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [@host @world] []"},
 		{"expressions", ccnp("endpointSelector:\n  matchExpressions:\n  - {key: k8s:app, operator: In, values: [b, a, b]}\n  - {key: env, operator: NotIn, values: [dev]}\n  - {key: any:x, operator: Exists}\n  - {key: z, operator: DoesNotExist, values: []}\ningress: [{}]"),
@@ -117,8 +121,8 @@ func TestAccepted(t *testing.T) {
 				"ingress[1] ingress allow [] []\negressDeny[0] egress deny [::/0] []"},
 		{"ranges and names", cnp("endpointSelector: {}\negress:\n- toPorts: [{ports: [{port: '8000', endPort: 8999, protocol: TCP}, {port: http, protocol: TCP}, {port: dns-tcp, protocol: UDP}, {port: 80, endPort: 80, protocol: SCTP}]}]"),
 			in + " | deny false true\negress[0] egress allow [ANY] [{6 http} {6 8000-8999} {17 dns-tcp} {132 80}]"},
-		{"icmps", cnp("endpointSelector: {}\ningress:\n- icmps: [{fields: [{type: 8}, {type: EchoRequest, family: IPv6}, {type: EchoReply}, {type: '13'}]}]"),
-			in + " | deny true false\ningress[0] ingress allow [ANY] [{1 256} {1 264} {1 269} {58 384}]"},
+		{"icmps", cnp("endpointSelector: {}\ningress:\n- icmps: [{fields: [{type: 8}, {type: EchoRequest, family: IPv6}, {type: EchoReply}, {type: '129', family: IPv6}]}]"),
+			in + " | deny true false\ningress[0] ingress allow [ANY] [{1 256} {1 264} {58 384} {58 385}]"},
 		{"what an API server adds", "apiVersion: hawser.io/v1\nkind: MeshPolicy\nmetadata: {name: p.q, labels: {a: b}, annotations: {c: d}, uid: x, resourceVersion: '1', generation: 2, creationTimestamp: null, managedFields: [], selfLink: /x}\nstatus: {conditions: []}\nspec: {endpointSelector: {}, ingress: [{}]}",
 			"mesh:namespace=default | deny true false\ningress[0] ingress allow [] []"},
 	} {
@@ -154,10 +158,15 @@ func TestNetworkPolicy(t *testing.T) {
 		{"pods here, everywhere, there", np("podSelector: {}\ningress:\n- from:\n  - podSelector: {matchLabels: {app: a}}\n  - namespaceSelector: {}\n" +
 			"  - podSelector: {matchLabels: {app: b}}\n    namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: [x, z]}]}"),
 			in + " | deny true false\ningress[0] ingress allow [{app=a, " + in + "} {mesh:namespace} {app=b, mesh:namespace, mesh:namespace in (x,z)}] []"},
+		{"labels of namespaces", np("podSelector: {}\ningress:\n- from:\n  - namespaceSelector: {matchLabels: {team: red}}\n  - podSelector: {matchLabels: {team: b}}\n" +
+			"    namespaceSelector: {matchExpressions: [{key: team, operator: NotIn, values: [red]}, {key: stage, operator: DoesNotExist}]}"),
+			in + " | deny true false\ningress[0] ingress allow [{mesh:namespace, namespace:team=red} {team=b, mesh:namespace, !namespace:stage, namespace:team not in (red)}] []"},
 		{"cluster by its label", np("podSelector: {}\ningress: [{from: [{podSelector: {matchLabels: {'mesh:cluster': west}}}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [{mesh:cluster=west, " + in + "}] []"},
 		{"ipBlock", np("podSelector: {}\negress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]"),
 			in + " | deny true true\negress[0] egress allow [block 10.0.0.0/8 except 10.1.0.0/16] []"},
+		{"a port by name in an ipBlock", np("podSelector: {}\negress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: http}]}]"),
+			in + " | deny true true\negress[0] egress allow [block 10.0.0.0/8] [{6 http}]"},
 		{"ports", np("podSelector: {}\ningress: [{ports: [{port: 80}, {port: dns, protocol: UDP}, {port: 90, endPort: 99}, {protocol: SCTP}, {}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [ANY] [{6 0} {6 80} {6 90-99} {17 dns} {132 0}]"},
 	} {

@@ -117,14 +117,15 @@ func isPortName(s string) bool {
 		strings.ContainsFunc(s, func(r rune) bool { return r >= 'a' && r <= 'z' })
 }
 
-// checkNames refuses to ask prefixes for the number of a port's name.
+// checkNames refuses to ask prefixes outside the mesh for the number of a port's
+// name. ipBlocks concern workloads, too, which have names.
 func checkNames(n manifest.Node, p Part) {
-	if p.Direction != datapath.Egress || len(p.Peers.CIDRs) == 0 {
+	if p.Direction != datapath.Egress || !slices.ContainsFunc(p.Peers.CIDRs, func(c CIDR) bool { return !c.Block }) {
 		return
 	}
 	for _, port := range p.Ports {
 		if port.Name != "" {
-			n.Problem("port name %q: what is in a prefix has no names for its ports; write the number", port.Name)
+			n.Problem("port name %q: what is in a prefix outside the mesh has no names for its ports; write the number", port.Name)
 		}
 	}
 }
@@ -148,83 +149,4 @@ func parseEndPort(n manifest.Node, port Port, known bool) uint16 {
 		return uint16(v)
 	}
 	return 0
-}
-
-func parseICMPRule(n manifest.Node) []Port {
-	if !n.Only([]string{"fields"}, nil) {
-		return nil
-	}
-	list, ok := n.Field("fields")
-	if !ok {
-		if !n.Has("fields") {
-			n.At(n.Path + ".fields").Problem("required")
-		}
-		return nil
-	}
-	items := list.List()
-	if len(items) == 0 {
-		list.Problem("must name at least one type")
-	}
-	var ports []Port
-	for _, item := range items {
-		if p, ok := parseICMPField(item); ok {
-			ports = append(ports, p)
-		}
-	}
-	return ports
-}
-
-func parseICMPField(n manifest.Node) (Port, bool) {
-	if !n.Only([]string{"type", "family"}, nil) {
-		return Port{}, false
-	}
-	protocol := ICMP
-	if f, ok := n.Field("family"); ok {
-		switch text, _ := f.Text(); text {
-		case "IPv4":
-		case "IPv6":
-			protocol = ICMPv6
-		default:
-			f.Problem("%q is not a family: want IPv4 or IPv6", text)
-		}
-	}
-	f, ok := n.Field("type")
-	if !ok {
-		if !n.Has("type") {
-			n.At(n.Path + ".type").Problem("required")
-		}
-		return Port{}, false
-	}
-	text, isText := f.Value.(string)
-	if !isText {
-		v, ok := f.Uint(255)
-		return Port{Protocol: protocol, Port: ICMPPort(uint8(v))}, ok
-	}
-	if v, ok := icmpTypes(protocol)[text]; ok {
-		return Port{Protocol: protocol, Port: ICMPPort(v)}, true
-	}
-	v, err := strconv.ParseUint(text, 10, 8)
-	if err != nil {
-		f.Problem("%q is not an ICMP type of this family", text)
-		return Port{}, false
-	}
-	return Port{Protocol: protocol, Port: ICMPPort(uint8(v))}, true
-}
-
-// icmpTypes are the types that have names.
-func icmpTypes(protocol uint8) map[string]uint8 {
-	if protocol == ICMPv6 {
-		return map[string]uint8{
-			"DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4,
-			"EchoRequest": 128, "EchoReply": 129, "MulticastListenerQuery": 130,
-			"MulticastListenerReport": 131, "MulticastListenerDone": 132, "RouterSolicitation": 133,
-			"RouterAdvertisement": 134, "NeighborSolicitation": 135, "NeighborAdvertisement": 136,
-			"RedirectMessage": 137,
-		}
-	}
-	return map[string]uint8{
-		"EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
-		"RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11, "ParameterProblem": 12,
-		"Timestamp": 13, "TimestampReply": 14, "Photuris": 40, "ExtendedEchoRequest": 42, "ExtendedEchoReply": 43,
-	}
 }

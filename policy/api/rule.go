@@ -220,9 +220,9 @@ func parseEntities(n manifest.Node, peers *Peers) {
 		case EntityAll:
 			peers.Any = true
 		case EntityNone:
-		case EntityWorld, EntityCluster, EntityMesh, EntityHost, EntityRemoteNode, EntityHealth, EntityInit:
+		case EntityWorld, EntityCluster, EntityMesh, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
 			peers.Entities = append(peers.Entities, e)
-		case "kube-apiserver", "ingress", "unmanaged", "world-ipv4", "world-ipv6":
+		case "ingress", "unmanaged", "world-ipv4", "world-ipv6":
 			item.Problem("entity %q is not supported yet", text)
 		default:
 			item.Problem("%q is not an entity", text)

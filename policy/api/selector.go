@@ -22,8 +22,8 @@ const (
 )
 
 // Requirement is one condition on a label. Source labels.Any concerns the key
-// whatever its source, except labels that only Hawser sets (mesh, reserved,
-// cidr): In and Exists want one such label, NotIn and DoesNotExist want none.
+// whatever its source, except labels that are not the workload's own (mesh,
+// namespace, reserved, cidr): In and Exists want one such label, NotIn and DoesNotExist want none.
 type Requirement struct {
 	Source, Key string
 	Operator    Operator
@@ -44,7 +44,7 @@ func (r Requirement) finds(l labels.Label) bool {
 	case l.Source:
 	case labels.Any:
 		switch l.Source {
-		case labels.Mesh, labels.Reserved, labels.CIDR, labels.Service:
+		case labels.Mesh, labels.Namespace, labels.Reserved, labels.CIDR, labels.Service:
 			return false
 		}
 	default:

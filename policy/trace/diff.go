@@ -54,6 +54,8 @@ type Change struct {
 	HostAddrs, NodeAddrs []netip.Addr
 	// Inside are more prefixes of the mesh, in which no address is outside.
 	Inside []netip.Prefix
+	// KubeAPIServers are the prefixes that rules call kube-apiserver.
+	KubeAPIServers []netip.Prefix
 }
 
 // Pairs are the pairs that the change opens or closes, the local identities' in
@@ -144,6 +146,7 @@ func (c Change) engine(ctx context.Context, objects []api.Object) (world, error)
 			known[a] = i.Number
 		}
 	}
+	e.SetKubeAPIServers(c.KubeAPIServers)
 	for _, o := range objects {
 		if err := ctx.Err(); err != nil {
 			return world{}, err

@@ -124,7 +124,7 @@ func (q Question) matchLabels(ls labels.Set) string {
 			continue
 		}
 		key := l.Key
-		if l.Source == labels.Mesh {
+		if l.Source == labels.Mesh || l.Source == labels.Namespace {
 			key = l.Source + ":" + l.Key
 		}
 		out = append(out, fmt.Sprintf("%s: %q", key, l.Value))

@@ -4,6 +4,7 @@ package trace
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/hawser-mesh/hawser/identity/labels"
@@ -26,6 +27,8 @@ type Surroundings struct {
 	// Services is whether there is a service of a name (namespace/name), and
 	// whether it has backends; nil: services are not looked at.
 	Services map[string]bool
+	// KubeAPIServers are the prefixes that rules call kube-apiserver.
+	KubeAPIServers []netip.Prefix
 }
 
 // String is the finding in a line.
@@ -100,10 +103,8 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 	case p.Deny && p.Peers.Nobody():
 		add(path, "denies nothing: it names no peer; to deny everybody write %sEntities: [all]", [...]string{"from", "to"}[p.Direction])
 	}
-	for _, port := range p.Ports {
-		if text := unasked(port); text != "" {
-			add(path, "%s", text)
-		}
+	if slices.Contains(p.Peers.Entities, api.EntityKubeAPIServer) && len(w.KubeAPIServers) == 0 {
+		add(path, "kube-apiserver is nobody: no address of a Kubernetes API server is known; start the API servers of %s with --kube-apiserver-address", cluster)
 	}
 	for _, s := range p.Peers.Selectors {
 		named := w.Scope == policy.ScopeMesh || s.Names(labels.Mesh, labels.ClusterKey)
@@ -130,32 +131,6 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 			add(path, "%s is the world outside the mesh, not every peer: pods are selected by labels", c.Prefix)
 		}
 	}
-}
-
-// unasked says of a type of ICMP messages, of which policy is never asked, what
-// becomes of them; empty for echoes, and for all that is not ICMP.
-func unasked(p api.Port) string {
-	if !isICMP(p.Protocol) || p.Port < api.ICMPPort(0) {
-		return ""
-	}
-	n, family := uint8(p.Port), "IPv4"
-	echo, failed := n == 0 || n == 8, n == 3 || n == 4 || n == 11 || n == 12
-	link := false
-	if p.Protocol == api.ICMPv6 {
-		family = "IPv6"
-		echo, failed = n == 128 || n == 129, n >= 1 && n <= 4
-		link = n >= 130 && n <= 137 || n == 143
-	}
-	what := fmt.Sprintf("icmps type %d of %s says nothing: policy is asked about echoes only; ", n, family)
-	switch {
-	case echo:
-		return ""
-	case failed:
-		return what + "an error passes with the flow that it is about"
-	case link:
-		return what + "messages between neighbours are answered on the link and never forwarded"
-	}
-	return what + "messages of this type never pass"
 }
 
 func anyOf(all []Identity, is func(Identity) bool) bool {

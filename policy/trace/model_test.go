@@ -162,6 +162,7 @@ func (w edits) change() (Change, func([]api.Object) *policymodel.Model) {
 	if w.IntN(2) == 0 {
 		c.Inside = []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")}
 	}
+	c.KubeAPIServers = w.APIServers()
 	for _, name := range []string{"demo/echo", "demo/db"} {
 		s := Service{Name: name}
 		for range w.IntN(3) {
@@ -201,6 +202,7 @@ func modelOf(c Change, objects []api.Object) *policymodel.Model {
 	for _, o := range objects {
 		m.Objects[o.ID()] = o
 	}
+	m.APIServers = c.KubeAPIServers
 	for _, s := range c.Services {
 		var served policymodel.Served
 		for _, a := range s.Addrs {

@@ -53,9 +53,11 @@ type Question struct {
 	Audit    bool // the node has what policy denies reported only
 	Objects  []api.Object
 	Services []Service
-	Src, Dst End
-	Protocol uint8
-	Port     uint16 // for ICMP api.ICMPPort
+	// KubeAPIServers are the prefixes that rules call kube-apiserver.
+	KubeAPIServers []netip.Prefix
+	Src, Dst       End
+	Protocol       uint8
+	Port           uint16 // for ICMP api.ICMPPort
 }
 
 // Verdict is the answer of one end's policies.
@@ -137,6 +139,7 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 	if err != nil {
 		return answer{}, err
 	}
+	e.SetKubeAPIServers(q.KubeAPIServers)
 	for _, o := range q.Objects {
 		e.UpsertObject(o)
 	}
@@ -149,6 +152,9 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 		}
 	}
 	e.SetNamedPorts(peerNumber, peer.Ports)
+	if peer.Addr.IsValid() {
+		e.SetAddressPorts(peer.Addr, peer.Ports)
+	}
 	q.tellServices(e, peer)
 	id, err := e.AcquireRuleSet(self.Labels, self.Ports...)
 	if err != nil {
@@ -230,7 +236,7 @@ func (a answer) reason(d datapath.Direction) string {
 
 // unknowns says what the answer does not take into account.
 func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []string) {
-	names, blocks := false, false
+	names, blocks, apiServers := false, false, false
 	selecting := map[string]bool{}
 	for _, id := range a.engine.Selecting(a.set.ID) {
 		selecting[id] = true
@@ -247,6 +253,7 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 				for _, c := range p.Peers.CIDRs {
 					blocks = blocks || c.Block
 				}
+				apiServers = apiServers || slices.Contains(p.Peers.Entities, api.EntityKubeAPIServer)
 			}
 		}
 	}
@@ -255,6 +262,9 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 	}
 	if blocks && !peer.Addr.IsValid() {
 		out = append(out, "ipBlocks were not looked up: "+peer.Name+" has no address here")
+	}
+	if apiServers && !peer.Addr.IsValid() {
+		out = append(out, "kube-apiserver was not looked up: "+peer.Name+" has no address here")
 	}
 	return out
 }

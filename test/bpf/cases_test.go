@@ -23,7 +23,7 @@ type way struct {
 	dir      datapath.Direction
 	peer     identity.Number
 	enter    func(h *harness, ls []gopacket.SerializableLayer) result
-	noEcho   bool // a service has no echo
+	service  bool // has TCP and UDP only
 	idle     bool // a service without backends
 	stack    bool // passes to the stack instead of being redirected
 }
@@ -77,12 +77,12 @@ func ways(f family) []way {
 		{name: "from the own host", src: self, dst: podA.ip, dport: 80, port: 80, judges: podA, dir: in, peer: identity.Host, enter: hostStack},
 		{name: "host to another node's pod", src: self, dst: podR.ip, dport: 80, enter: hostStack},
 		{name: "pod to the own host from a tunnel", src: podR.ip, dst: self, dport: 80, enter: tunnel(node2, idR)},
-		{name: "service on this node", src: podA.ip, dst: vip, dport: 80, port: 8080, judges: podA, dir: out, peer: idB, enter: pod(podA), noEcho: true},
-		{name: "service on this node, by the receiver", src: podA.ip, dst: vip, dport: 80, port: 8080, judges: podB, dir: in, peer: idA, enter: pod(podA), noEcho: true},
-		{name: "service on another node", src: podA.ip, dst: vip, dport: 81, port: 8080, judges: podA, dir: out, peer: idR, enter: pod(podA), noEcho: true},
-		{name: "service of the host", src: self, dst: vip, dport: 80, enter: hostStack, noEcho: true},
-		{name: "service without backends", src: podA.ip, dst: idle, dport: 80, enter: pod(podA), noEcho: true, idle: true},
-		{name: "service of the host without backends", src: self, dst: idle, dport: 80, enter: hostStack, noEcho: true, idle: true},
+		{name: "service on this node", src: podA.ip, dst: vip, dport: 80, port: 8080, judges: podA, dir: out, peer: idB, enter: pod(podA), service: true},
+		{name: "service on this node, by the receiver", src: podA.ip, dst: vip, dport: 80, port: 8080, judges: podB, dir: in, peer: idA, enter: pod(podA), service: true},
+		{name: "service on another node", src: podA.ip, dst: vip, dport: 81, port: 8080, judges: podA, dir: out, peer: idR, enter: pod(podA), service: true},
+		{name: "service of the host", src: self, dst: vip, dport: 80, enter: hostStack, service: true},
+		{name: "service without backends", src: podA.ip, dst: idle, dport: 80, enter: pod(podA), service: true, idle: true},
+		{name: "service of the host without backends", src: self, dst: idle, dport: 80, enter: hostStack, service: true, idle: true},
 	}
 }
 
@@ -107,8 +107,12 @@ func plans() []plan {
 		{"peer, another port", func(w way, p uint8, n uint16) datapath.RuleSet {
 			return closed(entries{{Direction: w.dir, Identity: w.peer, Protocol: p, Port: n + 1}: {}})
 		}},
-		{"peer, another protocol", func(w way, _ uint8, _ uint16) datapath.RuleSet {
-			return closed(entries{{Direction: w.dir, Identity: w.peer, Protocol: 132}: {}})
+		{"peer, another protocol", func(w way, p uint8, n uint16) datapath.RuleSet {
+			other := uint8(tcp)
+			if p == tcp {
+				other = sctp
+			}
+			return closed(entries{{Direction: w.dir, Identity: w.peer, Protocol: other, Port: n}: {}})
 		}},
 		{"another peer", func(w way, _ uint8, _ uint16) datapath.RuleSet {
 			return closed(entries{{Direction: w.dir, Identity: other}: {}})
@@ -150,8 +154,8 @@ func TestCases(t *testing.T) {
 	cases, sport := 0, uint16(2000)
 	for _, f := range families() {
 		for _, w := range ways(f) {
-			for _, proto := range []uint8{tcp, udp, f.icmp} {
-				if w.noEcho && proto == f.icmp {
+			for _, proto := range []uint8{tcp, udp, sctp, f.icmp} {
+				if w.service && proto != tcp && proto != udp {
 					continue
 				}
 				for i, pl := range plans() {
@@ -213,6 +217,8 @@ func question(w way, proto uint8, sport uint16) []gopacket.SerializableLayer {
 		return segment(w.src, w.dst, sport, w.dport, "S")
 	case udp:
 		return datagram(w.src, w.dst, sport, w.dport, 10)
+	case sctp:
+		return chunk(w.src, w.dst, sport, w.dport, 12)
 	}
 	return echoOf(w.src, w.dst, sport)
 }

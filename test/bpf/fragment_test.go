@@ -16,7 +16,7 @@ import (
 
 // fragment is the part of a datagram's payload (what is behind the IP header)
 // from off to end; it keeps the datagram's id.
-func fragment(t *testing.T, ls []gopacket.SerializableLayer, id uint16, off, end int) []gopacket.SerializableLayer {
+func fragment(t testing.TB, ls []gopacket.SerializableLayer, id uint16, off, end int) []gopacket.SerializableLayer {
 	t.Helper()
 	whole := build(t, ls...)
 	payload := whole[20:]

@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	"github.com/gopacket/gopacket"
-
-	"github.com/hawser-mesh/hawser/datapath"
 )
 
 // mutate6 is mutate, and what hurts IPv6: chains of headers, fragments, lengths.
@@ -84,22 +82,19 @@ func look6(p []byte) (s seen, ok bool) {
 }
 
 // TestFuzzPrograms6 is TestFuzzPrograms for IPv6: TCP between podA and podR to port
-// 80 passes, both ways, and what belongs to it.
-func TestFuzzPrograms6(t *testing.T) {
-	h := newHarness(t)
-	h.rules(podA, datapath.RuleSet{ID: 5, Ingress: true, Egress: true, Entries: entries{
-		{Direction: datapath.Ingress, Identity: idR, Protocol: tcp, Port: 80}: {}, {Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 80}: {},
-	}})
-	h.rules(podB, datapath.RuleSet{ID: 6, Ingress: true, Egress: true})
-	h.serve(vip6, 80, tcp)
-	h.serve(vip6, 80, udp)
-	h.sync()
+// 80 passes, both ways, and what belongs to it, through the service, too; TCP of podA
+// to port 80 outside is left to the stack.
+func TestFuzzPrograms6(t *testing.T) { fuzzPrograms6(t, newHarness(t)) }
+
+func fuzzPrograms6(t *testing.T, h *harness) {
+	t.Helper()
+	h.fuzzWorld(families()[1])
 	gone := func(src, dst string, about []gopacket.SerializableLayer) []gopacket.SerializableLayer {
 		return message6(src, dst, 1, 0, append(make([]byte, 4), build(t, about...)[:48]...))
 	}
 	hop, dst := extension{0, make([]byte, 6)}, extension{60, make([]byte, 6)}
 	atomic := extension{44, []byte{0, 0, 0, 0, 0, 7}}
-	h.fuzz(t, map[string][][]byte{
+	h.fuzz(t, families()[1], map[string][][]byte{
 		"from_pod": {
 			h.sent(podA, segment(podA6.ip, podR6.ip, 1000, 80, "S")), h.sent(podA, segment(podA6.ip, podR6.ip, 80, 1000, "SA")),
 			h.sent(podA, behind(t, segment(podA6.ip, podR6.ip, 1000, 80, "S"), hop, dst, atomic)),
@@ -108,6 +103,11 @@ func TestFuzzPrograms6(t *testing.T) {
 			h.sent(podA, segment(podA6.ip, podB6.ip, 1000, 80, "S")), h.sent(podA, segment(podA6.ip, vip6, 1000, 80, "S")),
 			h.sent(podA, segment(podA6.ip, outside6, 1000, 80, "S")), h.sent(podA, solicit(podA6.ip, "ff02::1:ff00:1", "fe80::1", nil)),
 			h.sent(podA, gone(podA6.ip, podR6.ip, segment(podR6.ip, podA6.ip, 1000, 80, "A"))),
+			h.sent(podA, segment(podA6.ip, vip6, 1000, servedPort, "S")), h.sent(podA, segment(podA6.ip, vip6, 1001, servedPort, "A")),
+			h.sent(podA, behind(t, segment(podA6.ip, vip6, 1000, servedPort, "S"), hop, dst, atomic)),
+			h.sent(podA, datagram(podA6.ip, vip6, 1000, servedPort, 20)), h.sent(podA, segment(podA6.ip, vip6, 1000, deniedPort, "S")),
+			h.sent(podA, chunk(podA6.ip, podR6.ip, 1000, 80, 20)), h.sent(podA, chunk(podA6.ip, vip6, 1000, servedPort, 20)),
+			h.sent(podA, gone(podA6.ip, vip6, segment(vip6, podA6.ip, servedPort, 1001, "A"))),
 		},
 		"from_overlay": {
 			h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 1000, 80, "S")), h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1000, "A")),
@@ -115,11 +115,14 @@ func TestFuzzPrograms6(t *testing.T) {
 			h.tunnelled(node2, idR, datagram(podR6.ip, podA6.ip, 1000, 80, 20)), h.tunnelled(node3, idX, segment(podX6.ip, podA6.ip, 1000, 80, "S")),
 			h.tunnelled(node2, idR, gone(podR6.ip, podA6.ip, segment(podA6.ip, podR6.ip, 1000, 80, "A"))),
 			h.plain(segment(outside6, podA6.ip, 1000, 80, "S")), h.plain(segment(outside6, self6, 1000, 20000, "S")),
+			h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1001, "A")), h.tunnelled(node2, idR, chunk(podR6.ip, podA6.ip, 1000, 80, 20)),
+			h.tunnelled(node2, idR, gone(podR6.ip, podA6.ip, segment(podA6.ip, podR6.ip, 1001, 80, "A"))),
 		},
 		"from_host": {
 			h.plain(segment(self6, podA6.ip, 1000, 80, "S")), h.plain(segment(outside6, podA6.ip, 1000, 80, "S")),
 			h.plain(behind(t, segment(self6, podA6.ip, 1000, 80, "S"), hop, dst)), h.plain(solicit(self6, "ff02::1:ff00:5", podA6.ip, nil)),
 			h.plain(segment(self6, vip6, 1000, 80, "S")), h.plain(datagram(self6, podR6.ip, 1000, 80, 20)),
+			h.plain(segment(self6, vip6, 1000, servedPort, "S")), h.plain(segment(outside6, vip6, 1000, servedPort, "S")),
 		},
 	}, mutate6, wrong6)
 }
@@ -134,8 +137,13 @@ func wrong6(prog string, in []byte, act int, out []byte) string {
 	case actShot:
 		return ""
 	case actOK:
-		if prog == "from_overlay" && (!ok || i.dst != podA6.ip && i.dst != podB6.ip) {
+		switch {
+		case !bytes.Equal(in, out):
+			return "changed, and left to the stack"
+		case prog == "from_overlay" && (!ok || i.dst != podA6.ip && i.dst != podB6.ip):
 			return "" // the host's own
+		case prog == "from_pod" && ok && i.src == podA6.ip && !ofMesh6(i.dst) && asked(i, 80):
+			return ""
 		}
 		return "left to the stack"
 	case actRedirect:
@@ -167,7 +175,7 @@ func wrong6(prog string, in []byte, act int, out []byte) string {
 	}
 	if o.proto == 58 && o.quoted != nil && o.kind >= 1 && o.kind <= 4 {
 		q, ok := look6(append(bytes.Clone(out[:14]), o.quoted...))
-		if !ok || q.src != o.dst || q.proto != tcp || q.sport != 80 && q.dport != 80 {
+		if !ok || q.src != o.dst || !asked(q, 80, servedPort) {
 			return "an ICMPv6 error about no flow"
 		}
 		return ""
@@ -175,12 +183,29 @@ func wrong6(prog string, in []byte, act int, out []byte) string {
 	if o.src == podA6.ip && o.dst == podA6.ip {
 		return "" // a pod may talk to itself
 	}
-	ours := o.src == podA6.ip && o.dst == podR6.ip
-	if !ours && (!strings.HasPrefix(o.src, "fd00:10:2:0:") && !strings.HasPrefix(o.src, "fd00:10:2::") || o.dst != podA6.ip) {
+	switch {
+	case o.src == podA6.ip && o.dst == podR6.ip:
+	case prog == "from_overlay" && o.dst == podA6.ip && o.src == vip6:
+		if !o.later && o.sport != servedPort {
+			return "answered by a service that was not asked"
+		}
+		return ifNot(o.later || asked(o, servedPort))
+	case o.dst == podA6.ip && !ofMesh6(o.src):
+		if !o.later && o.sport != 80 {
+			return "let in from outside"
+		}
+	case !strings.HasPrefix(o.src, "fd00:10:2:0:") && !strings.HasPrefix(o.src, "fd00:10:2::") || o.dst != podA6.ip || prog == "from_pod":
 		return "passed from " + o.src + " to " + o.dst
 	}
-	if !o.later && (o.proto != tcp || o.dport != 80 && o.sport != 80) {
-		return "passed beside the port"
+	return ifNot(o.later || asked(o, 80))
+}
+
+// ofMesh6 is ofMesh for IPv6.
+func ofMesh6(a string) bool {
+	for _, prefix := range []string{"fd00:10:1::/64", "fd00:10:2::/64"} {
+		if netip.MustParsePrefix(prefix).Contains(addr(a)) {
+			return true
+		}
 	}
-	return ""
+	return slices.Contains([]string{podX6.ip, self6, node26, node36}, a)
 }

@@ -77,6 +77,7 @@ const (
 	vip6     = "fd00:96::10"
 	idle6    = "fd00:96::11"
 	outside6 = "2001:db8:9::9"
+	selfOut6 = "2001:db8:1::1" // on the underlay
 )
 
 const (
@@ -110,7 +111,7 @@ func newHarness(t testing.TB) *harness { return newHarnessBits(t, identity.Defau
 func newHarnessBits(t testing.TB, clusterBits uint32) *harness {
 	return newHarnessWith(t, loader.Config{
 		ClusterBits: clusterBits, MapSizes: loader.SmallMaps(), Masquerade: loader.MasqueradePorts(),
-		NodeAddr6: netip.MustParseAddr(self6),
+		NodeAddr6: netip.MustParseAddr(self6), Masquerade6: netip.MustParseAddr(selfOut6),
 	})
 }
 

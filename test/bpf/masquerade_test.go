@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
@@ -22,6 +23,7 @@ import (
 const (
 	outside = "203.0.113.9"
 	inside  = "198.51.100.7" // behind another device than the underlay
+	inside6 = "2001:db8:2::7"
 )
 
 // outbound gives the namespace a way out: by default through the underlay.
@@ -41,15 +43,28 @@ func (h *harness) outbound() {
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
-		a, _ := netlink.ParseAddr(self + "/24")
-		b, _ := netlink.ParseAddr("198.51.100.1/24")
-		errs = append(errs, netlink.AddrAdd(eth0, a), netlink.AddrAdd(inB, b),
-			netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.ParseIP("192.0.2.254")}),
-			os.WriteFile("/proc/sys/net/ipv4/conf/"+podA.name+"/forwarding", []byte("1"), 0o644))
+		for _, a := range []struct {
+			l  netlink.Link
+			ip string
+		}{{eth0, self + "/24"}, {inB, "198.51.100.1/24"}, {eth0, selfOut6 + "/64"}, {inB, "2001:db8:2::1/64"}} {
+			ip, _ := netlink.ParseAddr(a.ip)
+			if ip.IP.To4() == nil {
+				ip.Flags = unix.IFA_F_NODAD
+			}
+			errs = append(errs, netlink.AddrAdd(a.l, ip))
+		}
+		for _, gw := range []string{"192.0.2.254", "2001:db8:1::fe"} {
+			errs = append(errs, netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.ParseIP(gw)}))
+		}
+		for _, pod := range []host{podA, podB} {
+			for _, family := range []string{"ipv4", "ipv6"} {
+				errs = append(errs, os.WriteFile("/proc/sys/net/"+family+"/conf/"+pod.name+"/forwarding", []byte("1"), 0o644))
+			}
+		}
 		for _, n := range []struct {
 			l  netlink.Link
 			ip string
-		}{{eth0, "192.0.2.254"}, {inB, inside}} {
+		}{{eth0, "192.0.2.254"}, {inB, inside}, {eth0, "2001:db8:1::fe"}, {inB, inside6}} {
 			errs = append(errs, netlink.NeighAdd(&netlink.Neigh{
 				LinkIndex: n.l.Attrs().Index, IP: net.ParseIP(n.ip), State: unix.NUD_PERMANENT,
 				HardwareAddr: net.HardwareAddr{2, 9, 9, 9, 9, 9},
@@ -64,15 +79,25 @@ func (h *harness) outbound() {
 func (h *harness) masked(r result, dst string, dport uint16) uint16 {
 	h.t.Helper()
 	h.passed(r)
-	_, i, l4 := decode(h.t, r.out)
+	var from, to net.IP
+	var l4 gopacket.TransportLayer
+	var ttl uint8
+	own, echo := self, 14+20+4
+	if isIPv6(dst) {
+		_, i, l := decode6(h.t, r.out)
+		from, to, l4, ttl, own, echo = i.SrcIP, i.DstIP, l, i.HopLimit, selfOut6, 14+40+4
+	} else {
+		_, i, l := decode(h.t, r.out)
+		from, to, l4, ttl = i.SrcIP, i.DstIP, l, i.TTL
+	}
 	s, d := ports(l4)
 	if l4 == nil {
-		s = uint16(r.out[38])<<8 | uint16(r.out[39])
+		s = uint16(r.out[echo])<<8 | uint16(r.out[echo+1])
 		d = dport
 	}
 	rng := loader.MasqueradePorts()
-	if i.SrcIP.String() != self || i.DstIP.String() != dst || d != dport || i.TTL != 63 || s < rng.First || s >= rng.First+rng.Count {
-		h.t.Errorf("sent %s:%d → %s:%d with TTL %d", i.SrcIP, s, i.DstIP, d, i.TTL)
+	if from.String() != own || to.String() != dst || d != dport || ttl != 63 || s < rng.First || s >= rng.First+rng.Count {
+		h.t.Errorf("sent %s:%d → %s:%d with TTL %d", from, s, to, d, ttl)
 	}
 	return s
 }
@@ -197,52 +222,93 @@ func TestMasquerade(t *testing.T) {
 	})
 }
 
-// Without a free port a flow is refused, and gets one when another is over.
+// Without a free port a flow takes that of one that is half-open. When all are of
+// established ones it is refused, and gets one when another is over.
 func TestMasqueradeExhausted(t *testing.T) {
-	h := newHarnessWith(t, loader.Config{MapSizes: loader.SmallMaps(), Masquerade: loader.PortRange{First: 20000, Count: 4}})
+	h := newHarnessWith(t, loader.Config{
+		MapSizes: loader.SmallMaps(), Masquerade: loader.PortRange{First: 20000, Count: 4}, NodeAddr6: addr(self6), Masquerade6: addr(selfOut6),
+	})
 	h.outbound()
+	for family, w := range waysOut() {
+		t.Run(family+"ports", func(t *testing.T) {
+			h.t = t
+			masqueradeExhausted(t, h, w)
+		})
+	}
+}
+
+func masqueradeExhausted(t *testing.T, h *harness, w wayOut) {
 	open := func(port uint16, dst string) result {
-		return h.fromPod(podA, h.sent(podA, segment(podA.ip, dst, port, 80, "S")))
+		return h.fromPod(w.a, h.sent(w.a, segment(w.a.ip, dst, port, 80, "S")))
+	}
+	for port := range uint16(8) {
+		h.passed(open(900+port, w.far))
 	}
 	for port := range uint16(4) {
-		h.passed(open(1000+port, outside))
-	}
-	h.dropped(open(1004, outside), maps.DropNoSNATPort)
-	h.passed(open(1004, "203.0.113.10")) // ports are per destination
-	m := h.d.Maps()
-	collect := func(grace, now uint32) (seen, deleted int) {
-		t.Helper()
-		seen, deleted, err := maps.CollectMasquerade(m.Snat4, m.Ct4, m.Ct4Open, grace, now)
-		if err != nil {
-			t.Fatal(err)
+		if masked, ok := h.maskedSYN(w, 1000+port); !ok || !h.confirmed(t, w, 1000+port, masked) {
+			t.Fatalf("flow %d is not opened", port)
 		}
-		return seen, deleted
 	}
-	now, _, err := h.d.Programs().Clock.Test(make([]byte, 14))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if seen, deleted := collect(10, now+100); seen != 5 || deleted != 0 {
+	h.dropped(open(1004, w.far), maps.DropNoSNATPort)
+	// One whose port another has taken says more: it gets no other.
+	h.dropped(open(900, w.far), maps.DropNoSNATPort)
+	elsewhere := map[string]string{outside: "203.0.113.10", outside6: "2001:db8:9::a"}
+	h.passed(open(1004, elsewhere[w.far])) // ports are per destination
+	now := h.now()
+	if seen, deleted := h.collectPorts(w, 10, now+100); seen != 5 || deleted != 0 {
 		t.Errorf("of %d ports %d were deleted while all flows live", seen, deleted)
 	}
-	flow := maps.Tuple4{
-		Source: addr(podA.ip).As4(), Destination: addr(outside).As4(), SourcePort: maps.PortFrom(1000),
-		DestPort: maps.PortFrom(80), Protocol: tcp,
-	}
-	if err := m.Ct4Open.Delete(flow.FlowKey()); err != nil {
-		t.Fatal(err)
-	}
-	if _, deleted := collect(1<<30, now); deleted != 0 {
+	h.forgetOut(w, 1000)
+	if _, deleted := h.collectPorts(w, 1<<30, now); deleted != 0 {
 		t.Error("a port was deleted that is too young")
 	}
-	if _, deleted := collect(10, now+100); deleted != 1 {
+	if _, deleted := h.collectPorts(w, 10, now+100); deleted != 1 {
 		t.Errorf("%d ports deleted, want that of the flow that is over", deleted)
 	}
 	deadline := time.Now().Add(5 * time.Second)
-	for open(1004, outside).act != actRedirect {
+	for open(1004, w.far).act != actRedirect {
 		if time.Now().After(deadline) {
 			t.Fatal("the free port is not found")
 		}
+	}
+}
+
+// collectPorts is a pass of the collector over a family's ports.
+func (h *harness) collectPorts(w wayOut, grace, now uint32) (seen, deleted int) {
+	h.t.Helper()
+	m := h.d.Maps()
+	collect, flows, half := maps.CollectMasquerade[maps.SNATKey, maps.SNATEntry], m.Ct4, m.Ct4Open
+	ports := []*ebpf.Map{m.Snat4, m.Snat4Open}
+	if isIPv6(w.far) {
+		collect, flows, half = maps.CollectMasquerade[maps.SNAT6Key, maps.SNAT6Entry], m.Ct6, m.Ct6Open
+		ports = []*ebpf.Map{m.Snat6, m.Snat6Open}
+	}
+	for _, p := range ports {
+		s, d, err := collect(p, flows, half, grace, now)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		seen, deleted = seen+s, deleted+d
+	}
+	return seen, deleted
+}
+
+// forgetOut has conntrack forget the flow of podA's port to the outside.
+func (h *harness) forgetOut(w wayOut, port uint16) {
+	h.t.Helper()
+	from, to := addr(w.a.ip), addr(w.far)
+	var err error
+	if to.Is6() {
+		err = h.d.Maps().Ct6.Delete(maps.Tuple6{
+			Source: from.As16(), Destination: to.As16(), SourcePort: maps.PortFrom(port), DestPort: maps.PortFrom(80), Protocol: tcp,
+		}.FlowKey())
+	} else {
+		err = h.d.Maps().Ct4.Delete(maps.Tuple4{
+			Source: from.As4(), Destination: to.As4(), SourcePort: maps.PortFrom(port), DestPort: maps.PortFrom(80), Protocol: tcp,
+		}.FlowKey())
+	}
+	if err != nil {
+		h.t.Fatal(err)
 	}
 }
 

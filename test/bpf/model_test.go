@@ -123,6 +123,10 @@ func (j *judged) change() {
 		if _, ok := j.m.Identities[n]; ok {
 			j.m.Ports[n] = j.w.Names()
 			j.e.SetNamedPorts(n, namedPorts(j.m.Ports[n]))
+			for _, a := range []netip.Addr{workloadAddr(i), workloadAddr6(i)} {
+				j.m.AddrPorts[a] = j.m.Ports[n]
+				j.e.SetAddressPorts(a, namedPorts(j.m.Ports[n]))
+			}
 		}
 	case 9:
 		j.moveEndpoint()
@@ -214,7 +218,7 @@ func (j *judged) compare() error {
 			}
 			for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
 				for _, port := range []uint16{1, 63, 64, 80, 81, 82, 150, 40000} {
-					for _, proto := range []uint8{api.TCP, api.UDP} {
+					for _, proto := range []uint8{api.TCP, api.UDP, api.SCTP} {
 						if failed = j.one(d, peer, proto, port); failed != nil {
 							return nil
 						}
@@ -262,6 +266,8 @@ func (j *judged) one(d datapath.Direction, peer policymodel.Far, proto uint8, po
 	switch proto {
 	case api.UDP:
 		packet = datagram(src, dst, j.sport, port, 4)
+	case api.SCTP:
+		packet = chunk(src, dst, j.sport, port, 4)
 	case api.ICMP, api.ICMPv6:
 		packet = echoOf(src, dst, j.sport)
 	}

@@ -225,7 +225,7 @@ func TestErrorsOfFlows6(t *testing.T) {
 }
 
 // fragment6 is the part of a datagram's payload from off to end.
-func fragment6(t *testing.T, ls []gopacket.SerializableLayer, id byte, off, end int) []gopacket.SerializableLayer {
+func fragment6(t testing.TB, ls []gopacket.SerializableLayer, id byte, off, end int) []gopacket.SerializableLayer {
 	t.Helper()
 	payload := build(t, ls...)[40:]
 	i := *ls[0].(*layers.IPv6)

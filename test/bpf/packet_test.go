@@ -82,6 +82,15 @@ func datagram(src, dst string, sport, dport uint16, payload int) []gopacket.Seri
 	return []gopacket.SerializableLayer{i, udp, gopacket.Payload(make([]byte, payload))}
 }
 
+// chunk is an SCTP packet with some payload.
+func chunk(src, dst string, sport, dport uint16, payload int) []gopacket.SerializableLayer {
+	return []gopacket.SerializableLayer{
+		network(src, dst, layers.IPProtocolSCTP),
+		&layers.SCTP{SrcPort: layers.SCTPPort(sport), DstPort: layers.SCTPPort(dport), VerificationTag: 7},
+		gopacket.Payload(make([]byte, payload)),
+	}
+}
+
 func echoRequest(src, dst string) []gopacket.SerializableLayer { return echoOf(src, dst, 77) }
 
 // echoOf is an echo request with an identifier.
@@ -195,6 +204,11 @@ func ports(l4 gopacket.TransportLayer) (src, dst uint16) {
 		return uint16(v.SrcPort), uint16(v.DstPort)
 	case *layers.UDP:
 		return uint16(v.SrcPort), uint16(v.DstPort)
+	case *layers.SCTP:
+		return uint16(v.SrcPort), uint16(v.DstPort)
 	}
 	return 0, 0
 }
+
+// payload is so many bytes.
+func payload(n int) gopacket.Payload { return make([]byte, n) }

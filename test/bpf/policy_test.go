@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	tcp = 6
-	udp = 17
+	tcp  = 6
+	udp  = 17
+	sctp = 132
 )
 
 type entries = map[datapath.PolicyKey]datapath.PolicyEntry

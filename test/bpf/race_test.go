@@ -3,7 +3,10 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -17,6 +20,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/objects"
 	"github.com/hawser-mesh/hawser/identity"
 )
 
@@ -39,137 +43,300 @@ func (h *harness) onCPU(cpu int, f func() error) error {
 	return <-done
 }
 
-// Two CPUs send packets of one flow, others push it out of conntrack, and policy
-// closes and opens: from when the kernel has been told that the flow is denied,
-// none of its packets passes (rule 5 of the flow cache).
-func TestRaceOfFlowCache(t *testing.T) {
-	for _, f := range families() {
-		raceOfFlowCache(t, f.a, f.b)
-	}
+// shot is a packet of a race. Bit n of denied: it may not pass while flip n is shut.
+type shot struct {
+	prog   *ebpf.Program
+	index  uint32 // of the device
+	frame  []byte
+	denied uint8
 }
 
-func raceOfFlowCache(t *testing.T, podA, podB host) {
+// flip closes and opens something in the kernel; each returns when it is so.
+type flip struct{ shut, open func() }
+
+// race is two CPUs that send, somebody who evicts, and somebody who flips.
+type race struct {
+	*harness
+	sends [2]func(i int) shot
+	evict func() // what user space may do at any time
+	flips []flip
+
+	generations            [2]atomic.Uint64 // of each flip; odd: shut
+	stop                   atomic.Bool
+	passed, dropped, wrong atomic.Uint64
+}
+
+// send is one CPU's part.
+func (r *race) send(cpu int) error {
+	return r.onCPU(cpu, func() error {
+		var before [2]uint64
+		for i := cpu; !r.stop.Load(); i++ {
+			s := r.sends[cpu](i)
+			for n := range before {
+				before[n] = r.generations[n].Load()
+			}
+			act, err := s.prog.Run(&ebpf.RunOptions{Data: s.frame, DataOut: make([]byte, len(s.frame)+64), Context: skb{IfIndex: s.index}})
+			if err != nil {
+				return err
+			}
+			bad := false
+			for n := range before {
+				bad = bad || s.denied>>n&1 == 1 && before[n]%2 == 1 && r.generations[n].Load() == before[n]
+			}
+			switch {
+			case act == actShot:
+				r.dropped.Add(1)
+			case bad:
+				r.wrong.Add(1)
+			default:
+				r.passed.Add(1)
+			}
+		}
+		return nil
+	})
+}
+
+// run races for two seconds: from when the kernel has been told that a packet is
+// denied, none of them passes.
+func (r *race) run(t *testing.T) {
 	t.Helper()
-	sizes := loader.SmallMaps()
-	sizes.HalfOpen, sizes.HalfOpen6 = 64, 64
-	h := newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits})
-	open := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{{Direction: datapath.Ingress, Identity: idA, Protocol: tcp, Port: 80}: {}}}
-	h.rules(podB, open)
-	index := h.ifindex(podA.name)
-	syn := h.sent(podA, segment(podA.ip, podB.ip, 1000, 80, "S"))
-	var others [][]byte
-	for port := range uint16(256) {
-		others = append(others, h.sent(podA, segment(podA.ip, podB.ip, 2000+port, 80, "S")))
-	}
-	var generation atomic.Uint64 // odd: the flow is denied in the kernel
-	var stop atomic.Bool
-	var passed, dropped, wrong atomic.Uint64
-	send := func(packet []byte) (uint32, error) {
-		return h.d.Programs().FromPod.Run(&ebpf.RunOptions{Data: packet, DataOut: make([]byte, len(packet)+64), Context: skb{IfIndex: index}})
-	}
 	errs := make(chan error, 3)
 	var wg sync.WaitGroup
 	for cpu := range 2 {
-		wg.Go(func() {
-			errs <- h.onCPU(cpu, func() error {
-				for i := cpu; !stop.Load(); i++ {
-					packet := syn
-					if i%3 == 2 {
-						packet = others[i%len(others)]
-					}
-					before := generation.Load()
-					act, err := send(packet)
-					if err != nil {
-						return err
-					}
-					switch {
-					case act == actShot:
-						dropped.Add(1)
-					case before%2 == 1 && generation.Load() == before:
-						wrong.Add(1)
-					default:
-						passed.Add(1)
-					}
-				}
-				return nil
-			})
-		})
+		wg.Go(func() { errs <- r.send(cpu) })
 	}
 	wg.Go(func() {
-		for !stop.Load() { // what user space may do at any time
-			_ = h.forgetOpen(podA, podB, 1000, 80)
+		for !r.stop.Load() {
+			r.evict()
 			runtime.Gosched()
 		}
 		errs <- nil
 	})
-	flips := 0
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); flips++ {
-		shut := open
-		shut.Entries = nil
-		h.tables.RuleSets.Set(5, shut)
-		h.sync()
-		generation.Add(1)
-		for seen := dropped.Load(); dropped.Load() < seen+50 && time.Now().Before(end); {
+	turns := 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); turns++ {
+		n := turns % len(r.flips)
+		r.flips[n].shut()
+		r.generations[n].Add(1)
+		for seen := r.dropped.Load(); r.dropped.Load() < seen+50 && time.Now().Before(end); {
 			runtime.Gosched()
 		}
-		generation.Add(1)
-		h.tables.RuleSets.Set(5, open)
-		h.sync()
-		for seen := passed.Load(); passed.Load() < seen+50 && time.Now().Before(end); {
+		r.generations[n].Add(1)
+		r.flips[n].open()
+		for seen := r.passed.Load(); r.passed.Load() < seen+50 && time.Now().Before(end); {
 			runtime.Gosched()
 		}
 	}
-	stop.Store(true)
+	r.stop.Store(true)
 	wg.Wait()
 	for range 3 {
 		if err := <-errs; err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d packets passed, %d were dropped, over %d flips", passed.Load(), dropped.Load(), flips)
-	if wrong.Load() > 0 {
-		t.Errorf("%d packets passed that policy denied", wrong.Load())
+	t.Logf("%d packets passed, %d were dropped, over %d flips", r.passed.Load(), r.dropped.Load(), turns)
+	if r.wrong.Load() > 0 {
+		t.Errorf("%d packets passed that policy denied", r.wrong.Load())
 	}
-	if passed.Load() < 100 || dropped.Load() < 100 || flips < 5 {
+	if r.passed.Load() < 100 || r.dropped.Load() < 100 || turns < 5 {
 		t.Error("too little happened to prove anything")
 	}
 }
 
-// forgetOpen deletes the half-open TCP flow of a to b, whose address is higher.
-func (h *harness) forgetOpen(a, b host, sport, dport uint16) error {
-	from, to := addr(a.ip), addr(b.ip)
-	if from.Is6() {
-		return h.d.Maps().Ct6Open.Delete(maps.Tuple6{
-			Source: from.As16(), Destination: to.As16(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp,
-		})
+// narrow is a node that has hardly room for half-open flows.
+func narrow(t *testing.T) *harness {
+	sizes := loader.SmallMaps()
+	sizes.HalfOpen, sizes.HalfOpen6 = 64, 64
+	return newHarnessWith(t, loader.Config{MapSizes: sizes, ClusterBits: identity.DefaultClusterBits})
+}
+
+// flipRules closes a rule set and opens it again.
+func (h *harness) flipRules(open datapath.RuleSet) flip {
+	shut := open
+	shut.Entries = nil
+	set := func(s datapath.RuleSet) func() {
+		return func() {
+			h.tables.RuleSets.Set(s.ID, s)
+			h.sync()
+		}
 	}
-	k := maps.Tuple4{Source: from.As4(), Destination: to.As4(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp}
-	return h.d.Maps().Ct4Open.Delete(k.FlowKey())
+	return flip{set(shut), set(open)}
+}
+
+// Two CPUs send packets of one flow, others push it out of conntrack, and policy
+// closes and opens: from when the kernel has been told that the flow is denied,
+// none of its packets passes (rule 5 of the flow cache).
+func TestRaceOfFlowCache(t *testing.T) {
+	for _, f := range families() {
+		t.Run(f.prefix+"half-open, local", func(t *testing.T) { raceOfFlowCache(t, f.a, f.b) })
+		t.Run(f.prefix+"established, remote", func(t *testing.T) { raceOfEstablished(t, f) })
+	}
+}
+
+func raceOfFlowCache(t *testing.T, podA, podB host) {
+	t.Helper()
+	h := narrow(t)
+	open := datapath.RuleSet{ID: 5, Ingress: true, Entries: entries{{Direction: datapath.Ingress, Identity: idA, Protocol: tcp, Port: 80}: {}}}
+	h.rules(podB, open)
+	from := shot{prog: h.d.Programs().FromPod, index: h.ifindex(podA.name), denied: 1}
+	var flows []shot
+	for port := range uint16(257) {
+		s := from
+		s.frame = h.sent(podA, segment(podA.ip, podB.ip, 1000+port, 80, "S"))
+		flows = append(flows, s)
+	}
+	send := func(i int) shot {
+		if i%3 == 2 {
+			return flows[1+i%256]
+		}
+		return flows[0]
+	}
+	r := race{
+		harness: h, sends: [2]func(int) shot{send, send}, flips: []flip{h.flipRules(open)},
+		evict: func() { _ = h.forget(podA, podB, 1000, 80) },
+	}
+	r.run(t)
+}
+
+// raceOfEstablished has an established flow between podA and a pod of node 2: one CPU
+// sends what podA sends, the other the answers. Policy flips, and who the remote pod
+// is: what podA may not ask for, it may neither send to him nor hear from him.
+func raceOfEstablished(t *testing.T, f family) {
+	h := narrow(t)
+	open := datapath.RuleSet{ID: 5, Ingress: true, Egress: true, Entries: entries{{Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 80}: {}}}
+	h.rules(f.a, open)
+	const rules, identity = 1 << 0, 1 << 1
+	out := shot{prog: h.d.Programs().FromPod, index: h.ifindex(podA.name), denied: rules | identity}
+	in := shot{prog: h.d.Programs().FromOverlay, index: h.ifindex("eth0"), denied: rules}
+	var outs, ins []shot
+	for port := range uint16(129) {
+		o, i := out, in
+		o.frame = h.sent(f.a, segment(f.a.ip, f.r.ip, 1000+port, 80, "A"))
+		i.frame = h.tunnelled(node2, idR, segment(f.r.ip, f.a.ip, 80, 1000+port, "A"))
+		outs, ins = append(outs, o), append(ins, i)
+	}
+	pick := func(of []shot) func(int) shot {
+		return func(i int) shot {
+			if i%3 == 2 {
+				return of[1+i%128]
+			}
+			return of[0]
+		}
+	}
+	is := func(e datapath.IPEntry) func() {
+		e.Tunnel = addr(node2)
+		return func() {
+			h.tables.IPCache.Set(hostKey(f.r), e)
+			h.sync()
+		}
+	}
+	r := race{
+		harness: h, sends: [2]func(int) shot{pick(outs), pick(ins)},
+		flips: []flip{h.flipRules(open), {is(datapath.IPEntry{Identity: idX}), is(datapath.IPEntry{Identity: idR})}},
+		evict: func() { // a while is needed to establish it
+			time.Sleep(time.Millisecond)
+			_ = h.forget(f.a, f.r, 1000, 80)
+		},
+	}
+	r.run(t)
+}
+
+// forget deletes the TCP flow of a to b, whose address is higher.
+func (h *harness) forget(a, b host, sport, dport uint16) error {
+	from, to, m := addr(a.ip), addr(b.ip), h.d.Maps()
+	if from.Is6() {
+		k := maps.Tuple6{
+			Source: from.As16(), Destination: to.As16(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp,
+		}
+		return errors.Join(m.Ct6Open.Delete(k), m.Ct6.Delete(k))
+	}
+	k := maps.Tuple4{Source: from.As4(), Destination: to.As4(), SourcePort: maps.PortFrom(sport), DestPort: maps.PortFrom(dport), Protocol: tcp}.FlowKey()
+	return errors.Join(m.Ct4Open.Delete(k), m.Ct4.Delete(k))
 }
 
 // Every combination of constants that is used loads, with room below the
 // verifier's limit, and passes a packet.
 func TestConstantsLoad(t *testing.T) {
-	for _, bits := range []uint32{8, 9, 10} {
-		for _, masquerade := range []loader.PortRange{{}, loader.MasqueradePorts()} {
-			t.Run(fmt.Sprintf("%d bits, %d ports", bits, masquerade.Count), func(t *testing.T) {
-				cfg := loader.Config{ClusterBits: bits, Masquerade: masquerade, MapSizes: loader.SmallMaps()}
-				if masquerade.Count > 0 { // and without an IPv6 address of the node
-					cfg.NodeAddr6 = addr(self6)
+	none, ports := loader.PortRange{}, loader.MasqueradePorts()
+	for _, c := range []struct {
+		bits        uint32
+		masquerade  loader.PortRange
+		node6, out6 string
+	}{
+		{8, none, "", ""}, {9, none, self6, ""}, {10, none, "", ""},
+		{8, ports, self6, selfOut6}, {9, ports, "", ""}, {10, ports, self6, ""},
+		{8, none, self6, ""}, {8, ports, "", ""}, {10, ports, self6, selfOut6},
+	} {
+		t.Run(fmt.Sprintf("%d bits, %d ports, %q, %q", c.bits, c.masquerade.Count, c.node6, c.out6), func(t *testing.T) {
+			cfg := loader.Config{ClusterBits: c.bits, Masquerade: c.masquerade, MapSizes: loader.SmallMaps()}
+			cfg.NodeAddr6, _ = netip.ParseAddr(c.node6) // "" is none
+			cfg.Masquerade6, _ = netip.ParseAddr(c.out6)
+			h := newHarnessWith(t, cfg)
+			h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
+			h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
+			for name, p := range h.programs() {
+				roomInVerifier(t, name, p)
+			}
+		})
+	}
+}
+
+func roomInVerifier(t *testing.T, name string, p *ebpf.Program) {
+	t.Helper()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, ok := info.VerifiedInstructions()
+	if ok && n > verifierLimit/2 {
+		t.Errorf("%s takes %d instructions", name, n)
+	}
+	t.Logf("%s: %d instructions", name, n)
+}
+
+// On kernels that know none of the flags that are probed for, all programs load, with
+// masquerading and without.
+func TestConstantsOfOldKernelsLoad(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads eBPF programs")
+	}
+	for _, masquerade := range []bool{false, true} {
+		t.Run(fmt.Sprintf("masquerade %v", masquerade), func(t *testing.T) {
+			spec, err := objects.LoadHawser()
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes := loader.SmallMaps()
+			for name, m := range spec.Maps {
+				if m.Type == ebpf.Hash || m.Type == ebpf.LRUHash {
+					m.MaxEntries = min(m.MaxEntries, 1024)
 				}
-				h := newHarnessWith(t, cfg)
-				h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))))
-				h.passed(h.from6(segment(podA6.ip, podR6.ip, 1000, 80, "S")))
-				for name, p := range h.programs() {
-					info, err := p.Info()
-					if err != nil {
-						t.Fatal(err)
-					}
-					if n, ok := info.VerifiedInstructions(); ok && n > verifierLimit/2 {
-						t.Errorf("%s takes %d instructions", name, n)
-					}
+				if name == "events" {
+					m.MaxEntries = sizes.Events
 				}
-			})
-		}
+			}
+			set := func(name string, value any) {
+				t.Helper()
+				if err := spec.Variables[name].Set(value); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, flag := range []string{"encap_extra_flags", "decap6_flag", "csum6_flag"} {
+				set(flag, uint64(0))
+			}
+			set("node_addr6", addr(self6).As16())
+			if rng := loader.MasqueradePorts(); masquerade {
+				set("snat_first", uint32(rng.First))
+				set("snat_ports", uint32(rng.Count))
+				set("snat_addr6", addr(selfOut6).As16())
+			}
+			all, err := ebpf.NewCollection(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer all.Close()
+			for name, p := range all.Programs {
+				roomInVerifier(t, name, p)
+			}
+		})
 	}
 }

@@ -84,7 +84,7 @@ func ask(how string, to netip.AddrPort) (string, error) {
 	case "reconnect":
 		return reconnect(to, math.MaxInt)
 	case "fuzz":
-		return fuzzSockets(uint64(to.Addr().As4()[3]), int(to.Port()))
+		return fuzzSockets(to.Addr(), int(to.Port()))
 	}
 	kind := unix.SOCK_DGRAM
 	if how == "tcp" {

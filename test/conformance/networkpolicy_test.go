@@ -30,6 +30,7 @@ type pod struct {
 	ip        string
 	namespace string
 	labels    map[string]string
+	of        map[string]string  // the namespace's labels
 	ports     []policy.NamedPort // the same for pods with the same labels
 	id        identity.Number
 }
@@ -71,9 +72,30 @@ func (g generator) expression(key string, values ...string) metav1.LabelSelector
 	return e
 }
 
+// namespaceLabels are labels of the namespaces x, y and z. All have team, for the
+// reason that pods have app.
+func (g generator) namespaceLabels() map[string]map[string]string {
+	out := map[string]map[string]string{}
+	for _, name := range []string{"x", "y", "z"} {
+		out[name] = map[string]string{"kubernetes.io/metadata.name": name, "team": pick(g, "a", "b", "c")}
+		if g.IntN(2) == 0 {
+			out[name]["app"] = pick(g, "a", "b", "c") // pods have that, too
+		}
+	}
+	return out
+}
+
 func (g generator) namespaces() *metav1.LabelSelector {
 	const name = "kubernetes.io/metadata.name"
-	switch g.IntN(3) {
+	switch g.IntN(6) {
+	case 3:
+		return &metav1.LabelSelector{MatchLabels: map[string]string{pick(g, "team", "app"): pick(g, "a", "b")}}
+	case 4, 5:
+		e := g.expression(pick(g, "team", "app"), "a", "b", "c")
+		if e.Operator == metav1.LabelSelectorOpNotIn {
+			e.Key = "team"
+		}
+		return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{e, g.expression(name, "x", "y", "z")}}
 	case 0:
 		return &metav1.LabelSelector{}
 	case 1:
@@ -94,7 +116,7 @@ func (g generator) block() *networkingv1.IPBlock {
 	return b
 }
 
-func (g generator) peers() (out []networkingv1.NetworkPolicyPeer, blocks bool) {
+func (g generator) peers() (out []networkingv1.NetworkPolicyPeer) {
 	for range g.IntN(3) {
 		p := networkingv1.NetworkPolicyPeer{}
 		switch g.IntN(4) {
@@ -105,14 +127,14 @@ func (g generator) peers() (out []networkingv1.NetworkPolicyPeer, blocks bool) {
 		case 2:
 			p.PodSelector, p.NamespaceSelector = g.selector(), g.namespaces()
 		case 3:
-			p.IPBlock, blocks = g.block(), true
+			p.IPBlock = g.block()
 		}
 		out = append(out, p)
 	}
-	return out, blocks
+	return out
 }
 
-func (g generator) ports(names bool) (out []networkingv1.NetworkPolicyPort) {
+func (g generator) ports() (out []networkingv1.NetworkPolicyPort) {
 	for range g.IntN(3) {
 		p := networkingv1.NetworkPolicyPort{}
 		if g.IntN(4) > 0 {
@@ -128,9 +150,8 @@ func (g generator) ports(names bool) (out []networkingv1.NetworkPolicyPort) {
 			number := pick(g, intstr.FromInt32(80), intstr.FromInt32(81))
 			p.Port = &number
 		case 2:
-			if name := pick(g, intstr.FromString("web"), intstr.FromString("dns")); names {
-				p.Port = &name
-			}
+			name := pick(g, intstr.FromString("web"), intstr.FromString("dns"))
+			p.Port = &name
 		}
 		out = append(out, p)
 	}
@@ -146,12 +167,10 @@ func (g generator) policy(name string) *networkingv1.NetworkPolicy {
 	p.Spec.PolicyTypes = pick(g, nil, []networkingv1.PolicyType{"Ingress"}, []networkingv1.PolicyType{"Egress"},
 		[]networkingv1.PolicyType{"Ingress", "Egress"})
 	for range g.IntN(3) {
-		from, _ := g.peers()
-		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: from, Ports: g.ports(true)})
+		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: g.peers(), Ports: g.ports()})
 	}
 	for range g.IntN(3) {
-		to, blocks := g.peers()
-		p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: to, Ports: g.ports(!blocks)})
+		p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: g.peers(), Ports: g.ports()})
 	}
 	return p
 }
@@ -160,6 +179,7 @@ func (g generator) policy(name string) *networkingv1.NetworkPolicy {
 // absent, Kubernetes for met. TestSelectorsAgreeWithKubernetes has that case.
 func (g generator) pods() (out []pod) {
 	ids := map[string]pod{}
+	namespaces := g.namespaceLabels()
 	for i := range 8 {
 		p := pod{ip: fmt.Sprintf("10.0.0.%d", i+1), namespace: pick(g, "x", "y", "z"), labels: map[string]string{}}
 		for _, key := range []string{"app", "tier", "namespace"} {
@@ -167,6 +187,7 @@ func (g generator) pods() (out []pod) {
 				p.labels[key] = pick(g, "a", "b", "c")
 			}
 		}
+		p.of = namespaces[p.namespace]
 		name := fmt.Sprint(p.namespace, p.labels)
 		if same, ok := ids[name]; ok {
 			p.id, p.ports = same.id, same.ports
@@ -187,6 +208,11 @@ func (p pod) set() labels.Set {
 		{Source: labels.Mesh, Key: labels.ClusterKey, Value: "east"},
 		{Source: labels.Mesh, Key: labels.NamespaceKey, Value: p.namespace},
 	}
+	for k, v := range p.of {
+		if k != "kubernetes.io/metadata.name" { // an agent leaves it out
+			ls = append(ls, labels.Label{Source: labels.Namespace, Key: k, Value: v})
+		}
+	}
 	for k, v := range p.labels {
 		ls = append(ls, labels.Label{Source: labels.Kubernetes, Key: k, Value: v})
 	}
@@ -196,8 +222,7 @@ func (p pod) set() labels.Set {
 func (p pod) peer() *matcher.TrafficPeer {
 	t := &matcher.TrafficPeer{IP: p.ip}
 	if p.namespace != "" {
-		t.Internal = &matcher.InternalPeer{PodLabels: p.labels, Namespace: p.namespace,
-			NamespaceLabels: map[string]string{"kubernetes.io/metadata.name": p.namespace}}
+		t.Internal = &matcher.InternalPeer{PodLabels: p.labels, Namespace: p.namespace, NamespaceLabels: p.of}
 	}
 	return t
 }
@@ -234,6 +259,7 @@ func newOurs(t *testing.T, policies []*networkingv1.NetworkPolicy, pods []pod) o
 			t.Fatal(err)
 		}
 		e.SetNamedPorts(p.id, p.ports)
+		e.SetAddressPorts(netip.MustParseAddr(p.ip), p.ports)
 	}
 	for _, c := range e.CIDRChanges() {
 		o.blocks[c.Prefix] = c.Number

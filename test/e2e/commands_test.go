@@ -41,6 +41,7 @@ func commands() map[string]command {
 		"address":     cmdAddress,    // of a place
 		"identity":    cmdIdentity,   // of a pod
 		"reach":       cmdReach,      // a place answers another
+		"train":       cmdTrain,      // of datagrams, all of which are answered
 		"denied":      cmdDenied,     // it does not, and the drop is seen
 		"refused":     cmdRefused,    // a place says at once that nothing listens
 		"monitored":   cmdMonitored,  // a drop is told by `hawser monitor`
@@ -77,16 +78,20 @@ func commands() map[string]command {
 	}
 }
 
-// cmdServer is `server CLUSTER/POD NODE NAMESPACE [KEY=VALUE]… [port:NAME=PORT]…`: a
+// cmdServer is `server CLUSTER/POD NODE NAMESPACE [KEY=VALUE]… [ns:KEY=VALUE]… [port:NAME=PORT]…`: a
 // pod with these labels and names for ports that runs `lab workload load-server`, up to where it answers.
 func cmdServer(s *script, args []string) (string, error) {
 	if len(args) < 3 {
-		return "", usage("server CLUSTER/POD NODE NAMESPACE [KEY=VALUE]… [port:NAME=PORT]…")
+		return "", usage("server CLUSTER/POD NODE NAMESPACE [KEY=VALUE]… [ns:KEY=VALUE]… [port:NAME=PORT]…")
 	}
 	run := []string{"lab", "run", args[0], "--node", args[1], "--namespace", args[2]}
 	for _, l := range args[3:] {
 		if port, ok := strings.CutPrefix(l, "port:"); ok {
 			run = append(run, "--port", port)
+			continue
+		}
+		if of, ok := strings.CutPrefix(l, "ns:"); ok {
+			run = append(run, "--namespace-label", of)
 			continue
 		}
 		run = append(run, "--label", l)

@@ -341,5 +341,8 @@ func labelsOf(p place) []string {
 	for k, v := range p.pod.Labels {
 		out = append(out, "k8s:"+k+"="+v)
 	}
+	for k, v := range p.pod.NamespaceLabels {
+		out = append(out, "namespace:"+k+"="+v)
+	}
 	return out
 }

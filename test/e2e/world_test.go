@@ -91,6 +91,10 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := withEtcd(lab.NewSpec(name, 2, 1))
 		s.Agent = map[string]string{"policy-enforcement": "always", "policy-default-scope": "mesh"}
 		return s, lab.Options{}, nil
+	case "kube": // a cluster of three nodes, of which the second has a Kubernetes API server; another one is at east/ctl
+		s := lab.NewSpec(name, 1, 3)
+		s.APIServer = map[string]string{"kube-apiserver-address": "172.30.1.2,172.30.1.12/32"}
+		return s, lab.Options{}, nil
 	case "listed": // two clusters of one node that read a file of peers
 		s := lab.NewSpec(name, 2, 1)
 		s.APIServer = map[string]string{"peers-file": "{data-dir}/peers.yaml"}
@@ -102,7 +106,7 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, modes, listed or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, modes, kube, listed or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
@@ -119,7 +123,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|modes|listed|brief|down")
+		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|modes|kube|listed|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world

@@ -139,12 +139,24 @@ func TestPerfConnect(t *testing.T) {
 			note("empty, "+w.name, base[0])
 			note("lookups, "+w.name, base[1]-base[0])
 		}
+		stop := g.churn()
+		for _, w := range ways {
+			watch := watchPrograms(t, empty)
+			g.connects(bare, w.to, w.fresh, w.stream)
+			base := watch()
+			watch = watchPrograms(t, prog)
+			g.connects(ours, w.to, w.fresh, w.stream)
+			note(w.name+under(), watch()[0]-base[0])
+		}
+		stop(r)
 	}
 	for _, w := range ways {
 		r.add(w.name, "ns", w.goal, raw[w.name])
 		r.add("  in multiples of two hash lookups", "×", "", ratios(raw[w.name], raw["lookups, "+w.name]))
 		r.add("  empty program", "ns", "", raw["empty, "+w.name])
 		r.add("  calibration: two hash lookups, net", "ns", "", raw["lookups, "+w.name])
+		r.add("  "+under(), "ns", "", raw[w.name+under()])
+		r.add("  "+under()+" / quiet", "×", "≤ 1.10", ratios(raw[w.name+under()], raw[w.name]))
 	}
 	r.finish(t)
 }

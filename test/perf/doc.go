@@ -34,6 +34,8 @@
 // programs_test.go and connect_test.go read the kernel's statistics under real
 // traffic, which include what other code did to the caches. Both take off what an
 // empty program costs in the same place, and give multiples of two hash lookups.
+// changes_test.go changes what others are concerned by meanwhile. table_rows_test.go
+// has the rows of the page's table, with the series that they show and their limits.
 //
 // Out of scope: whether anything works (test/e2e, test/bpf).
 package perf

@@ -98,6 +98,12 @@ spec:
   - toEndpoints: [{matchLabels: {app: server}}]
 `
 
+// Names of shapes.
+const (
+	hawserName = "hawser"
+	plainName  = "plain"
+)
+
 // hawserShape is the shape with Hawser: one cluster of two nodes, policies of
 // both pods in force.
 func hawserShape(t *testing.T) (shape, *lab.Lab) {
@@ -113,7 +119,7 @@ func hawserShapeOf(t *testing.T, spec lab.Spec) (shape, *lab.Lab) {
 	client, _ := addPod(t, l, c.Name, lab.PodSpec{Name: "client", Node: c.Members[0].Name, Labels: map[string]string{"app": "client"}})
 	server, addr := addPod(t, l, c.Name, lab.PodSpec{Name: "server", Node: c.Members[1].Name, Labels: map[string]string{"app": "server"}})
 	s := shape{
-		name: "hawser", client: client.Place.Netns, server: server.Place.Netns, addr: addr,
+		name: hawserName, client: client.Place.Netns, server: server.Place.Netns, addr: addr,
 		node: [2]string{c.Members[0].Netns, c.Members[1].Netns},
 	}
 	denied := netip.AddrPortFrom(addr, deniedPort)

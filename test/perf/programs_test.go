@@ -33,13 +33,6 @@ spec:
   ports: [{name: rr, protocol: TCP, port: 9001, targetPort: 9001}]
 `
 
-// Where the traffic of TestPerfPrograms goes.
-const (
-	toPod       = "pod"
-	toService   = "service"
-	toDatagrams = "datagrams"
-)
-
 // tcxNext lets the next program on the device see the packet, too.
 const tcxNext = -1
 
@@ -52,72 +45,116 @@ func TestPerfPrograms(t *testing.T) {
 	hawser, l := hawserShape(t)
 	plain := kernelShape(t, "plain", false)
 	noop, lookups := calibrate(t, plain.node[0])
-	progs := pinnedPrograms(t, l.Clusters()[0].Members)
-	c := newContest(t, hawser, plain)
-	vip := serviceVIP(t, l, hawser)
+	m := programsMeasured{t: t, c: newContest(t, hawser, plain), plain: plain, calibration: []*ebpf.Program{noop, lookups}}
+	m.ways = programWays(hawser, serviceVIP(t, l, hawser), pinnedPrograms(t, l.Clusters()[0].Members))
+	echoUDP(t, hawser.server, netip.AddrPortFrom(hawser.addr, udpPort))
+	elsewhere := newChanges(t, l)
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stats.Close()
-	job, p := role{Mode: "rr", Millis: 700}, placements()[0]
-	paths := []struct {
-		name, goal string
-		prog       *ebpf.Program
-		to         string
-	}{
-		{"from_pod: pod → remote pod, established, header written", "net ≤ 250 with eBPF headers", progs["1/from_pod"], toPod},
-		{"from_overlay: request in, header stripped", "", progs["2/from_overlay"], toPod},
-		{"from_pod: reply → remote pod", "", progs["2/from_pod"], toPod},
-		{"from_overlay: reply in", "", progs["1/from_overlay"], toPod},
-		{"from_pod: pod → service → remote pod, header written", "", progs["1/from_pod"], toService},
-		{"from_overlay: reply of the service in", "", progs["1/from_overlay"], toService},
-		{"from_pod: UDP, pod → remote pod, header written", "", progs["1/from_pod"], toDatagrams},
-		{"from_overlay: UDP, request in, header stripped", "", progs["2/from_overlay"], toDatagrams},
-	}
-	raw, empty, two := map[string][]float64{}, []float64(nil), []float64(nil)
-	service := hawser
-	service.addr = vip
-	echoUDP(t, hawser.server, netip.AddrPortFrom(hawser.addr, udpPort))
-	ways := []struct {
-		to    string
-		shape shape
-		p     placement
-		job   role
-	}{
-		{toPod, hawser, p, job}, {toService, service, p, job},
-		{toDatagrams, hawser, placement{name: p.name, port: udpPort}, role{Mode: "datagrams", Millis: job.Millis}},
-	}
+	quiet, busy := timings{}, timings{}
 	for range flags.rounds {
-		watch := watchPrograms(t, noop, lookups)
-		c.run(plain, p, job)
-		ns := watch()
-		empty, two = append(empty, ns[0]), append(two, ns[1])
-		for _, way := range ways {
-			var names []string
-			var which []*ebpf.Program
-			for _, path := range paths {
-				if path.to == way.to {
-					names, which = append(names, path.name), append(which, path.prog)
-				}
-			}
-			watch := watchPrograms(t, which...)
-			c.run(way.shape, way.p, way.job)
-			for i, ns := range watch() {
-				raw[names[i]] = append(raw[names[i]], ns)
-			}
-		}
+		m.round(quiet)
+		elsewhere.during(r, func() { m.round(busy) })
 	}
-	r.add("calibration: empty program", "ns", "", empty)
-	r.add("calibration: two hash lookups", "ns", "", two)
-	for _, path := range paths {
-		r.add(path.name, "ns", "", raw[path.name])
-		r.add("  net of the empty program", "ns", path.goal, differences(raw[path.name], empty))
-		r.add("  in multiples of two hash lookups", "×", "", ratios(differences(raw[path.name], empty), differences(two, empty)))
-	}
+	m.rows(r, quiet, busy)
 	testRuns(t, r)
 	r.note("the kernel reads its clock twice a run; that is in every number, and not in the net ones")
 	r.finish(t)
+}
+
+// programWay is traffic, and what is timed of it.
+type programWay struct {
+	shape shape
+	p     placement
+	job   role
+	paths []programPath
+}
+
+type programPath struct {
+	name, goal string
+	prog       *ebpf.Program
+}
+
+func programWays(hawser shape, vip netip.Addr, progs map[string]*ebpf.Program) []programWay {
+	p, service := placements()[0], hawser
+	service.addr = vip
+	rr := role{Mode: "rr", Millis: 700}
+	datagrams := role{Mode: "datagrams", Millis: rr.Millis}
+	return []programWay{
+		{hawser, p, rr, []programPath{
+			{"from_pod: pod → remote pod, established, header written", "net ≤ 250 with eBPF headers", progs["1/from_pod"]},
+			{"from_overlay: request in, header stripped", "", progs["2/from_overlay"]},
+			{"from_pod: reply → remote pod", "", progs["2/from_pod"]},
+			{"from_overlay: reply in", "", progs["1/from_overlay"]},
+		}},
+		{service, p, rr, []programPath{
+			{"from_pod: pod → service → remote pod, header written", "", progs["1/from_pod"]},
+			{"from_overlay: reply of the service in", "", progs["1/from_overlay"]},
+		}},
+		{hawser, placement{name: p.name, port: udpPort}, datagrams, []programPath{
+			{"from_pod: UDP, pod → remote pod, header written", "", progs["1/from_pod"]},
+			{"from_overlay: UDP, request in, header stripped", "", progs["2/from_overlay"]},
+		}},
+	}
+}
+
+// timings are a number a round of each path, and of the calibration programs.
+type timings map[string][]float64
+
+func (m timings) net(name string) []float64 { return differences(m[name], m[calibrationEmpty]) }
+
+const (
+	calibrationEmpty   = "calibration: empty program"
+	calibrationLookups = "calibration: two hash lookups"
+)
+
+// programsMeasured is what a round is made of.
+type programsMeasured struct {
+	t           *testing.T
+	c           *contest
+	plain       shape
+	calibration []*ebpf.Program // the empty one, two lookups
+	ways        []programWay
+}
+
+// round has the traffic of each way once, and before it the calibration's.
+func (m programsMeasured) round(into timings) {
+	m.t.Helper()
+	watch := watchPrograms(m.t, m.calibration...)
+	m.c.run(m.plain, placements()[0], m.ways[0].job)
+	for i, ns := range watch() {
+		name := []string{calibrationEmpty, calibrationLookups}[i]
+		into[name] = append(into[name], ns)
+	}
+	for _, way := range m.ways {
+		var which []*ebpf.Program
+		for _, path := range way.paths {
+			which = append(which, path.prog)
+		}
+		watch := watchPrograms(m.t, which...)
+		m.c.run(way.shape, way.p, way.job)
+		for i, ns := range watch() {
+			into[way.paths[i].name] = append(into[way.paths[i].name], ns)
+		}
+	}
+}
+
+func (m programsMeasured) rows(r *report, quiet, busy timings) {
+	r.add(calibrationEmpty, "ns", "", quiet[calibrationEmpty])
+	r.add(calibrationLookups, "ns", "", quiet[calibrationLookups])
+	r.add(calibrationEmpty+", "+under(), "ns", "", busy[calibrationEmpty])
+	for _, way := range m.ways {
+		for _, path := range way.paths {
+			r.add(path.name, "ns", "", quiet[path.name])
+			r.add("  net of the empty program", "ns", path.goal, quiet.net(path.name))
+			r.add("  in multiples of two hash lookups", "×", "", ratios(quiet.net(path.name), quiet.net(calibrationLookups)))
+			r.add("  net, "+under(), "ns", "", busy.net(path.name))
+			r.add("  net, "+under()+" / quiet", "×", "≤ 1.10", ratios(busy.net(path.name), quiet.net(path.name)))
+		}
+	}
 }
 
 // testRuns adds what test/bpf's own benchmark says: the same programs over one

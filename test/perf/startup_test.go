@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,13 +22,11 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
-	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 	"github.com/hawser-mesh/hawser/internal/pki"
-	"github.com/hawser-mesh/hawser/internal/testutil/etcdtest"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/etcd"
 	"github.com/hawser-mesh/hawser/lab"
@@ -43,14 +42,21 @@ const (
 // TestPerfStart measures how long programs take to serve and how much memory
 // they keep.
 func TestPerfStart(t *testing.T) {
-	r := newReport(t, "start", "starting programs, one at a time unless it says lab up; memory is resident size, small maps")
+	r := newReport(t, "start", "starting programs, one at a time unless it says lab up; memory is resident size; maps are small, as a lab has them, unless it says full")
 	for range min(flags.rounds, 3) {
 		t.Run("lab up", func(t *testing.T) { labUp(t, r) })
 	}
 	loads(t, r)
-	l := startLab(t, lab.NewSpec(labName("s"), 1, 2), lab.Options{})
-	restarts(t, r, l)
-	memory(t, r, l)
+	for _, with := range []string{"", ", full maps"} {
+		spec := lab.NewSpec(labName("s"+strconv.Itoa(len(with))), 1, 2)
+		if with != "" {
+			spec.Agent = map[string]string{"map-sizes": "default"}
+		}
+		s, l := hawserShapeOf(t, spec)
+		startServer(t, s.server, 0, netip.AddrPortFrom(s.addr, onePort))
+		restarts(t, r, l, s, with)
+		memory(t, r, l, with)
+	}
 	r.finish(t)
 }
 
@@ -124,8 +130,9 @@ func loads(t *testing.T, r *report) {
 	}
 }
 
-// restarts times the programs of a lab from exec to a good answer.
-func restarts(t *testing.T, r *report, l *lab.Lab) {
+// restarts times the programs of a lab from exec to a good answer; a pod of the
+// agent's node asks another node's pod all the while.
+func restarts(t *testing.T, r *report, l *lab.Lab, s shape, with string) {
 	t.Helper()
 	c := l.Clusters()[0]
 	node := c.Members[0]
@@ -140,11 +147,18 @@ func restarts(t *testing.T, r *report, l *lab.Lab) {
 			}
 		}
 		start := time.Now()
+		first := make(chan time.Duration, 1)
+		if before != nil {
+			go func() { first <- firstAnswer(t, s, start) }()
+		}
 		if err := l.Restart(ctx, kind, who); err != nil {
 			t.Fatal(err)
 		}
-		r.append(what, "s", goal, time.Since(start).Seconds())
-		r.append(what+", CPU", "s", "", processCPU(pidOf(t, l, row)))
+		r.append(what+with, "s", goal, time.Since(start).Seconds())
+		r.append(what+with+", CPU", "s", "", processCPU(pidOf(t, l, row)))
+		if before != nil {
+			r.append("agent start to the first connection between pods, cold"+with, "s", "< 1 s", (<-first).Seconds())
+		}
 	}
 	unpin := func() error {
 		return nsthread.InNetns(node.Netns, func() error { return loader.Cleanup(node.PinPath) })
@@ -152,8 +166,23 @@ func restarts(t *testing.T, r *report, l *lab.Lab) {
 	for range flags.rounds {
 		restart(lab.AgentProgram, node.Name, node.Name, "agent start to ready, adopting", "< 1 s", nil)
 		restart(lab.AgentProgram, node.Name, node.Name, "agent start to ready, cold", "< 1 s", unpin)
-		restart(lab.APIServerProgram, c.Name, c.Name+"/ctl", "API server start to ready, with its data", "", nil)
+		if with == "" {
+			restart(lab.APIServerProgram, c.Name, c.Name+"/ctl", "API server start to ready, with its data", "", nil)
+		}
 	}
+}
+
+// firstAnswer is how long after start a pod's connection to another node's pod is
+// answered: asked anew so often that TCP's own pause does not count.
+func firstAnswer(t *testing.T, s shape, start time.Time) time.Duration {
+	d := &net.Dialer{Timeout: 20 * time.Millisecond}
+	for end := start.Add(within); time.Now().Before(end); {
+		if answered(t.Context(), s.client, netip.AddrPortFrom(s.addr, onePort), d) {
+			return time.Since(start)
+		}
+	}
+	t.Errorf("no connection between pods within %s", within)
+	return within
 }
 
 // pidOf is the process of a row of `hawser lab status`.
@@ -166,67 +195,6 @@ func pidOf(t *testing.T, l *lab.Lab, row string) int {
 	}
 	t.Fatalf("no process of %s", row)
 	return 0
-}
-
-// rss is the resident size of a lab's program in MiB.
-func rss(t *testing.T, l *lab.Lab, row string) float64 {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pidOf(t, l, row)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); f[0] == "VmRSS:" {
-			kib, _ := strconv.ParseFloat(f[1], 64)
-			return kib / 1024
-		}
-	}
-	t.Fatalf("no resident size of %s", row)
-	return 0
-}
-
-// memory compares an idle cluster with one that knows many identities and
-// addresses.
-func memory(t *testing.T, r *report, l *lab.Lab) {
-	t.Helper()
-	c := l.Clusters()[0]
-	restartAll := func() {
-		for kind, who := range map[lab.Program]string{lab.APIServerProgram: c.Name, lab.AgentProgram: c.Members[0].Name} {
-			if err := l.Restart(t.Context(), kind, who); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	show := func(state string) {
-		r.add("RSS of agent, "+state, "MiB", "", []float64{rss(t, l, c.Members[0].Name)})
-		r.add("RSS of API server with etcd, "+state, "MiB", "", []float64{rss(t, l, c.Name+"/ctl")})
-	}
-	restartAll()
-	show("idle")
-	start := time.Now()
-	writer := command(t, role{Mode: "inject", Cluster: &c})
-	if err := errors.Join(l.Start(c.Name+"/ctl", writer), writer.Wait()); err != nil {
-		t.Fatalf("write records: %v", err)
-	}
-	r.add(fmt.Sprintf("writing %d identities, %d ips", manyIdentities, manyIPs), "s", "", []float64{time.Since(start).Seconds()})
-	node := hawserv1.NewNodeClient(onSocket(t, c.Members[0].Socket))
-	etcdtest.Eventually(t, within, "the agent knows all addresses", func() bool {
-		got, err := node.ListMaps(t.Context(), &hawserv1.ListMapsRequest{})
-		for _, m := range got.GetMaps() {
-			if m.GetName() == "ipcache" && m.GetEntries() >= manyIPs {
-				return err == nil
-			}
-		}
-		return false
-	})
-	r.add("from the first write until all are in the kernel's map", "s", "", []float64{time.Since(start).Seconds()})
-	show("after 1,000 identities and 10,000 ips")
-	restart := time.Now()
-	if err := l.Restart(t.Context(), lab.AgentProgram, c.Members[0].Name); err != nil {
-		t.Fatal(err)
-	}
-	r.add("agent stop, start to ready with them", "s", "", []float64{time.Since(restart).Seconds()})
-	show("restarted with them")
 }
 
 // inject is the whole of a process in the cluster's control namespace: it writes

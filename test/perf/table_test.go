@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-// The table of docs/guide/performance.md is made of the recorded results.
+// The tables of docs/guide/performance.md are made of the recorded results: this one of
+// federation and identities, table_datapath_test.go's of the datapath.
 
 const (
 	page       = "../../docs/guide/performance.md"
@@ -85,7 +86,7 @@ func shown() []string {
 func readResults(t *testing.T) results {
 	t.Helper()
 	rs := results{}
-	for _, kind := range shown() {
+	for _, kind := range append(shown(), datapathShown()...) {
 		b, err := os.ReadFile(filepath.Join("results", kind+".json"))
 		if err == nil {
 			rs[kind] = &report{}
@@ -159,11 +160,11 @@ func (rs results) table() string {
 }
 
 // where says when and on what the kinds were measured.
-func (rs results) where() string {
+func (rs results) where(kinds []string, how string) string {
 	var b strings.Builder
-	m := rs["identities"].Machine
-	fmt.Fprintf(&b, "Measured on %d CPUs (%s), Linux %s, %s. `…X` stands for `TestPerfFederationX`. A cell is the median of the rounds, with the lowest and highest\nbeside it where there were several.\n\n| results | when | version | load before / after |\n|---|---|---|---|\n", m.CPUs, m.CPU, m.Kernel, m.Go)
-	for _, kind := range shown() {
+	m := rs[kinds[len(kinds)-1]].Machine
+	fmt.Fprintf(&b, "Measured on %d CPUs (%s), Linux %s, %s. %s\n\n| results | when | version | load before / after |\n|---|---|---|---|\n", m.CPUs, m.CPU, m.Kernel, m.Go, how)
+	for _, kind := range kinds {
 		m := rs[kind].Machine
 		fmt.Fprintf(&b, "| `%s.json` | %s | %s | %s / %s |\n", kind, m.Time.Format("2006-01-02 15:04"), m.Version, m.Load, m.LoadAfter)
 	}
@@ -177,12 +178,8 @@ func TestTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(b), tableBegin)
-	_, after, ok2 := strings.Cut(rest, tableEnd)
-	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", page)
-	}
-	want := before + tableBegin + rs.where() + rs.table() + tableEnd + after
+	want := replaced(t, string(b), tableBegin, rs.where(shown(), "`…X` stands for `TestPerfFederationX`. A cell is the median of the rounds, with the lowest and highest\nbeside it where there were several.")+rs.table())
+	want = replaced(t, want, datapathBegin, rs.where(datapathShown(), "A figure is the median of the rounds; the lowest and highest are in\nthe JSON.")+rs.datapathTable())
 	if want == string(b) {
 		return
 	}
@@ -192,4 +189,15 @@ func TestTable(t *testing.T) {
 	if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// replaced is the page with other text behind a marker, up to the next end.
+func replaced(t *testing.T, text, begin, table string) string {
+	t.Helper()
+	before, rest, ok := strings.Cut(text, begin)
+	_, after, ok2 := strings.Cut(rest, tableEnd)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table: %s", page, begin)
+	}
+	return before + begin + table + tableEnd + after
 }

@@ -36,7 +36,7 @@ const priority = 10
 
 // role is what such a process is told.
 type role struct {
-	Mode   string         // serve, rr, crr, stream, datagrams, connect, inject, peers
+	Mode   string         // serve, rr, crr, stream, datagrams, connect, inject, change, peers
 	Netns  string         // path
 	CPU    int            // pinned to
 	Addr   netip.AddrPort // to listen on, to connect to
@@ -46,8 +46,8 @@ type role struct {
 	Fresh  bool           // connect: a new socket each time
 	Stream bool           // connect: TCP
 
-	Cluster *lab.Cluster // inject: into whose etcd, from where it is reached
-	From    int          // inject: the first service, of Count; none: other records
+	Cluster *lab.Cluster // inject, change: into whose etcd, from where it is reached
+	From    int          // inject: the first service, of Count; none: other records; change: where the last one ended
 }
 
 // outcome is what a client says.
@@ -81,6 +81,8 @@ func play(text string) error {
 	switch r.Mode {
 	case "inject":
 		return inject(r)
+	case "change":
+		return changeRecords(r)
 	case "peers":
 		return playPeers()
 	}

@@ -391,16 +391,17 @@ func (*DescribeRequest) Descriptor() ([]byte, []int) {
 }
 
 type ClusterDescription struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	ClusterId     uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	PkiDir        string                 `protobuf:"bytes,4,opt,name=pki_dir,json=pkiDir,proto3" json:"pki_dir,omitempty"`                      // on its host: the CA
-	EtcdMode      string                 `protobuf:"bytes,5,opt,name=etcd_mode,json=etcdMode,proto3" json:"etcd_mode,omitempty"`                // embedded, external, shared
-	EtcdEndpoints []string               `protobuf:"bytes,6,rep,name=etcd_endpoints,json=etcdEndpoints,proto3" json:"etcd_endpoints,omitempty"` // https://ADDRESS:PORT, as nodes reach them
-	EtcdTlsDir    string                 `protobuf:"bytes,7,opt,name=etcd_tls_dir,json=etcdTlsDir,proto3" json:"etcd_tls_dir,omitempty"`        // on its host: the API server's certificate to an external etcd
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Cluster        string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	ClusterId      uint32                 `protobuf:"varint,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Version        string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	PkiDir         string                 `protobuf:"bytes,4,opt,name=pki_dir,json=pkiDir,proto3" json:"pki_dir,omitempty"`                         // on its host: the CA
+	EtcdMode       string                 `protobuf:"bytes,5,opt,name=etcd_mode,json=etcdMode,proto3" json:"etcd_mode,omitempty"`                   // embedded, external, shared
+	EtcdEndpoints  []string               `protobuf:"bytes,6,rep,name=etcd_endpoints,json=etcdEndpoints,proto3" json:"etcd_endpoints,omitempty"`    // https://ADDRESS:PORT, as nodes reach them
+	EtcdTlsDir     string                 `protobuf:"bytes,7,opt,name=etcd_tls_dir,json=etcdTlsDir,proto3" json:"etcd_tls_dir,omitempty"`           // on its host: the API server's certificate to an external etcd
+	KubeApiservers []string               `protobuf:"bytes,8,rep,name=kube_apiservers,json=kubeApiservers,proto3" json:"kube_apiservers,omitempty"` // prefixes that the entity kube-apiserver means
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ClusterDescription) Reset() {
@@ -480,6 +481,13 @@ func (x *ClusterDescription) GetEtcdTlsDir() string {
 		return x.EtcdTlsDir
 	}
 	return ""
+}
+
+func (x *ClusterDescription) GetKubeApiservers() []string {
+	if x != nil {
+		return x.KubeApiservers
+	}
+	return nil
 }
 
 // PodRange is how much of a pool of pod addresses nodes have.
@@ -5553,7 +5561,7 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x16certificate_expires_at\x18> \x01(\x03R\x14certificateExpiresAt\x122\n" +
 	"\n" +
 	"pod_ranges\x18? \x03(\v2\x13.hawser.v1.PodRangeR\tpodRanges\"\x11\n" +
-	"\x0fDescribeRequest\"\xe6\x01\n" +
+	"\x0fDescribeRequest\"\x8f\x02\n" +
 	"\x12ClusterDescription\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -5563,7 +5571,8 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\tetcd_mode\x18\x05 \x01(\tR\betcdMode\x12%\n" +
 	"\x0eetcd_endpoints\x18\x06 \x03(\tR\retcdEndpoints\x12 \n" +
 	"\fetcd_tls_dir\x18\a \x01(\tR\n" +
-	"etcdTlsDir\"e\n" +
+	"etcdTlsDir\x12'\n" +
+	"\x0fkube_apiservers\x18\b \x03(\tR\x0ekubeApiservers\"e\n" +
 	"\bPodRange\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x1b\n" +

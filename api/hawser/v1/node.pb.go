@@ -85,16 +85,19 @@ type NodeStatusReport struct {
 	// namespace/name -> revision of the policy objects that this node has resolved.
 	Policies map[string]uint64 `protobuf:"bytes,20,rep,name=policies,proto3" json:"policies,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The kernel has them all.
-	PoliciesSettled bool           `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
-	PolicyScope     string         `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
-	PolicyMode      string         `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
-	PolicyAudit     bool           `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
-	Now             int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
-	Certificate     string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
-	Pools           []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
-	NotReady        string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // why the node takes no new workloads yet; empty when it does
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	PoliciesSettled bool `protobuf:"varint,21,opt,name=policies_settled,json=policiesSettled,proto3" json:"policies_settled,omitempty"`
+	// What flows of pods to the outside have for an address, one of a family; of a
+	// family without one they keep their own.
+	MasqueradeAddresses []string       `protobuf:"bytes,22,rep,name=masquerade_addresses,json=masqueradeAddresses,proto3" json:"masquerade_addresses,omitempty"`
+	PolicyScope         string         `protobuf:"bytes,40,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"`  // of selectors that name no cluster: local, mesh
+	PolicyMode          string         `protobuf:"bytes,41,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`     // default, always, never
+	PolicyAudit         bool           `protobuf:"varint,42,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"` // what policy would drop is reported and passes
+	Now                 int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
+	Certificate         string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
+	Pools               []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
+	NotReady            string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // why the node takes no new workloads yet; empty when it does
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *NodeStatusReport) Reset() {
@@ -272,6 +275,13 @@ func (x *NodeStatusReport) GetPoliciesSettled() bool {
 		return x.PoliciesSettled
 	}
 	return false
+}
+
+func (x *NodeStatusReport) GetMasqueradeAddresses() []string {
+	if x != nil {
+		return x.MasqueradeAddresses
+	}
+	return nil
 }
 
 func (x *NodeStatusReport) GetPolicyScope() string {
@@ -616,10 +626,12 @@ type AddEndpointRequest struct {
 	Labels []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
 	Cgroup string   `protobuf:"bytes,7,opt,name=cgroup,proto3" json:"cgroup,omitempty"` // path of the pod's cgroup2 directory, when known
 	// What the pod calls its ports: "http=8080/tcp".
-	NamedPorts    []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
-	Network       string   `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"` // the runtime's name of the network that the workload is added to
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NamedPorts []string `protobuf:"bytes,8,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
+	Network    string   `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"` // the runtime's name of the network that the workload is added to
+	// Labels of the workload's namespace: "key=value".
+	NamespaceLabels []string `protobuf:"bytes,10,rep,name=namespace_labels,json=namespaceLabels,proto3" json:"namespace_labels,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AddEndpointRequest) Reset() {
@@ -713,6 +725,13 @@ func (x *AddEndpointRequest) GetNetwork() string {
 		return x.Network
 	}
 	return ""
+}
+
+func (x *AddEndpointRequest) GetNamespaceLabels() []string {
+	if x != nil {
+		return x.NamespaceLabels
+	}
+	return nil
 }
 
 type AddEndpointResponse struct {
@@ -3200,7 +3219,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\xd4\b\n" +
+	"\rStatusRequest\"\x87\t\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -3226,7 +3245,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x16certificate_expires_at\x18\x12 \x01(\x03R\x14certificateExpiresAt\x12\x1a\n" +
 	"\benrolled\x18\x13 \x01(\bR\benrolled\x12E\n" +
 	"\bpolicies\x18\x14 \x03(\v2).hawser.v1.NodeStatusReport.PoliciesEntryR\bpolicies\x12)\n" +
-	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x12!\n" +
+	"\x10policies_settled\x18\x15 \x01(\bR\x0fpoliciesSettled\x121\n" +
+	"\x14masquerade_addresses\x18\x16 \x03(\tR\x13masqueradeAddresses\x12!\n" +
 	"\fpolicy_scope\x18( \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18) \x01(\tR\n" +
 	"policyMode\x12!\n" +
@@ -3262,7 +3282,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\aProblem\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x10\n" +
-	"\x03fix\x18\x03 \x01(\tR\x03fix\"\x82\x02\n" +
+	"\x03fix\x18\x03 \x01(\tR\x03fix\"\xad\x02\n" +
 	"\x12AddEndpointRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x16\n" +
@@ -3273,7 +3293,9 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x06cgroup\x18\a \x01(\tR\x06cgroup\x12\x1f\n" +
 	"\vnamed_ports\x18\b \x03(\tR\n" +
 	"namedPorts\x12\x18\n" +
-	"\anetwork\x18\t \x01(\tR\anetwork\"F\n" +
+	"\anetwork\x18\t \x01(\tR\anetwork\x12)\n" +
+	"\x10namespace_labels\x18\n" +
+	" \x03(\tR\x0fnamespaceLabels\"F\n" +
 	"\x13AddEndpointResponse\x12/\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x13.hawser.v1.EndpointR\bendpoint\"R\n" +
 	"\x15DeleteEndpointRequest\x12!\n" +

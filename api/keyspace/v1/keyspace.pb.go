@@ -354,10 +354,13 @@ type Cluster struct {
 	// Of the copy at a peer alone: declared ranges that the peer does not grant, or
 	// not in full, as "service 172.31.7.0/24", "pod …", "node …". They are not
 	// in the lists above. Up to 16.
-	NotGranted    []string `protobuf:"bytes,10,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
-	UpdatedAt     int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NotGranted []string `protobuf:"bytes,10,rep,name=not_granted,json=notGranted,proto3" json:"not_granted,omitempty"`
+	// Prefixes of the addresses of its Kubernetes API servers, up to 64; only its
+	// own nodes look at them, and no peer keeps them.
+	KubeApiservers []string `protobuf:"bytes,11,rep,name=kube_apiservers,json=kubeApiservers,proto3" json:"kube_apiservers,omitempty"`
+	UpdatedAt      int64    `protobuf:"varint,15,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Cluster) Reset() {
@@ -456,6 +459,13 @@ func (x *Cluster) GetVersion() string {
 func (x *Cluster) GetNotGranted() []string {
 	if x != nil {
 		return x.NotGranted
+	}
+	return nil
+}
+
+func (x *Cluster) GetKubeApiservers() []string {
+	if x != nil {
+		return x.KubeApiservers
 	}
 	return nil
 }
@@ -3601,7 +3611,7 @@ var File_api_keyspace_v1_keyspace_proto protoreflect.FileDescriptor
 
 const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\n" +
-	"\x1eapi/keyspace/v1/keyspace.proto\x12\x12hawser.keyspace.v1\"\xe2\x02\n" +
+	"\x1eapi/keyspace/v1/keyspace.proto\x12\x12hawser.keyspace.v1\"\x8b\x03\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1b\n" +
@@ -3615,7 +3625,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\aversion\x18\t \x01(\tR\aversion\x12\x1f\n" +
 	"\vnot_granted\x18\n" +
 	" \x03(\tR\n" +
-	"notGranted\x12\x1d\n" +
+	"notGranted\x12'\n" +
+	"\x0fkube_apiservers\x18\v \x03(\tR\x0ekubeApiservers\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\x9d\x01\n" +
 	"\x0eMeshParameters\x12!\n" +

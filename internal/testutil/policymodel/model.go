@@ -38,14 +38,17 @@ type Model struct {
 	Mesh       bool // a selector that names no cluster means every cluster
 	Identities map[identity.Number]labels.Set
 	Ports      map[identity.Number][]NamedPort
+	AddrPorts  map[netip.Addr][]NamedPort // of the workload at an address
 	Objects    map[string]api.Object
 	Services   map[string]Served
+	APIServers []netip.Prefix
 }
 
 // New makes a Model that knows the reserved identities.
 func New(cluster string, mesh bool) *Model {
 	return &Model{Cluster: cluster, Mesh: mesh, Identities: map[identity.Number]labels.Set{},
-		Ports: map[identity.Number][]NamedPort{}, Objects: map[string]api.Object{}, Services: map[string]Served{}}
+		Ports: map[identity.Number][]NamedPort{}, AddrPorts: map[netip.Addr][]NamedPort{},
+		Objects: map[string]api.Object{}, Services: map[string]Served{}}
 }
 
 // Endpoint is whose policies are asked.
@@ -65,9 +68,9 @@ func (m *Model) Allowed(ep Endpoint, d datapath.Direction, peer Far, proto uint8
 	if d == datapath.Ingress && peer.ID == identity.Host {
 		return true
 	}
-	names := ep.Ports
+	names, there := ep.Ports, ep.Ports
 	if d == datapath.Egress {
-		names = m.Ports[peer.ID]
+		names, there = m.Ports[peer.ID], m.AddrPorts[peer.Addr]
 	}
 	closed, allow := false, false
 	for _, o := range m.Objects {
@@ -77,7 +80,9 @@ func (m *Model) Allowed(ep Endpoint, d datapath.Direction, peer Far, proto uint8
 			}
 			closed = closed || r.DefaultDeny[d]
 			for _, p := range r.Parts {
-				if p.Direction != d || !m.isPeer(p, peer) || !onPort(p.Ports, names, proto, port) {
+				who := m.isPeer(p, peer) && onPort(p.Ports, names, proto, port)
+				where := m.inBlock(p, peer) && onPort(p.Ports, there, proto, port)
+				if p.Direction != d || !who && !where {
 					continue
 				}
 				if p.Deny {
@@ -117,13 +122,23 @@ func inCIDR(c api.CIDR, a netip.Addr) bool {
 	return c.Prefix.Contains(a) && !slices.ContainsFunc(c.Except, func(e netip.Prefix) bool { return e.Contains(a) })
 }
 
+func (m *Model) inBlock(part api.Part, peer Far) bool {
+	if slices.Contains(part.Peers.Entities, api.EntityKubeAPIServer) &&
+		slices.ContainsFunc(m.APIServers, func(p netip.Prefix) bool { return p.Contains(peer.Addr) }) {
+		return true
+	}
+	return slices.ContainsFunc(part.Peers.CIDRs, func(c api.CIDR) bool { return c.Block && inCIDR(c, peer.Addr) })
+}
+
+// isPeer reports whether a peer is one of a part's, by what it is or, outside the
+// mesh, where; inBlock is about where it is.
 func (m *Model) isPeer(part api.Part, peer Far) bool {
 	p := part.Peers
 	if p.Any {
 		return true
 	}
 	for _, c := range p.CIDRs {
-		if inCIDR(c, peer.Addr) && (c.Block || peer.ID == 0) {
+		if inCIDR(c, peer.Addr) && !c.Block && peer.ID == 0 {
 			return true
 		}
 	}
@@ -159,6 +174,7 @@ func (m *Model) isPeer(part api.Part, peer Far) bool {
 			if node || workload {
 				return true
 			}
+		case api.EntityKubeAPIServer: // by address
 		default:
 			if name, ok := n.Reserved(); ok && name == string(e) {
 				return true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
@@ -29,6 +30,9 @@ func (w World) Labels() labels.Set {
 		{Source: labels.Mesh, Key: labels.ClusterKey, Value: Pick(w.Rand, "east", "east", "west")},
 		{Source: labels.Mesh, Key: labels.NamespaceKey, Value: Pick(w.Rand, "demo", "other")},
 	}
+	if w.IntN(4) > 0 {
+		ls = append(ls, labels.Label{Source: labels.Namespace, Key: "tier", Value: Pick(w.Rand, "a", "b", "c")})
+	}
 	for _, key := range []string{"app", "tier"} {
 		if w.IntN(4) > 0 {
 			ls = append(ls, labels.Label{Source: Pick(w.Rand, labels.Kubernetes, labels.CNI), Key: key, Value: Pick(w.Rand, "a", "b", "c")})
@@ -43,8 +47,11 @@ func (w World) requirement() api.Requirement {
 		Key:      Pick(w.Rand, "app", "tier"),
 		Operator: Pick(w.Rand, api.In, api.In, api.In, api.NotIn, api.Exists, api.DoesNotExist),
 	}
-	if w.IntN(6) == 0 {
+	switch w.IntN(6) {
+	case 0:
 		r.Source, r.Key = labels.Mesh, labels.ClusterKey
+	case 1:
+		r.Source, r.Key = labels.Namespace, "tier" // which some workloads have as a label of their own
 	}
 	if r.Operator == api.In || r.Operator == api.NotIn {
 		for range 1 + w.IntN(2) {
@@ -74,21 +81,29 @@ func (w World) part() api.Part {
 	case 4:
 		p.Direction = datapath.Egress
 		p.Peers.Services = []string{w.Service()}
-	case 1, 2:
+	case 1:
 		for range 1 + w.IntN(2) {
 			p.Peers.CIDRs = append(p.Peers.CIDRs, w.cidr())
 		}
+	case 2:
+		for range 1 + w.IntN(2) {
+			c := w.cidr()
+			c.Block = true
+			p.Peers.CIDRs = append(p.Peers.CIDRs, c)
+		}
+		p.Ports = []api.Port{{Protocol: Pick(w.Rand, api.TCP, api.UDP), Name: Pick(w.Rand, "web", "dns")}}
 	case 3:
 		p.Peers.Entities = append(p.Peers.Entities, Pick(w.Rand, api.EntityWorld, api.EntityCluster, api.EntityMesh,
-			api.EntityHost, api.EntityRemoteNode, api.EntityHealth, api.EntityInit))
+			api.EntityHost, api.EntityRemoteNode, api.EntityHealth, api.EntityInit, api.EntityKubeAPIServer, api.EntityKubeAPIServer))
 	default:
 		for range w.IntN(3) {
 			p.Peers.Selectors = append(p.Peers.Selectors, w.selector())
 		}
 	}
 	for range w.IntN(3) {
-		// The parser refuses what asks prefixes for names.
-		if port := w.port(); port.Name == "" || p.Direction == datapath.Ingress || len(p.Peers.CIDRs) == 0 {
+		// The parser refuses what asks prefixes outside the mesh for names.
+		outside := slices.ContainsFunc(p.Peers.CIDRs, func(c api.CIDR) bool { return !c.Block })
+		if port := w.port(); port.Name == "" || p.Direction == datapath.Ingress || !outside {
 			p.Ports = append(p.Ports, port)
 		}
 	}
@@ -96,7 +111,7 @@ func (w World) part() api.Part {
 }
 
 func (w World) port() api.Port {
-	p := api.Port{Protocol: Pick(w.Rand, api.TCP, api.UDP)}
+	p := api.Port{Protocol: Pick(w.Rand, api.TCP, api.UDP, api.SCTP)}
 	switch w.IntN(4) {
 	case 0:
 		p.Name = Pick(w.Rand, "web", "dns")
@@ -115,7 +130,7 @@ func (w World) port() api.Port {
 // Names are what a workload calls its ports.
 func (w World) Names() (out []NamedPort) {
 	for range w.IntN(3) {
-		out = append(out, NamedPort{Pick(w.Rand, "web", "dns"), Pick(w.Rand, api.TCP, api.UDP), Pick[uint16](w.Rand, 80, 82)})
+		out = append(out, NamedPort{Pick(w.Rand, "web", "dns"), Pick(w.Rand, api.TCP, api.UDP, api.SCTP), Pick[uint16](w.Rand, 80, 82)})
 	}
 	return out
 }
@@ -129,6 +144,14 @@ func (w World) cidr() api.CIDR {
 		}
 	}
 	return c
+}
+
+// APIServers are prefixes that the entity kube-apiserver means.
+func (w World) APIServers() (out []netip.Prefix) {
+	for range w.IntN(3) {
+		out = append(out, netip.MustParsePrefix(Pick(w.Rand, "10.0.0.2/32", "10.0.0.4/30", "192.0.2.9/32", "198.51.100.1/32", "2001:db8::1/128")))
+	}
+	return out
 }
 
 // Object is a policy object of one of four names.

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/hawser-mesh/hawser/internal/manifest"
+)
+
+func parseICMPRule(n manifest.Node) []Port {
+	if !n.Only([]string{"fields"}, nil) {
+		return nil
+	}
+	list, ok := n.Field("fields")
+	if !ok {
+		if !n.Has("fields") {
+			n.At(n.Path + ".fields").Problem("required")
+		}
+		return nil
+	}
+	items := list.List()
+	if len(items) == 0 {
+		list.Problem("must name at least one type")
+	}
+	var ports []Port
+	for _, item := range items {
+		if p, ok := parseICMPField(item); ok {
+			ports = append(ports, p)
+		}
+	}
+	return ports
+}
+
+func parseICMPField(n manifest.Node) (Port, bool) {
+	if !n.Only([]string{"type", "family"}, nil) {
+		return Port{}, false
+	}
+	protocol := ICMP
+	if f, ok := n.Field("family"); ok {
+		switch text, _ := f.Text(); text {
+		case "IPv4":
+		case "IPv6":
+			protocol = ICMPv6
+		default:
+			f.Problem("%q is not a family: want IPv4 or IPv6", text)
+		}
+	}
+	f, ok := n.Field("type")
+	if !ok {
+		if !n.Has("type") {
+			n.At(n.Path + ".type").Problem("required")
+		}
+		return Port{}, false
+	}
+	v, ok := icmpType(f, protocol)
+	if !ok {
+		return Port{}, false
+	}
+	if why := NeverJudged(protocol, v); why != "" {
+		f.Problem("%s; leave the type out", why)
+		return Port{}, false
+	}
+	return Port{Protocol: protocol, Port: ICMPPort(v)}, true
+}
+
+// icmpType is a number, also as text, or a name.
+func icmpType(f manifest.Node, protocol uint8) (uint8, bool) {
+	text, isText := f.Value.(string)
+	if !isText {
+		v, ok := f.Uint(255)
+		return uint8(v), ok
+	}
+	if v, ok := icmpTypes(protocol)[text]; ok {
+		return v, true
+	}
+	v, err := strconv.ParseUint(text, 10, 8)
+	if err != nil {
+		f.Problem("%q is not an ICMP type of this family", text)
+		return 0, false
+	}
+	return uint8(v), true
+}
+
+// NeverJudged says of a type of ICMP messages that policy is never asked about
+// what becomes of them; it is empty for echoes.
+func NeverJudged(protocol, icmpType uint8) string {
+	n, family := icmpType, "IPv4"
+	echo, failed := n == 0 || n == 8, n == 3 || n == 4 || n == 11 || n == 12
+	link := false
+	if protocol == ICMPv6 {
+		family = "IPv6"
+		echo, failed = n == 128 || n == 129, n >= 1 && n <= 4
+		link = n >= 130 && n <= 137 || n == 143
+	}
+	what := fmt.Sprintf("policy is never asked about ICMP type %d of %s, only about echoes: ", n, family)
+	switch {
+	case echo:
+		return ""
+	case failed:
+		return what + "an error passes with the flow that it is about"
+	case link:
+		return what + "messages between neighbours are answered on the link and never forwarded"
+	}
+	return what + "messages of this type never pass"
+}
+
+// icmpTypes are the types that have names.
+func icmpTypes(protocol uint8) map[string]uint8 {
+	if protocol == ICMPv6 {
+		return map[string]uint8{
+			"DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4,
+			"EchoRequest": 128, "EchoReply": 129, "MulticastListenerQuery": 130,
+			"MulticastListenerReport": 131, "MulticastListenerDone": 132, "RouterSolicitation": 133,
+			"RouterAdvertisement": 134, "NeighborSolicitation": 135, "NeighborAdvertisement": 136,
+			"RedirectMessage": 137,
+		}
+	}
+	return map[string]uint8{
+		"EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
+		"RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11, "ParameterProblem": 12,
+		"Timestamp": 13, "TimestampReply": 14, "Photuris": 40, "ExtendedEchoRequest": 42, "ExtendedEchoReply": 43,
+	}
+}
