@@ -3,6 +3,8 @@
 package trace
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -158,6 +160,18 @@ func TestPeerText(t *testing.T) {
 	}
 	if got := p.PeerText(0); strings.Contains(got, "more") || strings.Count(got, ",") != 6 {
 		t.Errorf("%q leaves something out", got)
+	}
+}
+
+// A change that nobody waits for any more is not gone on with.
+func TestPairsEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]Change{"objects": {After: parse(t, rules)}, "identities": {Identities: mesh(t)}} {
+		c.Cluster = "east"
+		if pairs, err := c.Pairs(ctx); !errors.Is(err, context.Canceled) || pairs != nil {
+			t.Errorf("%s: %d pairs, error %v", name, len(pairs), err)
+		}
 	}
 }
 
