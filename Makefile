@@ -97,6 +97,10 @@ test-e2e: build ## Scripts against a lab of real processes (root)
 test-e2e-shared: build ## The same scripts with the clusters of every lab on one etcd (root)
 	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_SHARED_ETCD=1 HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 90m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
+.PHONY: test-e2e-netdev
+test-e2e-netdev: build ## The same scripts with the tunnel's headers made by the kernel's VXLAN device (root)
+	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_TUNNEL=netdev HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 90m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for FUZZTIME (10s)
 	@for f in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do d=$$(dirname $$f); \

@@ -76,7 +76,7 @@ type Agent struct {
 	routeless  routeless
 	outside    *outside
 	watchman   *watchman
-	tunnel     *net.UDPConn // holds the tunnel's port; answers to probes come there
+	tunnel     tunnelMake
 	hub        observe.Hub
 	watching   sync.Mutex  // serialises watch
 	dns        *dns.Server // nil when it is off
@@ -118,14 +118,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if a.filter, err = labels.ParseFilter(cfg.Labels); err != nil {
 		return fmt.Errorf("--labels: %w", err)
 	}
-	if err := a.openKernel(); err != nil {
+	if err := a.openKernel(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = a.dp.Close() }()
-	if a.tunnel, err = holdTunnelPort(ctx, netip.AddrPortFrom(a.cfg.NodeAddress, a.cfg.TunnelPort)); err != nil {
+	if err := errors.Join(a.attachTunnel(), a.openProbes(ctx)); err != nil {
 		return err
 	}
-	defer func() { _ = a.tunnel.Close() }()
+	defer func() { _ = a.tunnel.probes.Close() }()
 	if err := a.openKeyspace(); err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // openKernel takes over or makes the node's devices and datapath.
-func (a *Agent) openKernel() error {
+func (a *Agent) openKernel(ctx context.Context) error {
 	underlay, err := netdev.Lookup(a.cfg.UnderlayDevice)
 	if err != nil {
 		return fmt.Errorf("--underlay-device: %w", err)
@@ -155,8 +155,11 @@ func (a *Agent) openKernel() error {
 	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu, Addr6: a.cfg.nodeAddress6()}); err != nil {
 		return err
 	}
+	if err := a.openTunnel(ctx, underlay.Type); err != nil {
+		return err
+	}
 	cfg := loader.Config{
-		PinPath: a.cfg.PinPath, UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, NodeAddr6: a.cfg.nodeAddress6(), TunnelPort: a.cfg.TunnelPort,
+		PinPath: a.cfg.PinPath, TunnelDevice: a.tunnel.device(), UnderlayDevice: a.cfg.UnderlayDevice, NodeAddr: a.cfg.NodeAddress, NodeAddr6: a.cfg.nodeAddress6(), TunnelPort: a.cfg.TunnelPort,
 		HostDevice: netdev.HostDevice, NetDevice: netdev.HostPeer, ClusterBits: a.cfg.ClusterBits, Attach: a.cfg.Attach,
 	}
 	if !a.cfg.KeepPodAddresses {
@@ -169,7 +172,7 @@ func (a *Agent) openKernel() error {
 		cfg.MapSizes = loader.SmallMaps()
 	}
 	if a.dp, err = loader.Open(cfg, a.log); err != nil {
-		return err
+		return netdev.PortInUse(a.cfg.TunnelPort, err)
 	}
 	a.reconciler, err = reconcile.New(a.dp, a.tables, a.log)
 	return err
@@ -203,7 +206,7 @@ func (a *Agent) openKeyspace() error {
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
 		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
-	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel, a.mtu, a.publisher.wakeStatus, a.log)
+	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel.probes, a.mtu, a.publisher.wakeStatus, a.log)
 	a.publisher.paths, a.publisher.refutes = a.watchman.reports, a.watchman.refutes.Load
 	a.endpoints = &endpoints{
 		cfg: &a.cfg, log: a.log, store: records, pool: pool, tables: a.tables, engine: a.view.engine,
@@ -378,6 +381,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.presence.Run(ctx) })
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error { return a.keepRoutes(ctx) })
+	g.Go(func() error { return a.keepTunnel(ctx) })
 	g.Go(func() error { return a.outside.run(ctx) })
 	g.Go(func() error { return a.endpoints.keepDevices(ctx) })
 	g.Go(func() error { return a.keepHostAddrs(ctx, addrs) })

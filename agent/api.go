@@ -226,7 +226,7 @@ func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawse
 	r := &hawserv1.NodeStatusReport{
 		Cluster: a.cfg.Cluster, Node: a.cfg.Node, Version: version.String(), StartedAt: a.started.UnixNano(),
 		Adopted: a.dp.Adopted(), UnderlayDevice: a.cfg.UnderlayDevice, UnderlayAddress: a.cfg.NodeAddress.String(),
-		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), AttachMode: a.dp.AttachMode(),
+		TunnelProtocol: "vxlan", TunnelPort: uint32(a.cfg.TunnelPort), TunnelDatapath: a.tunnel.way, AttachMode: a.dp.AttachMode(),
 		PodCidrs: a.cfg.podCIDRTexts(), PodMtu: uint32(a.endpoints.podMTU()),
 		Keyspace: a.keyspaceStatus(), Enrolled: a.enrolled, Now: time.Now().UnixNano(),
 		Pools: a.pools(),
@@ -267,6 +267,7 @@ func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawse
 	if k := r.GetKeyspace(); !k.GetConnected() {
 		r.Problems = append(r.Problems, disconnected(k, a.cfg.Node, a.enrolled))
 	}
+	r.Problems = append(r.Problems, a.tunnel.problems()...)
 	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.grants.problems()...)
 	r.Problems = append(r.Problems, a.publisher.problems()...)
 	r.Problems = append(append(r.Problems, a.unreadable.problems()...), a.routeless.problems()...)

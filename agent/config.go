@@ -52,6 +52,9 @@ type Config struct {
 	// alone, pods have no IPv6 addresses.
 	PodCIDR, PodCIDR6 netip.Prefix
 	TunnelPort        uint16 // 0: as enrolled, or the default
+	// TunnelDatapath is how the tunnel's headers are made: TunnelAuto, TunnelNetdev
+	// or TunnelEBPF; empty is TunnelAuto.
+	TunnelDatapath string
 	// given are PodCIDR and PodCIDR6 when the cluster gave them, and for whom.
 	given given
 
@@ -161,6 +164,11 @@ func (c *Config) Validate() error {
 	}
 	if c.TunnelPort == 0 {
 		errs = append(errs, errors.New("--tunnel-port: must not be 0"))
+	}
+	switch c.TunnelDatapath {
+	case "", TunnelAuto, TunnelNetdev, TunnelEBPF:
+	default:
+		errs = append(errs, fmt.Errorf("--tunnel-datapath %q: must be auto, netdev or ebpf", c.TunnelDatapath))
 	}
 	if root := c.CgroupRoot; root != "" && root != CgroupAuto && root != CgroupOff && !filepath.IsAbs(root) {
 		errs = append(errs, fmt.Errorf("--cgroup-root %q: must be auto, off or an absolute path", c.CgroupRoot))

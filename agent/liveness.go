@@ -44,8 +44,8 @@ type watchman struct {
 	targets map[liveness.NodeID]bool
 }
 
-// newWatchman makes one that has seen nothing. conn is bound to the tunnel's
-// port, mtu is the underlay's.
+// newWatchman makes one that has seen nothing. conn is bound to the tunnel
+// address, mtu is the underlay's.
 func newWatchman(cfg *Config, view *view, conn *net.UDPConn, mtu int, tell func(), log *slog.Logger) *watchman {
 	w := &watchman{
 		self: liveness.NodeID{Cluster: cfg.Cluster, Node: cfg.Node}, log: log, view: view, table: view.alive,

@@ -32,6 +32,7 @@ func Metrics() []metrics.Def {
 	return slices.Concat([]metrics.Def{
 		{Name: "hawser_build_info", Help: "Always 1; the label says which version runs.", Kind: metrics.Gauge, Labels: []string{"version"}},
 		{Name: "hawser_start_timestamp_seconds", Help: "When the agent started.", Kind: metrics.Gauge},
+		{Name: "hawser_tunnel_info", Help: "Always 1; the labels say which tunnel the node has and who makes its headers: netdev, ebpf.", Kind: metrics.Gauge, Labels: []string{"protocol", "datapath"}},
 		{Name: "hawser_forward_packets_total", Help: "Packets that the datapath let pass. Datapath counters outlive the agent.", Kind: metrics.Counter, Labels: flow},
 		{Name: "hawser_forward_bytes_total", Help: "Bytes of packets that the datapath let pass.", Kind: metrics.Counter, Labels: flow},
 		{Name: "hawser_drop_packets_total", Help: "Packets that the datapath dropped, by reason (see drop-reasons.md).", Kind: metrics.Counter, Labels: drop},
@@ -164,6 +165,7 @@ func (c *Config) certificates() map[string]time.Time {
 func (s *nodeState) emit(emit metrics.Emit) {
 	if r := s.status; r != nil {
 		emit("hawser_build_info", 1, r.GetVersion())
+		emit("hawser_tunnel_info", 1, r.GetTunnelProtocol(), r.GetTunnelDatapath())
 		emit("hawser_start_timestamp_seconds", metrics.Timestamp(r.GetStartedAt()))
 		emit("hawser_keyspace_connected", metrics.Bool(r.GetKeyspace().GetConnected()))
 		emit("hawser_keyspace_since_timestamp_seconds", metrics.Timestamp(r.GetKeyspace().GetSince()))

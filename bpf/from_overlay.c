@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* from_overlay: ingress of the underlay device. Tunnelled packets are checked,
- * judged, stripped and delivered; packets to local pods that came without a
- * tunnel are judged as world; all others are the host's and pass.
+ * judged, stripped and delivered, or go up to a device that strips them
+ * (from_tunnel.c); packets to local pods that came without a tunnel are judged as
+ * world; all others are the host's and pass.
  *
  * Everything is decided on the packet as it came; it is stripped last. */
 #include "lib/deliver.h"
@@ -142,7 +143,7 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 
 /* An ICMP error from the tunnel: its sender is checked, and that he knows of the
  * quoted packet; policy is not asked. */
-static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *p,
+static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *p, __u32 off,
                                           struct arrival *a)
 {
 	struct tuple4 quoted = {};
@@ -159,8 +160,8 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 	ret = check_sender(p, sender, node);
 	if (ret < 0)
 		return ret;
-	pull(skb, TUNNEL_INNER + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
-	e = related_flow(skb, TUNNEL_INNER, p, &f, &quoted);
+	pull(skb, off + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+	e = related_flow(skb, off, p, &f, &quoted);
 	if (!e || e->flags & CT_WORLD || !knows_packet(p, sender, quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (!a->rx && !is_mesh_address(p->t.daddr))
@@ -169,40 +170,26 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 		vip = e->nat_addr.w[3];
 		port = e->nat_port;
 	}
-	ret = tunnel_strip(skb, p);
+	ret = off == TUNNEL_INNER ? tunnel_strip(skb, p) : 0;
 	if (!ret && vip)
 		ret = related_nat4(skb, p, QUOTED_DESTINATION, vip, port);
 	return ret < 0 ? ret : arrival_send(skb, p, a);
 }
 
-static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
+/* What was in the tunnel, with the IP header at off: behind the tunnel's headers,
+ * which go last, or where a device has taken them off. outer and src_id are known. */
+static __always_inline int from_sender(struct __sk_buff *skb, struct packet *p, __u32 off)
 {
-	struct tunnel_headers *h;
 	struct arrival a = {};
 	struct flow f = {};
 	struct ct_entry *e;
 	int ret;
 
-	pull(skb, TUNNEL_INNER + IP_HLEN + L4_MAX);
-	h = data(skb) + ETH_HLEN;
-	if ((void *)(h + 1) > data_end(skb) || h->vxlan.flags != VXLAN_VNI_VALID)
-		return DROP(p, DROP_MALFORMED);
-	p->src_id = bpf_ntohl(h->vxlan.vni) >> 8;
-	if (((struct ethhdr *)h->inner)->proto != bpf_htons(ETH_P_IP)) {
-		if (((struct ethhdr *)h->inner)->proto == bpf_htons(ETH_P_IPV6))
-			bpf_tail_call(skb, &slots, SLOT_FROM_OVERLAY6);
-		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
-	}
-	ret = parse4(skb, TUNNEL_INNER, p);
-	if (ret < 0)
-		return ret;
-	if (unlikely(is_probe(p)))
-		return probe(skb, p);
 	a.rx = endpoint_by_addr4(p->t.daddr);
 	p->dst_id = a.rx ? a.rx->identity : ID_HOST;
 	p->endpoint = a.rx ? a.rx->id : 0;
 	if (unlikely(p->icmp_error))
-		return tunnel_related(skb, p, &a);
+		return tunnel_related(skb, p, off, &a);
 	a.claimed = p->src_id;
 	a.epoch = ip_epoch4(p->t.saddr);
 	flow_key(&f, &p->t);
@@ -214,11 +201,78 @@ static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
 		if (ret < 0)
 			return ret;
 	}
-	ret = tunnel_strip(skb, p);
-	if (ret < 0)
-		return ret;
+	if (off == TUNNEL_INNER) {
+		ret = tunnel_strip(skb, p);
+		if (ret < 0)
+			return ret;
+	}
 	ret = answer_nat4(skb, p, &f, e);
 	return ret < 0 ? ret : arrival_send(skb, p, &a);
+}
+
+static __always_inline int tunnelled(struct __sk_buff *skb, struct packet *p)
+{
+	struct tunnel_headers *h;
+	struct ethhdr *inner;
+	int ret;
+
+	pull(skb, TUNNEL_INNER + IP_HLEN + L4_MAX);
+	h = data(skb) + ETH_HLEN;
+	if ((void *)(h + 1) > data_end(skb) || h->vxlan.flags != VXLAN_VNI_VALID)
+		return DROP(p, DROP_MALFORMED);
+	p->src_id = bpf_ntohl(h->vxlan.vni) >> 8;
+	inner = (struct ethhdr *)h->inner;
+	if (inner->proto != bpf_htons(ETH_P_IP)) {
+		if (inner->proto == bpf_htons(ETH_P_IPV6))
+			bpf_tail_call(skb, &slots, SLOT_FROM_OVERLAY6);
+		return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
+	}
+	ret = parse4(skb, TUNNEL_INNER, p);
+	if (ret < 0)
+		return ret;
+	if (unlikely(is_probe(p)))
+		return probe(skb, p);
+	return from_sender(skb, p, TUNNEL_INNER);
+}
+
+static __always_inline int to_device(struct __sk_buff *skb)
+{
+	skb->mark = TUNNEL_MARK;
+	return TC_ACT_OK;
+}
+
+/* Where a device takes the headers off: path probes end here, all else goes up to
+ * it, and from_tunnel judges it. */
+static __always_inline int to_tunnel(struct __sk_buff *skb, __be32 outer)
+{
+	struct tunnel_headers *h;
+	struct packet *p;
+	struct iphdr *ip;
+	int ret, sound;
+
+	pull(skb, TUNNEL_INNER + IP_HLEN + L4_MAX);
+	h = data(skb) + ETH_HLEN;
+	ip = data(skb) + TUNNEL_INNER;
+	/* The kernel's device drops what has more bits set. */
+	sound = (void *)(h + 1) <= data_end(skb) && h->vxlan.flags == VXLAN_VNI_VALID &&
+	        !(h->vxlan.vni & VXLAN_RESERVED);
+	if (likely(sound && bpf_ntohl(h->vxlan.vni) >> 8 != ID_HEALTH))
+		return to_device(skb);
+	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
+	if (!p)
+		return TC_ACT_SHOT;
+	p->outer = outer;
+	if (!sound || (void *)(ip + 1) > data_end(skb))
+		return finish(p, DROP(p, DROP_MALFORMED));
+	/* No probe comes in fragments, and they are counted where they are judged. */
+	if (((struct ethhdr *)h->inner)->proto != bpf_htons(ETH_P_IP) ||
+	    ip->frag_off & bpf_htons(IP_FRAGMENT))
+		return to_device(skb);
+	p->src_id = ID_HEALTH;
+	ret = parse4(skb, TUNNEL_INNER, p);
+	if (ret >= 0 && !is_probe(p))
+		return to_device(skb);
+	return finish(p, ret < 0 ? ret : probe(skb, p));
 }
 
 /* A packet for a local pod that no tunnel brought. Flows of the mesh use the
@@ -367,6 +421,8 @@ static __always_inline int overlay_packet(struct __sk_buff *skb)
 	    ip->version_ihl != IP_VERSION_IHL || ip->frag_off & bpf_htons(IP_FRAGMENT) ||
 	    udp->dest != tunnel_port)
 		return to_node(skb);
+	if (tunnel_ifindex)
+		return to_tunnel(skb, ip->saddr);
 	p = new_packet(skb, PROG_FROM_OVERLAY, DIR_INGRESS);
 	if (!p)
 		return TC_ACT_SHOT;

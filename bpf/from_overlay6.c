@@ -86,7 +86,7 @@ static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, str
 
 /* See tunnel_related. */
 static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet *p,
-                                           struct packet6 *x, struct arrival *a)
+                                           struct packet6 *x, __u32 off, struct arrival *a)
 {
 	struct flow f = {};
 	__u32 sender = node_id_by_addr4(p->outer);
@@ -99,32 +99,27 @@ static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet 
 	ret = check_sender6(p, x, sender, node);
 	if (ret < 0)
 		return ret;
-	e = related_flow6(skb, TUNNEL_INNER, x, &f);
+	e = related_flow6(skb, off, x, &f);
 	if (!e || e->flags & CT_WORLD || !knows_packet6(p, x, sender, &x->quoted.daddr))
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (!a->rx && !is_mesh_address6(&x->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
-	ret = tunnel_strip6(skb, p);
+	ret = off == TUNNEL_INNER ? tunnel_strip6(skb, p) : 0;
 	if (!ret && e->flags & CT_NAT && f.dir == FLOW_FORWARD)
 		ret = related_nat6(skb, p, x, QUOTED_DESTINATION, &e->nat_addr, e->nat_port);
 	return ret < 0 ? ret : arrival_send(skb, p, a);
 }
 
-static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, struct packet6 *x)
+/* See from_sender. */
+static __always_inline int from_sender6(struct __sk_buff *skb, struct packet *p, struct packet6 *x,
+                                        __u32 off)
 {
-	struct tunnel_headers *h;
 	struct arrival a = {};
 	struct flow f = {};
 	struct ct_entry *e;
 	int ret;
 
-	pull(skb, TUNNEL_INNER + IP6_HLEN + L4_MAX);
-	h = data(skb) + ETH_HLEN;
-	if ((void *)(h + 1) > data_end(skb))
-		return DROP(p, DROP_MALFORMED);
-	p->outer = h->ip.saddr;
-	p->src_id = bpf_ntohl(h->vxlan.vni) >> 8;
-	ret = parse6(skb, TUNNEL_INNER, p, x);
+	ret = parse6(skb, off, p, x);
 	if (ret < 0)
 		return ret;
 	if (x->control)
@@ -134,7 +129,7 @@ static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, s
 	p->dst_id = a.rx ? a.rx->identity : ID_HOST;
 	p->endpoint = a.rx ? a.rx->id : 0;
 	if (unlikely(p->icmp_error))
-		return tunnel_related6(skb, p, x, &a);
+		return tunnel_related6(skb, p, x, off, &a);
 	a.epoch = ip_epoch6(&x->t.saddr);
 	flow_key6(&f, &x->key, &x->t);
 	e = ct_find6(&f, &x->key);
@@ -145,11 +140,26 @@ static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, s
 		if (ret < 0)
 			return ret;
 	}
-	ret = tunnel_strip6(skb, p);
-	if (ret < 0)
-		return ret;
+	if (off == TUNNEL_INNER) {
+		ret = tunnel_strip6(skb, p);
+		if (ret < 0)
+			return ret;
+	}
 	ret = arrival_nat6(skb, p, x, &f, e);
 	return ret < 0 ? ret : arrival_send(skb, p, &a);
+}
+
+static __always_inline int tunnelled6(struct __sk_buff *skb, struct packet *p, struct packet6 *x)
+{
+	struct tunnel_headers *h;
+
+	pull(skb, TUNNEL_INNER + IP6_HLEN + L4_MAX);
+	h = data(skb) + ETH_HLEN;
+	if ((void *)(h + 1) > data_end(skb))
+		return DROP(p, DROP_MALFORMED);
+	p->outer = h->ip.saddr;
+	p->src_id = bpf_ntohl(h->vxlan.vni) >> 8;
+	return from_sender6(skb, p, x, TUNNEL_INNER);
 }
 
 /* See untunnelled. */

@@ -6,6 +6,7 @@
 #include "from_pod6.c"
 #include "from_overlay6.c"
 #include "from_host6.c"
+#include "from_tunnel.c"
 #include "from_stack.c"
 #include "sock.c"
 

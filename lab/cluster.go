@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -143,11 +144,16 @@ func (b *builder) agent(c Cluster, n Node) Process {
 	if c.Etcd.IsValid() {
 		argv = append(argv, "--etcd-tls-dir", b.sharedTLS(n.Name), "--shared-etcd")
 	}
+	settings := maps.Clone(b.state.Spec.Agent)
+	if settings == nil {
+		settings = map[string]string{}
+	}
+	maps.Copy(settings, c.Agent)
 	return Process{
 		Name:  n.Name + "-agent",
 		Place: place{Netns: n.Netns, Cgroup: b.agentCgroup(n)},
 		Log:   b.log(n.Name + "-agent"),
-		Argv:  append(argv, flags(b.state.Spec.Agent)...),
+		Argv:  append(argv, flags(settings)...),
 	}
 }
 

@@ -70,10 +70,16 @@ func (p Process) end(ctx context.Context, sig syscall.Signal) error {
 	return poll(ctx, p.Name+" to end", func() (bool, error) { return !p.alive(), nil })
 }
 
-// Restart starts a program as it was started first, ending it with SIGTERM
-// before if it runs, and waits until it answers; whether it reaches others is
-// not its matter. It holds the lab's lock only while it starts the program.
+// Restart starts a program as it was started before, ending it with SIGTERM first if
+// it runs, and waits until it answers; whether it reaches others is not its matter.
+// It holds the lab's lock only while it starts the program.
 func (l *Lab) Restart(ctx context.Context, kind Program, who string) error {
+	return l.RestartWith(ctx, kind, who, nil)
+}
+
+// RestartWith is Restart with other settings, flag and value, which the program
+// keeps.
+func (l *Lab) RestartWith(ctx context.Context, kind Program, who string, settings map[string]string) error {
 	ready, err := l.answers(kind, who)
 	if err != nil {
 		return err
@@ -81,14 +87,14 @@ func (l *Lab) Restart(ctx context.Context, kind Program, who string) error {
 	if err := l.Stop(ctx, kind, who); err != nil {
 		return err
 	}
-	p, err := l.startAgain(ctx, kind, who)
+	p, err := l.startAgain(ctx, kind, who, settings)
 	if err != nil {
 		return err
 	}
 	return waitReady(ctx, p, ready)
 }
 
-func (l *Lab) startAgain(ctx context.Context, kind Program, who string) (Process, error) {
+func (l *Lab) startAgain(ctx context.Context, kind Program, who string, settings map[string]string) (Process, error) {
 	unlock, err := lockLab(withTimeout(ctx, lockWait), l.names)
 	if err != nil {
 		return Process{}, err
@@ -105,6 +111,13 @@ func (l *Lab) startAgain(ctx context.Context, kind Program, who string) (Process
 	if err != nil {
 		return Process{}, err
 	}
+	for name := range settings {
+		if !settingName.MatchString(name) {
+			return Process{}, fmt.Errorf("%q is not the name of a flag", name)
+		}
+		p.Argv = slices.DeleteFunc(slices.Clone(p.Argv), func(arg string) bool { return strings.HasPrefix(arg, "--"+name+"=") })
+	}
+	p.Argv = append(p.Argv, flags(settings)...)
 	return l.start(p)
 }
 

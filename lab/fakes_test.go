@@ -104,6 +104,7 @@ func serveUnix(socket string, register func(*grpc.Server)) error {
 type node struct {
 	hawserv1.UnimplementedNodeServer
 	pool    *ipam.Pool
+	zone    string // as it was told; Status tells it as its version
 	refused atomic.Bool
 	// keyspace is connected while somebody answers on this socket.
 	keyspace string
@@ -113,7 +114,7 @@ type node struct {
 
 func fakeAgent(args []string) error {
 	f := flag.NewFlagSet("agent", flag.ContinueOnError)
-	socket, podCIDR := f.String("socket", "", ""), f.String("pod-cidr", "", "")
+	socket, podCIDR, zone := f.String("socket", "", ""), f.String("pod-cidr", "", ""), f.String("zone", "", "")
 	for _, name := range []string{"join", "tls-dir", "underlay-device", "node-address", "state-dir", "pin-path", "cgroup-root", "map-sizes", "cluster-bits", "log-format"} {
 		f.String(name, "", "")
 	}
@@ -129,7 +130,7 @@ func fakeAgent(args []string) error {
 	}
 	cluster, _, _ := strings.Cut(filepath.Base(filepath.Dir(*socket)), "-")
 	n := &node{
-		pool: pool, eps: map[string]*hawserv1.Endpoint{},
+		pool: pool, zone: *zone, eps: map[string]*hawserv1.Endpoint{},
 		keyspace: filepath.Join(filepath.Dir(filepath.Dir(*socket)), cluster, "apiserver.sock"),
 	}
 	return serveUnix(*socket, func(s *grpc.Server) { hawserv1.RegisterNodeServer(s, n) })
@@ -140,7 +141,7 @@ func (n *node) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeS
 	if err == nil {
 		c.Close()
 	}
-	return &hawserv1.NodeStatusReport{Keyspace: &hawserv1.KeyspaceStatus{Connected: err == nil}}, nil
+	return &hawserv1.NodeStatusReport{Version: n.zone, Keyspace: &hawserv1.KeyspaceStatus{Connected: err == nil}}, nil
 }
 
 func (n *node) AddEndpoint(_ context.Context, r *hawserv1.AddEndpointRequest) (*hawserv1.AddEndpointResponse, error) {

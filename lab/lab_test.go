@@ -16,6 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/internal/nsthread"
 	"github.com/hawser-mesh/hawser/lab"
 )
@@ -244,6 +248,47 @@ func TestLab(t *testing.T) {
 	wantState(t, l, "ready")
 	down(t, name)
 	sameHost(t, before, hostState(t))
+}
+
+// TestSettingsOfAgents sets a flag for all agents, for those of a cluster, and for one
+// at its restart, which keeps it.
+func TestSettingsOfAgents(t *testing.T) {
+	spec := testSpec(newName(t, "g"))
+	spec.Agent = map[string]string{"zone": "all"}
+	spec.Clusters[1].Agent = map[string]string{"zone": "west"}
+	spec.Clusters[0].Nodes = 2
+	l, err := lab.Up(t.Context(), spec, lab.Options{Binaries: programs(t)})
+	must(t, err)
+	told := func(c, n int) string {
+		t.Helper()
+		conn, err := grpc.NewClient("unix://"+l.Clusters()[c].Members[n].Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		must(t, err)
+		defer conn.Close()
+		s, err := hawserv1.NewNodeClient(conn).Status(t.Context(), &hawserv1.StatusRequest{})
+		must(t, err)
+		return s.GetVersion()
+	}
+	if e, w := told(0, 0), told(1, 0); e != "all" || w != "west" {
+		t.Errorf("agents were told %q and %q", e, w)
+	}
+	for _, zone := range []string{"one", "other"} {
+		must(t, l.RestartWith(t.Context(), lab.AgentProgram, "east-1", map[string]string{"zone": zone}))
+		if got := told(0, 0); got != zone {
+			t.Errorf("restarted with %q, told %q", zone, got)
+		}
+	}
+	must(t, l.Restart(t.Context(), lab.AgentProgram, "east-1"))
+	if one, two := told(0, 0), told(0, 1); one != "other" || two != "all" {
+		t.Errorf("restarted as it was: %q; its neighbour %q", one, two)
+	}
+	if err := l.RestartWith(t.Context(), lab.AgentProgram, "east-1", map[string]string{"--zone": "x"}); err == nil || !strings.Contains(err.Error(), `"--zone" is not`) {
+		t.Errorf("no flag's name: %v", err)
+	}
+	spec.Clusters[1].Agent = map[string]string{"-x": ""}
+	if _, err := spec.Complete(); err == nil || !strings.Contains(err.Error(), `agent of cluster west: "-x" is not`) {
+		t.Errorf("no flag's name in a cluster: %v", err)
+	}
+	down(t, spec.Name)
 }
 
 func wantState(t *testing.T, l *lab.Lab, want string) {

@@ -53,6 +53,8 @@ type ClusterSpec struct {
 	PodCIDR6     netip.Prefix `json:"podCIDR6,omitzero"`
 	ServiceCIDR6 netip.Prefix `json:"serviceCIDR6,omitzero"`
 	Pods         []PodSpec    `json:"pods,omitempty"`
+	// Agent are settings of this cluster's agents, before those of Spec.Agent.
+	Agent map[string]string `json:"agent,omitempty"`
 }
 
 // PodSpec is one pod.
@@ -230,12 +232,17 @@ func (s Spec) validate() error {
 // checkSettings checks names only: which flags there are the programs know.
 func (s Spec) checkSettings() []error {
 	var errs []error
-	for program, settings := range map[string]map[string]string{"apiServer": s.APIServer, "agent": s.Agent} {
+	check := func(program string, settings map[string]string) {
 		for name := range settings {
 			if !settingName.MatchString(name) {
 				errs = append(errs, fmt.Errorf("%s: %q is not the name of a flag", program, name))
 			}
 		}
+	}
+	check("apiServer", s.APIServer)
+	check("agent", s.Agent)
+	for _, c := range s.Clusters {
+		check("agent of cluster "+c.Name, c.Agent)
 	}
 	return errs
 }

@@ -113,6 +113,13 @@ func deviceItems() ([]Item, error) {
 	if host {
 		items = append(items, Item{Kind: "device", Name: netdev.HostDevice, remove: netdev.DeleteHostDevice})
 	}
+	tunnel, err := netdev.TunnelDeviceExists()
+	if err != nil {
+		return nil, err
+	}
+	if tunnel {
+		items = append(items, Item{Kind: "device", Name: netdev.TunnelDevice, remove: netdev.DeleteTunnelDevice})
+	}
 	return items, nil
 }
 

@@ -3,6 +3,7 @@
 package cleanup_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -121,13 +122,17 @@ func occupy(n *node, attach, pod, group string) error {
 	if err := netdev.EnsureRoute(netip.MustParsePrefix("10.0.0.0/8"), netip.MustParseAddr("192.0.2.1"), 1450); err != nil {
 		return err
 	}
+	const port = 8472
+	if _, err := netdev.EnsureTunnelDevice(context.Background(), netdev.TunnelConfig{Port: port}); err != nil {
+		return err
+	}
 	d, err := loader.Open(loader.Config{
-		PinPath: n.cfg.PinPath, BPFFS: filepath.Dir(filepath.Dir(n.cfg.PinPath)), UnderlayDevice: "eth0", NodeAddr: netip.MustParseAddr("192.0.2.1"), Attach: attach, MapSizes: loader.SmallMaps(),
+		PinPath: n.cfg.PinPath, TunnelDevice: netdev.TunnelDevice, BPFFS: filepath.Dir(filepath.Dir(n.cfg.PinPath)), UnderlayDevice: "eth0", NodeAddr: netip.MustParseAddr("192.0.2.1"), Attach: attach, MapSizes: loader.SmallMaps(),
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	err = errors.Join(d.AttachEndpoint(dev.HostDevice), d.AttachUnderlay(), d.AttachHost())
+	err = errors.Join(d.AttachTunnel(), netdev.SetTunnelUp(port), d.AttachEndpoint(dev.HostDevice), d.AttachUnderlay(), d.AttachHost())
 	if err := d.AttachSockets(group); err != nil && !errors.Is(err, loader.ErrNoSockets) {
 		return err
 	}
@@ -201,7 +206,7 @@ func TestNothingRemains(t *testing.T) {
 				for _, it := range found {
 					kinds[it.Kind]++
 				}
-				for kind, least := range map[string]int{"filter": 1, "link": 5, "program": 9, "map": 20, "pins": 1, "route": 1, "device": 2} {
+				for kind, least := range map[string]int{"filter": 1, "link": 5, "program": 9, "map": 20, "pins": 1, "route": 1, "device": 3} {
 					if kinds[kind] < least {
 						t.Errorf("%d of kind %s found, want %d or more: %v", kinds[kind], kind, least, found)
 					}

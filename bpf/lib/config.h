@@ -14,6 +14,10 @@ const volatile __u32 host_ifindex = 0; /* the host's end of the host veth */
 const volatile __u16 host_mac[3] = {}; /* of host_ifindex */
 const volatile __u16 net_mac[3] = {};  /* of the other end, which answers ARP */
 const volatile __be16 tunnel_port = 0;
+/* The collect-metadata VXLAN device that writes and takes off the tunnel's headers;
+ * 0: we do. And how much of struct tunnel_key the kernel takes. */
+const volatile __u32 tunnel_ifindex = 0;
+const volatile __u32 tunnel_key_size = 44;
 const volatile __u32 maglev_size = 16381; /* places of a table */
 /* Ports of the node for flows of pods to the outside; 0 ports: they keep their
  * addresses. */

@@ -81,6 +81,17 @@ enum {
 	BPF_ADJ_ROOM_ENCAP_L2_SHIFT = 56,
 };
 
+/* bpf_skb_set_tunnel_key */
+enum {
+	BPF_F_ZERO_CSUM_TX = 1 << 1,
+	BPF_F_DONT_FRAGMENT = 1 << 2,
+};
+
+/* Whom a packet is for: __sk_buff's pkt_type. */
+enum {
+	PACKET_HOST = 0,
+};
+
 /* bpf_l4_csum_replace */
 enum {
 	BPF_F_PSEUDO_HDR = 1 << 4,
@@ -365,6 +376,10 @@ static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, co
                                          __u32 len, __u64 flags) = (void *)9;
 static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
                                          __u64 flags) = (void *)11;
+static long (*const bpf_skb_get_tunnel_key)(struct __sk_buff *skb, void *key, __u32 size,
+                                            __u64 flags) = (void *)20;
+static long (*const bpf_skb_set_tunnel_key)(struct __sk_buff *skb, void *key, __u32 size,
+                                            __u64 flags) = (void *)21;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to,
                                         __u32 len) = (void *)26;
@@ -372,10 +387,12 @@ static __s32 (*const bpf_csum_diff)(void *from, __u32 from_size, void *to, __u32
                                     __wsum seed) = (void *)28;
 static long (*const bpf_skb_change_proto)(struct __sk_buff *skb, __be16 proto,
                                           __u64 flags) = (void *)31;
+static long (*const bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = (void *)32;
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len,
                                          __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static __u32 (*const bpf_set_hash)(struct __sk_buff *skb, __u32 hash) = (void *)48;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode,
                                          __u64 flags) = (void *)50;
 static long (*const bpf_fib_lookup)(void *ctx, void *params, int plen, __u32 flags) = (void *)69;

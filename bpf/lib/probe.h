@@ -2,7 +2,7 @@
 /* Path probes: a UDP packet of identity health from node to node inside the
  * tunnel, to port 7 (echo, RFC 862). The program of the node that is asked sends
  * it back, whether or not an agent runs there; the answer, from port 7, goes to
- * the socket on the tunnel's port, where the asking agent reads it.
+ * the asking agent's socket, which sent the question to the tunnel's port.
  *
  * An answer is the question with outer and inner addresses and inner ports
  * swapped. Nothing is stripped: a packet that was just stripped cannot be wrapped
@@ -47,6 +47,21 @@ static __always_inline int probe_answer(struct __sk_buff *skb, struct packet *p)
 	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);
 }
 
+/* Lets an answer, which has the outer ports of the question, to the socket that
+ * asked. */
+static __always_inline int probe_answered(struct __sk_buff *skb, struct packet *p)
+{
+	struct tunnel_headers *outer = data(skb) + ETH_HLEN;
+	__be16 port;
+
+	if ((void *)(outer + 1) > data_end(skb))
+		return DROP(p, DROP_MALFORMED);
+	port = outer->udp.source;
+	outer->udp.source = outer->udp.dest;
+	outer->udp.dest = port;
+	return TC_ACT_OK;
+}
+
 /* A probe from the tunnel. Only nodes are answered, only at the address that
  * asked, and an answer is never answered. */
 static __always_inline int probe(struct __sk_buff *skb, struct packet *p)
@@ -63,5 +78,5 @@ static __always_inline int probe(struct __sk_buff *skb, struct packet *p)
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	if (p->t.sport == p->t.dport)
 		return DROP(p, DROP_MALFORMED);
-	return p->t.sport == PROBE_PORT ? TC_ACT_OK : probe_answer(skb, p);
+	return p->t.sport == PROBE_PORT ? probe_answered(skb, p) : probe_answer(skb, p);
 }

@@ -5,18 +5,47 @@
 #pragma once
 #include "types.h"
 
+/* struct bpf_tunnel_key, as far as IPv4 uses it; addresses in host order. */
+struct tunnel_key {
+	__u32 id;
+	__u32 remote;
+	__u32 pad_remote[3];
+	__u8 tos;
+	__u8 ttl;
+	__u16 pad;
+	__u32 label;
+	/* Before Linux 5.19 there is none (tunnel_key_size): the route says which of its
+	 * addresses the node sends from. */
+	__u32 local;
+	__u32 pad_local[3];
+};
+
+_Static_assert(sizeof(struct tunnel_key) == 44, "struct bpf_tunnel_key has 44 bytes");
+
+struct in_hand {
+	struct packet packet;
+	struct tunnel_key key; /* with which it goes to the tunnel's device */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct packet);
+	__type(value, struct in_hand);
 } scratch SEC(".maps");
 
-static __always_inline struct packet *packet_in_hand(void)
+static __always_inline struct in_hand *in_hand(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+static __always_inline struct packet *packet_in_hand(void)
+{
+	struct in_hand *h = in_hand();
+
+	return h ? &h->packet : NULL;
 }
 
 static __always_inline struct packet *new_packet(const struct __sk_buff *skb, __u8 program,

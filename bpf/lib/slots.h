@@ -10,6 +10,7 @@ enum slot {
 	SLOT_FROM_POD6 = 0,
 	SLOT_FROM_OVERLAY6 = 1, /* IPv6 in the tunnel, or beside it */
 	SLOT_FROM_HOST6 = 2,
+	SLOT_FROM_TUNNEL6 = 3, /* IPv6 out of the tunnel's device, where there is one */
 	SLOTS = 4,
 };
 

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* VXLAN (RFC 7348) with headers written here; the VNI is the source's identity.
+/* VXLAN (RFC 7348); the VNI is the source's identity. The headers are written here,
+ * or by the kernel's device (device.h), with the same bytes.
  *
- * The receiver's rewrite leaves the UDP-tunnel mark of segmentation offload on
- * the packet, so UDP segmentation (tx-udp-segmentation) must be off at the
- * pod's end of its veth, or QUIC-like senders lose packets; and a stripped
- * packet cannot be wrapped again, so nothing here forwards from tunnel to
+ * Where we write them, the receiver's rewrite leaves the UDP-tunnel mark of
+ * segmentation offload on the packet, so UDP segmentation (tx-udp-segmentation) must
+ * be off at the pod's end of its veth, or QUIC-like senders lose packets; and a
+ * stripped packet cannot be wrapped again, so nothing here forwards from tunnel to
  * tunnel. */
 #pragma once
 #include "config.h"
+#include "device.h"
 #include "ipcache.h"
 #include "parse.h"
 
@@ -17,6 +19,7 @@ struct vxlanhdr {
 };
 
 #define VXLAN_VNI_VALID bpf_htonl(0x08000000)
+#define VXLAN_RESERVED  bpf_htonl(0xFF) /* of vni */
 
 struct tunnel_headers {
 	struct iphdr ip;
@@ -31,8 +34,12 @@ enum {
 	TUNNEL_INNER = ETH_HLEN + TUNNEL_OVERHEAD, /* offset of the inner IP header */
 	/* What every underlay takes (RFC 791 has all hosts take it). */
 	SURE_MTU = 576,
-	/* the source ports of outer headers are 0x8000 … 0xFFFF */
-	TUNNEL_PORT_BASE = 0x8000,
+	/* the source ports of outer headers, without the last, as the kernel's
+	 * udp_flow_src_port has it */
+	TUNNEL_PORT_FIRST = 0x8000,
+	TUNNEL_PORT_LAST = 0xFFFF,
+	ECN_CE = 3,
+	ECN_ECT0 = 2,
 };
 
 _Static_assert(TUNNEL_OVERHEAD == 50, "VXLAN over IPv4 takes 50 bytes");
@@ -93,14 +100,43 @@ static __always_inline __sum16 ip_check(const struct iphdr *ip)
 	return ~sum;
 }
 
-static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
-                                         __be32 remote, __u32 vni, __u32 hash, __be16 proto,
-                                         const struct vtep *external)
+/* A hash that no kernel takes for one that it has to make itself. */
+static __always_inline __u32 tunnel_hash(__u32 hash)
 {
-	struct ethhdr *inner;
+	return hash ? hash : 1;
+}
 
+static __always_inline __u16 tunnel_source(__u32 hash)
+{
+	hash ^= hash << 16;
+	return ((__u64)hash * (TUNNEL_PORT_LAST - TUNNEL_PORT_FIRST) >> 32) + TUNNEL_PORT_FIRST;
+}
+
+/* DSCP and ECN as the sender set them; that a router has met congestion already
+ * stays in the inner header, and the outer may say it anew (RFC 3168, 9.1.1). */
+static __always_inline __u8 tunnel_tos(__u8 tos)
+{
+	return (tos & ECN_CE) == ECN_CE ? tos ^ ECN_CE ^ ECN_ECT0 : tos;
+}
+
+/* The receiver writes the pod's addresses; these only have to be valid. */
+static __always_inline void fill_inner(struct ethhdr *inner, __be16 proto,
+                                       const struct vtep *external)
+{
+	__builtin_memset(inner, 0, sizeof(*inner));
+	inner->dst[0] = 0x02;
+	inner->src[0] = 0x02;
+	inner->src[5] = 0x01;
+	inner->proto = proto;
+	if (unlikely(external))
+		__builtin_memcpy(inner->dst, external->mac, ETH_ALEN);
+}
+
+static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __u8 tos,
+                                         __be32 remote, __u32 vni, __u32 hash)
+{
 	h->ip.version_ihl = IP_VERSION_IHL;
-	h->ip.tos = tos; /* DSCP and ECN as the sender set them */
+	h->ip.tos = tunnel_tos(tos);
 	h->ip.tot_len = bpf_htons(len);
 	h->ip.id = 0;
 	h->ip.frag_off = bpf_htons(IP_DF);
@@ -110,23 +146,12 @@ static __always_inline void fill_headers(struct tunnel_headers *h, __u16 len, __
 	h->ip.saddr = node_addr4;
 	h->ip.daddr = remote;
 	h->ip.check = ip_check(&h->ip);
-	h->udp.source = bpf_htons(TUNNEL_PORT_BASE | (hash & 0x7FFF));
+	h->udp.source = bpf_htons(tunnel_source(hash));
 	h->udp.dest = tunnel_port;
 	h->udp.len = bpf_htons(len - IP_HLEN);
 	h->udp.check = 0;
 	h->vxlan.flags = VXLAN_VNI_VALID;
 	h->vxlan.vni = bpf_htonl(vni << 8);
-	/* The receiver writes the pod's addresses; these only have to be valid. */
-	inner = (struct ethhdr *)h->inner;
-	__builtin_memset(inner, 0, sizeof(*inner));
-	inner->dst[0] = 0x02;
-	inner->src[0] = 0x02;
-	inner->src[5] = 0x01;
-	inner->proto = proto;
-	if (unlikely(external)) {
-		h->vxlan.vni = bpf_htonl(external->vni << 8);
-		__builtin_memcpy(inner->dst, external->mac, ETH_ALEN);
-	}
 }
 
 struct mss_option {
@@ -224,12 +249,24 @@ static __always_inline int tunnel_wrap(struct __sk_buff *skb, struct packet *p,
 		return DROP(p, DROP_NO_TUNNEL_ENDPOINT);
 	if (unlikely(p->mss) && clamp_mss(skb, l4, p->mss))
 		return DROP(p, DROP_REWRITE_FAILED);
+	if (unlikely(external))
+		vni = external->vni;
+	hash = tunnel_hash(hash);
+	if (tunnel_ifindex) {
+		struct ethhdr *eth = data(skb);
+
+		if ((void *)(eth + 1) > data_end(skb))
+			return DROP(p, DROP_REWRITE_FAILED);
+		fill_inner(eth, proto, external);
+		return device_send(skb, p, remote, vni, hash);
+	}
 	if (bpf_skb_adjust_room(skb, TUNNEL_OVERHEAD, BPF_ADJ_ROOM_MAC, flags))
 		return DROP(p, DROP_REWRITE_FAILED);
 	h = data(skb) + ETH_HLEN;
 	if ((void *)(h + 1) > data_end(skb))
 		return DROP(p, DROP_REWRITE_FAILED);
-	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash, proto, external);
+	fill_headers(h, skb->len - ETH_HLEN, p->tos, remote, vni, hash);
+	fill_inner((struct ethhdr *)h->inner, proto, external);
 	if (proto != bpf_htons(ETH_P_IP))
 		((struct ethhdr *)((void *)h - ETH_HLEN))->proto = bpf_htons(ETH_P_IP);
 	return bpf_redirect_neigh(underlay_ifindex, NULL, 0, 0);

@@ -29,15 +29,23 @@ func newDrill(o *options) *cobra.Command {
 		program(o, "stop", "End a program in good order (SIGTERM)", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
 			return l.Stop(c.Context(), k, who)
 		}),
-		program(o, "restart", "Start a program again, ending it first if it runs", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
-			return l.Restart(c.Context(), k, who)
-		}),
+		restart(o),
 		power(o, "poweroff", "Take the power from a node or a whole cluster: nothing of it is left but its disk", (*lab.Lab).PowerOff),
 		power(o, "poweron", "End a poweroff: start it again, and its pods", (*lab.Lab).PowerOn),
 		network(o, "cut", "Lose every packet between two clusters", (*lab.Lab).Cut),
 		network(o, "heal", "End a cut", (*lab.Lab).Heal),
 		mtu(o),
 	)
+	return cmd
+}
+
+// restart may change flags of the program.
+func restart(o *options) *cobra.Command {
+	var settings map[string]string
+	cmd := program(o, "restart", "Start a program again, ending it first if it runs", func(c *cobra.Command, l *lab.Lab, k lab.Program, who string) error {
+		return l.RestartWith(c.Context(), k, who, settings)
+	})
+	cmd.PersistentFlags().StringToStringVar(&settings, "set", nil, "FLAG=VALUE of the program from now on")
 	return cmd
 }
 

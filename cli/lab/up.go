@@ -4,6 +4,7 @@ package lab
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -24,7 +25,7 @@ const killAfter = "HAWSER_LAB_KILL_BEFORE"
 
 func newUp(o *options) *cobra.Command {
 	var clusters, nodes int
-	var file, binDir string
+	var file, binDir, tunnelDatapath string
 	var demo, networkOnly, switchContext, shared, ipv6 bool
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -56,6 +57,13 @@ func newUp(o *options) *cobra.Command {
 			}
 			spec.SharedEtcd = spec.SharedEtcd || shared
 			spec.IPv6 = spec.IPv6 || ipv6
+			if tunnelDatapath != "" {
+				spec.Agent = maps.Clone(spec.Agent)
+				if spec.Agent == nil {
+					spec.Agent = map[string]string{}
+				}
+				spec.Agent["tunnel-datapath"] = tunnelDatapath
+			}
 			spec, err := spec.Complete()
 			if err != nil {
 				return &session.Error{Code: session.WrongUse, Err: err}
@@ -74,6 +82,7 @@ func newUp(o *options) *cobra.Command {
 	f.StringVarP(&file, "file", "f", "", "YAML file that describes the lab, instead of numbers")
 	f.BoolVar(&shared, "shared-etcd", false, "all clusters keep their keys in one etcd, instead of federating")
 	f.BoolVar(&ipv6, "ipv6", false, "give pods and services IPv6 addresses beside the IPv4 ones")
+	f.StringVar(&tunnelDatapath, "tunnel-datapath", "", "who makes the tunnel's headers on all nodes: netdev, ebpf or auto (default: auto)")
 	f.BoolVar(&demo, "demo", false, "deploy a service in all clusters and show it working")
 	f.StringVar(&binDir, "bin-dir", "", "directory of the programs (default: where this one is)")
 	f.BoolVar(&switchContext, "switch-context", true, "make the lab the CLI's current context")

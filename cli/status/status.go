@@ -4,6 +4,7 @@
 package status
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -154,7 +155,7 @@ func show(w io.Writer, a answers) error {
 		{Header: "ADDRESSES", Cell: addresses},
 		{Header: "UNDERLAY", Cell: func(n row) string { return n.GetUnderlayAddress() + " " + n.GetUnderlayDevice() }},
 		{Header: "MASQUERADE", Cell: func(n row) string { return strings.Join(n.GetMasqueradeAddresses(), ",") }},
-		{Header: "TUNNEL", Cell: func(n row) string { return fmt.Sprintf("%s/%d", n.GetTunnelProtocol(), n.GetTunnelPort()) }},
+		{Header: "TUNNEL", Cell: tunnel},
 		{Header: "ATTACH", Cell: row.GetAttachMode},
 		{Header: "UP", Cell: func(n row) string { return printer.Age(n.GetStartedAt()) }},
 		{Header: "VERSION", Cell: row.GetVersion},
@@ -165,6 +166,12 @@ func show(w io.Writer, a answers) error {
 		showProblems(w, n.GetNode(), n.GetProblems())
 	}
 	return nil
+}
+
+// tunnel says what the tunnel is and who makes its headers; agents before that was
+// told make them in eBPF.
+func tunnel(n *hawserv1.NodeStatusReport) string {
+	return fmt.Sprintf("%s/%d %s", n.GetTunnelProtocol(), n.GetTunnelPort(), cmp.Or(n.GetTunnelDatapath(), "ebpf"))
 }
 
 // because is why somebody was not asked, with a mark if that is a problem.

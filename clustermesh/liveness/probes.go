@@ -32,8 +32,8 @@ const (
 // ProbesConfig is how probes are sent.
 type ProbesConfig struct {
 	Self netip.Addr // this node's tunnel address
-	// Conn is bound to Self and the tunnel's port, where answers come to. Its
-	// owner closes it.
+	// Conn is bound to Self; answers come to the port that asked. Its owner
+	// closes it.
 	Conn   *net.UDPConn
 	Port   uint16 // the tunnel's
 	Prober ProberConfig

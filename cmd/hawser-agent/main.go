@@ -84,6 +84,7 @@ func newCommand() *cobra.Command {
 	f.StringVar(&pods, "pod-cidr", "", "range of this node's pods, part of the cluster's; IPV4,IPV6 if they are to have addresses of both families (default: the cluster gives the node what it has)")
 	f.Uint32Var(&cfg.ClusterBits, "cluster-bits", 0, "bits of an identity that name the cluster, as the API server was told (default: as enrolled, else 8)")
 	f.Uint16Var(&cfg.TunnelPort, "tunnel-port", 0, "UDP port of VXLAN, the same in the whole mesh (default: as enrolled, else 8472)")
+	f.StringVar(&cfg.TunnelDatapath, "tunnel-datapath", agent.TunnelAuto, "who makes the tunnel's headers: netdev (the kernel's VXLAN device), ebpf (the programs), or auto for netdev where the kernel has the device and the underlay is no veth")
 	f.StringVar(&cfg.StateDir, "state-dir", "/var/lib/hawser", "directory for what must survive a restart")
 	f.StringVar(&cfg.Socket, "socket", "/run/hawser/agent.sock", "unix socket of the node API")
 	f.StringVar(&cfg.PinPath, "pin-path", "", "directory in a bpffs for this agent's programs and maps (default: /sys/fs/bpf/hawser/NODE)")

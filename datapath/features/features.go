@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +55,28 @@ func Sockets() bool {
 		_ = prog.Close()
 	}
 	return true
+}
+
+// VXLAN reports whether the kernel has VXLAN devices, or a module for them, which
+// it loads then. Needs CAP_NET_ADMIN.
+func VXLAN() (bool, error) { return hasDevices("vxlan") }
+
+// hasDevices asks for a device of a kind, without the attributes that it must have:
+// the kernel refuses it as soon as it knows the kind.
+func hasDevices(kind string) (bool, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "hawser_probe"
+	link := &netlink.GenericLink{LinkAttrs: attrs, LinkType: kind}
+	err := netlink.LinkAdd(link)
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return true, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return false, nil
+	case err == nil: // none does that; nothing is to be left if one did
+		return true, netlink.LinkDel(link)
+	}
+	return false, fmt.Errorf("probe %s devices: %w", kind, err)
 }
 
 // Flags of bpf_skb_adjust_room that the probe uses.
@@ -114,6 +137,35 @@ func ChecksumIPv6() (bool, error) {
 		asm.FnL4CsumReplace.Call(),
 		asm.Return(),
 	})
+}
+
+// Sizes of struct bpf_tunnel_key: all of it, and without the address to send from,
+// which older kernels do not have.
+const (
+	TunnelKeySize      = 44
+	tunnelKeyShortSize = 28
+	stackSlots         = 48
+)
+
+// TunnelKey is how much of struct bpf_tunnel_key bpf_skb_set_tunnel_key takes: all
+// TunnelKeySize bytes since Linux 5.19.
+func TunnelKey() (size uint32, err error) {
+	ins := asm.Instructions{asm.Mov.Imm(asm.R0, 0)}
+	for at := int16(8); at <= stackSlots; at += 8 {
+		ins = append(ins, asm.StoreMem(asm.R10, -at, asm.R0, asm.DWord))
+	}
+	whole, err := probe("set_tunnel_key", append(ins,
+		asm.Mov.Reg(asm.R2, asm.R10),
+		asm.Add.Imm(asm.R2, -stackSlots),
+		asm.Mov.Imm(asm.R3, TunnelKeySize),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnSkbSetTunnelKey.Call(),
+		asm.Return(),
+	))
+	if err != nil || !whole {
+		return tunnelKeyShortSize, err
+	}
+	return TunnelKeySize, nil
 }
 
 // probe reports whether a program returns 0 on an IPv4 packet.

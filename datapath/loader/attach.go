@@ -104,6 +104,8 @@ func (d *Datapath) program(name string) *ebpf.Program {
 		return d.progs.FromOverlay
 	case fromStack:
 		return d.progs.FromStack
+	case fromTunnel:
+		return d.progs.FromTunnel
 	}
 	return d.progs.FromHost
 }
@@ -172,7 +174,7 @@ func (d *Datapath) switchPrograms(progs map[string]*ebpf.Program) error {
 		return err
 	}
 	for _, pin := range pins {
-		prog, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		prog, dev := splitPin(pin)
 		if progs[prog] == nil {
 			continue
 		}
@@ -185,7 +187,10 @@ func (d *Datapath) switchPrograms(progs map[string]*ebpf.Program) error {
 		return err
 	}
 	for _, f := range filters {
-		prog, dev, _ := strings.Cut(f.Name, pinSeparator)
+		prog, dev := splitPin(f.Name)
+		if progs[prog] == nil {
+			continue
+		}
 		l, err := netlink.LinkByName(dev)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue
@@ -216,15 +221,41 @@ func (d *Datapath) pinPrograms(progs map[string]*ebpf.Program) error {
 
 // slotPrograms are the programs that others jump to, at their places in the map
 // slots (bpf/lib/slots.h).
-func slotPrograms() []string { return []string{"from_pod6", "from_overlay6", "from_host6"} }
+func slotPrograms() []string {
+	return []string{"from_pod6", "from_overlay6", "from_host6", fromTunnel6}
+}
 
 func (d *Datapath) fillSlots(progs map[string]*ebpf.Program) error {
-	for i, name := range slotPrograms() {
-		if err := d.pins["slots"].Put(uint32(i), progs[name]); err != nil {
-			return fmt.Errorf("put %s into its slot: %w", name, err)
+	for _, name := range slotPrograms() {
+		if progs[name] == nil {
+			continue // whoever jumps there is taken off first (detachTunnel)
+		}
+		if err := d.fillSlot(name, progs[name]); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// fillSlot puts a program into its slot; nil empties it.
+func (d *Datapath) fillSlot(name string, prog *ebpf.Program) error {
+	at := uint32(slices.Index(slotPrograms(), name))
+	if prog == nil {
+		if err := d.pins["slots"].Delete(at); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("empty the slot of %s: %w", name, err)
+		}
+		return nil
+	}
+	if err := d.pins["slots"].Put(at, prog); err != nil {
+		return fmt.Errorf("put %s into its slot: %w", name, err)
+	}
+	return nil
+}
+
+// splitPin takes a link's pin, or a filter's name, apart.
+func splitPin(pin string) (prog, dev string) {
+	prog, dev, _ = strings.Cut(filepath.Base(pin), pinSeparator)
+	return prog, dev
 }
 
 // updateLink replaces a link's program; a link whose device is gone is removed.
@@ -267,7 +298,7 @@ func (d *Datapath) Attachments() ([]Attachment, error) {
 		if err != nil {
 			return nil, fmt.Errorf("describe link %s: %w", pin, err)
 		}
-		prog, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		prog, dev := splitPin(pin)
 		out = append(out, Attachment{Program: prog, Device: dev, LinkID: uint32(info.ID)})
 	}
 	return out, nil
@@ -283,7 +314,7 @@ func (d *Datapath) PruneLinks() (n int, err error) {
 	}
 	var errs []error
 	for _, pin := range pins {
-		_, dev, _ := strings.Cut(filepath.Base(pin), pinSeparator)
+		_, dev := splitPin(pin)
 		if dev == cgroupDevice {
 			continue
 		}

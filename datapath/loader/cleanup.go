@@ -211,7 +211,9 @@ func ourFilters(l netlink.Link) (out []*netlink.BpfFilter) {
 }
 
 // devicePrograms are those that sit on devices.
-func devicePrograms() []string { return []string{fromPod, "from_overlay", "from_host", fromStack} }
+func devicePrograms() []string {
+	return []string{fromPod, "from_overlay", "from_host", fromStack, fromTunnel}
+}
 
 // removeIdleClsact removes a device's clsact when it has no filter left: it does
 // nothing then, and we have added it.

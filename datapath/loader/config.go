@@ -37,6 +37,10 @@ type Config struct {
 	NodeAddr6 netip.Addr
 	// TunnelPort is the UDP port of VXLAN, 8472 by default.
 	TunnelPort uint16
+	// TunnelDevice is the node's collect-metadata VXLAN device, which writes the
+	// tunnel's headers and takes them off; it must be there before Open. Empty: the
+	// programs do that.
+	TunnelDevice string
 	// HostDevice and NetDevice are the two ends of the host veth: the host's
 	// routes to pods point into HostDevice, from_host is on NetDevice.
 	HostDevice string

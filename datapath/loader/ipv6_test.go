@@ -73,7 +73,12 @@ func pour(t *testing.T, c net.Conn) {
 // IPv6 pods and hosts reach each other over the IPv4 tunnel, in large packets and
 // small ones, by address and by service.
 func TestPodsAcrossNodes6(t *testing.T) {
-	w := newWorld(t)
+	for name, tunnels := range makes() {
+		t.Run(name, func(t *testing.T) { podsAcrossNodes6(t, newWorldOf(t, "", tunnels)) })
+	}
+}
+
+func podsAcrossNodes6(t *testing.T, w *world) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("node 0 %+v\nnode 1 %+v", w.dropped(t, 0), w.dropped(t, 1))

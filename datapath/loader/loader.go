@@ -120,6 +120,7 @@ func (d *Datapath) take(m map[string]*ebpf.Map, progs map[string]*ebpf.Program) 
 		Clock: progs["clock"], FromHost: progs["from_host"], FromHost6: progs["from_host6"],
 		FromOverlay: progs["from_overlay"], FromOverlay6: progs["from_overlay6"],
 		FromPod: progs["from_pod"], FromPod6: progs["from_pod6"], FromStack: progs[fromStack],
+		FromTunnel: progs[fromTunnel], FromTunnel6: progs[fromTunnel6],
 		SockClosed4: progs["sock_closed4"], SockConnect4: progs["sock_connect4"], SockPeername4: progs["sock_peername4"],
 		SockRecvmsg4: progs["sock_recvmsg4"], SockSendmsg4: progs["sock_sendmsg4"],
 		SockConnect6: progs["sock_connect6"], SockPeername6: progs["sock_peername6"],

@@ -24,6 +24,7 @@ import (
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/datapath/reconcile"
 	"github.com/hawser-mesh/hawser/identity"
 )
@@ -56,15 +57,20 @@ func startAgentWith(t *testing.T, attach string, nd *node, tables *datapath.Tabl
 func startAgentOf(t *testing.T, cfg loader.Config, nd *node, tables *datapath.Tables, devices ...string) *agent {
 	t.Helper()
 	cfg.PinPath, cfg.BPFFS, cfg.UnderlayDevice, cfg.NodeAddr, cfg.NodeAddr6 = nd.pin, nd.fs, "eth0", nd.addr, nd.addr6
-	cfg.MapSizes = loader.SmallMaps()
+	cfg.MapSizes, cfg.TunnelDevice = loader.SmallMaps(), nd.tunnel
 	a := &agent{tables: tables, done: make(chan error, 1)}
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	inNS(t, nd.ns, func() (err error) {
+		if nd.tunnel != "" {
+			if _, err := netdev.EnsureTunnelDevice(t.Context(), netdev.TunnelConfig{Port: 8472}); err != nil {
+				return err
+			}
+		}
 		a.d, err = loader.Open(cfg, log)
 		if err != nil {
 			return err
 		}
-		errs := []error{a.d.AttachUnderlay(), a.d.AttachHost()}
+		errs := []error{a.d.AttachTunnel(), a.d.AttachUnderlay(), a.d.AttachHost()}
 		for _, dev := range devices {
 			errs = append(errs, a.d.AttachEndpoint(dev))
 		}
@@ -126,12 +132,21 @@ func ident(n int) identity.Number { return identity.Number(1<<16 + 300 + n) }
 
 func newWorld(t *testing.T) *world { return newWorldWith(t, "") }
 
-func newWorldWith(t *testing.T, attach string) *world {
+// makes are who makes the tunnel's headers on the two nodes.
+func makes() map[string][2]string {
+	dev := netdev.TunnelDevice
+	return map[string][2]string{"ebpf": {}, "netdev": {dev, dev}, "netdev and ebpf": {dev, ""}}
+}
+
+func newWorldWith(t *testing.T, attach string) *world { return newWorldOf(t, attach, [2]string{}) }
+
+func newWorldOf(t *testing.T, attach string, tunnels [2]string) *world {
 	needRoot(t)
 	w := &world{}
 	fabric := newFabric(t)
 	for i := range w.nodes {
 		w.nodes[i] = newNode(t, fabric, i+1, podNet)
+		w.nodes[i].tunnel = tunnels[i]
 		w.pods[i], w.eps[i] = newPod(t, w.nodes[i], uint16(i+10), ips(i).String(), ip6s(i).String())
 		w.eps[i].Identity = ident(i)
 	}
@@ -273,7 +288,12 @@ func (w *world) dropped(t *testing.T, i int) []maps.MetricRow {
 }
 
 func TestPodsAcrossNodes(t *testing.T) {
-	w := newWorld(t)
+	for name, tunnels := range makes() {
+		t.Run(name, func(t *testing.T) { podsAcrossNodes(t, newWorldOf(t, "", tunnels)) })
+	}
+}
+
+func podsAcrossNodes(t *testing.T, w *world) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("node 0 %+v\nnode 1 %+v", w.dropped(t, 0), w.dropped(t, 1))
@@ -381,7 +401,13 @@ func (a *agent) ids(t *testing.T) (out []string) {
 // A restarted agent starts with empty tables and must not be noticed: not by
 // the kernel's ids, not by an open connection.
 func TestRestartIsNotSeen(t *testing.T) {
-	w := newWorld(t)
+	all := makes()
+	for _, name := range []string{"ebpf", "netdev"} {
+		t.Run(name, func(t *testing.T) { restartIsNotSeen(t, newWorldOf(t, "", all[name])) })
+	}
+}
+
+func restartIsNotSeen(t *testing.T, w *world) {
 	serve(t, w.pods[1], 8080)
 	c := dial(t, w.pods[0], ips(1), 8080)
 	if err := echo(c, "before", 5*time.Second); err != nil {

@@ -111,11 +111,14 @@ func setAddr(dev, a string) error {
 // node is a namespace with an underlay device on the fabric's bridge, and the
 // host veth.
 type node struct {
-	ns    netns.NsHandle
-	addr  netip.Addr
-	addr6 netip.Addr // in the mesh
-	pin   string
-	fs    string
+	ns     netns.NsHandle
+	fabric netns.NsHandle // has the other end of its underlay device, portN
+	addr   netip.Addr
+	addr6  netip.Addr // in the mesh
+	pin    string
+	fs     string
+	// tunnel is the device that makes its tunnel's headers; empty: the programs do.
+	tunnel string
 }
 
 func newFabric(t *testing.T) netns.NsHandle {
@@ -135,7 +138,7 @@ func newNode(t *testing.T, fabric netns.NsHandle, n int, podNet string) *node {
 	t.Helper()
 	fs := filepath.Join(t.TempDir(), "bpf")
 	nd := &node{
-		ns: newNS(t), addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}),
+		ns: newNS(t), fabric: fabric, addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}),
 		addr6: netip.MustParseAddr(fmt.Sprintf("fd00:10:%d::1", n)),
 		fs:    fs, pin: filepath.Join(fs, fmt.Sprintf("node%d", n)),
 	}

@@ -82,6 +82,8 @@ type constants struct {
 	Maglev          uint32
 	Masquerade      PortRange
 	Masquerade6     maps.Addr
+	TunnelIfIndex   uint32
+	TunnelKeySize   uint32
 }
 
 const wireBits = 24
@@ -128,7 +130,21 @@ func readConstants(cfg Config) (constants, error) {
 	if err2 == nil && csum {
 		c.Csum6Flag = features.ChecksumOfIPv6
 	}
-	return c, errors.Join(err, err2)
+	return c, errors.Join(err, err2, c.readTunnel(cfg.TunnelDevice))
+}
+
+// readTunnel fills in what is of the device that makes the tunnel's headers.
+func (c *constants) readTunnel(dev string) error {
+	if dev == "" {
+		return nil
+	}
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return fmt.Errorf("tunnel device %s: %w", dev, err)
+	}
+	c.TunnelIfIndex = uint32(l.Attrs().Index)
+	c.TunnelKeySize, err = features.TunnelKey()
+	return err
 }
 
 func mac(a net.HardwareAddr) (m [6]byte) {
@@ -155,6 +171,9 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		return nil, digest{}, fmt.Errorf("read objects: %w", err)
 	}
 	dropSockets(spec)
+	if cfg.TunnelDevice == "" {
+		dropTunnel(spec)
+	}
 	sizes := cfg.MapSizes.entries()
 	for name, n := range sizes {
 		if n != 0 {
@@ -175,6 +194,8 @@ func buildSpec(cfg Config) (*ebpf.CollectionSpec, digest, error) {
 		spec.Variables["host_mac"].Set(halves(c.HostMAC)),
 		spec.Variables["net_mac"].Set(halves(c.NetMAC)),
 		spec.Variables["tunnel_port"].Set(binary.NativeEndian.Uint16(c.TunnelPort[:])),
+		spec.Variables["tunnel_ifindex"].Set(c.TunnelIfIndex),
+		spec.Variables["tunnel_key_size"].Set(c.TunnelKeySize),
 		spec.Variables["identity_shift"].Set(c.IdentityShift),
 		spec.Variables["encap_extra_flags"].Set(c.EncapFlags),
 		spec.Variables["decap6_flag"].Set(c.Decap6Flag),

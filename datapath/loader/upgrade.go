@@ -8,7 +8,6 @@ import (
 	gomaps "maps"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cilium/ebpf"
 )
@@ -34,6 +33,9 @@ func (d *Datapath) upgrade(spec *ebpf.CollectionSpec, sum digest, moves []*move,
 	if err := writeDigest(d.cfg.PinPath, digest{}); err != nil {
 		return err
 	}
+	if err := d.readyTunnel(progs); err != nil {
+		return err
+	}
 	if err := d.switchPrograms(progs); err != nil {
 		return err
 	}
@@ -51,6 +53,11 @@ func (d *Datapath) upgrade(spec *ebpf.CollectionSpec, sum digest, moves []*move,
 	if err := d.pinPrograms(progs); err != nil {
 		return err
 	}
+	if d.cfg.TunnelDevice == "" {
+		if err := d.detachTunnel(); err != nil {
+			return err
+		}
+	}
 	if err := d.dropUnknown(spec); err != nil {
 		return err
 	}
@@ -66,7 +73,7 @@ func (d *Datapath) dropUnknown(spec *ebpf.CollectionSpec) error {
 	}
 	var errs []error
 	for _, pin := range pins {
-		if prog, _, _ := strings.Cut(filepath.Base(pin), pinSeparator); spec.Programs[prog] == nil {
+		if prog, _ := splitPin(pin); spec.Programs[prog] == nil {
 			errs = append(errs, removeLink(pin))
 		}
 	}

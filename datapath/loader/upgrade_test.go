@@ -36,7 +36,11 @@ type upgradeWorld struct {
 }
 
 func newUpgradeWorld(t *testing.T, attach string) *upgradeWorld {
-	w := &upgradeWorld{world: newWorldWith(t, attach), t: t}
+	return newUpgradeWorldOf(t, attach, [2]string{})
+}
+
+func newUpgradeWorldOf(t *testing.T, attach string, tunnels [2]string) *upgradeWorld {
+	w := &upgradeWorld{world: newWorldOf(t, attach, tunnels), t: t}
 	serve(t, w.pods[1], 8080)
 	w.conn = dial(t, w.pods[0], ips(1), 8080)
 	w.cfg = w.agents[0].d.Config()
@@ -119,6 +123,11 @@ func TestOtherLayoutIsTakenOver(t *testing.T) {
 			w.must(sameBuild, loader.AllSteps)
 		})
 	}
+	t.Run("with a tunnel device", func(t *testing.T) {
+		w := newUpgradeWorldOf(t, "", makes()["netdev"])
+		w.must(laterbuild.Alter, loader.AllSteps)
+		w.must(sameBuild, loader.AllSteps)
+	})
 }
 
 // TestUpgradeThatWasKilledIsFinished kills it before and after the programs are

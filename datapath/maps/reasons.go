@@ -39,6 +39,8 @@ const (
 	DropTupleInUse
 	// DropLinkTalk is what a host tells its own link: heard, counted without an event.
 	DropLinkTalk
+	// DropStrayTunnel is what reached the tunnel's device past the underlay's program.
+	DropStrayTunnel
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -57,7 +59,7 @@ func ReasonName(r datapath.DropReason) string {
 		"multicast", "unknown rule set", "rewrite failed",
 		"fragment before its first", "overlapping fragment", "no masquerade port",
 		"source route", "too many extension headers", "router solicitation",
-		"translated tuple in use", "link talk",
+		"translated tuple in use", "link talk", "stray tunnel packet",
 	}
 	if int(r) < len(names) {
 		return names[r]

@@ -250,6 +250,7 @@ func routePrefix(r netlink.Route) netip.Prefix {
 // Device is a device that somebody else made, such as the underlay.
 type Device struct {
 	Name    string
+	Type    string // "veth", "vxlan" …; "device" for a network card
 	IfIndex int
 	MAC     [6]byte
 	MTU     int
@@ -262,7 +263,7 @@ func Lookup(name string) (Device, error) {
 	if err != nil {
 		return Device{}, fmt.Errorf("find device %s: %w", name, err)
 	}
-	d := Device{Name: name, IfIndex: link.Attrs().Index, MAC: mac(link), MTU: link.Attrs().MTU}
+	d := Device{Name: name, Type: link.Type(), IfIndex: link.Attrs().Index, MAC: mac(link), MTU: link.Attrs().MTU}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return Device{}, fmt.Errorf("list addresses of %s: %w", name, err)

@@ -140,6 +140,48 @@ type HawserFrontendKey struct {
 	Pad   uint8
 }
 
+type HawserInHand struct {
+	_      structs.HostLayout
+	Packet struct {
+		_         structs.HostLayout
+		T         HawserTuple4
+		SrcId     uint32
+		DstId     uint32
+		RuleSet   uint32
+		Origin    uint32
+		Outer     uint32
+		Line      uint32
+		Len       uint32
+		Endpoint  uint16
+		Direction uint8
+		Program   uint8
+		TcpFlags  uint8
+		IcmpType  uint8
+		IcmpCode  uint8
+		Tos       uint8
+		IcmpError uint8
+		Later     uint8
+		Mtu       uint16
+		Mss       uint16
+		Opens     uint8
+		Audited   uint8
+		V6        uint8
+		Pad       [3]uint8
+	}
+	Key struct {
+		_         structs.HostLayout
+		Id        uint32
+		Remote    uint32
+		PadRemote [3]uint32
+		Tos       uint8
+		Ttl       uint8
+		Pad       uint16
+		Label     uint32
+		Local     uint32
+		PadLocal  [3]uint32
+	}
+}
+
 type HawserIpEntry struct {
 	_        structs.HostLayout
 	Identity uint32
@@ -172,33 +214,6 @@ type HawserNode struct {
 	Addr    HawserAddr
 	Cluster uint32
 	Mtu     uint32
-}
-
-type HawserPacket struct {
-	_         structs.HostLayout
-	T         HawserTuple4
-	SrcId     uint32
-	DstId     uint32
-	RuleSet   uint32
-	Origin    uint32
-	Outer     uint32
-	Line      uint32
-	Len       uint32
-	Endpoint  uint16
-	Direction uint8
-	Program   uint8
-	TcpFlags  uint8
-	IcmpType  uint8
-	IcmpCode  uint8
-	Tos       uint8
-	IcmpError uint8
-	Later     uint8
-	Mtu       uint16
-	Mss       uint16
-	Opens     uint8
-	Audited   uint8
-	V6        uint8
-	Pad       [3]uint8
 }
 
 type HawserPacket6 struct {
@@ -426,6 +441,8 @@ const (
 	HawserProgFromPod        = "from_pod"
 	HawserProgFromPod6       = "from_pod6"
 	HawserProgFromStack      = "from_stack"
+	HawserProgFromTunnel     = "from_tunnel"
+	HawserProgFromTunnel6    = "from_tunnel6"
 	HawserProgSockClosed4    = "sock_closed4"
 	HawserProgSockConnect4   = "sock_connect4"
 	HawserProgSockConnect6   = "sock_connect6"
@@ -448,6 +465,8 @@ const (
 	HawserVarSnatAddr6       = "snat_addr6"
 	HawserVarSnatFirst       = "snat_first"
 	HawserVarSnatPorts       = "snat_ports"
+	HawserVarTunnelIfindex   = "tunnel_ifindex"
+	HawserVarTunnelKeySize   = "tunnel_key_size"
 	HawserVarTunnelPort      = "tunnel_port"
 	HawserVarUnderlayIfindex = "underlay_ifindex"
 )
@@ -502,6 +521,8 @@ type HawserProgramSpecs struct {
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromPod6      *ebpf.ProgramSpec `ebpf:"from_pod6"`
 	FromStack     *ebpf.ProgramSpec `ebpf:"from_stack"`
+	FromTunnel    *ebpf.ProgramSpec `ebpf:"from_tunnel"`
+	FromTunnel6   *ebpf.ProgramSpec `ebpf:"from_tunnel6"`
 	SockClosed4   *ebpf.ProgramSpec `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockConnect6  *ebpf.ProgramSpec `ebpf:"sock_connect6"`
@@ -574,6 +595,8 @@ type HawserVariableSpecs struct {
 	SnatAddr6       *ebpf.VariableSpec `ebpf:"snat_addr6"`
 	SnatFirst       *ebpf.VariableSpec `ebpf:"snat_first"`
 	SnatPorts       *ebpf.VariableSpec `ebpf:"snat_ports"`
+	TunnelIfindex   *ebpf.VariableSpec `ebpf:"tunnel_ifindex"`
+	TunnelKeySize   *ebpf.VariableSpec `ebpf:"tunnel_key_size"`
 	TunnelPort      *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UnderlayIfindex *ebpf.VariableSpec `ebpf:"underlay_ifindex"`
 }
@@ -698,6 +721,8 @@ type HawserVariables struct {
 	SnatAddr6       *ebpf.Variable `ebpf:"snat_addr6"`
 	SnatFirst       *ebpf.Variable `ebpf:"snat_first"`
 	SnatPorts       *ebpf.Variable `ebpf:"snat_ports"`
+	TunnelIfindex   *ebpf.Variable `ebpf:"tunnel_ifindex"`
+	TunnelKeySize   *ebpf.Variable `ebpf:"tunnel_key_size"`
 	TunnelPort      *ebpf.Variable `ebpf:"tunnel_port"`
 	UnderlayIfindex *ebpf.Variable `ebpf:"underlay_ifindex"`
 }
@@ -714,6 +739,8 @@ type HawserPrograms struct {
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
 	FromPod6      *ebpf.Program `ebpf:"from_pod6"`
 	FromStack     *ebpf.Program `ebpf:"from_stack"`
+	FromTunnel    *ebpf.Program `ebpf:"from_tunnel"`
+	FromTunnel6   *ebpf.Program `ebpf:"from_tunnel6"`
 	SockClosed4   *ebpf.Program `ebpf:"sock_closed4"`
 	SockConnect4  *ebpf.Program `ebpf:"sock_connect4"`
 	SockConnect6  *ebpf.Program `ebpf:"sock_connect6"`
@@ -735,6 +762,8 @@ func (p *HawserPrograms) Close() error {
 		p.FromPod,
 		p.FromPod6,
 		p.FromStack,
+		p.FromTunnel,
+		p.FromTunnel6,
 		p.SockClosed4,
 		p.SockConnect4,
 		p.SockConnect6,

@@ -166,6 +166,7 @@ func meanings() map[string]string {
 		"too many extension headers":  "an IPv6 packet with more extension headers than are walked (6)",
 		"router solicitation":         "a pod looks for an IPv6 router by itself; its addresses and routes come with its device, nobody answers (`net.ipv6.conf.all.accept_ra=0` in the pod stops it)",
 		"link talk":                   "not a loss: what a host tells its own link all the time (its addresses, its listeners, whether another has its address) is heard and ends there; it is counted, and no event tells of it",
+		"stray tunnel packet":         "a tunnel packet that came up to the kernel's tunnel device (`--tunnel-datapath=netdev`) by another way than the underlay device's program, which looks at all of them: by another device, from this host or a pod of it, in fragments, with IP options, or over IPv6; or a firewall rule here overwrote its mark",
 		"unknown rule set":            "the endpoint's rules are not in the kernel",
 		"rewrite failed":              "the kernel refused to change the packet",
 	}

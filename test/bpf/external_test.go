@@ -22,13 +22,17 @@ const (
 // prefix is that policy gave a number.
 func newExternal(t *testing.T) (h *harness, cidr identity.Number) {
 	h = newHarness(t)
+	return h, h.addExternal()
+}
+
+func (h *harness) addExternal() (cidr identity.Number) {
 	cidr = identity.LocalBase + 5
 	a := netip.MustParseAddr(lan)
 	h.tables.Nodes.Set(a, datapath.Node{Tunnel: a, ClusterID: datapath.ExternalCluster, VNI: uint32(lanVNI), MAC: [6]byte{2, 0, 0, 0, 5, 7}})
 	h.tables.IPCache.Set(key("10.7.0.0/16"), datapath.IPEntry{Identity: identity.World, Tunnel: a, Flags: datapath.IPCIDR})
 	h.tables.IPCache.Set(key("10.7.1.0/24"), datapath.IPEntry{Identity: cidr, Tunnel: a, Flags: datapath.IPCIDR})
 	h.sync()
-	return h, cidr
+	return cidr
 }
 
 // What goes to an external endpoint has its VNI and its hardware address.
@@ -54,8 +58,11 @@ func TestToExternal(t *testing.T) {
 
 // What comes from one is of the outside, whatever it says, and only from what is
 // behind it.
-func TestFromExternal(t *testing.T) {
-	h, cidr := newExternal(t)
+func TestFromExternal(t *testing.T) { makes(t, fromExternal) }
+
+func fromExternal(t *testing.T, h *harness) {
+	t.Helper()
+	cidr := h.addExternal()
 	from := func(id identity.Number, src, dst, flags string) result {
 		return h.fromOverlay(h.tunnelled(lan, id, segment(src, dst, 1000, 80, flags)))
 	}

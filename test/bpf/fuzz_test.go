@@ -120,7 +120,7 @@ func (h *harness) shake(f family) {
 // what policy lets through: TCP between podA and podR to port 80, both ways, its
 // answers, and TCP of podA to port 80 outside; with the service's or the node's
 // address where it is translated, and nowhere else.
-func TestFuzzPrograms(t *testing.T) { fuzzPrograms(t, newHarness(t)) }
+func TestFuzzPrograms(t *testing.T) { makes(t, fuzzPrograms) }
 
 func fuzzPrograms(t *testing.T, h *harness) {
 	t.Helper()
@@ -173,6 +173,18 @@ func (h *harness) fuzz(t *testing.T, f family, seeds map[string][][]byte, mutate
 		"from_pod": {h.d.Programs().FromPod, podA.name}, "from_overlay": {h.d.Programs().FromOverlay, "eth0"},
 		"from_host": {h.d.Programs().FromHost, "hawser_net"},
 	}
+	if h.device != nil {
+		progs["from_tunnel"] = struct {
+			p   *ebpf.Program
+			dev string
+		}{h.device.prog, "vxlan0"}
+		for _, p := range seeds["from_overlay"] {
+			if len(p) > tunnelHeader+34 && p[23] == udp {
+				seeds["from_tunnel"] = append(seeds["from_tunnel"], p[tunnelHeader:])
+			}
+		}
+		h.prepare(node2, idR, tunnelMark)
+	}
 	for name, prog := range progs {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2)) // the same packets in every run
@@ -192,8 +204,8 @@ func (h *harness) fuzz(t *testing.T, f family, seeds map[string][][]byte, mutate
 					if err != nil {
 						return err
 					}
-					if act == actRedirect {
-						let++
+					if act == actRedirect || act == actOK && h.device != nil && name == "from_overlay" {
+						let++ // or up to the device
 					}
 					if why := wrong(name, p, int(int32(act)), opts.DataOut); why != "" {
 						t.Errorf("packet %d, verdict %d: %s\nin  %x\nout %x", n, int32(act), why, p, opts.DataOut)
@@ -244,6 +256,12 @@ func wrongToStack(prog string, in, out []byte, i seen, ok bool) string {
 
 // wrong is what is wrong with a verdict, by the model.
 func wrong(prog string, in []byte, act int, out []byte) string {
+	if prog == "from_tunnel" { // nothing there is for the stack
+		if act == actOK {
+			return "left to the stack"
+		}
+		prog = "from_overlay"
+	}
 	i, ok := look(in)
 	switch act {
 	case actShot:

@@ -96,6 +96,7 @@ type harness struct {
 	eps    map[string]datapath.Endpoint
 	ring   *ringbuf.Reader
 	seen   map[metric]uint64
+	device *device // nil where the programs write the tunnel's headers
 }
 
 type metric struct {
@@ -125,6 +126,9 @@ func newHarnessWith(t testing.TB, cfg loader.Config) *harness {
 	fs := filepath.Join(t.TempDir(), "bpf")
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if cfg.TunnelDevice != "" {
+		h.device = h.newDevice(cfg.TunnelDevice)
+	}
 	h.in(func() (err error) {
 		cfg.PinPath, cfg.BPFFS, cfg.UnderlayDevice = filepath.Join(fs, "test"), fs, "eth0"
 		cfg.NodeAddr = netip.MustParseAddr(self)
@@ -274,7 +278,9 @@ func (h *harness) rules(p host, set datapath.RuleSet) {
 
 // skb is struct __sk_buff as the test run takes it.
 type skb struct {
-	_       [36]byte
+	_       [8]byte
+	Mark    uint32
+	_       [24]byte
 	CameIn  uint32 // the device where the kernel received it; 0: nowhere
 	IfIndex uint32
 	_       [148]byte
@@ -307,6 +313,9 @@ func (h *harness) fromPod(p host, packet []byte) result {
 
 func (h *harness) fromOverlay(packet []byte) result {
 	h.t.Helper()
+	if h.device != nil {
+		return h.fromWire(packet)
+	}
 	return h.run(h.d.Programs().FromOverlay, "eth0", packet)
 }
 

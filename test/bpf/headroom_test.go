@@ -35,9 +35,13 @@ func TestVerifierHeadroom(t *testing.T) {
 // programs are those that see packets.
 func (h *harness) programs() map[string]*ebpf.Program {
 	progs := h.d.Programs()
-	return map[string]*ebpf.Program{
+	out := map[string]*ebpf.Program{
 		"from_pod": progs.FromPod, "from_overlay": progs.FromOverlay, "from_host": progs.FromHost,
 		"from_pod6": progs.FromPod6, "from_overlay6": progs.FromOverlay6, "from_host6": progs.FromHost6,
 		"from_stack": progs.FromStack,
 	}
+	if h.device != nil {
+		out["from_tunnel"], out["from_tunnel6"] = progs.FromTunnel, progs.FromTunnel6
+	}
+	return out
 }

@@ -16,8 +16,10 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 )
 
-func TestTunnelToPod6(t *testing.T) {
-	h := newHarness(t)
+func TestTunnelToPod6(t *testing.T) { makes(t, tunnelToPod6) }
+
+func tunnelToPod6(t *testing.T, h *harness) {
+	t.Helper()
 	inner := segment(podR6.ip, podA6.ip, 1000, 80, "S")
 	r := h.passed(h.fromOverlay(h.tunnelled(node2, idR, inner)))
 	eth, _, _ := decode6(t, r.out)
@@ -35,8 +37,10 @@ func TestTunnelToPod6(t *testing.T) {
 	}
 }
 
-func TestTunnelSenderChecks6(t *testing.T) {
-	h := newHarness(t)
+func TestTunnelSenderChecks6(t *testing.T) { makes(t, tunnelSenderChecks6) }
+
+func tunnelSenderChecks6(t *testing.T, h *harness) {
+	t.Helper()
 	for name, c := range map[string]struct {
 		node   string
 		id     identity.Number
@@ -80,12 +84,17 @@ func TestTunnelSenderChecks6(t *testing.T) {
 	// An IPv6 packet that ends early.
 	whole := h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 1002, 80, "S"))
 	for _, n := range []int{64, 64 + 20, 64 + 39, 64 + 40, 64 + 59} {
+		if n < 64+40 && h.device != nil {
+			continue // the kernel tests no program with half of an IP header
+		}
 		h.dropped(h.fromOverlay(whole[:n]), maps.DropMalformed)
 	}
 }
 
-func TestTunnelSenderOfEstablishedFlow6(t *testing.T) {
-	h := newHarness(t)
+func TestTunnelSenderOfEstablishedFlow6(t *testing.T) { makes(t, tunnelSenderOfEstablishedFlow6) }
+
+func tunnelSenderOfEstablishedFlow6(t *testing.T, h *harness) {
+	t.Helper()
 	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 1000, 80, "S"))))
 	h.passed(h.from6(segment(podA6.ip, podR6.ip, 80, 1000, "SA")))
 	ack := segment(podR6.ip, podA6.ip, 1000, 80, "A")
@@ -96,8 +105,10 @@ func TestTunnelSenderOfEstablishedFlow6(t *testing.T) {
 	h.dropped(h.fromOverlay(h.plain(ack)), maps.DropSpoofedSource)
 }
 
-func TestUntunnelledIsWorld6(t *testing.T) {
-	h := newHarness(t)
+func TestUntunnelledIsWorld6(t *testing.T) { makes(t, untunnelledIsWorld6) }
+
+func untunnelledIsWorld6(t *testing.T, h *harness) {
+	t.Helper()
 	in := h.plain(segment(outside6, self6, 1000, 22, "S"))
 	if r := h.fromOverlay(in); r.act != actOK || !bytes.Equal(r.out, in) {
 		t.Errorf("packet to the host: verdict %d", r.act)

@@ -12,8 +12,10 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 )
 
-func TestTunnelToPod(t *testing.T) {
-	h := newHarness(t)
+func TestTunnelToPod(t *testing.T) { makes(t, tunnelToPod) }
+
+func tunnelToPod(t *testing.T, h *harness) {
+	t.Helper()
 	inner := segment(podR.ip, podA.ip, 1000, 80, "S")
 	r := h.passed(h.fromOverlay(h.tunnelled(node2, idR, inner)))
 	eth, _, _ := decode(t, r.out)
@@ -24,8 +26,10 @@ func TestTunnelToPod(t *testing.T) {
 	h.passed(h.fromOverlay(h.tunnelled(node2, identity.RemoteNode, segment(node2, self, 5, 6, "S"))))
 }
 
-func TestTunnelSenderChecks(t *testing.T) {
-	h := newHarness(t)
+func TestTunnelSenderChecks(t *testing.T) { makes(t, tunnelSenderChecks) }
+
+func tunnelSenderChecks(t *testing.T, h *harness) {
+	t.Helper()
 	for name, c := range map[string]struct {
 		node   string
 		id     identity.Number
@@ -62,8 +66,10 @@ func TestTunnelSenderChecks(t *testing.T) {
 }
 
 // The checks hold for flows that are established, too.
-func TestTunnelSenderOfEstablishedFlow(t *testing.T) {
-	h := newHarness(t)
+func TestTunnelSenderOfEstablishedFlow(t *testing.T) { makes(t, tunnelSenderOfEstablishedFlow) }
+
+func tunnelSenderOfEstablishedFlow(t *testing.T, h *harness) {
+	t.Helper()
 	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment(podR.ip, podA.ip, 1000, 80, "S"))))
 	h.passed(h.fromPod(podA, h.sent(podA, segment(podA.ip, podR.ip, 80, 1000, "SA"))))
 	ack := segment(podR.ip, podA.ip, 1000, 80, "A")
@@ -77,8 +83,10 @@ func TestTunnelSenderOfEstablishedFlow(t *testing.T) {
 	}
 }
 
-func TestUntunnelledIsWorld(t *testing.T) {
-	h := newHarness(t)
+func TestUntunnelledIsWorld(t *testing.T) { makes(t, untunnelledIsWorld) }
+
+func untunnelledIsWorld(t *testing.T, h *harness) {
+	t.Helper()
 	if r := h.fromOverlay(h.plain(segment("203.0.113.9", self, 1000, 22, "S"))); r.act != actOK {
 		t.Errorf("packet to the host: verdict %d", r.act)
 	}

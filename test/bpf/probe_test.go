@@ -24,8 +24,10 @@ func probeQuestion(src, dst string) []gopacket.SerializableLayer {
 
 // A path probe is sent back as it came, but for its direction: it is answered
 // without an agent and without a flow being remembered.
-func TestProbeAnswered(t *testing.T) {
-	h := newHarness(t)
+func TestProbeAnswered(t *testing.T) { makes(t, probeAnswered) }
+
+func probeAnswered(t *testing.T, h *harness) {
+	t.Helper()
 	asked := h.tunnelled(node2, identity.Health, probeQuestion(node2, self))
 	r := h.passed(h.fromOverlay(asked))
 	_, outer, _ := decode(t, r.out) // and its checksum
@@ -49,17 +51,29 @@ func TestProbeAnswered(t *testing.T) {
 	}
 }
 
-// An answer is for the socket on the tunnel's port; nobody answers it again.
-func TestProbeAnswerPasses(t *testing.T) {
-	h := newHarness(t)
+// An answer is for the socket that asked, from whichever port; nobody answers it
+// again.
+func TestProbeAnswerPasses(t *testing.T) { makes(t, probeAnswerPasses) }
+
+func probeAnswerPasses(t *testing.T, h *harness) {
+	t.Helper()
 	in := h.tunnelled(node2, identity.Health, datagram(node2, self, probePort, askPort, 24))
-	if r := h.fromOverlay(in); r.act != actOK || !bytes.Equal(r.out, in) {
-		t.Errorf("verdict %d, %x", r.act, r.out)
+	const sport, dport = 14 + 20, 14 + 20 + 2
+	for _, from := range [][]byte{{0x9C, 0x40}, {0x21, 0x18}} { // 40000, and the tunnel's own
+		copy(in[sport:], from)
+		want := bytes.Clone(in)
+		copy(want[sport:], in[dport:dport+2])
+		copy(want[dport:], from)
+		if r := h.fromOverlay(in); r.act != actOK || !bytes.Equal(r.out, want) {
+			t.Errorf("verdict %d, %x, want %x", r.act, r.out, want)
+		}
 	}
 }
 
-func TestProbeForged(t *testing.T) {
-	h := newHarness(t)
+func TestProbeForged(t *testing.T) { makes(t, probeForged) }
+
+func probeForged(t *testing.T, h *harness) {
+	t.Helper()
 	for name, c := range map[string]struct {
 		node     string
 		id       identity.Number
@@ -87,8 +101,10 @@ func TestProbeForged(t *testing.T) {
 }
 
 // Too short to be one: the program must not read past its end.
-func TestProbeCut(t *testing.T) {
-	h := newHarness(t)
+func TestProbeCut(t *testing.T) { makes(t, probeCut) }
+
+func probeCut(t *testing.T, h *harness) {
+	t.Helper()
 	whole := h.tunnelled(node2, identity.Health, probeQuestion(node2, self))
 	for n := len(whole) - 1; n > 14+20+8; n-- {
 		r := h.fromOverlay(whole[:n])

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -87,6 +88,13 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s := withEtcd(lab.NewSpec(name, 2, 2))
 		s.IPv6 = true
 		return s, lab.Options{Demo: true}, nil
+	case "kernel": // the same, the clusters with different makes of the tunnel's headers
+		s := withEtcd(lab.NewSpec(name, 2, 2))
+		s.IPv6 = true
+		for i, way := range []string{"netdev", "ebpf"} {
+			s.Clusters[i].Agent = map[string]string{"tunnel-datapath": way}
+		}
+		return s, lab.Options{Demo: true}, nil
 	case "modes": // two clusters of one node that deny by default, and whose selectors mean the mesh
 		s := withEtcd(lab.NewSpec(name, 2, 1))
 		s.Agent = map[string]string{"policy-enforcement": "always", "policy-default-scope": "mesh"}
@@ -106,13 +114,17 @@ func specOf(kind string) (lab.Spec, lab.Options, error) {
 		s.Agent = map[string]string{"labels": "!rev"}
 		return s, lab.Options{}, nil
 	}
-	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, modes, kube, listed or brief", kind)
+	return lab.Spec{}, lab.Options{}, fmt.Errorf("no kind of lab %q: demo, pair, shared, alone, crowd, given, young, nine, ten, ipv6, kernel, modes, kube, listed or brief", kind)
 }
 
 // sharedEtcd is the environment variable that puts the clusters of every lab on
 // one etcd: the mesh must be the same. Scripts about the federation's stream skip
 // themselves then ([shared]).
 const sharedEtcd = "HAWSER_E2E_SHARED_ETCD"
+
+// tunnelDatapath is the environment variable that has the nodes of every lab make the
+// tunnel's headers in this way, where the lab does not say itself.
+const tunnelDatapath = "HAWSER_E2E_TUNNEL"
 
 func withEtcd(s lab.Spec) lab.Spec {
 	s.SharedEtcd = os.Getenv(sharedEtcd) != ""
@@ -123,7 +135,7 @@ func withEtcd(s lab.Spec) lab.Spec {
 // is none. `lab down` removes it before the script's end.
 func cmdLab(s *script, args []string) (string, error) {
 	if len(args) != 1 {
-		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|modes|kube|listed|brief|down")
+		return "", usage("lab demo|pair|shared|alone|crowd|given|young|nine|ten|ipv6|kernel|modes|kube|listed|brief|down")
 	}
 	if args[0] == "down" {
 		w := s.world
@@ -150,6 +162,13 @@ func newWorld(s *suite, kind string) (*world, error) {
 	spec, opts, err := specOf(kind)
 	if err != nil {
 		return nil, err
+	}
+	if way := os.Getenv(tunnelDatapath); way != "" {
+		spec.Agent = maps.Clone(spec.Agent)
+		if spec.Agent == nil {
+			spec.Agent = map[string]string{}
+		}
+		spec.Agent["tunnel-datapath"] = way
 	}
 	opts.Binaries = s.bin
 	l, err := lab.Up(context.Background(), spec, opts)
@@ -273,7 +292,7 @@ func (w *world) restore() error {
 		ss, err := m.ListServices(ctx, &hawserv1.ListServicesRequest{})
 		errs = append(errs, err)
 		for _, v := range ss.GetServices() {
-			if (w.kind == "demo" || w.kind == "ipv6") && v.GetNamespace() == "demo" && v.GetName() == "echo" {
+			if slices.Contains([]string{"demo", "ipv6", "kernel"}, w.kind) && v.GetNamespace() == "demo" && v.GetName() == "echo" {
 				continue
 			}
 			_, err := m.DeleteService(ctx, &hawserv1.DeleteServiceRequest{Namespace: v.GetNamespace(), Name: v.GetName()})

@@ -101,6 +101,7 @@ spec:
 // Names of shapes.
 const (
 	hawserName = "hawser"
+	netdevName = "hawser-netdev" // the same with tunnel headers by the kernel's device
 	plainName  = "plain"
 )
 

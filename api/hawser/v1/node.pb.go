@@ -95,7 +95,8 @@ type NodeStatusReport struct {
 	Now                 int64          `protobuf:"varint,60,opt,name=now,proto3" json:"now,omitempty"`                                    // its clock, Unix ns
 	Certificate         string         `protobuf:"bytes,61,opt,name=certificate,proto3" json:"certificate,omitempty"`                     // SPIFFE id
 	Pools               []*AddressPool `protobuf:"bytes,62,rep,name=pools,proto3" json:"pools,omitempty"`
-	NotReady            string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"` // why the node takes no new workloads yet; empty when it does
+	TunnelDatapath      string         `protobuf:"bytes,64,opt,name=tunnel_datapath,json=tunnelDatapath,proto3" json:"tunnel_datapath,omitempty"` // who makes the tunnel's headers: netdev, ebpf
+	NotReady            string         `protobuf:"bytes,63,opt,name=not_ready,json=notReady,proto3" json:"not_ready,omitempty"`                   // why the node takes no new workloads yet; empty when it does
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -324,6 +325,13 @@ func (x *NodeStatusReport) GetPools() []*AddressPool {
 		return x.Pools
 	}
 	return nil
+}
+
+func (x *NodeStatusReport) GetTunnelDatapath() string {
+	if x != nil {
+		return x.TunnelDatapath
+	}
+	return ""
 }
 
 func (x *NodeStatusReport) GetNotReady() string {
@@ -3219,7 +3227,7 @@ var File_api_hawser_v1_node_proto protoreflect.FileDescriptor
 const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/hawser/v1/node.proto\x12\thawser.v1\"\x0f\n" +
-	"\rStatusRequest\"\x87\t\n" +
+	"\rStatusRequest\"\xb0\t\n" +
 	"\x10NodeStatusReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -3253,7 +3261,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\fpolicy_audit\x18* \x01(\bR\vpolicyAudit\x12\x10\n" +
 	"\x03now\x18< \x01(\x03R\x03now\x12 \n" +
 	"\vcertificate\x18= \x01(\tR\vcertificate\x12,\n" +
-	"\x05pools\x18> \x03(\v2\x16.hawser.v1.AddressPoolR\x05pools\x12\x1b\n" +
+	"\x05pools\x18> \x03(\v2\x16.hawser.v1.AddressPoolR\x05pools\x12'\n" +
+	"\x0ftunnel_datapath\x18@ \x01(\tR\x0etunnelDatapath\x12\x1b\n" +
 	"\tnot_ready\x18? \x01(\tR\bnotReady\x1a;\n" +
 	"\rPoliciesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
