@@ -5,6 +5,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -25,8 +26,9 @@ func newLint(s *session.Session) *cobra.Command {
 		Short: "Point out what policy objects may not be meant to say",
 		Long: "Point out what policy objects may not be meant to say: selectors that select nothing\n" +
 			"in the mesh as it is now, peers of other clusters that are not named, services that are\n" +
-			"not there, allows that a deny takes back, denies of everything or of nothing. Without -f\n" +
-			"it looks at the objects in force. The exit code is 1 when there is something to point out.",
+			"not there, allows that a deny of any object takes back, denies of everything or of nothing,\n" +
+			"prefixes that mean pods or nobody. Without -f it looks at the objects in force. The exit\n" +
+			"code is 1 when there is something to point out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := learn(cmd.Context(), s, false)
@@ -40,7 +42,12 @@ func newLint(s *session.Session) *cobra.Command {
 					return err
 				}
 			}
-			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Scope: k.scope, Identities: k.identities, Services: k.served(), KubeAPIServers: k.kubeAPIServers}, objects)
+			around, err := k.learnRanges(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			found := trace.Lint(trace.Surroundings{Cluster: k.cluster, Scope: k.scope, Identities: k.identities, Services: k.served(), KubeAPIServers: k.kubeAPIServers,
+				Others: k.beside(objects), Pods: around.pods}, objects)
 			type row = trace.Finding
 			err = printer.Rows(cmd.OutOrStdout(), s.Output, found, printer.Columns[row]{
 				{Header: "OBJECT", Cell: func(f row) string { return f.Object }},
@@ -48,13 +55,20 @@ func newLint(s *session.Session) *cobra.Command {
 				{Header: "FINDING", Cell: func(f row) string { return f.Text }},
 			}, "Nothing to point out.")
 			if err == nil && len(found) > 0 {
-				return session.Answer("%d findings", len(found))
+				return session.Answer("%s", counted(len(found)))
 			}
 			return err
 		},
 	}
 	manifest.Bind(cmd, &files)
 	return cmd
+}
+
+func counted(findings int) string {
+	if findings == 1 {
+		return "1 finding"
+	}
+	return fmt.Sprintf("%d findings", findings)
 }
 
 // parseFiles are the objects in files, and the files' texts.
@@ -91,35 +105,44 @@ type pairRow struct {
 // dryRun has the API server check objects and prints which pairs of identities
 // they would open and close.
 func dryRun(cmd *cobra.Command, s *session.Session, files []string) error {
+	return inTime(cmd.Context(), s, func(ctx context.Context) error { return dryRunIn(ctx, cmd, s, files) })
+}
+
+func dryRunIn(ctx context.Context, cmd *cobra.Command, s *session.Session, files []string) error {
 	objects, texts, err := parseFiles(cmd, files)
 	if err != nil {
 		return err
 	}
-	if err := check(cmd.Context(), s, texts); err != nil {
+	if err := check(ctx, s, texts); err != nil {
 		return err
 	}
-	k, err := learn(cmd.Context(), s, true)
+	k, err := learn(ctx, s, true)
 	if err != nil {
 		return err
 	}
 	k.addAddresses()
-	k.addEnforcement(cmd.Context(), s)
-	change := trace.Change{Cluster: k.cluster, Scope: k.scope, Mode: k.mode, Before: k.objects, Identities: k.identities, After: objects, Services: k.services, KubeAPIServers: k.kubeAPIServers}
-	if trace.Names(objects) {
-		s.Warn("ports by name are not in this list: which numbers they have is each workload's own")
-	}
-	for _, old := range k.objects {
-		if !contains(objects, old.ID()) {
-			change.After = append(change.After, old)
-		}
-	}
-	pairs, err := change.Pairs()
+	k.addEnforcement(ctx, s)
+	around, err := k.learnRanges(ctx, s)
 	if err != nil {
 		return err
 	}
+	change := trace.Change{Cluster: k.cluster, Scope: k.scope, Mode: k.mode, Before: k.objects, Identities: k.identities, After: objects, Services: k.services, KubeAPIServers: k.kubeAPIServers}
+	around.tell(&change)
+	if trace.Names(objects) {
+		s.Warn("ports by name are not in this list: which numbers they have is each workload's own")
+	}
+	change.After = append(change.After, k.beside(objects)...)
+	pairs, err := change.Pairs(ctx)
+	if err != nil {
+		return fmt.Errorf("compare the objects before and after over %d identities: %w", len(k.identities), err)
+	}
+	most := 0
+	if s.Output == printer.Table {
+		most = maxNamed
+	}
 	var rows []pairRow
 	for _, p := range pairs {
-		rows = append(rows, pairRow{p.Direction.String(), p.Self.String(), p.Peer, p.Opened, p.Closed})
+		rows = append(rows, pairRow{p.Direction.String(), p.Self.String(), p.PeerText(most), p.Opened, p.Closed})
 	}
 	return printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[pairRow]{
 		{Header: "DIRECTION", Cell: func(r pairRow) string { return r.Direction }},
@@ -149,6 +172,16 @@ func check(ctx context.Context, s *session.Session, texts []string) error {
 		}
 	}
 	return nil
+}
+
+// beside are the objects in force that others do not replace.
+func (k *knowledge) beside(objects []api.Object) (out []api.Object) {
+	for _, old := range k.objects {
+		if !contains(objects, old.ID()) {
+			out = append(out, old)
+		}
+	}
+	return out
 }
 
 func contains(objects []api.Object, id string) bool {

@@ -56,6 +56,17 @@ func (cluster) ListAddresses(context.Context, *hawserv1.ListAddressesRequest) (*
 	}}, nil
 }
 
+func (cluster) ListNodes(context.Context, *hawserv1.ListNodesRequest) (*hawserv1.ListNodesResponse, error) {
+	return &hawserv1.ListNodesResponse{Nodes: []*hawserv1.NodeInfo{
+		{Cluster: "east", Name: "n1", TunnelAddress: "172.30.1.1", PodCidrs: []string{"10.1.0.0/24"}},
+		{Cluster: "west", Name: "w1", TunnelAddress: "172.30.2.1", Addresses: []string{"2001:db8::2"}, PodCidrs: []string{"10.2.0.0/24"}},
+	}}, nil
+}
+
+func (cluster) ClusterStatus(context.Context, *hawserv1.ClusterStatusRequest) (*hawserv1.ClusterStatusReport, error) {
+	return &hawserv1.ClusterStatusReport{Cluster: "east", PodCidrs: []string{"10.1.0.0/16"}, ServiceCidrs: []string{"172.31.1.0/24"}}, nil
+}
+
 func (cluster) ApplyPolicy(context.Context, *hawserv1.ApplyPolicyRequest) (*hawserv1.ApplyPolicyResponse, error) {
 	return &hawserv1.ApplyPolicyResponse{}, nil
 }
@@ -74,6 +85,44 @@ func run(t *testing.T, s *session.Session, args ...string) (string, error) {
 	cmd.SetOut(&b)
 	err := cmd.ExecuteContext(t.Context())
 	return b.String(), err
+}
+
+const blocks = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed, namespace: demo}\n" +
+	"spec: {podSelector: {matchLabels: {app: echo}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}\n"
+
+const inPods = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: closed, namespace: demo}\n" +
+	"spec: {endpointSelector: {matchLabels: {app: echo}}, ingress: [{fromCIDR: [10.2.0.0/24, 10.1.0.0/16]}, {fromCIDR: [192.0.2.0/24]}]}\n"
+
+// Dry runs and lint know the addresses of nodes and the ranges of pods.
+func TestRanges(t *testing.T) {
+	socket := played.Socket(t)
+	played.APIServer(t, socket, cluster{scope: "local"})
+	file := filepath.Join(t.TempDir(), "p.yaml")
+	s := &session.Session{Context: played.Context(t, "", socket), Timeout: 5 * time.Second, Output: printer.Table}
+	for _, c := range []struct {
+		text string
+		args []string
+		want []string
+	}{
+		{blocks, []string{"apply", "--dry-run", "-f"}, []string{"remote-node at 2001:db8::2", "world in ::/0"}},
+		{inPods, []string{"lint", "-f"}, []string{"10.2.0.0/24 matches nothing", "10.1.0.0/16 matches nothing"}},
+	} {
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, _ := run(t, s, append(c.args, file)...)
+		rows := strings.Split(strings.TrimSpace(out), "\n")[1:]
+		for i, want := range c.want {
+			if len(rows) != len(c.want) || !strings.Contains(rows[i], want) {
+				t.Errorf("%s: want %q in\n%s", c.args[0], c.want, out)
+			}
+		}
+	}
+	for n, want := range map[int]string{1: "1 finding", 2: "2 findings"} {
+		if counted(n) != want {
+			t.Errorf("%d: %s", n, counted(n))
+		}
+	}
 }
 
 // Where the context names neither agents nor the cluster, as on the host of an API

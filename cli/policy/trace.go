@@ -62,36 +62,9 @@ func newTrace(s *session.Session) *cobra.Command {
 			if expect != "" && expect != "allow" && expect != "deny" {
 				return session.Usage("--expect %q: want allow or deny", expect)
 			}
-			k, err := learn(cmd.Context(), s, true)
-			if err != nil {
-				return err
-			}
-			from, err := k.end(src)
-			if err != nil {
-				return fmt.Errorf("--src: %w", err)
-			}
-			to, err := k.end(dst)
-			if err != nil {
-				return fmt.Errorf("--dst: %w", err)
-			}
-			for _, a := range append(slices.Clone(from.addrs), to.addrs...) {
-				if problem := k.notInKernel(a); problem != "" {
-					s.Warn("%s", problem)
-				}
-			}
-			ps, err := packets(from, to, proto)
-			if err != nil {
-				return err
-			}
-			var answers [][]verdictRow
-			for _, p := range ps {
-				rows, err := explain(cmd.Context(), s, k, p, proto, number)
-				if err != nil {
-					return err
-				}
-				answers = append(answers, rows)
-			}
-			return showVerdicts(cmd.OutOrStdout(), s.Output, merge(ps, answers), expect)
+			return inTime(cmd.Context(), s, func(ctx context.Context) error {
+				return tracePolicy(ctx, cmd.OutOrStdout(), s, question{src, dst, expect, proto, number})
+			})
 		},
 	}
 	f := cmd.Flags()
@@ -103,6 +76,46 @@ func newTrace(s *session.Session) *cobra.Command {
 		_ = cmd.MarkFlagRequired(required)
 	}
 	return cmd
+}
+
+// question is what a trace is asked.
+type question struct {
+	src, dst, expect string
+	proto            uint8
+	number           uint16
+}
+
+func tracePolicy(ctx context.Context, w io.Writer, s *session.Session, q question) error {
+	k, err := learn(ctx, s, true)
+	if err != nil {
+		return err
+	}
+	from, err := k.end(q.src)
+	if err != nil {
+		return fmt.Errorf("--src: %w", err)
+	}
+	to, err := k.end(q.dst)
+	if err != nil {
+		return fmt.Errorf("--dst: %w", err)
+	}
+	for _, a := range append(slices.Clone(from.addrs), to.addrs...) {
+		if problem := k.notInKernel(a); problem != "" {
+			s.Warn("%s", problem)
+		}
+	}
+	ps, err := packets(from, to, q.proto)
+	if err != nil {
+		return err
+	}
+	var answers [][]verdictRow
+	for _, p := range ps {
+		rows, err := explain(ctx, s, k, p, q.proto, q.number)
+		if err != nil {
+			return err
+		}
+		answers = append(answers, rows)
+	}
+	return showVerdicts(w, s.Output, merge(ps, answers), q.expect)
 }
 
 // explain asks the API server, which asks the other cluster's for an end there.

@@ -101,7 +101,7 @@ func TestAccepted(t *testing.T) {
 		{"an empty list is no list", cnp("endpointSelector: {}\ningress: []\negress: [{}]"),
 			in + " | deny false true\negress[0] egress allow [] []"},
 		{"entities", ccnp("endpointSelector: {}\ningress:\n- fromEntities: [world, cluster, mesh, host, remote-node, health, init, kube-apiserver, none]\n- fromEntities: [all]"),
-			"all | deny true false\ningress[0] ingress allow [@world @cluster @mesh @host @remote-node @health @init @kube-apiserver] []\ningress[1] ingress allow [ANY] []"},
+			"all | deny true false\ningress[0] ingress allow [@world @cluster @mesh @host @remote-node @health @init @kube-apiserver @none] []\ningress[1] ingress allow [ANY] []"},
 		{"reserved labels are entities", cnp("endpointSelector: {}\ningress:\n- fromEndpoints: [{matchLabels: {'reserved:host': ''}}, {matchExpressions: [{key: 'reserved:world', operator: Exists}]}]"),
 			in + " | deny true false\ningress[0] ingress allow [@host @world] []"},
 		{"expressions", ccnp("endpointSelector:\n  matchExpressions:\n  - {key: k8s:app, operator: In, values: [b, a, b]}\n  - {key: env, operator: NotIn, values: [dev]}\n  - {key: any:x, operator: Exists}\n  - {key: z, operator: DoesNotExist, values: []}\ningress: [{}]"),

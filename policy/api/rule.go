@@ -219,8 +219,7 @@ func parseEntities(n manifest.Node, peers *Peers) {
 		switch e := Entity(text); e {
 		case EntityAll:
 			peers.Any = true
-		case EntityNone:
-		case EntityWorld, EntityCluster, EntityMesh, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
+		case EntityNone, EntityWorld, EntityCluster, EntityMesh, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
 			peers.Entities = append(peers.Entities, e)
 		case "ingress", "unmanaged", "world-ipv4", "world-ipv6":
 			item.Problem("entity %q is not supported yet", text)

@@ -3,8 +3,11 @@
 package trace
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,7 +38,7 @@ func TestPairs(t *testing.T) {
 	head := "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\nspec:\n  endpointSelector: {matchLabels: {app: web}}\n"
 	before := parse(t, head+`  ingress: [{fromEndpoints: [{matchLabels: {app: client}}], toPorts: [{ports: [{port: "80", protocol: TCP}]}]}]`)
 	after := parse(t, head+`  ingress: [{fromEndpoints: [{matchLabels: {app: client}}], toPorts: [{ports: [{port: "81", protocol: TCP}]}]}, {fromCIDR: [192.0.2.0/24], toPorts: [{ports: [{port: "80", protocol: TCP}]}]}]`)
-	pairs, err := Change{Cluster: "east", Before: before, After: after, Identities: mesh(t)}.Pairs()
+	pairs, err := Change{Cluster: "east", Before: before, After: after, Identities: mesh(t)}.Pairs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,27 +54,124 @@ func TestPairs(t *testing.T) {
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	pairs, err = Change{Cluster: "east", After: parse(t, head+"  ingress: [{}]"), Identities: mesh(t)}.Pairs()
+	pairs, err = Change{Cluster: "east", After: parse(t, head+"  ingress: [{}]"), Identities: mesh(t)}.Pairs(t.Context())
 	if err != nil || len(pairs) != 5 { // world, remote-node and three identities; the host stays
 		t.Errorf("a default deny closes %d pairs, error %v: %+v", len(pairs), err, pairs)
 	}
 	block := parse(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: b, namespace: demo}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{ipBlock: {cidr: 10.1.0.0/16}}]}]}\n")
 	ids := mesh(t)
 	ids[1].Addrs, ids[2].Addrs = []netip.Addr{netip.MustParseAddr("10.1.0.2")}, []netip.Addr{netip.MustParseAddr("10.2.0.2"), netip.MustParseAddr("10.1.9.9")}
-	pairs, err = Change{Cluster: "east", After: block, Identities: ids}.Pairs()
+	pairs, err = Change{Cluster: "east", After: block, Identities: ids}.Pairs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	got = nil
 	for _, p := range pairs {
-		got = append(got, fmt.Sprint(p.Peer, p.Closed))
+		got = append(got, fmt.Sprint(p.PeerText(0), p.Closed))
 	}
-	want = []string{"world[everything]", "remote-node[everything]", ids[0].Labels.String() + "[everything]", ids[2].Labels.String() + "[everything]"}
+	want = []string{"remote-node except 10.1.0.0/16[everything]", ids[0].Labels.String() + "[everything]", ids[2].Labels.String() + " at 10.2.0.2[everything]",
+		"world except 10.1.0.0/16[everything]"}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if pairs, err = (Change{Cluster: "east", Before: before, After: before, Identities: mesh(t)}).Pairs(); err != nil || len(pairs) != 0 {
+	if pairs, err = (Change{Cluster: "east", Before: before, After: before, Identities: mesh(t)}).Pairs(t.Context()); err != nil || len(pairs) != 0 {
 		t.Errorf("no change: %+v, error %v", pairs, err)
+	}
+}
+
+// What an edit of a range, a prefix or its exceptions opens and closes is told
+// exactly, in both directions of the edit, for pods, nodes and outside.
+func TestPairsOfEdits(t *testing.T) {
+	const cnp = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: demo}\nspec: {endpointSelector: {matchLabels: {app: web}}, ingress: [%s]}\n"
+	const np = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: demo}\nspec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress], ingress: [{from: [%s]}]}\n"
+	port := func(p string) string {
+		return fmt.Sprintf(cnp, "{fromEndpoints: [{matchLabels: {app: client}}], toPorts: [{ports: [{"+p+", protocol: TCP}]}]}")
+	}
+	set := func(s string) string { return fmt.Sprintf(cnp, "{fromCIDRSet: [{"+s+"}]}") }
+	block := func(s string) string { return fmt.Sprintf(np, "{ipBlock: {"+s+"}}") }
+	nobody := fmt.Sprintf(np, "{podSelector: {matchLabels: {app: nobody}}}")
+	client := mesh(t)[1].Labels.String()
+	for name, c := range map[string]struct{ before, after, opened, closed string }{
+		"a port becomes a range":      {port(`port: "8080"`), port(`port: "8080", endPort: 8095`), client + " 8081-8095/tcp", ""},
+		"a range becomes a port":      {port(`port: "4096", endPort: 8191`), port(`port: "8080"`), "", client + " 4096-8079/tcp 8081-8191/tcp"},
+		"a wider prefix":              {set("cidr: 172.30.0.0/24"), set("cidr: 172.30.0.0/16"), "172.30.0.0/16 except 172.30.0.0/24 everything", ""},
+		"an exception":                {set("cidr: 172.30.0.0/16"), set("cidr: 172.30.0.0/16, except: [172.30.1.0/24]"), "", "172.30.1.0/24 everything"},
+		"an exception of an ipBlock":  {block("cidr: 10.1.1.0/24"), block("cidr: 10.1.1.0/24, except: [10.1.1.4/32]"), "", client + " at 10.1.1.4 everything"},
+		"an ipBlock around nodes":     {nobody, block("cidr: 192.0.2.0/24"), "remote-node at 192.0.2.1 everything; 192.0.2.0/24 everything", ""},
+		"an ipBlock of a pod":         {nobody, block("cidr: 10.1.1.4/32"), client + " at 10.1.1.4 everything", ""},
+		"an ipBlock of nobody's":      {nobody, block("cidr: 10.1.2.0/24"), "", ""},
+		"no policy, then all of IPv4": {"", block("cidr: 0.0.0.0/0"), "", client + " at fd00::4 everything; remote-node at 2001:db8::1 everything; world in ::/0 everything; " + mesh(t)[0].Labels.String() + " everything; " + mesh(t)[2].Labels.String() + " everything"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ids := mesh(t)
+			ids[1].Addrs = []netip.Addr{netip.MustParseAddr("10.1.1.4"), netip.MustParseAddr("10.1.1.5"), netip.MustParseAddr("fd00::4")}
+			nodes := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+			change := Change{Cluster: "east", Identities: ids, HostAddrs: nodes, NodeAddrs: nodes, Inside: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}
+			if c.before != "" {
+				change.Before = parse(t, c.before)
+			}
+			if c.after != "" {
+				change.After = parse(t, c.after)
+			}
+			check := func(change Change, opened, closed string) {
+				t.Helper()
+				pairs, err := change.Pairs(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				texts := func(of func(Pair) []string) string {
+					var out []string
+					for _, p := range pairs {
+						if list := of(p); len(list) > 0 {
+							out = append(out, p.PeerText(0)+" "+strings.Join(list, " "))
+						}
+					}
+					slices.Sort(out)
+					return strings.Join(out, "; ")
+				}
+				sorted := func(s string) string {
+					list := strings.Split(s, "; ")
+					slices.Sort(list)
+					return strings.Join(list, "; ")
+				}
+				if got := texts(func(p Pair) []string { return p.Opened }); got != sorted(opened) {
+					t.Errorf("opened %q, want %q", got, sorted(opened))
+				}
+				if got := texts(func(p Pair) []string { return p.Closed }); got != sorted(closed) {
+					t.Errorf("closed %q, want %q", got, sorted(closed))
+				}
+			}
+			check(change, c.opened, c.closed)
+			change.Before, change.After = change.After, change.Before
+			check(change, c.closed, c.opened)
+		})
+	}
+}
+
+func TestPeerText(t *testing.T) {
+	p := Pair{Peer: "x", In: netip.MustParsePrefix("::/0")}
+	for i := range byte(4) {
+		a := netip.AddrFrom4([4]byte{10, 0, 0, i})
+		p.At, p.Except = append(p.At, a), append(p.Except, netip.PrefixFrom(a, 32))
+	}
+	want := "x in ::/0 at 10.0.0.0, 10.0.0.1, 10.0.0.2 and 1 more except 10.0.0.0/32, 10.0.0.1/32, 10.0.0.2/32 and 1 more"
+	if got := p.PeerText(3); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := p.PeerText(0); strings.Contains(got, "more") || strings.Count(got, ",") != 6 {
+		t.Errorf("%q leaves something out", got)
+	}
+}
+
+// A change that nobody waits for any more is not gone on with.
+func TestPairsEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]Change{"objects": {After: parse(t, rules)}, "identities": {Identities: mesh(t)}} {
+		c.Cluster = "east"
+		if pairs, err := c.Pairs(ctx); !errors.Is(err, context.Canceled) || pairs != nil {
+			t.Errorf("%s: %d pairs, error %v", name, len(pairs), err)
+		}
 	}
 }
 
@@ -92,7 +192,7 @@ func TestPairsFollowScopeAndMode(t *testing.T) {
 		{policy.ScopeMesh, policy.ModeAlways, 1, 0, "opened"},
 		{policy.ScopeMesh, policy.ModeNever, 0, 0, ""},
 	} {
-		pairs, err := Change{Cluster: "east", Scope: c.scope, Mode: c.mode, After: rule, Identities: mesh(t)}.Pairs()
+		pairs, err := Change{Cluster: "east", Scope: c.scope, Mode: c.mode, After: rule, Identities: mesh(t)}.Pairs(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +214,7 @@ func TestPairsNameICMPTypes(t *testing.T) {
 		return parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+
 			"spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: client}}], icmps: [{fields: ["+icmps+"]}]}]}\n")
 	}
-	pairs, err := Change{Cluster: "east", Identities: mesh(t), Before: rule("{type: 8}, {type: 0}"), After: rule("{type: 8}, {type: 128, family: IPv6}")}.Pairs()
+	pairs, err := Change{Cluster: "east", Identities: mesh(t), Before: rule("{type: 8}, {type: 0}"), After: rule("{type: 8}, {type: 128, family: IPv6}")}.Pairs(t.Context())
 	if err != nil || len(pairs) != 1 || fmt.Sprint(pairs[0].Opened, pairs[0].Closed) != "[icmpv6 type 128] [icmp type 0]" {
 		t.Errorf("%+v, error %v", pairs, err)
 	}

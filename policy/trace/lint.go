@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/gaissmai/bart"
+
 	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
@@ -29,6 +31,10 @@ type Surroundings struct {
 	Services map[string]bool
 	// KubeAPIServers are the prefixes that rules call kube-apiserver.
 	KubeAPIServers []netip.Prefix
+	// Others are objects in force beside those that are looked at.
+	Others []api.Object
+	// Pods are the ranges of the mesh's pods, as far as they are known.
+	Pods []netip.Prefix
 }
 
 // String is the finding in a line.
@@ -37,6 +43,7 @@ func (f Finding) String() string { return f.Object + " " + f.Path + ": " + f.Tex
 // Lint looks at valid objects.
 func Lint(w Surroundings, objects []api.Object) []Finding {
 	cluster, index := w.Cluster, newIndex(w.Identities)
+	denies, parts := deniesOf(objects, w.Others)
 	var out []Finding
 	for _, o := range objects {
 		for _, r := range o.Rules {
@@ -46,43 +53,17 @@ func Lint(w Surroundings, objects []api.Object) []Finding {
 			if !anyOf(index.candidates(r.Endpoints), func(i Identity) bool { return i.Cluster == cluster && r.Endpoints.Matches(i.Labels) }) {
 				add(r.Path, "selects no workload of cluster %s now: %s", cluster, r.Endpoints)
 			}
-			contradicted(r, add)
+			if len(denies)*parts <= maxPairs {
+				w.contradicted(o.ID(), r, denies, add)
+			} else if own, parts := deniesOf([]api.Object{{Namespace: o.Namespace, Name: o.Name, Rules: []api.Rule{r}}}); len(own)*parts <= maxPairs {
+				w.contradicted(o.ID(), r, own, add)
+			}
 			for _, p := range r.Parts {
 				w.lintPart(index, p, r.Path+"."+p.Path, add)
 			}
 		}
 	}
 	return out
-}
-
-// contradicted finds an allow of which nothing is left by a deny of the same rule.
-func contradicted(r api.Rule, add func(path, format string, args ...any)) {
-	var denies []api.Part
-	for _, p := range r.Parts {
-		if p.Deny {
-			denies = append(denies, p)
-		}
-	}
-	if len(denies)*len(r.Parts) > maxPairs {
-		return
-	}
-	for _, p := range r.Parts {
-		i := slices.IndexFunc(denies, func(d api.Part) bool { return !p.Deny && d.Direction == p.Direction && coversPart(d, p) })
-		if i >= 0 {
-			add(r.Path+"."+p.Path, "allows nothing: %s denies all of it", denies[i].Path)
-		}
-	}
-}
-
-// maxPairs bounds how many pairs of parts of a rule are compared.
-const maxPairs = 1 << 20
-
-// coversPart reports whether a names the same peers and ports as b, or all.
-func coversPart(a, b api.Part) bool {
-	samePeers := slices.EqualFunc(a.Peers.Selectors, b.Peers.Selectors, func(a, b api.Selector) bool { return a.ID() == b.ID() }) &&
-		slices.Equal(a.Peers.Entities, b.Peers.Entities) && slices.Equal(a.Peers.Services, b.Peers.Services) &&
-		slices.EqualFunc(a.Peers.CIDRs, b.Peers.CIDRs, func(a, b api.CIDR) bool { return a.String() == b.String() && a.Block == b.Block })
-	return (a.Peers.Any || samePeers && !b.Peers.Any) && (len(a.Ports) == 0 || slices.Equal(a.Ports, b.Ports))
 }
 
 func (w Surroundings) lintPart(index index, p api.Part, path string, add func(path, format string, args ...any)) {
@@ -126,11 +107,42 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 			add(path, "selects no workload now: %s", s)
 		}
 	}
+	if p.Peers.Entities != nil && !slices.ContainsFunc(p.Peers.Entities, func(e api.Entity) bool { return e != api.EntityNone }) {
+		add(path, "entity none is nobody: leave it out, or name who is meant")
+	}
 	for _, c := range p.Peers.CIDRs {
-		if !c.Block && c.Prefix.Bits() == 0 {
-			add(path, "%s is the world outside the mesh, not every peer: pods are selected by labels", c.Prefix)
+		if text := w.lintCIDR(c); text != "" {
+			add(path, "%s", text)
 		}
 	}
+}
+
+// lintCIDR is what a prefix may not be meant to say; empty: nothing.
+func (w Surroundings) lintCIDR(c api.CIDR) string {
+	const only = "these rules are about addresses outside the mesh; select pods by labels, or write a NetworkPolicy with an ipBlock"
+	nobody, except, pods := &bart.Table[int]{}, &bart.Table[struct{}]{}, &bart.Table[struct{}]{}
+	for _, e := range c.Except {
+		except.Insert(e, struct{}{})
+		pods.Insert(e, struct{}{})
+	}
+	for _, p := range w.Pods {
+		pods.Insert(p, struct{}{})
+	}
+	switch {
+	case !anybody(c.Prefix, nobody, except):
+		return fmt.Sprintf("%s is nothing: its except takes all of it", c.Prefix)
+	case c.Block:
+	case c.Prefix.Bits() == 0:
+		return fmt.Sprintf("%s is the world outside the mesh, not every peer: pods are selected by labels", c.Prefix)
+	case !anybody(c.Prefix, nobody, pods):
+		return fmt.Sprintf("%s matches nothing: all of it is ranges of the mesh's pods, and %s", c, only)
+	default:
+		i := slices.IndexFunc(w.Pods, func(p netip.Prefix) bool { return c.Prefix.Overlaps(p) && anybody(p, nobody, except) })
+		if i >= 0 {
+			return fmt.Sprintf("%s does not mean the pods in it, such as those of %s: %s", c, w.Pods[i], only)
+		}
+	}
+	return ""
 }
 
 func anyOf(all []Identity, is func(Identity) bool) bool {

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/identity"
@@ -238,11 +237,14 @@ func (a answer) reason(d datapath.Direction) string {
 // unknowns says what the answer does not take into account.
 func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []string) {
 	names, blocks, apiServers := false, false, false
-	selecting := a.engine.Selecting(a.set.ID)
+	selecting := map[string]bool{}
+	for _, id := range a.engine.Selecting(a.set.ID) {
+		selecting[id] = true
+	}
 	for _, o := range q.Objects {
 		for _, r := range o.Rules {
 			for _, p := range r.Parts {
-				if p.Direction != d || !contains(selecting, o.ID()) {
+				if p.Direction != d || !selecting[o.ID()] {
 					continue
 				}
 				for _, port := range p.Ports {
@@ -265,10 +267,6 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 		out = append(out, "kube-apiserver was not looked up: "+peer.Name+" has no address here")
 	}
 	return out
-}
-
-func contains(all []string, s string) bool {
-	return strings.Contains("\n"+strings.Join(all, "\n")+"\n", "\n"+s+"\n")
 }
 
 // ServicesOf are the services that objects name, sorted.
