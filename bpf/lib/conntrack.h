@@ -114,7 +114,8 @@ static __always_inline void flow_key(struct flow *f, const struct tuple4 *t)
 	f->hash = (a ^ b) >> 32;
 }
 
-/* The flow's entry, in whichever map. */
+/* The flow's entry, in whichever map. Another CPU may move it from the one to the
+ * other between our two looks; so no flow is new before the third. */
 static __always_inline struct ct_entry *ct_find(struct flow *f)
 {
 	struct ct_entry *e = bpf_map_lookup_elem(&ct4, &f->key);
@@ -123,6 +124,10 @@ static __always_inline struct ct_entry *ct_find(struct flow *f)
 	if (!e) {
 		e = bpf_map_lookup_elem(&ct4_open, &f->key);
 		f->half_open = 1;
+	}
+	if (unlikely(!e)) {
+		e = bpf_map_lookup_elem(&ct4, &f->key);
+		f->half_open = !e;
 	}
 	if (e)
 		f->dir = f->high == !!(e->flags & CT_ORIGIN_HIGH) ? FLOW_FORWARD : FLOW_REPLY;

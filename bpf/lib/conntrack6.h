@@ -53,7 +53,7 @@ static __always_inline void flow_key6(struct flow *f, struct tuple6 *key, const 
 	f->hash = x * 0xC2B2AE3D27D4EB4FULL >> 32;
 }
 
-/* The flow's entry, in whichever map. */
+/* See ct_find. */
 static __always_inline struct ct_entry *ct_find6(struct flow *f, const struct tuple6 *key)
 {
 	struct ct_entry *e = bpf_map_lookup_elem(&ct6, key);
@@ -62,6 +62,10 @@ static __always_inline struct ct_entry *ct_find6(struct flow *f, const struct tu
 	if (!e) {
 		e = bpf_map_lookup_elem(&ct6_open, key);
 		f->half_open = 1;
+	}
+	if (unlikely(!e)) {
+		e = bpf_map_lookup_elem(&ct6, key);
+		f->half_open = !e;
 	}
 	if (e)
 		f->dir = f->high == !!(e->flags & CT_ORIGIN_HIGH) ? FLOW_FORWARD : FLOW_REPLY;
