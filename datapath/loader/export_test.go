@@ -58,7 +58,7 @@ func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
 	if err != nil {
 		return err
 	}
-	progs, err := d.prepare(spec, moves, notes)
+	progs, during, err := d.prepare(spec, moves, notes)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,10 @@ func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
 		return err
 	}
 	if until == Switched {
-		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.readyTunnel(progs), d.switchPrograms(progs))
+		if during == nil {
+			during = progs
+		}
+		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.readyTunnel(progs), d.switchPrograms(during))
 	}
 	return err
 }
