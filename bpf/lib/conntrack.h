@@ -100,6 +100,8 @@ struct ct_told {
 	__u64 more[7];
 };
 
+_Static_assert(sizeof(struct ct_told) == 160, "datapath/loader knows its size");
+
 /* See struct ct_told. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -8,12 +8,14 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 )
 
 // beforeSuffix is behind the name of a map of flows: under that name the programs
 // that run during a move know the map that it takes the place of.
 const beforeSuffix = "_before"
+
+// toldSize is that of struct ct_told (bpf/lib/conntrack.h).
+const toldSize = 160 // bytes
 
 // flowMaps are the maps that have one.
 func flowMaps() []string { return []string{"ct4", "ct4_open", "ct6", "ct6_open"} }
@@ -46,7 +48,7 @@ func (d *Datapath) during(spec *ebpf.CollectionSpec, moves []*move) map[string]*
 func loadDuring(spec *ebpf.CollectionSpec, kept map[string]*ebpf.Map, moves []*move) (map[string]*ebpf.Program, error) {
 	spec = spec.Copy()
 	for _, m := range moves {
-		if err := checkTold(spec, m, moves[0].shared); err != nil {
+		if err := checkTold(m, moves[0].shared); err != nil {
 			return nil, fmt.Errorf("map %s: %w", m.name, err)
 		}
 		before := spec.Maps[m.name+beforeSuffix]
@@ -74,16 +76,12 @@ func loadDuring(spec *ebpf.CollectionSpec, kept map[string]*ebpf.Map, moves []*m
 }
 
 // checkTold reports why programs cannot use both maps of a move.
-func checkTold(spec *ebpf.CollectionSpec, m *move, shared uint32) error {
-	var told *btf.Struct
-	if err := spec.Types.TypeByName("ct_told", &told); err != nil {
-		return err
-	}
+func checkTold(m *move, shared uint32) error {
 	if m.shared == 0 || m.shared != shared {
 		return fmt.Errorf("its entries and those before have more than their beginning (%d bytes) in common, or less", m.shared)
 	}
-	if size := m.old.ValueSize(); size > told.Size {
-		return fmt.Errorf("entries before had %d bytes and may have %d", size, told.Size)
+	if size := m.old.ValueSize(); size > toldSize {
+		return fmt.Errorf("entries before had %d bytes and may have %d", size, toldSize)
 	}
 	return nil
 }
