@@ -36,7 +36,7 @@ func TestLargeObject(t *testing.T) {
 	if len(found) != rules-1 || !strings.Contains(found[0].Text, "selects no workload now: app=app-0") {
 		t.Errorf("%d findings, the first %v; want all rules but one", len(found), found[0])
 	}
-	pairs, err := Change{Cluster: "east", Identities: mesh(t), After: objects}.Pairs()
+	pairs, err := Change{Cluster: "east", Identities: mesh(t), After: objects}.Pairs(t.Context())
 	if err != nil || len(pairs) == 0 {
 		t.Fatalf("pairs %v, error %v", pairs, err)
 	}

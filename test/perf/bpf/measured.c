@@ -18,9 +18,6 @@ struct bpf_tunnel_key {
 	__u32 pad_local[3];
 };
 
-static long (*const bpf_skb_set_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key,
-                                            __u32 size, __u64 flags) = (void *)21;
-
 enum {
 	/* up to and with tos, ttl and label: the kernel takes shorter keys */
 	KEY_SIZE = __builtin_offsetof(struct bpf_tunnel_key, local_ipv4),
