@@ -29,7 +29,14 @@ func otherConntrack(s *ebpf.CollectionSpec) {
 // the others those before, connections to services that are balanced packet by packet
 // are opened, established and go on; so do those from before, when all have changed.
 func TestConnectionsAcrossTheSwitch(t *testing.T) {
-	for name, step := range map[string]int{"replies meet the new programs": loader.OverlaySwitched, "requests do": loader.PodsSwitched} {
+	for name, c := range map[string]struct {
+		step  int
+		later func(*ebpf.CollectionSpec)
+	}{
+		"replies meet the new programs":              {loader.OverlaySwitched, otherConntrack},
+		"requests do":                                {loader.PodsSwitched, otherConntrack},
+		"requests do, half-open flows are not moved": {loader.PodsSwitched, laterbuild.Alter},
+	} {
 		t.Run(name, func(t *testing.T) {
 			w := newUpgradeWorld(t, "")
 			vips := []netip.Addr{netip.MustParseAddr("10.100.0.9"), netip.MustParseAddr("fd00:10:100::9")}
@@ -54,8 +61,8 @@ func TestConnectionsAcrossTheSwitch(t *testing.T) {
 				}
 			}
 			dialBoth()
-			for i, alter := range []func(*ebpf.CollectionSpec){otherConntrack, sameBuild} {
-				for _, until := range []int{loader.Prepared, step, loader.AllSteps} {
+			for i, alter := range []func(*ebpf.CollectionSpec){c.later, sameBuild} {
+				for _, until := range []int{loader.Prepared, c.step, loader.AllSteps} {
 					d, err := w.open(alter, until)
 					if err != nil {
 						t.Fatal(err)
