@@ -172,7 +172,8 @@ static __noinline int ct_tell(const struct tuple4 *key, const struct ct_entry *e
 	return bpf_map_update_elem(&ct4_open_before, key, &told, BPF_ANY);
 }
 
-/* The flow's entry, in whichever map. */
+/* The flow's entry, in whichever map. Another CPU may move it from the one to the
+ * other between our two looks; so no flow is new before the third. */
 static __always_inline struct ct_entry *ct_find(struct flow *f)
 {
 	struct ct_entry *e = bpf_map_lookup_elem(&ct4, &f->key);
@@ -181,6 +182,10 @@ static __always_inline struct ct_entry *ct_find(struct flow *f)
 	if (!e) {
 		e = bpf_map_lookup_elem(&ct4_open, &f->key);
 		f->half_open = 1;
+	}
+	if (unlikely(!e)) {
+		e = bpf_map_lookup_elem(&ct4, &f->key);
+		f->half_open = !e;
 	}
 	if (ct_moving && !e)
 		e = ct_taken(f);

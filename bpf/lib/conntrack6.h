@@ -83,7 +83,7 @@ static __noinline int ct_tell6(const struct tuple6 *key, const struct ct_entry *
 	return bpf_map_update_elem(&ct6_open_before, key, &told, BPF_ANY);
 }
 
-/* The flow's entry, in whichever map. */
+/* See ct_find. */
 static __always_inline struct ct_entry *ct_find6(struct flow *f, const struct tuple6 *key)
 {
 	struct ct_entry *e = bpf_map_lookup_elem(&ct6, key);
@@ -92,6 +92,10 @@ static __always_inline struct ct_entry *ct_find6(struct flow *f, const struct tu
 	if (!e) {
 		e = bpf_map_lookup_elem(&ct6_open, key);
 		f->half_open = 1;
+	}
+	if (unlikely(!e)) {
+		e = bpf_map_lookup_elem(&ct6, key);
+		f->half_open = !e;
 	}
 	if (ct_moving && !e)
 		e = ct_taken6(f, key);
