@@ -279,11 +279,15 @@ static __always_inline void snat_key(struct snat_key *key, __be32 remote, __be16
 	key->proto = proto;
 }
 
-/* The pod that an answer is for. *open: its flow is half-open. */
+/* The pod that an answer is for. *open: its flow is half-open. See ct_find for the
+ * third look: what has no pod is the host's. */
 static __always_inline struct snat_entry *snat_find(const struct snat_key *key, int *open)
 {
 	struct snat_entry *s = bpf_map_lookup_elem(&snat4, key);
 
 	*open = !s;
-	return s ? s : bpf_map_lookup_elem(&snat4_open, key);
+	if (s)
+		return s;
+	s = bpf_map_lookup_elem(&snat4_open, key);
+	return s ? s : bpf_map_lookup_elem(&snat4, key);
 }

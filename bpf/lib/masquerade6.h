@@ -213,5 +213,8 @@ static __always_inline struct snat6_entry *snat_find6(const struct snat6_key *ke
 	struct snat6_entry *s = bpf_map_lookup_elem(&snat6, key);
 
 	*open = !s;
-	return s ? s : bpf_map_lookup_elem(&snat6_open, key);
+	if (s)
+		return s;
+	s = bpf_map_lookup_elem(&snat6_open, key);
+	return s ? s : bpf_map_lookup_elem(&snat6, key);
 }
