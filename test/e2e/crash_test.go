@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,12 +41,24 @@ type crashed struct {
 
 // cmdCrash is `crash add|delete NODE POD`: the node's agent is killed while it
 // makes a pod, or removes one, each time at the next of its changes to files, to the
-// network or to maps, and started again. The pod must then be there whole, which means that it reaches POD, or not at
-// all, and what was asked must work when it is asked again. `crash half NODE POD`
-// kills it when a pod is half made, and leaves it at that.
+// network or to maps, and started again. The pod must then be there whole, which means
+// that it reaches POD, or not at all, and what was asked must work when it is asked
+// again. `crash half NODE POD` kills it when a pod is half made, and leaves it at that.
+// With `every=N` it is killed at every N-th change only: each start of an agent takes a
+// CPU for a while, which a load beside it does not have.
 func cmdCrash(s *script, args []string) (string, error) {
+	const help = "crash add|delete|half NODE POD [every=N]"
+	step := 1
+	if len(args) == 4 {
+		text, ok := strings.CutPrefix(args[3], "every=")
+		n, err := strconv.Atoi(text)
+		if !ok || err != nil || n < 1 {
+			return "", usage(help)
+		}
+		step, args = n, args[:3]
+	}
 	if len(args) != 3 || s.world.nodes[args[1]] == nil || args[0] != "add" && args[0] != "delete" && args[0] != "half" {
-		return "", usage("crash add|delete|half NODE POD")
+		return "", usage(help)
 	}
 	server, err := s.place(args[2])
 	if err != nil {
@@ -56,7 +69,7 @@ func cmdCrash(s *script, args []string) (string, error) {
 		return "", err
 	}
 	c := &crashed{script: s, lab: l, node: s.world.nodes[args[1]], server: server, id: "crash"}
-	c.netns = filepath.Join(s.ts.MkAbs("."), args[0])
+	c.netns = filepath.Join(s.ts.MkAbs("."), fmt.Sprintf("%s-%d", args[0], step))
 	if err := nsthread.CreateNetns(c.netns); err != nil {
 		return "", err
 	}
@@ -76,17 +89,17 @@ func cmdCrash(s *script, args []string) (string, error) {
 	}
 	const fewest, most = 8, 200
 	var points []string
-	for n := 1; n <= most; n++ {
+	for n := step; n <= most; n += step {
 		changes, killed, err := try(n)
 		if err != nil {
 			return "", fmt.Errorf("killed at change %d of\n  %s\n%w", n, strings.Join(changes, "\n  "), err)
 		}
 		if !killed {
-			s.count("crash points", uint64(n-1))
-			if n-1 < fewest {
-				return "", fmt.Errorf("only %d changes were seen: a pod takes more", n-1)
+			s.count("crash points", uint64(len(points)))
+			if len(changes) < fewest {
+				return "", fmt.Errorf("only %d changes were seen: a pod takes more", len(changes))
 			}
-			return fmt.Sprintf("%d crash points:\n  %s\n", n-1, strings.Join(points, "\n  ")), nil
+			return fmt.Sprintf("%d crash points:\n  %s\n", len(points), strings.Join(points, "\n  ")), nil
 		}
 		points = append(points, changes[len(changes)-1])
 	}
