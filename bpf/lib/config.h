@@ -32,3 +32,6 @@ const volatile __u64 encap_extra_flags = 0; /* ENCAP_L2_ETH where the kernel has
  * where the kernel does not listen. */
 const volatile __u64 decap6_flag = 0;
 const volatile __u64 csum6_flag = 0;
+/* While an upgrade moves conntrack to maps of another layout: how many bytes of an
+ * entry both layouts have. 0: nothing is being moved. */
+const volatile __u32 ct_moving = 0;

@@ -24,6 +24,7 @@
  * CPUs may write the two words in any order: a verdict found beside a foreign
  * hop or in a foreign flow does not match. Only "allow" is cached. */
 #pragma once
+#include "config.h"
 #include "drop.h"
 #include "parse.h"
 #include "types.h"
@@ -86,6 +87,36 @@ struct {
 	__type(value, struct ct_entry);
 } ct4_open SEC(".maps");
 
+/* What the programs before this build's are told of a new flow, in as many bytes as
+ * their entries have (the loader knows how many these may be).
+ *
+ * While hooks are changed over one by one, a flow's packets of one direction may
+ * still meet the programs before. So what these opened or established since the maps
+ * were copied is looked for in their maps, ct*_before, and what is opened here is
+ * written there too; nothing is established here until all hooks are changed over.
+ * Then programs with ct_moving of 0 come, of which nothing of this is part. */
+struct ct_told {
+	struct ct_entry e;
+	__u64 more[7];
+};
+
+_Static_assert(sizeof(struct ct_told) == 160, "datapath/loader knows its size");
+
+/* See struct ct_told. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct tuple4);
+	__type(value, struct ct_entry);
+} ct4_before SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct tuple4);
+	__type(value, struct ct_entry);
+} ct4_open_before SEC(".maps");
+
 /* A flow as the programs handle it. */
 struct flow {
 	struct tuple4 key;
@@ -114,6 +145,33 @@ static __always_inline void flow_key(struct flow *f, const struct tuple4 *t)
 	f->hash = (a ^ b) >> 32;
 }
 
+/* Takes an entry over from a map of the programs before. */
+static __always_inline struct ct_entry *ct_take(void *map, void *before, const void *key)
+{
+	struct ct_entry e = {};
+	void *was = bpf_map_lookup_elem(before, key);
+
+	if (!was || bpf_probe_read_kernel(&e, ct_moving, was))
+		return NULL;
+	bpf_map_update_elem(map, key, &e, BPF_NOEXIST);
+	return bpf_map_lookup_elem(map, key);
+}
+
+static __noinline struct ct_entry *ct_taken(struct flow *f)
+{
+	struct ct_entry *e = ct_take(&ct4, &ct4_before, &f->key);
+
+	f->half_open = !e;
+	return e ? e : ct_take(&ct4_open, &ct4_open_before, &f->key);
+}
+
+static __noinline int ct_tell(const struct tuple4 *key, const struct ct_entry *e)
+{
+	struct ct_told told = {.e = *e};
+
+	return bpf_map_update_elem(&ct4_open_before, key, &told, BPF_ANY);
+}
+
 /* The flow's entry, in whichever map. Another CPU may move it from the one to the
  * other between our two looks; so no flow is new before the third. */
 static __always_inline struct ct_entry *ct_find(struct flow *f)
@@ -129,6 +187,8 @@ static __always_inline struct ct_entry *ct_find(struct flow *f)
 		e = bpf_map_lookup_elem(&ct4, &f->key);
 		f->half_open = !e;
 	}
+	if (ct_moving && !e)
+		e = ct_taken(f);
 	if (e)
 		f->dir = f->high == !!(e->flags & CT_ORIGIN_HIGH) ? FLOW_FORWARD : FLOW_REPLY;
 	return e;
@@ -138,6 +198,10 @@ static __always_inline void ct_delete(const struct flow *f)
 {
 	bpf_map_delete_elem(&ct4, &f->key);
 	bpf_map_delete_elem(&ct4_open, &f->key);
+	if (ct_moving) {
+		bpf_map_delete_elem(&ct4_before, &f->key);
+		bpf_map_delete_elem(&ct4_open_before, &f->key);
+	}
 }
 
 /* Whether the packet opens a connection where an old one just ended. */
@@ -188,6 +252,8 @@ static __always_inline int ct_create(struct packet *p, const struct flow *f, str
 	p->opens = 1;
 	e->packets[FLOW_FORWARD] = 1;
 	e->bytes[FLOW_FORWARD] = p->len;
+	if (ct_moving)
+		ct_tell(&f->key, e);
 	return bpf_map_update_elem(&ct4_open, &f->key, e, BPF_ANY) ? DROP(p, DROP_CONNTRACK_FULL)
 	                                                           : 0;
 }
@@ -199,6 +265,8 @@ static __always_inline int ct_promote(struct packet *p, struct flow *f, struct c
 	long err;
 
 	(*e)->flags |= CT_REPLIED;
+	if (ct_moving)
+		return 0; /* where the programs before find it */
 	err = bpf_map_update_elem(&ct4, &f->key, *e, BPF_NOEXIST);
 	if (err == -EBUSY)
 		return 0;

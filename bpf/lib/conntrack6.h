@@ -20,6 +20,21 @@ struct {
 	__type(value, struct ct_entry);
 } ct6_open SEC(".maps");
 
+/* See struct ct_told. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct tuple6);
+	__type(value, struct ct_entry);
+} ct6_before SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct tuple6);
+	__type(value, struct ct_entry);
+} ct6_open_before SEC(".maps");
+
 /* Whether a is the higher address, as memcmp has it. */
 static __always_inline int addr_above(const struct addr *a, const struct addr *b)
 {
@@ -53,6 +68,21 @@ static __always_inline void flow_key6(struct flow *f, struct tuple6 *key, const 
 	f->hash = x * 0xC2B2AE3D27D4EB4FULL >> 32;
 }
 
+static __noinline struct ct_entry *ct_taken6(struct flow *f, const struct tuple6 *key)
+{
+	struct ct_entry *e = ct_take(&ct6, &ct6_before, key);
+
+	f->half_open = !e;
+	return e ? e : ct_take(&ct6_open, &ct6_open_before, key);
+}
+
+static __noinline int ct_tell6(const struct tuple6 *key, const struct ct_entry *e)
+{
+	struct ct_told told = {.e = *e};
+
+	return bpf_map_update_elem(&ct6_open_before, key, &told, BPF_ANY);
+}
+
 /* See ct_find. */
 static __always_inline struct ct_entry *ct_find6(struct flow *f, const struct tuple6 *key)
 {
@@ -67,6 +97,8 @@ static __always_inline struct ct_entry *ct_find6(struct flow *f, const struct tu
 		e = bpf_map_lookup_elem(&ct6, key);
 		f->half_open = !e;
 	}
+	if (ct_moving && !e)
+		e = ct_taken6(f, key);
 	if (e)
 		f->dir = f->high == !!(e->flags & CT_ORIGIN_HIGH) ? FLOW_FORWARD : FLOW_REPLY;
 	return e;
@@ -76,6 +108,10 @@ static __always_inline void ct_delete6(const struct tuple6 *key)
 {
 	bpf_map_delete_elem(&ct6, key);
 	bpf_map_delete_elem(&ct6_open, key);
+	if (ct_moving) {
+		bpf_map_delete_elem(&ct6_before, key);
+		bpf_map_delete_elem(&ct6_open_before, key);
+	}
 }
 
 /* See ct_create. */
@@ -85,6 +121,8 @@ static __always_inline int ct_create6(struct packet *p, const struct tuple6 *key
 	p->opens = 1;
 	e->packets[FLOW_FORWARD] = 1;
 	e->bytes[FLOW_FORWARD] = p->len;
+	if (ct_moving)
+		ct_tell6(key, e);
 	return bpf_map_update_elem(&ct6_open, key, e, BPF_ANY) ? DROP(p, DROP_CONNTRACK_FULL) : 0;
 }
 
@@ -95,6 +133,8 @@ static __always_inline int ct_promote6(struct packet *p, struct flow *f, const s
 	long err;
 
 	(*e)->flags |= CT_REPLIED;
+	if (ct_moving)
+		return 0; /* where the programs before find it */
 	err = bpf_map_update_elem(&ct6, key, *e, BPF_NOEXIST);
 	if (err == -EBUSY)
 		return 0;

@@ -396,6 +396,7 @@ static __u32 (*const bpf_set_hash)(struct __sk_buff *skb, __u32 hash) = (void *)
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode,
                                          __u64 flags) = (void *)50;
 static long (*const bpf_fib_lookup)(void *ctx, void *params, int plen, __u32 flags) = (void *)69;
+static long (*const bpf_probe_read_kernel)(void *to, __u32 size, const void *from) = (void *)113;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -133,6 +134,9 @@ func Read(stdin io.Reader, file string) (string, error) {
 	}
 	if len(raw) > maxSize {
 		return "", fmt.Errorf("%s is larger than %s", name(file), printer.Bytes(maxSize))
+	}
+	if !utf8.Valid(raw) {
+		return "", fmt.Errorf("%s is not text: it holds bytes that are not UTF-8; give a manifest in YAML or JSON", name(file))
 	}
 	return string(raw), nil
 }

@@ -108,7 +108,10 @@ func (k *knowledge) learnAddresses(ctx context.Context, s *session.Session, clie
 				Prefix: a.GetPrefix(), Cluster: a.GetCluster(), Node: a.GetNode(), Workload: a.GetWorkload(), Identity: a.GetIdentity(), Source: "ip",
 			})
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return k.addNodes(ctx, client)
 	}
 	if err != nil {
 		return err

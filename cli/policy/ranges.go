@@ -5,6 +5,7 @@ package policy
 import (
 	"context"
 	"net/netip"
+	"slices"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/cli/session"
@@ -39,7 +40,9 @@ func (k *knowledge) learnRanges(ctx context.Context, s *session.Session) (r rang
 	r.pods = prefixes(own.GetPodCidrs())
 	r.inside = prefixes(own.GetServiceCidrs())
 	for _, n := range listed.GetNodes() {
-		for _, text := range append([]string{n.GetTunnelAddress()}, n.GetAddresses()...) {
+		texts := append([]string{n.GetTunnelAddress()}, n.GetAddresses()...)
+		slices.Sort(texts)
+		for _, text := range slices.Compact(texts) { // its tunnel ends at one that it lists, too
 			if a, err := netip.ParseAddr(text); err == nil {
 				r.addNode(n.GetCluster() == k.cluster, a)
 			}

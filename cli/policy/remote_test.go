@@ -5,6 +5,7 @@ package policy
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,7 +74,7 @@ func (cluster) ApplyPolicy(context.Context, *hawserv1.ApplyPolicyRequest) (*haws
 
 // ExplainPolicy says whom it was asked about.
 func (cluster) ExplainPolicy(_ context.Context, r *hawserv1.ExplainPolicyRequest) (*hawserv1.ExplainPolicyResponse, error) {
-	return &hawserv1.ExplainPolicyResponse{Answered: true, Allowed: true, Reason: r.GetCluster() + " " + r.GetSelf().GetAddress() + " from " + r.GetPeer().GetAddress()}, nil
+	return &hawserv1.ExplainPolicyResponse{Answered: true, Allowed: true, Reason: r.GetCluster() + " " + r.GetSelf().GetAddress() + " from " + r.GetPeer().GetAddress() + fmt.Sprintf(" identity %d", r.GetPeer().GetReserved())}, nil
 }
 
 func run(t *testing.T, s *session.Session, args ...string) (string, error) {

@@ -109,6 +109,10 @@ func tracePolicy(ctx context.Context, w io.Writer, s *session.Session, q questio
 	}
 	var answers [][]verdictRow
 	for _, p := range ps {
+		if rows := k.nobodys(p); rows != nil {
+			answers = append(answers, rows)
+			continue
+		}
 		rows, err := explain(ctx, s, k, p, q.proto, q.number)
 		if err != nil {
 			return err
@@ -133,14 +137,18 @@ func explain(ctx context.Context, s *session.Session, k *knowledge, p packet, pr
 		self, peer trace.End
 	}{{"egress", p.from, p.to}, {"ingress", p.to, p.from}} {
 		cluster, _ := d.self.Labels.Get(labels.Mesh, labels.ClusterKey)
+		peer, note := k.seenFrom(d.self, d.peer)
 		r, err := client.ExplainPolicy(ctx, &hawserv1.ExplainPolicyRequest{
-			Cluster: cluster, Direction: d.name, Self: endMessage(d.self), Peer: endMessage(d.peer),
+			Cluster: cluster, Direction: d.name, Self: endMessage(d.self), Peer: endMessage(peer),
 			Protocol: uint32(proto), Port: uint32(number),
 		})
 		if err != nil {
 			return nil, err
 		}
 		row := verdictRow{Direction: d.name, At: d.self.Name, Verdict: verdictAllowed, Reason: r.GetReason(), Hints: r.GetHints()}
+		if note != "" {
+			row.Hints = append(row.Hints, note)
+		}
 		switch {
 		case !r.GetAnswered():
 			row.Verdict = verdictNotAsked
@@ -148,6 +156,9 @@ func explain(ctx context.Context, s *session.Session, k *knowledge, p packet, pr
 			row.Verdict = verdictAudited
 		case !r.GetAllowed():
 			row.Verdict = verdictDenied
+			if cluster != "" && cluster != k.cluster {
+				row.Hints = append(row.Hints, fmt.Sprintf("whether this one endpoint is told to audit (hawser endpoint audit), so that it passes, is known in cluster %s only", cluster))
+			}
 		}
 		rows = append(rows, row)
 	}

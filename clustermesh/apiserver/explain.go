@@ -134,8 +134,12 @@ func endOf(texts []string, address string, reserved uint32) (end trace.End, err 
 		}
 		end.Name = address
 	}
-	if _, ok := identity.Number(reserved).Reserved(); reserved != 0 && !ok {
+	name, ok := identity.Number(reserved).Reserved()
+	if reserved != 0 && !ok {
 		return end, fmt.Errorf("%d is no reserved identity", reserved)
+	}
+	if reserved != 0 && address == "" {
+		end.Name = name
 	}
 	end.Reserved = identity.Number(reserved)
 	if len(end.Labels) > 0 {

@@ -161,3 +161,13 @@ func TestApplyWarns(t *testing.T) {
 		}
 	}
 }
+
+// A reserved end without an address is called by its name.
+func TestReservedEndsHaveNames(t *testing.T) {
+	if end, err := endOf(nil, "", 6); err != nil || end.Name != "remote-node" {
+		t.Errorf("%+v, %v", end, err)
+	}
+	if end, err := endOf(nil, "10.0.0.1", 6); err != nil || end.Name != "10.0.0.1" {
+		t.Errorf("%+v, %v", end, err)
+	}
+}

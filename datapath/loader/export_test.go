@@ -13,6 +13,9 @@ import (
 const (
 	AllSteps = iota
 	Prepared // the new maps are there and filled, nothing uses them
+	// One hook runs the new programs, all others those before.
+	OverlaySwitched
+	PodsSwitched
 	Switched // the new programs run
 )
 
@@ -58,15 +61,24 @@ func (d *Datapath) partly(spec *ebpf.CollectionSpec, until int) error {
 	if err != nil {
 		return err
 	}
-	progs, err := d.prepare(spec, moves, notes)
+	progs, during, err := d.prepare(spec, moves, notes)
 	if err != nil {
 		return err
 	}
 	if err := d.take(d.pins, progs); err != nil {
 		return err
 	}
-	if until == Switched {
-		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.readyTunnel(progs), d.switchPrograms(progs))
+	if during == nil {
+		during = progs
+	}
+	switch until {
+	case OverlaySwitched:
+		during = map[string]*ebpf.Program{"from_overlay": during["from_overlay"], "from_overlay6": during["from_overlay6"]}
+	case PodsSwitched:
+		during = map[string]*ebpf.Program{"from_pod": during["from_pod"], "from_pod6": during["from_pod6"]}
+	}
+	if until != Prepared {
+		err = errors.Join(writeDigest(d.cfg.PinPath, digest{}), d.readyTunnel(progs), d.switchPrograms(during))
 	}
 	return err
 }

@@ -28,6 +28,7 @@ type move struct {
 	name     string
 	old, new *ebpf.Map
 	fields   []field // of the value, that both have
+	shared   uint32  // how long both values' common beginning is; 0: it is not all of one
 }
 
 // finishMoves ends what an upgrade that was killed has begun, whichever build it
@@ -209,6 +210,7 @@ func planOne(name string, old *ebpf.Map, want *ebpf.MapSpec, notes *layouts) (*m
 	if want.Compatible(old) == nil {
 		return nil, nil //nolint:nilnil // it fits
 	}
+	m.shared = beginning(was.value, is.value, m.fields, old.ValueSize(), want.ValueSize)
 	if !copied(old.Type()) {
 		return nil, fmt.Errorf("it was a %s and is a %s: %w", old.Type(), want.Type, ErrIncompatible)
 	}

@@ -5,10 +5,13 @@ package loader
 import (
 	"errors"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/hawser-mesh/hawser/datapath/objects"
 )
 
 // A full map is moved although its elements come and go meanwhile: what left the old
@@ -54,5 +57,62 @@ func TestFullMapIsMoved(t *testing.T) {
 	m.name = "policy"
 	if err := m.fill(false); !errors.Is(err, unix.E2BIG) {
 		t.Errorf("rules without room: %v", err)
+	}
+}
+
+// The programs that run during a move can use entries before that are shorter or
+// longer than theirs, and are not made where what they would copy is another thing.
+func TestProgramsDuringAMove(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads eBPF programs")
+	}
+	for before, shared := range map[uint32]uint32{96: 96, 112: 104, 160: 104} {
+		spec, err := objects.LoadHawser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dropSockets(spec)
+		var moves []*move
+		kept := map[string]*ebpf.Map{}
+		for name, m := range pinnedMaps(spec) {
+			m.MaxEntries = min(m.MaxEntries, 4096)
+			if !slices.Contains(flowMaps(), name) {
+				continue
+			}
+			was := *m
+			was.ValueSize, was.Value = before, nil
+			old, err := ebpf.NewMap(&was)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = old.Close() })
+			moves = append(moves, &move{name: name, old: old, shared: shared})
+		}
+		progs, err := loadDuring(spec, kept, moves)
+		if err != nil {
+			t.Fatalf("entries before of %d bytes: %v", before, err)
+		}
+		if err := closeAll(progs); err != nil {
+			t.Error(err)
+		}
+		moves[0].shared = 0
+		if _, err := loadDuring(spec, kept, moves); err == nil {
+			t.Error("programs copy what is another thing")
+		}
+	}
+	a, b := field{"a", 0, 8}, field{"b", 8, 8}
+	for _, c := range []struct {
+		was, is []field
+		want    uint32
+	}{
+		{[]field{a}, []field{a, b}, 8},
+		{[]field{a, b}, []field{a}, 8},
+		{[]field{b}, []field{a, b}, 0},
+	} {
+		both, err := common(c.was, c.is)
+		size := func(f []field) uint32 { return f[len(f)-1].offset + f[len(f)-1].size }
+		if got := beginning(c.was, c.is, both, size(c.was), size(c.is)); err != nil || got != c.want {
+			t.Errorf("%v and %v have %d bytes in common, want %d; %v", c.was, c.is, got, c.want, err)
+		}
 	}
 }

@@ -236,11 +236,11 @@ func sortInfos(infos []maps.Info) {
 	slices.SortFunc(infos, func(a, b maps.Info) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// pinnedMaps are the maps that outlive a process; constants do not.
+// pinnedMaps are the maps that outlive a process; constants do not, nor those of a move.
 func pinnedMaps(spec *ebpf.CollectionSpec) map[string]*ebpf.MapSpec {
 	out := map[string]*ebpf.MapSpec{}
 	for name, m := range spec.Maps {
-		if !strings.HasPrefix(name, ".") {
+		if !strings.HasPrefix(name, ".") && !isBefore(name) {
 			out[name] = m
 		}
 	}

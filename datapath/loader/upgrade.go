@@ -16,13 +16,14 @@ import (
 // attached. Maps that are to be replaced are there twice meanwhile; flows that
 // the old programs open are moved after them.
 func (d *Datapath) upgrade(spec *ebpf.CollectionSpec, sum digest, moves []*move, notes *layouts) error {
-	progs, err := d.prepare(spec, moves, notes)
+	progs, during, err := d.prepare(spec, moves, notes)
 	if err != nil {
 		for _, m := range moves {
 			err = errors.Join(err, m.abandon(d))
 		}
 		return err
 	}
+	defer func() { _ = closeAll(during) }()
 	if err := d.take(d.pins, progs); err != nil {
 		return err
 	}
@@ -36,16 +37,8 @@ func (d *Datapath) upgrade(spec *ebpf.CollectionSpec, sum digest, moves []*move,
 	if err := d.readyTunnel(progs); err != nil {
 		return err
 	}
-	if err := d.switchPrograms(progs); err != nil {
+	if err := d.changeOver(progs, during, moves); err != nil {
 		return err
-	}
-	for _, m := range moves {
-		if err := m.fill(false); err != nil {
-			return err
-		}
-		if err := m.end(d); err != nil {
-			return err
-		}
 	}
 	if err := d.noteLayouts(spec, notes); err != nil {
 		return err
@@ -62,6 +55,30 @@ func (d *Datapath) upgrade(spec *ebpf.CollectionSpec, sum digest, moves []*move,
 		return err
 	}
 	return writeDigest(d.cfg.PinPath, sum) // last
+}
+
+// changeOver makes all hooks run the new programs, with those for during the move
+// between, if there are any, and ends the moves.
+func (d *Datapath) changeOver(progs, during map[string]*ebpf.Program, moves []*move) error {
+	first := progs
+	if during != nil {
+		first = during
+	}
+	if err := d.switchPrograms(first); err != nil {
+		return err
+	}
+	for _, m := range moves {
+		if err := m.fill(false); err != nil {
+			return err
+		}
+		if err := m.end(d); err != nil {
+			return err
+		}
+	}
+	if during == nil {
+		return nil
+	}
+	return d.switchPrograms(progs)
 }
 
 // dropUnknown removes what only the build before had: hooks that this one has no
@@ -94,42 +111,44 @@ func (d *Datapath) dropUnknown(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// prepare loads the programs with all maps, new ones pinned and filled.
-func (d *Datapath) prepare(spec *ebpf.CollectionSpec, moves []*move, notes *layouts) (map[string]*ebpf.Program, error) {
+// prepare loads the programs with all maps, new ones pinned and filled, and those for
+// during the move (see during).
+func (d *Datapath) prepare(spec *ebpf.CollectionSpec, moves []*move, notes *layouts) (progs, during map[string]*ebpf.Program, err error) {
 	kept := gomaps.Clone(d.pins)
 	for _, m := range moves {
 		delete(kept, m.name)
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept})
 	if err != nil {
-		return nil, fmt.Errorf("load programs: %w", err)
+		return nil, nil, fmt.Errorf("load programs: %w", err)
 	}
 	defer coll.Close()
 	if err := d.pinMaps(coll, spec, notes); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, m := range moves {
 		m.new = coll.DetachMap(m.name)
 		if err := m.pin(d, spec.Maps[m.name], notes); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
+	during = d.during(spec, moves)
 	const passes = 2 // the second one is short, as is what happens during it
 	for range passes {
 		for _, m := range moves {
 			if err := m.fill(true); err != nil {
-				return nil, err
+				return nil, nil, errors.Join(err, closeAll(during))
 			}
 		}
 	}
 	for _, m := range moves {
 		d.pins[m.name] = m.new
 	}
-	progs := map[string]*ebpf.Program{}
+	progs = map[string]*ebpf.Program{}
 	for name := range spec.Programs {
 		progs[name] = coll.DetachProgram(name)
 	}
-	return progs, nil
+	return progs, during, nil
 }
 
 // pinMaps pins the maps that there was nothing of.

@@ -398,9 +398,13 @@ const (
 	HawserMapAffinities      = "affinities"
 	HawserMapBackends        = "backends"
 	HawserMapCt4             = "ct4"
+	HawserMapCt4Before       = "ct4_before"
 	HawserMapCt4Open         = "ct4_open"
+	HawserMapCt4OpenBefore   = "ct4_open_before"
 	HawserMapCt6             = "ct6"
+	HawserMapCt6Before       = "ct6_before"
 	HawserMapCt6Open         = "ct6_open"
+	HawserMapCt6OpenBefore   = "ct6_open_before"
 	HawserMapEndpoints       = "endpoints"
 	HawserMapEpDevices       = "ep_devices"
 	HawserMapEpStrays        = "ep_strays"
@@ -453,6 +457,7 @@ const (
 	HawserProgSockSendmsg4   = "sock_sendmsg4"
 	HawserProgSockSendmsg6   = "sock_sendmsg6"
 	HawserVarCsum6Flag       = "csum6_flag"
+	HawserVarCtMoving        = "ct_moving"
 	HawserVarDecap6Flag      = "decap6_flag"
 	HawserVarEncapExtraFlags = "encap_extra_flags"
 	HawserVarHostIfindex     = "host_ifindex"
@@ -541,9 +546,13 @@ type HawserMapSpecs struct {
 	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Ct4           *ebpf.MapSpec `ebpf:"ct4"`
+	Ct4Before     *ebpf.MapSpec `ebpf:"ct4_before"`
 	Ct4Open       *ebpf.MapSpec `ebpf:"ct4_open"`
+	Ct4OpenBefore *ebpf.MapSpec `ebpf:"ct4_open_before"`
 	Ct6           *ebpf.MapSpec `ebpf:"ct6"`
+	Ct6Before     *ebpf.MapSpec `ebpf:"ct6_before"`
 	Ct6Open       *ebpf.MapSpec `ebpf:"ct6_open"`
+	Ct6OpenBefore *ebpf.MapSpec `ebpf:"ct6_open_before"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	EpDevices     *ebpf.MapSpec `ebpf:"ep_devices"`
 	EpStrays      *ebpf.MapSpec `ebpf:"ep_strays"`
@@ -583,6 +592,7 @@ type HawserMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type HawserVariableSpecs struct {
 	Csum6Flag       *ebpf.VariableSpec `ebpf:"csum6_flag"`
+	CtMoving        *ebpf.VariableSpec `ebpf:"ct_moving"`
 	Decap6Flag      *ebpf.VariableSpec `ebpf:"decap6_flag"`
 	EncapExtraFlags *ebpf.VariableSpec `ebpf:"encap_extra_flags"`
 	HostIfindex     *ebpf.VariableSpec `ebpf:"host_ifindex"`
@@ -624,9 +634,13 @@ type HawserMaps struct {
 	Affinities    *ebpf.Map `ebpf:"affinities"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Ct4           *ebpf.Map `ebpf:"ct4"`
+	Ct4Before     *ebpf.Map `ebpf:"ct4_before"`
 	Ct4Open       *ebpf.Map `ebpf:"ct4_open"`
+	Ct4OpenBefore *ebpf.Map `ebpf:"ct4_open_before"`
 	Ct6           *ebpf.Map `ebpf:"ct6"`
+	Ct6Before     *ebpf.Map `ebpf:"ct6_before"`
 	Ct6Open       *ebpf.Map `ebpf:"ct6_open"`
+	Ct6OpenBefore *ebpf.Map `ebpf:"ct6_open_before"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	EpDevices     *ebpf.Map `ebpf:"ep_devices"`
 	EpStrays      *ebpf.Map `ebpf:"ep_strays"`
@@ -666,9 +680,13 @@ func (m *HawserMaps) Close() error {
 		m.Affinities,
 		m.Backends,
 		m.Ct4,
+		m.Ct4Before,
 		m.Ct4Open,
+		m.Ct4OpenBefore,
 		m.Ct6,
+		m.Ct6Before,
 		m.Ct6Open,
+		m.Ct6OpenBefore,
 		m.Endpoints,
 		m.EpDevices,
 		m.EpStrays,
@@ -709,6 +727,7 @@ func (m *HawserMaps) Close() error {
 // It can be passed to LoadHawserObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HawserVariables struct {
 	Csum6Flag       *ebpf.Variable `ebpf:"csum6_flag"`
+	CtMoving        *ebpf.Variable `ebpf:"ct_moving"`
 	Decap6Flag      *ebpf.Variable `ebpf:"decap6_flag"`
 	EncapExtraFlags *ebpf.Variable `ebpf:"encap_extra_flags"`
 	HostIfindex     *ebpf.Variable `ebpf:"host_ifindex"`

@@ -117,15 +117,26 @@ func isPortName(s string) bool {
 		strings.ContainsFunc(s, func(r rune) bool { return r >= 'a' && r <= 'z' })
 }
 
-// checkNames refuses to ask prefixes outside the mesh for the number of a port's
-// name. ipBlocks concern workloads, too, which have names.
+// checkNames refuses to ask those for the number of a port's name who have none:
+// prefixes outside the mesh, and entities that no workload is. ipBlocks concern
+// workloads, too, which have names.
 func checkNames(n manifest.Node, p Part) {
-	if p.Direction != datapath.Egress || !slices.ContainsFunc(p.Peers.CIDRs, func(c CIDR) bool { return !c.Block }) {
+	if p.Direction != datapath.Egress {
 		return
 	}
+	var nameless string
+	if slices.ContainsFunc(p.Peers.CIDRs, func(c CIDR) bool { return !c.Block }) {
+		nameless = "what is in a prefix outside the mesh"
+	}
+	for _, e := range p.Peers.Entities {
+		switch e {
+		case EntityWorld, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
+			nameless = "entity " + string(e)
+		}
+	}
 	for _, port := range p.Ports {
-		if port.Name != "" {
-			n.Problem("port name %q: what is in a prefix outside the mesh has no names for its ports; write the number", port.Name)
+		if port.Name != "" && nameless != "" {
+			n.Problem("port name %q: %s has no names for its ports; write the number", port.Name, nameless)
 		}
 	}
 }

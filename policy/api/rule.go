@@ -219,12 +219,23 @@ func parseEntities(n manifest.Node, peers *Peers) {
 		switch e := Entity(text); e {
 		case EntityAll:
 			peers.Any = true
-		case EntityNone, EntityWorld, EntityCluster, EntityMesh, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
-			peers.Entities = append(peers.Entities, e)
 		case "ingress", "unmanaged", "world-ipv4", "world-ipv6":
 			item.Problem("entity %q is not supported yet", text)
 		default:
-			item.Problem("%q is not an entity", text)
+			if !e.Accepted() {
+				item.Problem("%q is not an entity", text)
+				continue
+			}
+			peers.Entities = append(peers.Entities, e)
 		}
 	}
+}
+
+// Accepted reports whether rules may name the entity.
+func (e Entity) Accepted() bool {
+	switch e {
+	case EntityAll, EntityNone, EntityWorld, EntityCluster, EntityMesh, EntityHost, EntityRemoteNode, EntityHealth, EntityInit, EntityKubeAPIServer:
+		return true
+	}
+	return false
 }

@@ -40,6 +40,9 @@ const maxPairs = 1 << 20
 // deny, of any rule.
 func (w Surroundings) contradicted(object string, r api.Rule, denies []stance, add func(path, format string, args ...any)) {
 	for _, p := range r.Parts {
+		if p.Peers.Entities != nil && !slices.ContainsFunc(p.Peers.Entities, func(e api.Entity) bool { return e != api.EntityNone }) {
+			continue // it allows nothing to begin with, and is told as that
+		}
 		i := slices.IndexFunc(denies, func(d stance) bool {
 			return !p.Deny && !p.Peers.Nobody() && d.part.Direction == p.Direction &&
 				implies(r.Endpoints, d.rule.Endpoints) && w.coversPeers(d.part.Peers, p.Peers) && coversPorts(d.part.Ports, p.Ports)

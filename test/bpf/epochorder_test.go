@@ -34,7 +34,7 @@ func TestEpochsAreReadFirst(t *testing.T) {
 		{"service_epochs", []string{"service_slots", "maglev"}},
 	}
 	// Those that cache; from_host judges every packet, and reads who it is from first.
-	for _, name := range []string{"from_pod", "from_pod6", "from_overlay", "from_overlay6"} {
+	for _, name := range []string{"from_pod", "from_pod6", "from_overlay", "from_overlay6", "from_tunnel", "from_tunnel6"} {
 		w := newWalk(spec.Programs[name].Instructions)
 		for _, o := range orders {
 			t.Run(name+" "+o.epoch, func(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/gopacket/gopacket"
+
+	"github.com/hawser-mesh/hawser/datapath/loader"
 )
 
 // mutate6 is mutate, and what hurts IPv6: chains of headers, fragments, lengths.
@@ -88,7 +90,9 @@ func TestFuzzPrograms6(t *testing.T) { makes(t, fuzzPrograms6) }
 
 func fuzzPrograms6(t *testing.T, h *harness) {
 	t.Helper()
+	h.outbound()
 	h.fuzzWorld(families()[1])
+	port, _ := h.maskedSYN(waysOut()["IPv6 "], 1002)
 	gone := func(src, dst string, about []gopacket.SerializableLayer) []gopacket.SerializableLayer {
 		return message6(src, dst, 1, 0, append(make([]byte, 4), build(t, about...)[:48]...))
 	}
@@ -108,6 +112,8 @@ func fuzzPrograms6(t *testing.T, h *harness) {
 			h.sent(podA, datagram(podA6.ip, vip6, 1000, servedPort, 20)), h.sent(podA, segment(podA6.ip, vip6, 1000, deniedPort, "S")),
 			h.sent(podA, chunk(podA6.ip, podR6.ip, 1000, 80, 20)), h.sent(podA, chunk(podA6.ip, vip6, 1000, servedPort, 20)),
 			h.sent(podA, gone(podA6.ip, vip6, segment(vip6, podA6.ip, servedPort, 1001, "A"))),
+			h.sent(podA, segment(podA6.ip, outside6, 1002, 80, "A")), h.sent(podA, behind(t, segment(podA6.ip, outside6, 1002, 80, "A"), dst)),
+			h.sent(podA, gone(podA6.ip, outside6, segment(outside6, podA6.ip, 80, 1002, "A"))),
 		},
 		"from_overlay": {
 			h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 1000, 80, "S")), h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1000, "A")),
@@ -117,6 +123,9 @@ func fuzzPrograms6(t *testing.T, h *harness) {
 			h.plain(segment(outside6, podA6.ip, 1000, 80, "S")), h.plain(segment(outside6, self6, 1000, 20000, "S")),
 			h.tunnelled(node2, idR, segment(podR6.ip, podA6.ip, 80, 1001, "A")), h.tunnelled(node2, idR, chunk(podR6.ip, podA6.ip, 1000, 80, 20)),
 			h.tunnelled(node2, idR, gone(podR6.ip, podA6.ip, segment(podA6.ip, podR6.ip, 1001, 80, "A"))),
+			h.plain(segment(outside6, selfOut6, 80, port, "A")), h.plain(segment(outside6, selfOut6, 80, port, "FA")),
+			h.plain(behind(t, segment(outside6, selfOut6, 80, port, "A"), dst)), h.plain(datagram(outside6, selfOut6, 80, port, 20)),
+			h.plain(gone("2001:db8:77::1", selfOut6, segment(selfOut6, outside6, port, 80, "A"))),
 		},
 		"from_host": {
 			h.plain(segment(self6, podA6.ip, 1000, 80, "S")), h.plain(segment(outside6, podA6.ip, 1000, 80, "S")),
@@ -148,8 +157,8 @@ func wrong6(prog string, in []byte, act int, out []byte) string {
 			return "changed, and left to the stack"
 		case prog == "from_overlay" && (!ok || i.dst != podA6.ip && i.dst != podB6.ip):
 			return "" // the host's own
-		case prog == "from_pod" && ok && i.src == podA6.ip && !ofMesh6(i.dst) && asked(i, 80):
-			return ""
+		case prog == "from_pod" && ok && i.src == podA6.ip && !ofMesh6(i.dst) && (asked(i, 80) || i.proto == 58):
+			return "" // goes past the underlay, or its time is over
 		}
 		return "left to the stack"
 	case actRedirect:
@@ -178,6 +187,8 @@ func wrong6(prog string, in []byte, act int, out []byte) string {
 		return "" // told to the sender
 	case prog == "from_overlay" && o.dst == self6:
 		return "" // the host has no policy
+	case prog == "from_pod" && o.src == selfOut6:
+		return wrongMasked6(i, o, out)
 	}
 	if o.proto == 58 && o.quoted != nil && o.kind >= 1 && o.kind <= 4 {
 		q, ok := look6(append(bytes.Clone(out[:14]), o.quoted...))
@@ -206,6 +217,24 @@ func wrong6(prog string, in []byte, act int, out []byte) string {
 	return ifNot(o.later || asked(o, 80))
 }
 
+// wrongMasked6 is wrongMasked for IPv6.
+func wrongMasked6(i, o seen, out []byte) string {
+	ports := loader.MasqueradePorts()
+	if i.src != podA6.ip || ofMesh6(o.dst) || o.dst != i.dst && i.dst != vip6 {
+		return "masqueraded from " + i.src + " to " + o.dst
+	}
+	if o.proto == 58 && o.quoted != nil && o.kind >= 1 && o.kind <= 4 {
+		if q, ok := look6(append(bytes.Clone(out[:14]), o.quoted...)); !ok || q.src != o.dst || q.dst != selfOut6 || !asked(q, 80) {
+			return "a masqueraded ICMPv6 error about no flow"
+		}
+		return ""
+	}
+	if o.proto != tcp || !o.later && (o.dport != 80 || o.sport < ports.First || o.sport >= ports.First+ports.Count) {
+		return "masqueraded beside the port"
+	}
+	return ""
+}
+
 // ofMesh6 is ofMesh for IPv6.
 func ofMesh6(a string) bool {
 	for _, prefix := range []string{"fd00:10:1::/64", "fd00:10:2::/64"} {
@@ -213,5 +242,5 @@ func ofMesh6(a string) bool {
 			return true
 		}
 	}
-	return slices.Contains([]string{podX6.ip, self6, node26, node36}, a)
+	return slices.Contains([]string{podX6.ip, self6, selfOut6, node26, node36}, a)
 }

@@ -96,8 +96,23 @@ func (r *race) send(cpu int) error {
 	})
 }
 
-// run races for two seconds: from when the kernel has been told that a packet is
-// denied, none of them passes.
+// Of a race, that much must have happened: with less it proves nothing.
+const (
+	raceTime  = 2 * time.Second  // at least
+	raceLimit = 30 * time.Second // when much else runs on the machine
+	raceTurns = 5
+	racePacks = 100 // passed, and dropped
+)
+
+// over reports whether a race has lasted long enough.
+func (r *race) over(start time.Time, turns int) bool {
+	lasted := time.Since(start)
+	enough := turns >= raceTurns && r.passed.Load() >= racePacks && r.dropped.Load() >= racePacks
+	return lasted > raceLimit || lasted > raceTime && enough
+}
+
+// run races until enough has happened: from when the kernel has been told that a
+// packet is denied, none of them passes.
 func (r *race) run(t *testing.T) {
 	t.Helper()
 	errs := make(chan error, 3)
@@ -113,16 +128,16 @@ func (r *race) run(t *testing.T) {
 		errs <- nil
 	})
 	turns := 0
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); turns++ {
+	for start := time.Now(); !r.over(start, turns); turns++ {
 		n := turns % len(r.flips)
 		r.flips[n].shut()
 		r.generations[n].Add(1)
-		for seen := r.dropped.Load(); r.dropped.Load() < seen+50 && time.Now().Before(end); {
+		for seen := r.dropped.Load(); r.dropped.Load() < seen+50 && time.Since(start) < raceLimit; {
 			runtime.Gosched()
 		}
 		r.generations[n].Add(1)
 		r.flips[n].open()
-		for seen := r.passed.Load(); r.passed.Load() < seen+50 && time.Now().Before(end); {
+		for seen := r.passed.Load(); r.passed.Load() < seen+50 && time.Since(start) < raceLimit; {
 			runtime.Gosched()
 		}
 	}
@@ -137,7 +152,7 @@ func (r *race) run(t *testing.T) {
 	if r.wrong.Load() > 0 {
 		t.Errorf("%d packets passed that policy denied", r.wrong.Load())
 	}
-	if r.passed.Load() < 100 || r.dropped.Load() < 100 || turns < 5 {
+	if r.passed.Load() < racePacks || r.dropped.Load() < racePacks || turns < raceTurns {
 		t.Error("too little happened to prove anything")
 	}
 }

@@ -49,6 +49,7 @@ func TestVariablesLoad(t *testing.T) {
 				"csum6_flag": on(newer, features.ChecksumOfIPv6), "node_addr6": addr6,
 				"snat_first":       uint32(on(!six, uint64(loader.MasqueradePorts().First))),
 				"snat_ports":       uint32(on(!six, uint64(loader.MasqueradePorts().Count))),
+				"ct_moving":        uint32(on(newer, 104)),
 				"underlay_ifindex": uint32(2), "node_addr4": uint32(0x010200C0), "tunnel_port": uint16(0x1821),
 			} {
 				if err := spec.Variables[name].Set(v); err != nil {

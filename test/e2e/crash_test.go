@@ -140,9 +140,23 @@ func (c *crashed) crashAdd(n int) (changes []string, killed bool, err error) {
 	return changes, killed, c.removeTwice()
 }
 
-// crashHalf kills the agent when a pod has its device and its program, and no more.
+// crashHalf kills the agent when a pod has its device and its program, and no more:
+// at the change of an ADD that another one made its filter by.
 func (c *crashed) crashHalf() (string, error) {
-	const half = 14 // of the 29 changes of an ADD: the filter
+	all, _, err := c.watch(0, func(ctx context.Context) error {
+		_, err := c.add(ctx)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := c.removeTwice(); err != nil {
+		return "", err
+	}
+	half := 1 + slices.Index(all, "netlink: filter")
+	if half == 0 {
+		return "", fmt.Errorf("no filter is made by\n  %s", strings.Join(all, "\n  "))
+	}
 	w, err := crashpoint.Watch(c.agent(), half)
 	if err != nil {
 		return "", err

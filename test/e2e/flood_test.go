@@ -8,6 +8,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -31,8 +34,8 @@ func floodSources() netip.Prefix { return netip.MustParsePrefix("198.51.100.0/24
 
 // cmdFlood is `flood syn|icmp POD`: from outside, 120 % as many flows as the
 // conntrack of the pod's node has room for: SYNs that the pod answers and nobody
-// confirms, or pings, which it answers. All of them reach the pod's node; no SYN may
-// find conntrack full, and some pings must.
+// confirms, or pings, which it answers. All of them reach the pod, but for those that
+// find conntrack full: no SYN may, and some pings must.
 func cmdFlood(s *script, args []string) (string, error) {
 	if len(args) != 2 || args[0] != "syn" && args[0] != "icmp" {
 		return "", usage("flood syn|icmp CLUSTER/POD")
@@ -46,9 +49,9 @@ func cmdFlood(s *script, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	const full, forwarded = "conntrack full", "forwarded"
+	const full = "conntrack full"
 	refused, err1 := s.world.drops(pod.node, full)
-	before, err2 := s.world.drops(pod.node, forwarded)
+	before, err2 := taken(args[0], pod.netns)
 	if err := errors.Join(err1, err2); err != nil {
 		return "", err
 	}
@@ -71,19 +74,49 @@ func cmdFlood(s *script, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	after, err1 := s.world.drops(pod.node, forwarded)
+	after, err1 := taken(args[0], pod.netns)
 	late, err2 := s.world.drops(pod.node, full)
 	if err := errors.Join(err1, err2); err != nil {
 		return "", err
 	}
 	s.count("flood", uint64(n))
-	if seen := after - before + late - refused; seen < uint64(n) {
-		return "", fmt.Errorf("%s saw %d packets of a flood of %d", pod.node, seen, n)
+	if came, dropped := after-before, late-refused; came+dropped < uint64(n) {
+		return "", fmt.Errorf("of a flood of %d, %d reached %s, and %d were dropped as %q", n, came, args[1], dropped, full)
 	}
 	if some := late > refused; some != (args[0] == "icmp") {
 		return "", fmt.Errorf("%d packets were dropped as %q", late-refused, full)
 	}
 	return fmt.Sprintf("%d packets, room for %d flows, %d found no room\n", n, room, late-refused), nil
+}
+
+// taken is how many packets of a kind of flood a network namespace has answered so
+// far: SYNs, by cookies, or pings. It is the kernel's count.
+func taken(kind, netns string) (n uint64, err error) {
+	file, group, name := "/proc/thread-self/net/netstat", "TcpExt:", "SyncookiesSent"
+	if kind == "icmp" {
+		file, group, name = "/proc/thread-self/net/snmp", "Icmp:", "InEchos"
+	}
+	var text []byte
+	err = nsthread.InNetns(netns, func() (err error) {
+		text, err = os.ReadFile(file)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		switch fields := strings.Fields(line); {
+		case fields[0] != group:
+		case names == nil: // the first line has the names, the second the values
+			names = fields
+		default:
+			if at := slices.Index(names, name); at > 0 && at < len(fields) {
+				return strconv.ParseUint(fields[at], 10, 64)
+			}
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s %s", file, group, name)
 }
 
 // conntrackRoom is for how many flows of IPv4 a node has room.

@@ -43,12 +43,12 @@ func cmdMetric(s *script, args []string) (string, error) {
 	return text, no("%s has no sample %s above 0", args[0], args[2])
 }
 
-// cmdTotal is `total PLACE PORT SAMPLE [== VALUE]`: the sum of the samples that
-// programs at the place serve under names that match; without a VALUE it is
-// printed.
+// cmdTotal is `total PLACE PORT SAMPLE [== VALUE[+MORE]]`: the sum of the samples that
+// programs at the place serve under names that match; without a VALUE, which was
+// printed before, say, it is printed.
 func cmdTotal(s *script, args []string) (string, error) {
 	if len(args) != 3 && (len(args) != 5 || args[3] != "==") {
-		return "", usage("total PLACE PORT SAMPLE [== VALUE]")
+		return "", usage("total PLACE PORT SAMPLE [== VALUE[+MORE]]")
 	}
 	p, err := s.place(args[0])
 	if err != nil {
@@ -66,8 +66,19 @@ func cmdTotal(s *script, args []string) (string, error) {
 	for _, v := range samples(text, want) {
 		sum += v
 	}
-	if got := strconv.FormatFloat(sum, 'f', -1, 64); len(args) == 3 || got == args[4] {
-		return got + "\n", nil
+	if len(args) == 3 {
+		return strconv.FormatFloat(sum, 'f', -1, 64) + "\n", nil
+	}
+	var value float64
+	for part := range strings.SplitSeq(args[4], "+") {
+		v, err := strconv.ParseFloat(strings.TrimSpace(part), 64)
+		if err != nil {
+			return "", err
+		}
+		value += v
+	}
+	if sum == value {
+		return "", nil
 	}
 	return text, no("%s of %s are %v, not %s", args[2], args[0], sum, args[4])
 }
