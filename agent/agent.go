@@ -124,7 +124,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer func() { _ = a.dp.Close() }()
-	if err := errors.Join(a.attachTunnel(), a.openProbes(ctx)); err != nil {
+	if err := a.attachTunnel(); err != nil {
+		return err
+	}
+	if err := a.openProbes(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = a.tunnel.probes.Close() }()

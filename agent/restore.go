@@ -65,6 +65,7 @@ func (m *endpoints) adopt(r *record) {
 	if !finished || err != nil || uint32(dev.IfIndex) != r.IfIndex {
 		return
 	}
+	r.HostMAC = dev.MAC // somebody may have changed it
 	r.State = stateRestoring
 	m.log.Info("adopt endpoint", "endpoint", r.ID, "workload", r.workload(), "address", r.addrs())
 }
@@ -72,7 +73,21 @@ func (m *endpoints) adopt(r *record) {
 // dropStale takes endpoints out of the adopted maps whose devices are gone: pins
 // may outlive a network namespace, and in a new one others have their indexes.
 func (a *Agent) dropStale() error {
-	stale, err := a.reconciler.DropEndpoints(func(e maps.Endpoint) bool { return !netdev.Stands(int(e.IfIndex), e.HostMAC) })
+	store, err := openRecords(a.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	records, err := store.load()
+	if err != nil {
+		a.log.Error("some endpoint records cannot be read; they are set aside", "error", err)
+	}
+	names := make(map[uint32]string, len(records))
+	for _, r := range records {
+		names[r.IfIndex] = r.HostDevice
+	}
+	stale, err := a.reconciler.DropEndpoints(func(e maps.Endpoint) bool {
+		return !netdev.Stands(int(e.IfIndex), e.HostMAC, names[e.IfIndex])
+	})
 	if err != nil {
 		return fmt.Errorf("drop endpoints whose devices are gone: %w", err)
 	}

@@ -282,7 +282,7 @@ func (m *move) fill(overwrite bool) error {
 
 // ofFlows reports whether programs add to the map and the agent collects.
 func (m *move) ofFlows() bool {
-	return slices.Contains([]string{"ct4", "ct6", "snat4", "snat6"}, m.name)
+	return slices.Contains([]string{"ct4", "ct6", "snat4", "snat6", "sock_links"}, m.name)
 }
 
 // prune deletes from the new map, that no program uses yet, what the old one has not

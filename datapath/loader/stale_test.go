@@ -165,7 +165,7 @@ func (w *world) adopt(t *testing.T) *agent {
 		if a.r, err = reconcile.New(a.d, a.tables, log); err != nil {
 			return err
 		}
-		gone, err := a.r.DropEndpoints(func(e maps.Endpoint) bool { return !netdev.Stands(int(e.IfIndex), e.HostMAC) })
+		gone, err := a.r.DropEndpoints(func(e maps.Endpoint) bool { return !netdev.Stands(int(e.IfIndex), e.HostMAC, "") })
 		if err != nil {
 			return err
 		}

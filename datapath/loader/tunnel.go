@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // fromTunnel is the program on the device that takes the tunnel's headers off;
@@ -58,7 +59,8 @@ func (d *Datapath) readyTunnel(progs map[string]*ebpf.Program) error {
 }
 
 // detachTunnel takes from_tunnel off all devices, after which nobody jumps to
-// from_tunnel6. Nothing may send packets to it any more.
+// from_tunnel6. Nothing may send packets to it any more. A device is set down first:
+// without its program it would take the headers off for anybody.
 func (d *Datapath) detachTunnel() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -68,8 +70,8 @@ func (d *Datapath) detachTunnel() error {
 	}
 	var errs []error
 	for _, pin := range pins {
-		if prog, _ := splitPin(pin); prog == fromTunnel {
-			errs = append(errs, removeLink(pin))
+		if prog, dev := splitPin(pin); prog == fromTunnel {
+			errs = append(errs, downThen(dev, func() error { return removeLink(pin) }))
 		}
 	}
 	filters, err := filterObjects()
@@ -77,8 +79,8 @@ func (d *Datapath) detachTunnel() error {
 		return err
 	}
 	for _, f := range filters {
-		if prog, _ := splitPin(f.Name); prog == fromTunnel {
-			errs = append(errs, f.Remove())
+		if prog, dev := splitPin(f.Name); prog == fromTunnel {
+			errs = append(errs, downThen(dev, f.Remove))
 		}
 	}
 	errs = append(errs, d.fillSlot(fromTunnel6, nil))
@@ -86,4 +88,17 @@ func (d *Datapath) detachTunnel() error {
 		return fmt.Errorf("detach %s: %w", fromTunnel, err)
 	}
 	return nil
+}
+
+// downThen removes what is on a device once the device is down, or gone.
+func downThen(device string, remove func() error) error {
+	l, err := netlink.LinkByName(device)
+	if err == nil {
+		err = netlink.LinkSetDown(l)
+	}
+	var gone netlink.LinkNotFoundError
+	if err != nil && !errors.As(err, &gone) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("set %s down: %w", device, err)
+	}
+	return remove()
 }

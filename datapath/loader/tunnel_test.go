@@ -155,7 +155,12 @@ func otherMake(t *testing.T, attach string) {
 			t.Error("from_tunnel is not attached")
 		}
 		if tunnel == "" {
-			inNS(t, w.nodes[0].ns, netdev.DeleteTunnelDevice)
+			inNS(t, w.nodes[0].ns, func() error {
+				if l, err := net.InterfaceByName(netdev.TunnelDevice); err != nil || l.Flags&net.FlagUp != 0 {
+					t.Errorf("without its program the device is %+v, %v; want it down", l, err)
+				}
+				return netdev.DeleteTunnelDevice()
+			})
 		}
 		on(300)
 		if err := echo(conn, "still here "+tunnel, 5*time.Second); err != nil {

@@ -50,15 +50,16 @@ func HostDeviceExists() (bool, error) {
 	return false, nil
 }
 
-// Stands reports whether the device with that index has this address: an index
-// is given again where a network namespace was made anew. What cannot be found out
-// stands.
-func Stands(ifIndex int, hostMAC [6]byte) bool {
+// Stands reports whether the device with that index has this address, or this name
+// where one is given: an index is given again where a network namespace was made
+// anew, and addresses are changed by others (udev's MACAddressPolicy). What cannot
+// be found out stands.
+func Stands(ifIndex int, hostMAC [6]byte, name string) bool {
 	l, err := netlink.LinkByIndex(ifIndex)
 	if err != nil {
 		return !notFound(err)
 	}
-	return mac(l) == hostMAC
+	return mac(l) == hostMAC || name != "" && l.Attrs().Name == name
 }
 
 // PodGone reports whether a pod's pair is gone: the host's end, by its index

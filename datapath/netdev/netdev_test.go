@@ -86,6 +86,17 @@ func TestEnsurePod(t *testing.T) {
 		if err != nil || again != dev {
 			t.Errorf("repeated: %+v, %v; want the same device %+v", again, err, dev)
 		}
+		// As udev does to an address that nobody set.
+		const addrSet = "3" // NET_ADDR_SET
+		if b, err := os.ReadFile("/sys/class/net/" + dev.HostDevice + "/addr_assign_type"); err == nil && strings.TrimSpace(string(b)) != addrSet {
+			t.Errorf("the address is of type %s, and another's to change", b)
+		}
+		if err := netlink.LinkSetHardwareAddr(link, net.HardwareAddr{2, 9, 9, 9, 9, 9}); err != nil {
+			return err
+		}
+		if !netdev.Stands(dev.IfIndex, dev.HostMAC, dev.HostDevice) || netdev.Stands(dev.IfIndex, dev.HostMAC, "another") || netdev.Stands(dev.IfIndex, dev.HostMAC, "") {
+			t.Error("a device with another address stands by its name, and by nothing else")
+		}
 		return nsthread.InNetns(pod, func() error { return checkPod(t, dev) })
 	})
 }

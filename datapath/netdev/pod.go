@@ -3,6 +3,7 @@
 package netdev
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -138,6 +139,11 @@ func podPair(name string, ns *os.File, cfg PodConfig) (netlink.Link, error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, cfg.MTU
+	// An address that was set is left by udev; one that the kernel chose is replaced
+	// some time later (MACAddressPolicy=persistent).
+	if attrs.HardwareAddr, err = randomMAC(); err != nil {
+		return nil, err
+	}
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: cfg.IfName, PeerMTU: uint32(cfg.MTU),
 		PeerNamespace: netlink.NsFd(int(ns.Fd())),
@@ -293,6 +299,16 @@ func families(addrs []netip.Addr) (has4, has6 bool) {
 		}
 	}
 	return has4, has6
+}
+
+// randomMAC is a locally administered unicast address.
+func randomMAC() (net.HardwareAddr, error) {
+	m := make(net.HardwareAddr, 6)
+	if _, err := rand.Read(m); err != nil {
+		return nil, fmt.Errorf("choose a hardware address: %w", err)
+	}
+	m[0] = m[0]&^1 | 2
+	return m, nil
 }
 
 func mac(link netlink.Link) [6]byte {

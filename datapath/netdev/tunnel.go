@@ -45,9 +45,9 @@ var ErrNoVXLAN = errors.New("this kernel has no VXLAN devices: load its module v
 // ErrPortInUse says that somebody else has the tunnel's port.
 var ErrPortInUse = errors.New("the tunnel's UDP port is in use")
 
-// EnsureTunnelDevice makes the tunnel's device, without any address, ARP or IPv6
-// and with strict reverse path filtering: the host's own stack takes nothing from
-// it. One that is there and differs is made anew. A new one is down, and holds no
+// EnsureTunnelDevice makes the tunnel's device, without any address, ARP, IPv6 or
+// forwarding and with reverse path filtering, strict unless the host's
+// all.rp_filter is looser: the host's own stack takes nothing from it. One that is there and differs is made anew. A new one is down, and holds no
 // port, until SetTunnelUp; that its port is free is made sure of. It returns the
 // device's index. The error is ErrNoVXLAN or ErrPortInUse where that is why.
 func EnsureTunnelDevice(ctx context.Context, cfg TunnelConfig) (ifindex int, err error) {
@@ -122,6 +122,9 @@ func quietTunnelDevice(link netlink.Link) error {
 	}
 	if err := netlink.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("turn off ARP: %w", err)
+	}
+	if err := setSysctl("net/ipv4/conf/"+TunnelDevice+"/forwarding", "0"); err != nil {
+		return err
 	}
 	return setSysctl("net/ipv4/conf/"+TunnelDevice+"/rp_filter", "1")
 }

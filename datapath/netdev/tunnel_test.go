@@ -61,6 +61,9 @@ func TestEnsureTunnelDevice(t *testing.T) {
 		if b, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + netdev.TunnelDevice + "/rp_filter"); err != nil || strings.TrimSpace(string(b)) != "1" {
 			t.Errorf("rp_filter is %s, %v", b, err)
 		}
+		if b, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + netdev.TunnelDevice + "/forwarding"); err != nil || strings.TrimSpace(string(b)) != "0" {
+			t.Errorf("forwarding is %s, %v", b, err)
+		}
 		if again := ensureTunnel(t, cfg); again.Index != v.Index || again.Flags&net.FlagUp == 0 {
 			t.Errorf("repeated: index %d %v, was %d and up", again.Index, again.Flags, v.Index)
 		}

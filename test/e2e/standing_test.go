@@ -76,12 +76,12 @@ func staleEndpoints(pins string) (known map[netip.Addr]bool, stale []string, err
 	known = map[netip.Addr]bool{}
 	err = dumpPinned(pins, "endpoints", func(k maps.IPKey, e maps.Endpoint) {
 		known[k.Addr.Netip()] = true
-		if !netdev.Stands(int(e.IfIndex), e.HostMAC) {
+		if !netdev.Stands(int(e.IfIndex), e.HostMAC, "") {
 			stale = append(stale, fmt.Sprintf("endpoint %v", k.Addr.Netip()))
 		}
 	})
 	err = errors.Join(err, dumpPinned(pins, "ep_devices", func(index uint32, e maps.Endpoint) {
-		if e.ID != 0 && !netdev.Stands(int(index), e.HostMAC) {
+		if e.ID != 0 && !netdev.Stands(int(index), e.HostMAC, "") {
 			stale = append(stale, fmt.Sprintf("endpoint of device %d", index))
 		}
 	}))
