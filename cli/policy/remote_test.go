@@ -175,27 +175,6 @@ func TestStatusOnAHost(t *testing.T) {
 	}
 }
 
-// What the kernel of a node enforces whose agent does not answer is not known, whatever
-// it said before.
-func TestStatusOfASilentAgent(t *testing.T) {
-	api, agent := played.Socket(t), played.Socket(t)
-	played.APIServer(t, api, cluster{})
-	played.Agent(t, agent, settledNode{})
-	s := &session.Session{Context: played.Context(t, "east", api, "n1", played.Socket(t), "n2", agent), Timeout: time.Second, Output: printer.Table}
-	out, err := run(t, s, "status", "--wait")
-	if session.ExitCode(err) != session.No || !strings.Contains(out, "n1    1 of 1    its agent does not answer") || !strings.Contains(out, "n2    1 of 1    –") {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-type settledNode struct {
-	hawserv1.UnimplementedNodeServer
-}
-
-func (settledNode) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
-	return &hawserv1.NodeStatusReport{Cluster: "east", Node: "n2", Policies: map[string]uint64{"demo/open": 1}, PoliciesSettled: true}, nil
-}
-
 func (oneNode) ListRules(context.Context, *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
 	return &hawserv1.ListRulesResponse{Entries: []*hawserv1.RuleEntry{{Direction: "ingress", Verdict: "deny", Origin: "demo/closed"}}}, nil
 }
