@@ -149,7 +149,7 @@ func newGet(s *session.Session) *cobra.Command {
 		Short: "Show a service with its backends in all clusters",
 		Long: "Show a service with its backends in all clusters, by the service's port that they serve:\n" +
 			"those with the same name and protocol. A port without backends refuses new connections.",
-		Args:  cobra.ExactArgs(1),
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			rows, err := list(cmd.Context(), s)
 			if err != nil {
