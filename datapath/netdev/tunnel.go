@@ -47,9 +47,10 @@ var ErrPortInUse = errors.New("the tunnel's UDP port is in use")
 
 // EnsureTunnelDevice makes the tunnel's device, without any address, ARP, IPv6 or
 // forwarding and with reverse path filtering, strict unless the host's
-// all.rp_filter is looser: the host's own stack takes nothing from it. One that is there and differs is made anew. A new one is down, and holds no
-// port, until SetTunnelUp; that its port is free is made sure of. It returns the
-// device's index. The error is ErrNoVXLAN or ErrPortInUse where that is why.
+// all.rp_filter is looser: the host's own stack takes nothing from it. One that is
+// there and differs is made anew. A new one is down, and holds no port, until
+// SetTunnelUp; that its port is free is made sure of. It returns the device's index.
+// The error is ErrNoVXLAN or ErrPortInUse where that is why.
 func EnsureTunnelDevice(ctx context.Context, cfg TunnelConfig) (ifindex int, err error) {
 	link, err := ensureTunnelDevice(ctx, cfg)
 	if err != nil {
