@@ -263,6 +263,11 @@ func (a *Agent) makeView(records *recordStore) error {
 	if err != nil {
 		return err
 	}
+	ways, err := adoptedPathMTUs(a.dp.Maps().Nodes)
+	if err != nil {
+		return err
+	}
+	ips.AssumePathMTUs(ways)
 	lb, err := loadbalancer.NewDesired(a.cfg.Cluster)
 	if err != nil {
 		return err
