@@ -169,7 +169,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	}
 	if !a.cfg.KeepPodAddresses {
 		cfg.Masquerade = loader.MasqueradePorts()
-		if cfg.Masquerade6, err = a.cfg.outsideAddress6(netip.Addr{}); err != nil {
+		if cfg.Masquerade6, err = a.cfg.chooseAddress6(ctx); err != nil {
 			return err
 		}
 	}
