@@ -465,14 +465,25 @@ func TestLocalAddrs(t *testing.T) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 		for _, a := range want {
-			routes, err := netlink.RouteGet(a.AsSlice())
-			if err == nil && (len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL && routes[0].Type != unix.RTN_BROADCAST) {
-				err = fmt.Errorf("routed by %v", routes)
-			}
-			if err != nil {
+			if err := takenIn(a); err != nil {
 				t.Errorf("the kernel does not take in what is for %s: %v", a, err)
 			}
 		}
 		return nil
 	})
+}
+
+// takenIn waits until the kernel takes in what is for an address. For a new one of
+// IPv6 it does so only when it has made sure of it, by a worker of its own, even where
+// there is nobody to ask; it is the host's before.
+func takenIn(a netip.Addr) error {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && (len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL && routes[0].Type != unix.RTN_BROADCAST) {
+			err = fmt.Errorf("routed by %v", routes)
+		}
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
