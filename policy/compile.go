@@ -15,6 +15,7 @@ import (
 type object struct {
 	spec  api.Object
 	rules []*rule
+	names *asker // nil: it asks for none
 }
 
 // rule is one rule and the rule sets whose endpoints it selects.
@@ -63,6 +64,7 @@ func (e *Engine) compile(o api.Object) *object {
 		}
 		out.rules = append(out.rules, r)
 	}
+	out.names = e.startAsking(out)
 	return out
 }
 
@@ -128,7 +130,6 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 		}
 		p.nets = append(p.nets, newNet(c, p.origin))
 	}
-	e.useNames(p, 1)
 }
 
 // cidrs are the prefixes of peers. API servers are known by their addresses alone,

@@ -251,6 +251,7 @@ func (e *Engine) DeleteObject(namespace, name string) {
 }
 
 func (e *Engine) removeObject(o *object) {
+	e.stopAsking(o.names)
 	for _, r := range o.rules {
 		e.ruleIndex.remove(r.spec.Endpoints, r)
 		for rs := range r.ruleSets {
@@ -260,7 +261,6 @@ func (e *Engine) removeObject(o *object) {
 			for _, s := range p.selectors {
 				e.unuseSelector(s)
 			}
-			e.useNames(p, -1)
 			for _, k := range p.prefixes {
 				e.unusePrefix(k)
 			}

@@ -153,7 +153,7 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 	}
 	e.SetNamedPorts(peerNumber, peer.Ports)
 	if peer.Addr.IsValid() {
-		e.SetAddressPorts(peer.Addr, peer.Ports)
+		e.SetAddressPorts(peer.cluster(), peer.Addr, peer.Ports)
 	}
 	q.tellServices(e, peer)
 	id, err := e.AcquireRuleSet(self.Labels, self.Ports...)
