@@ -136,7 +136,7 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 // which may be those of nodes or workloads: prefixes as of ipBlocks.
 func (e *Engine) cidrs(peers api.Peers) []api.CIDR {
 	out := peers.CIDRs
-	if slices.Contains(peers.Entities, api.EntityKubeAPIServer) {
+	if peers.MeanKubeAPIServer() {
 		out = slices.Clone(out)
 		for _, p := range e.apiServers {
 			out = append(out, api.CIDR{Prefix: p, Block: true})

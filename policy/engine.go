@@ -222,7 +222,7 @@ func (e *Engine) replaceObject(old *object, o api.Object) {
 }
 
 // SetKubeAPIServers tells where the Kubernetes API servers of the own cluster are,
-// whom rules call kube-apiserver: addresses, or prefixes of which each is one.
+// whom rules call kube-apiserver, and who are in cluster and mesh: addresses, or prefixes of which each is one.
 func (e *Engine) SetKubeAPIServers(at []netip.Prefix) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -233,7 +233,7 @@ func (e *Engine) SetKubeAPIServers(at []netip.Prefix) {
 	}
 	e.apiServers = at
 	for _, o := range e.objects {
-		if o.spec.NamesKubeAPIServer() {
+		if o.spec.MeansKubeAPIServer() {
 			e.replaceObject(o, o.spec)
 		}
 	}

@@ -122,11 +122,20 @@ func (x *names) asked(a netip.Addr, ports []NamedPort) iter.Seq2[call, *asker] {
 
 // means reports whether an address is in an ipBlock beside a name.
 func (x *asker) means(n namedPort, a netip.Addr) bool {
+	return slices.ContainsFunc(x.parts[n], func(p *part) bool { return p.hasBlock(a) })
+}
+
+// denies reports whether it is in one of what is denied: where an operator says
+// that API servers are, since ipBlocks only allow. Those are few.
+func (x *asker) denies(c call) bool {
+	return slices.ContainsFunc(x.parts[c.name], func(p *part) bool { return p.deny && p.hasBlock(c.addr) })
+}
+
+// hasBlock reports whether an address is in an ipBlock of a part.
+func (p *part) hasBlock(a netip.Addr) bool {
 	k := block(a)
-	return slices.ContainsFunc(x.parts[n], func(p *part) bool {
-		return slices.ContainsFunc(p.nets, func(in *net) bool {
-			return in.block && in.Contains(a) && !in.except.cover(k.Prefix)
-		})
+	return slices.ContainsFunc(p.nets, func(n *net) bool {
+		return n.block && n.Contains(a) && !n.except.cover(k.Prefix)
 	})
 }
 
@@ -139,7 +148,7 @@ func (e *Engine) hear(x *asker, c call) {
 			n++
 		}
 	}
-	if x.ports[at.cluster]+n > MaxBlockPorts {
+	if x.ports[at.cluster]+n > MaxBlockPorts && !x.denies(c) {
 		insert(x.waiting, at.cluster, c)
 		return
 	}

@@ -148,3 +148,22 @@ func TestAddressOfAnotherCluster(t *testing.T) {
 		t.Errorf("counted %v", x.ports)
 	}
 }
+
+// What denies is never left out: API servers' addresses, which operators name.
+func TestDeniedNamesAreNotBounded(t *testing.T) {
+	e, id := askingEngine(t)
+	e.SetKubeAPIServers([]netip.Prefix{netip.MustParsePrefix("10.200.0.0/16")})
+	objects, err := api.Parse([]byte("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: deny, namespace: demo}\n" +
+		"spec: {endpointSelector: {}, egress: [{toEntities: [all]}], egressDeny: [{toEntities: [cluster], toPorts: [{ports: [{port: web}]}]}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.UpsertObject(objects[0])
+	for i := range MaxBlockPorts + 10 {
+		e.SetAddressPorts("west", netip.MustParseAddr(address(200<<16+i)), web(80))
+	}
+	last := netip.MustParseAddr(address(200<<16 + MaxBlockPorts + 9))
+	if letsOut(t, e, id, last, 80) || !letsOut(t, e, id, last, 81) {
+		t.Errorf("shortages %v", e.Shortages())
+	}
+}

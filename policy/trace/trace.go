@@ -253,7 +253,7 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 				for _, c := range p.Peers.CIDRs {
 					blocks = blocks || c.Block
 				}
-				apiServers = apiServers || slices.Contains(p.Peers.Entities, api.EntityKubeAPIServer)
+				apiServers = apiServers || p.Peers.MeanKubeAPIServer() && len(q.KubeAPIServers) > 0
 			}
 		}
 	}
