@@ -160,6 +160,16 @@ func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicon
 	return slices.Collect(maps.Values(rows))
 }
 
+// problemOf is what a node says of an object that it enforces in part.
+func problemOf(r *hawserv1.NodeStatusReport, id string) string {
+	for _, p := range r.GetProblems() {
+		if p.GetObject() == "policy "+id {
+			return p.GetProblem() + " (" + p.GetFix() + ")"
+		}
+	}
+	return ""
+}
+
 // compare finds what a node does not enforce as it is stored.
 func compare(r *hawserv1.NodeStatusReport, stored []*hawserv1.PolicyInfo) statusRow {
 	row := statusRow{Node: r.GetNode(), Stored: len(stored)}
@@ -168,10 +178,13 @@ func compare(r *hawserv1.NodeStatusReport, stored []*hawserv1.PolicyInfo) status
 	for _, p := range stored {
 		id := p.GetNamespace() + "/" + p.GetName()
 		wanted[id] = true
-		if has[id] == p.GetRevision() {
-			row.Enforced++
-		} else {
+		switch problem := problemOf(r, id); {
+		case has[id] != p.GetRevision():
 			row.Missing = append(row.Missing, id)
+		case problem != "":
+			row.Missing = append(row.Missing, id+": "+problem)
+		default:
+			row.Enforced++
 		}
 	}
 	for id := range has {
