@@ -169,7 +169,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	}
 	if !a.cfg.KeepPodAddresses {
 		cfg.Masquerade = loader.MasqueradePorts()
-		if cfg.Masquerade6, err = a.cfg.outsideAddress6(netip.Addr{}); err != nil {
+		if cfg.Masquerade6, err = a.cfg.chooseAddress6(ctx); err != nil {
 			return err
 		}
 	}
@@ -263,6 +263,11 @@ func (a *Agent) makeView(records *recordStore) error {
 	if err != nil {
 		return err
 	}
+	ways, err := adoptedPathMTUs(a.dp.Maps().Nodes)
+	if err != nil {
+		return err
+	}
+	ips.AssumePathMTUs(ways)
 	lb, err := loadbalancer.NewDesired(a.cfg.Cluster)
 	if err != nil {
 		return err

@@ -186,7 +186,7 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 		}
 		row.Backends = append(row.Backends, &hawserv1.FrontendBackend{
 			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
-			Workload: b.Workload, State: b.StateName(),
+			Workload: b.Workload, State: b.StateName(), Protocol: row.GetProtocol(), PortName: b.PortName,
 		})
 	}
 	return row

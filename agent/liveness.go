@@ -190,9 +190,15 @@ func (w *watchman) retarget() {
 	if !w.view.takeMoved() {
 		return
 	}
-	serving, questioned := w.view.lb.Serving(), w.table.Questioned()
-	chosen := liveness.Targets(w.self, w.table.Candidates(), func(n liveness.NodeID) bool {
-		return serving[[2]string{n.Cluster, n.Node}] || questioned[n]
+	serving, matters := w.view.lb.Serving(), w.table.Questioned()
+	candidates := w.table.Candidates()
+	for _, t := range candidates {
+		if w.view.ips.PathAssumed(t.Addr) { // or it would never be measured again
+			matters[t.NodeID] = true
+		}
+	}
+	chosen := liveness.Targets(w.self, candidates, func(n liveness.NodeID) bool {
+		return serving[[2]string{n.Cluster, n.Node}] || matters[n]
 	})
 	now := make(map[liveness.NodeID]bool, len(chosen))
 	for _, t := range chosen {

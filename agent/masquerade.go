@@ -3,8 +3,10 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/datapath/loader"
@@ -18,6 +20,23 @@ func (c *Config) outsideAddress6(before netip.Addr) (netip.Addr, error) {
 		return netip.Addr{}, nil
 	}
 	return netdev.OutsideAddr6(c.UnderlayDevice, before)
+}
+
+// readyTime is how long an address is waited for that the kernel has, and still looks
+// whether it is nobody else's.
+const readyTime = 3 * time.Second
+
+// chooseAddress6 is outsideAddress6 for programs that are made now: while flows are
+// established with the address of the programs that are there, that stays.
+func (c *Config) chooseAddress6(ctx context.Context) (netip.Addr, error) {
+	if c.KeepPodAddresses || !c.PodCIDR6.IsValid() {
+		return netip.Addr{}, nil
+	}
+	before, err := loader.MasqueradedAs6(c.PinPath)
+	if err != nil {
+		c.Log.Warn("the IPv6 address for what pods send to the outside is chosen anew; flows with another one end", "error", err)
+	}
+	return netdev.AwaitOutsideAddr6(ctx, c.UnderlayDevice, before, readyTime)
 }
 
 // masqueradeAddresses are what flows of pods to the outside have in place of their

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/identity"
@@ -100,6 +102,21 @@ func (a *Agent) dropStale() error {
 	}
 	a.log.Warn("the maps had endpoints whose devices are gone; they are dropped", "addresses", stale, "flows", flows)
 	return nil
+}
+
+// adoptedPathMTUs are the MTUs of the ways to other nodes that the adopted map nodes
+// has, in bytes, by tunnel addresses: what the programs went by until now.
+func adoptedPathMTUs(nodes *ebpf.Map) (map[netip.Addr]uint32, error) {
+	out := map[netip.Addr]uint32{}
+	err := maps.DumpBatches(nodes, func(_ uint32, n maps.Node) {
+		if a := n.Addr.Netip(); n.MTU != 0 && a.IsValid() {
+			out[a] = n.MTU
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the adopted nodes: %w", err)
+	}
+	return out, nil
 }
 
 // lostRecord makes a record of what the kernel has of an endpoint, by its rows in

@@ -36,7 +36,7 @@ type tunnelMake struct {
 
 // chooseTunnel decides how headers are made, and why so. has reports whether the
 // kernel has VXLAN devices. See docs/adr/0019.
-func chooseTunnel(asked, underlayType string, has func() (bool, error)) (way, why string, err error) {
+func chooseTunnel(asked, underlayType string, has func() (bool, error), log *slog.Logger) (way, why string, err error) {
 	if asked == TunnelEBPF {
 		return TunnelEBPF, "asked for", nil
 	}
@@ -52,7 +52,9 @@ func chooseTunnel(asked, underlayType string, has func() (bool, error)) (way, wh
 	case asked == TunnelNetdev:
 		return TunnelNetdev, "asked for", nil
 	case err != nil:
-		return TunnelEBPF, err.Error(), nil
+		log.Warn("it is not known whether the kernel has VXLAN devices; the programs make the tunnel's headers, which works and may be slower",
+			"error", err, "fix", "see that the agent has CAP_NET_ADMIN and that the module vxlan can be loaded, and restart it; or say which with --tunnel-datapath=netdev or =ebpf")
+		return TunnelEBPF, "whether the kernel has VXLAN devices is not known: " + err.Error(), nil
 	case !ok:
 		return TunnelEBPF, "the kernel has no VXLAN devices", nil
 	}
@@ -64,7 +66,7 @@ func chooseTunnel(asked, underlayType string, has func() (bool, error)) (way, wh
 func (a *Agent) openTunnel(ctx context.Context, underlayType string) error {
 	t := &a.tunnel
 	var err error
-	if t.way, t.why, err = chooseTunnel(a.cfg.TunnelDatapath, underlayType, features.VXLAN); err != nil {
+	if t.way, t.why, err = chooseTunnel(a.cfg.TunnelDatapath, underlayType, features.VXLAN, a.log); err != nil {
 		return err
 	}
 	a.log.Info("tunnel headers are made by "+t.way, "why", t.why, "port", a.cfg.TunnelPort)
@@ -120,7 +122,8 @@ func (a *Agent) keepTunnel(ctx context.Context) error {
 	}
 	tick := time.NewTicker(deviceEvery)
 	defer tick.Stop()
-	changed := a.watchTunnel(ctx)
+	var mute string // what was said of watching last
+	changed := a.watchTunnel(ctx, &mute)
 	for {
 		select {
 		case <-ctx.Done():
@@ -131,16 +134,20 @@ func (a *Agent) keepTunnel(ctx context.Context) error {
 			}
 		case <-tick.C:
 			if changed == nil {
-				changed = a.watchTunnel(ctx)
+				changed = a.watchTunnel(ctx, &mute)
 			}
 		}
 		a.tunnel.note(a.putTunnelBack(ctx), a.log)
 	}
 }
 
-func (a *Agent) watchTunnel(ctx context.Context) <-chan struct{} {
+// watchTunnel says why it cannot watch unless that is what it said last.
+func (a *Agent) watchTunnel(ctx context.Context, last *string) <-chan struct{} {
 	changed, err := netdev.WatchDevice(ctx, netdev.TunnelDevice)
-	if err != nil {
+	if err == nil {
+		*last = ""
+	} else if *last != err.Error() {
+		*last = err.Error()
 		a.log.Warn("the tunnel's device is looked at on a timer only", "error", err, "every", deviceEvery)
 	}
 	return changed
@@ -155,13 +162,19 @@ func (a *Agent) putTunnelBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !there {
+	if !there && !a.tunnel.missing() { // else it was said
 		a.log.Warn("somebody removed the tunnel's device; it is put back", "device", netdev.TunnelDevice)
 	}
 	if _, err := netdev.EnsureTunnelDevice(ctx, netdev.TunnelConfig{Port: a.cfg.TunnelPort, IfIndex: a.tunnel.ifindex}); err != nil {
 		return err
 	}
 	return a.attachTunnel()
+}
+
+func (t *tunnelMake) missing() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.problem != nil
 }
 
 // note remembers why the device is not there, and tells when that changes.
@@ -171,7 +184,7 @@ func (t *tunnelMake) note(err error, log *slog.Logger) {
 	t.problem = err
 	t.mu.Unlock()
 	switch {
-	case err != nil && was == nil:
+	case err != nil && (was == nil || err.Error() != was.Error()):
 		log.Error("the tunnel's device cannot be put back, trying again", "device", netdev.TunnelDevice, "error", err)
 	case err == nil && was != nil:
 		log.Info("the tunnel's device is there again", "device", netdev.TunnelDevice)

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"strings"
@@ -28,12 +29,17 @@ func TestChooseTunnel(t *testing.T) {
 		"asked for what is not there":    {TunnelNetdev, "device", no, "module vxlan"},
 		"asked for, nobody knows":        {TunnelNetdev, "device", unknown, "probing failed"},
 	} {
+		var said bytes.Buffer
 		way, why, err := chooseTunnel(c.asked, c.underlay, func() (bool, error) {
 			if c.kernel == unknown {
 				return false, errors.New("probing failed")
 			}
 			return c.kernel == yes, nil
-		})
+		}, slog.New(slog.NewTextHandler(&said, nil)))
+		warned := strings.Contains(said.String(), "level=WARN") && strings.Contains(said.String(), "probing failed") && strings.Contains(said.String(), "--tunnel-datapath=")
+		if want := c.kernel == unknown && c.asked != TunnelNetdev; warned != want {
+			t.Errorf("%s: said %q", name, said.String())
+		}
 		if err == nil && (way != c.want || why == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %q because %q, %v; want %s", name, way, why, err, c.want)
 		}
@@ -54,7 +60,8 @@ func TestTunnelDatapathIsChecked(t *testing.T) {
 
 func TestTunnelDeviceTrouble(t *testing.T) {
 	var m tunnelMake
-	log := slog.New(slog.DiscardHandler)
+	var said bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&said, nil))
 	m.note(nil, log)
 	if p := m.problems(); len(p) != 0 {
 		t.Errorf("nothing is wrong: %v", p)
@@ -63,8 +70,14 @@ func TestTunnelDeviceTrouble(t *testing.T) {
 	if p := m.problems(); len(p) != 1 || !strings.Contains(p[0].GetProblem(), "in use") || !strings.Contains(p[0].GetObject(), netdev.TunnelDevice) || p[0].GetFix() == "" {
 		t.Errorf("the port is in use: %v", p)
 	}
+	for range 3 { // rounds
+		m.note(errors.New("no such program"), log)
+	}
 	m.note(nil, log)
 	if p := m.problems(); len(p) != 0 {
 		t.Errorf("it is there again: %v", p)
+	}
+	if n := strings.Count(said.String(), "level=ERROR"); n != 2 || !strings.Contains(said.String(), "no such program") {
+		t.Errorf("two errors are told in %d lines: %s", n, said.String())
 	}
 }

@@ -157,12 +157,19 @@ static __always_inline struct ct_entry *ct_take(void *map, void *before, const v
 	return bpf_map_lookup_elem(map, key);
 }
 
+/* The programs before establish flows meanwhile: three looks, as in ct_find. */
 static __noinline struct ct_entry *ct_taken(struct flow *f)
 {
 	struct ct_entry *e = ct_take(&ct4, &ct4_before, &f->key);
 
 	f->half_open = !e;
-	return e ? e : ct_take(&ct4_open, &ct4_open_before, &f->key);
+	if (!e)
+		e = ct_take(&ct4_open, &ct4_open_before, &f->key);
+	if (!e) {
+		e = ct_take(&ct4, &ct4_before, &f->key);
+		f->half_open = !e;
+	}
+	return e;
 }
 
 static __noinline int ct_tell(const struct tuple4 *key, const struct ct_entry *e)

@@ -68,12 +68,19 @@ static __always_inline void flow_key6(struct flow *f, struct tuple6 *key, const 
 	f->hash = x * 0xC2B2AE3D27D4EB4FULL >> 32;
 }
 
+/* See ct_taken. */
 static __noinline struct ct_entry *ct_taken6(struct flow *f, const struct tuple6 *key)
 {
 	struct ct_entry *e = ct_take(&ct6, &ct6_before, key);
 
 	f->half_open = !e;
-	return e ? e : ct_take(&ct6_open, &ct6_open_before, key);
+	if (!e)
+		e = ct_take(&ct6_open, &ct6_open_before, key);
+	if (!e) {
+		e = ct_take(&ct6, &ct6_before, key);
+		f->half_open = !e;
+	}
+	return e;
 }
 
 static __noinline int ct_tell6(const struct tuple6 *key, const struct ct_entry *e)

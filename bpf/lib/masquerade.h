@@ -98,7 +98,11 @@ static __always_inline int snat_is(const struct snat_entry *s, const struct snat
 }
 
 /* Takes the port in key for a half-open flow. Whoever has its place in snat4_open
- * and then finds none in snat4 is alone with it: others move the other way. */
+ * and then finds none in snat4 is alone with it, but for one case: the flow that had
+ * it before, and lost it to this one or to the LRU, is being established at this moment
+ * (snat_promote, after its last look at snat4_open). That one keeps the port, since
+ * it has connections to lose; this one finds that out, and gets another port, with
+ * its next packet (snat_keep). */
 static __always_inline int snat_take(const struct snat_key *key, const struct snat_entry *e,
                                      __u64 how)
 {
@@ -153,7 +157,9 @@ __attribute__((noinline)) int snat_open(struct __sk_buff *skb, __u32 saddr, __u3
 }
 
 /* Moves a port to those of established flows. Returns the port, with SNAT_KEPT once
- * it is there: a busy bucket (see ct_promote) lets it wait for the next packet. */
+ * it is there: a busy bucket (see ct_promote) lets it wait for the next packet, and so
+ * does another CPU that was first, for this flow or, where this one had lost the port,
+ * for the one that has it now. The next packet's snat_keep tells the two apart. */
 static __always_inline int snat_promote(const struct snat_key *key, const struct snat_entry *e)
 {
 	__u32 port = bpf_ntohs(key->port);

@@ -120,8 +120,10 @@ func (d *Datapath) attach(prog, dev string) error {
 	if err != nil {
 		return fmt.Errorf("attach %s to %s: %w", prog, dev, err)
 	}
-	if err := replaceFilter(d.program(prog), prog, l); err != nil {
-		return err
+	if !hasFilter(d.program(prog), prog, l) {
+		if err := replaceFilter(d.program(prog), prog, l); err != nil {
+			return err
+		}
 	}
 	return d.unpin(prog, dev)
 }

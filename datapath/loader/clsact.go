@@ -5,6 +5,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -45,6 +46,22 @@ func replaceFilter(prog *ebpf.Program, name string, l netlink.Link) error {
 		return fmt.Errorf("attach %s to %s: %w", name, l.Attrs().Name, err)
 	}
 	return nil
+}
+
+// hasFilter reports whether replaceFilter has nothing to do. When that cannot be
+// told, it has.
+func hasFilter(prog *ebpf.Program, name string, l netlink.Link) bool {
+	info, err := prog.Info()
+	if err != nil {
+		return false
+	}
+	id, _ := info.ID()
+	want := filterAttrs(l.Attrs().Index, name)
+	filters, err := netlink.FilterList(l, want.Parent)
+	return err == nil && slices.ContainsFunc(filters, func(f netlink.Filter) bool {
+		b, ok := f.(*netlink.BpfFilter)
+		return ok && b.FilterAttrs.Handle == want.Handle && b.Priority == want.Priority && b.Name == name && b.DirectAction && id != 0 && b.Id == int(id)
+	})
 }
 
 func removeFilter(name, dev string) error {

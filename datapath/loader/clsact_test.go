@@ -5,11 +5,14 @@ package loader_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/hawser-mesh/hawser/datapath/loader"
 )
@@ -47,6 +50,57 @@ func TestClsactFallback(t *testing.T) {
 			t.Errorf("%s has links %v, %v", attach, links, err)
 		}
 	}
+}
+
+// A filter that is there with its program stays as it is; one that somebody removed
+// comes back.
+func TestFilterIsAttachedOnce(t *testing.T) {
+	w := newWorldWith(t, loader.AttachClsact)
+	a := w.agents[0]
+	inNS(t, w.nodes[0].ns, func() error {
+		told, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
+		if err != nil {
+			return err
+		}
+		defer told.Close()
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		// Removing it is the last that is told.
+		remove := func() error {
+			filters, err := netlink.FilterList(l, netlink.HANDLE_MIN_INGRESS)
+			if err != nil || len(filters) != 1 {
+				return fmt.Errorf("filters %v, %w", filters, err)
+			}
+			return netlink.FilterDel(filters[0])
+		}
+		added := func() (n int, err error) {
+			for {
+				msgs, _, err := told.Receive()
+				if err != nil {
+					return 0, err
+				}
+				for _, m := range msgs {
+					switch m.Header.Type {
+					case unix.RTM_NEWTFILTER:
+						n++
+					case unix.RTM_DELTFILTER:
+						return n, nil
+					}
+				}
+			}
+		}
+		for i, want := range []int{0, 1} {
+			if err := errors.Join(a.d.AttachUnderlay(), a.d.AttachUnderlay(), remove()); err != nil {
+				return err
+			}
+			if n, err := added(); err != nil || n != want {
+				t.Errorf("round %d: attached %d times, want %d, %v", i, n, want, err)
+			}
+		}
+		return nil
+	})
 }
 
 // A new endpoint has a filter at once. It becomes a link later, without an open

@@ -144,6 +144,9 @@ func TestMasqueradeToTheOutside(t *testing.T) {
 		inNS(t, nd.ns, func() error { return loader.Cleanup(nd.pin) })
 	})
 	a.wait(t)
+	if was, err := loader.MasqueradedAs6(nd.pin); err != nil || was.IsValid() {
+		t.Errorf("without flows: %v, %v", was, err)
+	}
 	tellClients(t, out, 8080)
 	serve(t, out, 8081)
 	for _, c := range []struct{ own, far netip.Addr }{
@@ -172,6 +175,13 @@ func TestMasqueradeToTheOutside(t *testing.T) {
 				}
 			}
 			pour(t, dial(t, pod, c.far, 8081))
+			want := netip.Addr{}
+			if c.own.Is6() {
+				want = c.own // for who takes the programs over
+			}
+			if was, err := loader.MasqueradedAs6(nd.pin); err != nil || was != want {
+				t.Errorf("flows leave as %v, %v; want %v", was, err, want)
+			}
 			ping(t, pod, c.far)
 			ping(t, nd.ns, c.far)
 			ping(t, out, c.own)

@@ -29,6 +29,7 @@ type move struct {
 	old, new *ebpf.Map
 	fields   []field // of the value, that both have
 	shared   uint32  // how long both values' common beginning is; 0: it is not all of one
+	pruned   func()  // a test's: called after prune
 }
 
 // finishMoves ends what an upgrade that was killed has begun, whichever build it
@@ -244,8 +245,8 @@ func (m *move) pin(d *Datapath, want *ebpf.MapSpec, notes *layouts) error {
 }
 
 // fill writes the old map's elements into the new one. overwrite is for what
-// no program of ours uses yet. A new map that is full is rid of what left the old one
-// meanwhile; once programs use it, flows without room are left, and judged anew.
+// no program of ours uses yet. A new map that is full is rid, once, of what left the
+// old one meanwhile; once programs use it, flows without room are left, and judged anew.
 func (m *move) fill(overwrite bool) error {
 	if !copied(m.old.Type()) || !copied(m.new.Type()) || m.old.Type() == ebpf.Array && !overwrite {
 		return nil // only the agent writes arrays
@@ -254,30 +255,43 @@ func (m *move) fill(overwrite bool) error {
 	if !overwrite {
 		flags = ebpf.UpdateNoExist
 	}
+	var late [][2][]byte // found no room
 	err := maps.Raw(m.old, func(key, value []byte) error {
-		is := make([]byte, m.new.ValueSize())
-		for _, f := range m.fields {
-			copy(is[f.offset:f.offset+f.size], value[f.offset:f.offset+f.size])
-		}
+		is := m.converted(value)
 		if m.old.Type() == ebpf.Array && !slices.ContainsFunc(is, func(b byte) bool { return b != 0 }) {
 			return nil // as all new elements are
 		}
 		err := m.new.Update(key, is, flags)
-		if errors.Is(err, unix.E2BIG) && overwrite {
-			if err := m.prune(); err != nil {
-				return err
-			}
-			err = m.new.Update(key, is, flags)
-		}
-		if errors.Is(err, ebpf.ErrKeyExist) || errors.Is(err, unix.E2BIG) && !overwrite && m.ofFlows() {
+		switch {
+		case errors.Is(err, unix.E2BIG) && overwrite:
+			late = append(late, [2][]byte{slices.Clone(key), is})
+			return nil
+		case errors.Is(err, ebpf.ErrKeyExist) || errors.Is(err, unix.E2BIG) && m.ofFlows():
 			return nil
 		}
 		return err
 	})
+	if err == nil && len(late) > 0 {
+		err = m.prune()
+	}
+	for _, e := range late {
+		if err == nil {
+			err = m.new.Update(e[0], e[1], flags)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("move map %s, which has room for %d, into one for %d: %w", m.name, m.old.MaxEntries(), m.new.MaxEntries(), err)
 	}
 	return nil
+}
+
+// converted is a value of the old map as the new one has it.
+func (m *move) converted(value []byte) []byte {
+	is := make([]byte, m.new.ValueSize())
+	for _, f := range m.fields {
+		copy(is[f.offset:f.offset+f.size], value[f.offset:f.offset+f.size])
+	}
+	return is
 }
 
 // ofFlows reports whether programs add to the map and the agent collects.
@@ -300,6 +314,9 @@ func (m *move) prune() error {
 	})
 	for _, key := range gone {
 		err = errors.Join(err, m.new.Delete(key))
+	}
+	if m.pruned != nil {
+		m.pruned()
 	}
 	return err
 }

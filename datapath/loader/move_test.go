@@ -60,6 +60,54 @@ func TestFullMapIsMoved(t *testing.T) {
 	}
 }
 
+// However much comes and goes while a full map is moved, what left it is looked for
+// once: that is a walk over all of the new one.
+func TestFullMapIsPrunedOnce(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes eBPF maps")
+	}
+	const room, changes = 50_000, 100
+	var ms [2]*ebpf.Map
+	for i := range ms {
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: room})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		ms[i] = m
+		for k := range uint32(room) {
+			if err := m.Put(k, uint64(k)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	m := &move{name: "ct4", old: ms[0], new: ms[1], fields: []field{{name: "all", size: 8}}}
+	var next uint32
+	replace := func() {
+		for range changes {
+			if err := errors.Join(m.old.Delete(next), m.old.Put(room+next, uint64(next))); err != nil {
+				t.Fatal(err)
+			}
+			next++
+		}
+	}
+	prunes := 0
+	m.pruned = func() {
+		prunes++
+		replace()
+	}
+	replace()
+	if err := m.fill(true); err != nil || prunes != 1 {
+		t.Errorf("filled: %v, looked %d times for what left", err, prunes)
+	}
+	value := uint64(0)
+	for k := range uint32(changes) {
+		if err := m.new.Lookup(room+k, &value); err != nil || value != uint64(k) {
+			t.Fatalf("what came before the move, %d: %d, %v", k, value, err)
+		}
+	}
+}
+
 // The programs that run during a move can use entries before that are shorter or
 // longer than theirs, and are not made where what they would copy is another thing.
 func TestProgramsDuringAMove(t *testing.T) {

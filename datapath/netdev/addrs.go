@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -69,27 +70,61 @@ func broadcasts(a netlink.Addr) (out []netip.Addr) {
 // unique local one, and of several the lowest. Temporary addresses, deprecated ones and
 // those that are not ready do not count. It is the zero Addr if there is none.
 func OutsideAddr6(device string, before netip.Addr) (netip.Addr, error) {
+	a, _, err := outsideAddr6(device, before)
+	return a, err
+}
+
+// AwaitOutsideAddr6 is OutsideAddr6, and waits while the kernel still finds out
+// whether the address from before, or of none that is ready any, is nobody else's
+// (RFC 4862): at most for the time given, then what is ready counts.
+func AwaitOutsideAddr6(ctx context.Context, device string, before netip.Addr, most time.Duration) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	tick := time.NewTicker(most / 50)
+	defer tick.Stop()
+	for {
+		a, coming, err := outsideAddr6(device, before)
+		if err != nil || !coming {
+			return a, err
+		}
+		select {
+		case <-ctx.Done():
+			return a, nil
+		case <-tick.C:
+		}
+	}
+}
+
+// outsideAddr6 also reports whether a better one, or one at all, is not ready yet.
+func outsideAddr6(device string, before netip.Addr) (best netip.Addr, coming bool, err error) {
 	link, err := netlink.LinkByName(device)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("find device %s: %w", device, err)
+		return netip.Addr{}, false, fmt.Errorf("find device %s: %w", device, err)
 	}
 	list, err := netlink.AddrList(link, netlink.FAMILY_V6)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("list IPv6 addresses of %s: %w", device, err)
+		return netip.Addr{}, false, fmt.Errorf("list IPv6 addresses of %s: %w", device, err)
 	}
-	const passing = unix.IFA_F_TEMPORARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
-	var best netip.Addr
+	const unready = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+	const passing = unix.IFA_F_TEMPORARY | unix.IFA_F_DEPRECATED | unready
+	var soon, again bool // some address is not ready yet, the one from before is not
 	for _, a := range list {
 		own, _ := netip.AddrFromSlice(a.IP)
+		waits := a.Flags&unready == unix.IFA_F_TENTATIVE
 		switch {
-		case own == before && a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0:
-			return own, nil
-		case !own.IsGlobalUnicast() || own.Is4In6() || a.Scope >= unix.RT_SCOPE_LINK || a.Flags&passing != 0:
+		case own == before && a.Flags&unready == 0:
+			return own, false, nil
+		case own == before && waits:
+			again = true
+		case !own.IsGlobalUnicast() || own.Is4In6() || a.Scope >= unix.RT_SCOPE_LINK:
+		case waits:
+			soon = soon || a.Flags&(passing&^unix.IFA_F_TENTATIVE) == 0
+		case a.Flags&passing != 0:
 		case !best.IsValid() || best.IsPrivate() && !own.IsPrivate() || best.IsPrivate() == own.IsPrivate() && own.Less(best):
 			best = own
 		}
 	}
-	return best, nil
+	return best, again || soon && !best.IsValid(), nil
 }
 
 // WatchAddrs wakes the channel when addresses of this host come or go, until the

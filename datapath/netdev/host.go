@@ -55,9 +55,7 @@ func EnsureHostDevice(cfg HostConfig) (HostPair, error) {
 
 func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 	if _, err := netlink.LinkByName(HostDevice); notFound(err) {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = HostDevice, cfg.MTU
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: HostPeer, PeerMTU: uint32(cfg.MTU)}); err != nil {
+		if err := addHostPair(cfg); err != nil {
 			return HostPair{}, fmt.Errorf("add veth pair: %w", err)
 		}
 	}
@@ -83,6 +81,20 @@ func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 	return HostPair{
 		IfIndex: host.Attrs().Index, PeerIfIndex: peer.Attrs().Index, MAC: mac(host), PeerMAC: mac(peer),
 	}, nil
+}
+
+// addHostPair sets both addresses, as podPair does and for the same reason: programs
+// write and compare them.
+func addHostPair(cfg HostConfig) (err error) {
+	veth := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: HostPeer, PeerMTU: uint32(cfg.MTU)}
+	veth.Name, veth.MTU = HostDevice, cfg.MTU
+	if veth.HardwareAddr, err = randomMAC(); err != nil {
+		return err
+	}
+	if veth.PeerHardwareAddr, err = randomMAC(); err != nil {
+		return err
+	}
+	return netlink.LinkAdd(veth)
 }
 
 func setupHostPairSide(link netlink.Link, cfg HostConfig) error {

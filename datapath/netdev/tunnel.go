@@ -47,9 +47,12 @@ var ErrPortInUse = errors.New("the tunnel's UDP port is in use")
 
 // EnsureTunnelDevice makes the tunnel's device, without any address, ARP, IPv6 or
 // forwarding and with reverse path filtering, strict unless the host's
-// all.rp_filter is looser: the host's own stack takes nothing from it. One that is there and differs is made anew. A new one is down, and holds no
-// port, until SetTunnelUp; that its port is free is made sure of. It returns the
-// device's index. The error is ErrNoVXLAN or ErrPortInUse where that is why.
+// all.rp_filter is looser: the host's own stack takes nothing from it. One that is
+// there and differs is made anew, since the kernel changes neither its port nor its
+// mode in place, and keeps its index if it can: programs that run know it by that. A
+// new one is down, and holds no port, until SetTunnelUp; that its port is free is made
+// sure of. It returns the device's index. The error is ErrNoVXLAN or ErrPortInUse
+// where that is why.
 func EnsureTunnelDevice(ctx context.Context, cfg TunnelConfig) (ifindex int, err error) {
 	link, err := ensureTunnelDevice(ctx, cfg)
 	if err != nil {
@@ -69,6 +72,13 @@ func ensureTunnelDevice(ctx context.Context, cfg TunnelConfig) (netlink.Link, er
 	case !isTunnel(link, cfg):
 		if err := netlink.LinkDel(link); err != nil {
 			return nil, fmt.Errorf("remove the one that is there, which differs: %w", err)
+		}
+		if cfg.IfIndex == 0 {
+			again := cfg
+			again.IfIndex = link.Attrs().Index
+			if made, err := addTunnelDevice(ctx, again); err == nil {
+				return made, quietTunnelDevice(made)
+			} // below with any index, or with what else is wrong
 		}
 		link = nil
 	}

@@ -82,13 +82,13 @@ func TestEnsureTunnelDevice(t *testing.T) {
 	})
 }
 
-// TestTunnelDeviceIsMadeAnew replaces a device that differs, and gives one that
-// was removed its index back.
+// TestTunnelDeviceIsMadeAnew replaces a device that differs, and gives it, as one that
+// was removed, its index back: programs that run know it by that.
 func TestTunnelDeviceIsMadeAnew(t *testing.T) {
 	inNode(t, func(string) error {
 		first := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort})
-		if v := ensureTunnel(t, netdev.TunnelConfig{Port: 4789}); v.Port != 4789 || v.Index == first.Index {
-			t.Errorf("another port was asked for: port %d, index %d (was %d)", v.Port, v.Index, first.Index)
+		if v := ensureTunnel(t, netdev.TunnelConfig{Port: 4789}); v.Port != 4789 || v.Index != first.Index {
+			t.Errorf("another port was asked for: port %d, index %d, want %d", v.Port, v.Index, first.Index)
 		}
 		for name, alter := range map[string]func(*netlink.Vxlan){
 			"not external":  func(v *netlink.Vxlan) { v.FlowBased, v.VxlanId = false, 7 },
@@ -108,8 +108,11 @@ func TestTunnelDeviceIsMadeAnew(t *testing.T) {
 			if err := netlink.LinkAdd(there); err != nil {
 				return err
 			}
-			if v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort}); (v.Index == there.Index) != (name == "nothing") || v.MTU != 65535 || !v.FlowBased {
-				t.Errorf("what differs is %s: index %d, was %d; %+v", name, v.Index, there.Index, v)
+			if err := netlink.LinkSetAlias(there, "this one"); err != nil {
+				return err
+			}
+			if v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort}); v.Index != there.Index || v.Alias != "" != (name == "nothing") || v.MTU != 65535 || !v.FlowBased {
+				t.Errorf("what differs is %s: index %d %q, was %d; %+v", name, v.Index, v.Alias, there.Index, v)
 			}
 		}
 		v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort})

@@ -70,6 +70,7 @@ type Cache struct {
 	dirtyAddrs map[netip.Prefix]struct{}
 	dirtyNodes map[netip.Addr]struct{}
 	pathMTUs   map[netip.Addr]uint32 // as told to SetPathMTU
+	assumed    map[netip.Addr]uint32 // as told to AssumePathMTUs, until SetPathMTU
 }
 
 // New makes an empty Cache.
@@ -100,6 +101,7 @@ func New(cfg Config) (*Cache, error) {
 		dirtyAddrs: map[netip.Prefix]struct{}{},
 		dirtyNodes: map[netip.Addr]struct{}{},
 		pathMTUs:   map[netip.Addr]uint32{},
+		assumed:    map[netip.Addr]uint32{},
 	}, nil
 }
 
@@ -195,7 +197,10 @@ func (c *Cache) nodeRow(a netip.Addr) (datapath.Node, bool) {
 		return datapath.Node{}, false
 	}
 	row := all[0].value
-	if way := c.pathMTUs[a]; way > 0 && (row.MTU == 0 || way < row.MTU) {
+	if was := c.assumed[a]; row.MTU != 0 && was >= row.MTU {
+		delete(c.assumed, a) // it was the record's
+	}
+	if way := cmp.Or(c.pathMTUs[a], c.assumed[a]); way > 0 && (row.MTU == 0 || way < row.MTU) {
 		row.MTU = way
 	}
 	return row, true

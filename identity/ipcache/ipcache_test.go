@@ -245,6 +245,41 @@ func TestPathMTU(t *testing.T) {
 	f.want(ip, "node 192.0.2.2 east/east-2 id 1 mtu 1500")
 }
 
+// What the programs went by before a restart stands until it is measured again; what
+// was only what the node's record said does not.
+func TestAssumePathMTUs(t *testing.T) {
+	const ip = "192.0.2.2/32 id 6 via 192.0.2.2 flags 2"
+	const node = "node 192.0.2.2 east/east-2 id 1 mtu "
+	for name, tt := range map[string]struct {
+		was     uint32
+		want    string
+		assumed bool
+	}{
+		"measured": {1404, "1404", true}, "the record's": {1500, "1500", false}, "the record is smaller now": {9000, "1500", false}, "unknown": {0, "1500", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.AssumePathMTUs(map[netip.Addr]uint32{addr("192.0.2.2"): tt.was})
+			f.SetCluster("east", 1)
+			f.node("east", "east-2", "192.0.2.2")
+			f.want(ip, node+tt.want)
+			if got := f.PathAssumed(addr("192.0.2.2")); got != tt.assumed {
+				t.Errorf("assumed is %t, want %t", got, tt.assumed)
+			}
+			f.node("east", "east-2", "192.0.2.2") // the record comes again, as after a reconnect
+			f.want(ip, node+tt.want)
+			f.SetPathMTU(addr("192.0.2.2"), 1500)
+			f.want(ip, node+"1500")
+			if f.PathAssumed(addr("192.0.2.2")) {
+				t.Error("assumed, although it was measured")
+			}
+			f.DeleteNode("east", "east-2")
+			f.node("east", "east-2", "192.0.2.2")
+			f.want(ip, node+"1500")
+		})
+	}
+}
+
 func TestLookupAndList(t *testing.T) {
 	f := newFixture(t)
 	f.vtep("west", "10.2.0.0/24", "192.0.2.9", "west-1")

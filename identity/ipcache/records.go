@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -275,6 +276,7 @@ func (c *Cache) unclaimTunnel(s source, a netip.Addr) {
 	c.dirtyNodes[a] = struct{}{}
 	if len(c.tunnels.all(a)) == 0 {
 		delete(c.pathMTUs, a)
+		delete(c.assumed, a)
 	}
 }
 
@@ -289,7 +291,26 @@ func (c *Cache) SetPathMTU(a netip.Addr, mtu int) {
 		return
 	}
 	c.pathMTUs[a] = uint32(mtu)
+	delete(c.assumed, a)
 	c.dirtyNodes[a] = struct{}{}
+}
+
+// AssumePathMTUs tells the MTUs in bytes of tunnel addresses' rows before this
+// process, from whenever their nodes are known: one that is less than the record's
+// was measured, and stands until SetPathMTU or until the node goes. Call it before
+// anything is published.
+func (c *Cache) AssumePathMTUs(mtus map[netip.Addr]uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.Copy(c.assumed, mtus)
+}
+
+// PathAssumed reports whether a tunnel address's row has an MTU of
+// AssumePathMTUs, which is to be measured again.
+func (c *Cache) PathAssumed(a netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.assumed[a] != 0
 }
 
 // parsePrefix reads a prefix or an address, and refuses those that nobody in
