@@ -87,6 +87,9 @@ func parseList(root manifest.Node) (objects []Object) {
 		o, _ := parseManifest(item)
 		b, _ := json.MarshalIndent(item.Value, "", "  ") // it came out of a decoder
 		o.Source = string(b)
+		for i := range o.Rules {
+			o.Rules[i].Path = strings.TrimPrefix(o.Rules[i].Path, item.Path+".")
+		}
 		objects = append(objects, o)
 	}
 	return objects
