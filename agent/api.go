@@ -186,7 +186,7 @@ func frontend(f loadbalancer.View, vip string, p *keyspacev1.ServicePort) *hawse
 		}
 		row.Backends = append(row.Backends, &hawserv1.FrontendBackend{
 			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
-			Workload: b.Workload, State: b.StateName(),
+			Workload: b.Workload, State: b.StateName(), Protocol: row.GetProtocol(), PortName: b.PortName,
 		})
 	}
 	return row
@@ -288,6 +288,7 @@ func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawse
 	for id, p := range a.view.policyProblems() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{Object: "policy " + id, Problem: p, Fix: "apply it anew: hawser policy apply -f FILE"})
 	}
+	r.Problems = append(r.Problems, shortOfRoom(a.cfg.Cluster, a.view.engine.Shortages())...)
 	for _, c := range a.view.ips.Conflicts() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
 			Object:  "address " + c.Winner.Prefix.String(),

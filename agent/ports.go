@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/policy"
@@ -88,6 +89,24 @@ func parseNamedPorts(texts []string) ([]policy.NamedPort, error) {
 func (r *record) namedPorts() (out []*keyspacev1.NamedPort) {
 	for _, p := range r.Ports {
 		out = append(out, &keyspacev1.NamedPort{Name: p.Name, Port: uint32(p.Port), Protocol: keyspacev1.Protocol(p.Protocol)})
+	}
+	return out
+}
+
+// shortOfRoom tells the objects that mean more ports by name than they have room
+// for.
+func shortOfRoom(own string, all []policy.Shortage) (out []*hawserv1.Problem) {
+	for _, s := range all {
+		p := &hawserv1.Problem{
+			Object: "policy " + s.Object,
+			Problem: fmt.Sprintf("%d names at addresses of cluster %s are not let out to: by the names of ports beside its ipBlocks it means more than %d ports there",
+				s.Names, s.Cluster, policy.MaxBlockPorts),
+			Fix: "write the ports' numbers, or ipBlocks that hold fewer pods",
+		}
+		if s.Cluster != own {
+			p.Fix += "; if " + s.Cluster + " has more addresses than it should have: hawser mesh grant " + s.Cluster + " --max-ips NUMBER"
+		}
+		out = append(out, p)
 	}
 	return out
 }

@@ -3,11 +3,15 @@
 package agent
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/policy"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
@@ -52,5 +56,43 @@ func TestParseNamedPorts(t *testing.T) {
 	}
 	if _, err := parseNamedPorts(slices.Repeat([]string{"web=80"}, maxNamedPorts+1)); err == nil {
 		t.Error("any number of names is accepted")
+	}
+}
+
+// What an object has no room for is told by its name, with the cluster that it is
+// about and what can be done there.
+func TestShortOfRoomIsTold(t *testing.T) {
+	got := shortOfRoom("east", []policy.Shortage{{Object: "demo/a", Cluster: "east", Names: 2}, {Object: "demo/a", Cluster: "west", Names: 3}})
+	if len(got) != 2 || got[0].GetObject() != "policy demo/a" || strings.Contains(got[0].GetFix(), "mesh grant") {
+		t.Fatalf("got %v", got)
+	}
+	if !strings.HasPrefix(got[1].GetProblem(), "3 names at addresses of cluster west ") || !strings.HasSuffix(got[1].GetFix(), "hawser mesh grant west --max-ips NUMBER") {
+		t.Errorf("got %v", got[1])
+	}
+}
+
+// A view counts ports by name at the addresses of the cluster that published them.
+func TestViewKnowsWhosePortsTheyAre(t *testing.T) {
+	v := testView(t)
+	objects, err := api.Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: names, namespace: demo}\n" +
+		"spec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: web}], to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.engine.UpsertObject(objects[0])
+	var ports []*keyspacev1.NamedPort
+	for i := range kvstore.MaxNamedPorts {
+		ports = append(ports, &keyspacev1.NamedPort{Name: "web", Protocol: keyspacev1.Protocol_PROTOCOL_TCP, Port: uint32(1 + i)})
+	}
+	for i := range policy.MaxBlockPorts/kvstore.MaxNamedPorts + 1 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, 0, byte(i)}), 32)
+		key := kvstore.Key{Subtree: kvstore.State, Cluster: "west", Kind: kvstore.KindIP, Names: []string{p.String()}}
+		if err := v.change(store.Change{Key: key, Record: &keyspacev1.IPEntry{
+			Prefix: p.String(), Identity: 2<<16 + 1, Node: "w1", TunnelAddress: "192.0.2.9", NamedPorts: ports}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := v.engine.Shortages(); !slices.Equal(got, []policy.Shortage{{Object: "demo/names", Cluster: "west", Names: 1}}) {
+		t.Errorf("got %v", got)
 	}
 }

@@ -291,28 +291,28 @@ func (v *view) ip(c store.Change) error {
 		v.backing.prefix(p)
 	}
 	if c.Deleted {
-		v.setNamedPorts(c.Key.String(), p, 0, nil)
+		v.setNamedPorts(c.Key, p, 0, nil)
 		v.names.setAddress(c.Key.Cluster, p, nil)
 		v.ips.DeleteIP(c.Key.Cluster, p)
 		return err
 	}
 	r := c.Record.(*keyspacev1.IPEntry)
-	v.setNamedPorts(c.Key.String(), p, identity.Number(r.GetIdentity()), r.GetNamedPorts())
+	v.setNamedPorts(c.Key, p, identity.Number(r.GetIdentity()), r.GetNamedPorts())
 	v.names.setAddress(c.Key.Cluster, p, r)
 	return v.ips.UpsertIP(c.Key.Cluster, r)
 }
 
 // setNamedPorts takes what an address's record says of ports.
-func (v *view) setNamedPorts(key string, at netip.Prefix, n identity.Number, records []*keyspacev1.NamedPort) {
+func (v *view) setNamedPorts(key kvstore.Key, at netip.Prefix, n identity.Number, records []*keyspacev1.NamedPort) {
 	var ports []policy.NamedPort
 	for _, r := range records {
 		ports = append(ports, policy.NamedPort{Name: r.GetName(), Protocol: uint8(r.GetProtocol()), Port: uint16(r.GetPort())})
 	}
-	for _, changed := range v.ports.set(key, n, ports) {
+	for _, changed := range v.ports.set(key.String(), n, ports) {
 		v.engine.SetNamedPorts(changed, v.ports.of(changed))
 	}
 	if at.IsSingleIP() {
-		v.engine.SetAddressPorts(at.Addr(), ports)
+		v.engine.SetAddressPorts(key.Cluster, at.Addr(), ports)
 	}
 }
 

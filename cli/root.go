@@ -88,7 +88,11 @@ func checkArguments(cmd *cobra.Command) {
 	} else if inner := cmd.Args; inner != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			// What cobra finds missing later on would be no wrong use.
-			if err := errors.Join(inner(cmd, args), cmd.ValidateRequiredFlags()); err != nil {
+			err := inner(cmd, args)
+			if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // as cobra calls it
+				err = fmt.Errorf("%s takes no arguments: %q", cmd.CommandPath(), args)
+			}
+			if err = errors.Join(err, cmd.ValidateRequiredFlags()); err != nil {
 				return session.Usage("%v\nusage: %s", err, cmd.UseLine())
 			}
 			return nil

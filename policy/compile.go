@@ -15,6 +15,7 @@ import (
 type object struct {
 	spec  api.Object
 	rules []*rule
+	names *asker // nil: it asks for none
 }
 
 // rule is one rule and the rule sets whose endpoints it selects.
@@ -63,6 +64,7 @@ func (e *Engine) compile(o api.Object) *object {
 		}
 		out.rules = append(out.rules, r)
 	}
+	out.names = e.startAsking(out)
 	return out
 }
 
@@ -128,14 +130,13 @@ func (e *Engine) compilePeers(p *part, peers api.Peers) {
 		}
 		p.nets = append(p.nets, newNet(c, p.origin))
 	}
-	e.useNames(p, 1)
 }
 
 // cidrs are the prefixes of peers. API servers are known by their addresses alone,
 // which may be those of nodes or workloads: prefixes as of ipBlocks.
 func (e *Engine) cidrs(peers api.Peers) []api.CIDR {
 	out := peers.CIDRs
-	if slices.Contains(peers.Entities, api.EntityKubeAPIServer) {
+	if peers.MeanKubeAPIServer() {
 		out = slices.Clone(out)
 		for _, p := range e.apiServers {
 			out = append(out, api.CIDR{Prefix: p, Block: true})

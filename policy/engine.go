@@ -222,7 +222,7 @@ func (e *Engine) replaceObject(old *object, o api.Object) {
 }
 
 // SetKubeAPIServers tells where the Kubernetes API servers of the own cluster are,
-// whom rules call kube-apiserver: addresses, or prefixes of which each is one.
+// whom rules call kube-apiserver, and who are in cluster and mesh: addresses, or prefixes of which each is one.
 func (e *Engine) SetKubeAPIServers(at []netip.Prefix) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -233,7 +233,7 @@ func (e *Engine) SetKubeAPIServers(at []netip.Prefix) {
 	}
 	e.apiServers = at
 	for _, o := range e.objects {
-		if o.spec.NamesKubeAPIServer() {
+		if o.spec.MeansKubeAPIServer() {
 			e.replaceObject(o, o.spec)
 		}
 	}
@@ -251,6 +251,7 @@ func (e *Engine) DeleteObject(namespace, name string) {
 }
 
 func (e *Engine) removeObject(o *object) {
+	e.stopAsking(o.names)
 	for _, r := range o.rules {
 		e.ruleIndex.remove(r.spec.Endpoints, r)
 		for rs := range r.ruleSets {
@@ -260,7 +261,6 @@ func (e *Engine) removeObject(o *object) {
 			for _, s := range p.selectors {
 				e.unuseSelector(s)
 			}
-			e.useNames(p, -1)
 			for _, k := range p.prefixes {
 				e.unusePrefix(k)
 			}

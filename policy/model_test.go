@@ -114,7 +114,7 @@ func change(t *testing.T, w policymodel.World, e *Engine, m *policymodel.Model, 
 		for range 6 {
 			a := policymodel.Pick(w.Rand, peers[8:]...).Addr // those have one
 			m.AddrPorts[a] = w.Names()
-			e.SetAddressPorts(a, named(m.AddrPorts[a]))
+			e.SetAddressPorts("east", a, named(m.AddrPorts[a]))
 		}
 	case 10:
 		name, served := w.Service(), w.Served()

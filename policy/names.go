@@ -3,60 +3,96 @@
 package policy
 
 import (
+	"cmp"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/hawser-mesh/hawser/datapath"
 )
 
-// names are the ports that addresses have names for, and the parts that ask for
+// MaxBlockPorts is how many ports an object may mean by names beside its ipBlocks
+// at the addresses of one cluster: how many there are is that cluster's doing, not
+// the object's. Those that were there first stay; what is beyond is not let out
+// to. Other clusters' have room of their own.
+const MaxBlockPorts = 1 << 13
+
+// names are the ports that addresses have names for, and the objects that ask for
 // them: an egress part with an ipBlock means, at each address in it, the port that
 // the workload there calls so. Each such address becomes a prefix in use, so that
 // it has an identity, and a row, of its own.
 type names struct {
-	ports map[netip.Addr][]NamedPort
-	addrs map[namedPort]map[netip.Addr]struct{}
-	parts map[namedPort]map[*part]struct{}
+	at     map[netip.Addr]addressPorts
+	addrs  map[namedPort]map[netip.Addr]struct{}
+	askers map[namedPort]map[*asker]struct{}
+	heard  map[call]int // by how many askers
+}
+
+type addressPorts struct {
+	cluster string
+	ports   []NamedPort
+}
+
+// call is the ports of one name at an address.
+type call struct {
+	addr netip.Addr
+	name namedPort
+}
+
+// asker is an object with ports by name beside ipBlocks of egress.
+type asker struct {
+	object  string
+	parts   map[namedPort][]*part
+	heard   map[call]int                 // how many ports each is
+	ports   map[string]int               // those, by cluster
+	waiting map[string]map[call]struct{} // for room, by cluster
 }
 
 func newNames() *names {
-	return &names{ports: map[netip.Addr][]NamedPort{}, addrs: map[namedPort]map[netip.Addr]struct{}{},
-		parts: map[namedPort]map[*part]struct{}{}}
+	return &names{at: map[netip.Addr]addressPorts{}, addrs: map[namedPort]map[netip.Addr]struct{}{},
+		askers: map[namedPort]map[*asker]struct{}{}, heard: map[call]int{}}
 }
 
-// SetAddressPorts tells the names that the workload at an address has for its
-// ports; none when there is no workload.
-func (e *Engine) SetAddressPorts(a netip.Addr, ports []NamedPort) {
+// SetAddressPorts tells the names that the workload at an address, which is of a
+// cluster, has for its ports; none when there is no workload.
+func (e *Engine) SetAddressPorts(cluster string, a netip.Addr, ports []NamedPort) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	ports = sortedPorts(ports)
-	old := e.names.ports[a]
-	if slices.Equal(old, ports) {
+	now, old := addressPorts{cluster, sortedPorts(ports)}, e.names.at[a]
+	if slices.Equal(old.ports, now.ports) && (old.cluster == cluster || len(now.ports) == 0) {
 		return
 	}
-	// New uses come before old ones go, so that what both have is not retired.
-	gone := slices.Collect(e.names.asked(a, old))
-	for n := range namesIn(old) {
+	// What is asked for before and after is not retired in between.
+	_, inUse := e.prefixes.used[1].Get(block(a).Prefix)
+	if inUse {
+		e.usePrefix(block(a))
+	}
+	before := map[*asker]struct{}{}
+	for c, x := range e.names.asked(a, old.ports) {
+		before[x] = struct{}{}
+		e.unhear(x, c)
+	}
+	for n := range namesIn(old.ports) {
 		erase(e.names.addrs, n, a)
 	}
-	e.names.ports[a] = ports
-	if len(ports) == 0 {
-		delete(e.names.ports, a)
+	e.names.at[a] = now
+	if len(now.ports) == 0 {
+		delete(e.names.at, a)
 	}
-	for n := range namesIn(ports) {
+	for n := range namesIn(now.ports) {
 		insert(e.names.addrs, n, a)
 	}
-	for k := range e.names.asked(a, ports) {
-		e.usePrefix(k)
+	for c, x := range e.names.asked(a, now.ports) {
+		e.hear(x, c)
 	}
-	for _, k := range gone {
-		e.unusePrefix(k)
+	if inUse {
+		e.unusePrefix(block(a))
 	}
-	if p, ok := e.prefixes.used[1].Get(block(a).Prefix); ok {
-		if id, ok := e.identities[p.number]; ok {
-			e.setIdentity(id.number, id.own, id.net)
-		}
+	e.refreshPorts(a)
+	for x := range before {
+		e.refill(x, old.cluster)
 	}
 }
 
@@ -71,17 +107,28 @@ func namesIn(ports []NamedPort) map[namedPort]struct{} {
 	return out
 }
 
-// asked is the prefix of an address, once for each part and name that asks for it.
-func (x *names) asked(a netip.Addr, ports []NamedPort) iter.Seq[prefixKey] {
-	return func(yield func(prefixKey) bool) {
+// asked are the names among an address's that objects ask for there, with who does.
+func (x *names) asked(a netip.Addr, ports []NamedPort) iter.Seq2[call, *asker] {
+	return func(yield func(call, *asker) bool) {
 		for n := range namesIn(ports) {
-			for p := range x.parts[n] {
-				if p.hasBlock(a) && !yield(block(a)) {
+			for by := range x.askers[n] {
+				if by.means(n, a) && !yield(call{a, n}, by) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// means reports whether an address is in an ipBlock beside a name.
+func (x *asker) means(n namedPort, a netip.Addr) bool {
+	return slices.ContainsFunc(x.parts[n], func(p *part) bool { return p.hasBlock(a) })
+}
+
+// denies reports whether it is in one of what is denied: where an operator says
+// that API servers are, since ipBlocks only allow. Those are few.
+func (x *asker) denies(c call) bool {
+	return slices.ContainsFunc(x.parts[c.name], func(p *part) bool { return p.deny && p.hasBlock(c.addr) })
 }
 
 // hasBlock reports whether an address is in an ipBlock of a part.
@@ -92,39 +139,139 @@ func (p *part) hasBlock(a netip.Addr) bool {
 	})
 }
 
-// useNames has the addresses that an egress part's names concern be prefixes in
-// use, or undoes that when by is -1.
-func (e *Engine) useNames(p *part, by int) {
-	if p.dir != int(datapath.Egress) || !slices.ContainsFunc(p.nets, func(n *net) bool { return n.block }) {
+// hear has the address be a prefix in use, if there is room; else it waits.
+func (e *Engine) hear(x *asker, c call) {
+	at := e.names.at[c.addr]
+	n := 0
+	for _, p := range at.ports {
+		if (namedPort{p.Name, p.Protocol}) == c.name {
+			n++
+		}
+	}
+	if x.ports[at.cluster]+n > MaxBlockPorts && !x.denies(c) {
+		insert(x.waiting, at.cluster, c)
 		return
 	}
-	seen := map[namedPort]struct{}{}
-	for _, n := range p.named {
-		if _, twice := seen[n]; twice {
-			continue
-		}
-		seen[n] = struct{}{}
-		if by > 0 {
-			insert(e.names.parts, n, p)
-		} else {
-			erase(e.names.parts, n, p)
-		}
-		for a := range e.names.addrs[n] {
-			switch {
-			case !p.hasBlock(a):
-			case by > 0:
-				e.usePrefix(block(a))
-			default:
-				e.unusePrefix(block(a))
-			}
+	erase(x.waiting, at.cluster, c)
+	x.heard[c] = n
+	x.ports[at.cluster] += n
+	e.names.heard[c]++
+	e.usePrefix(block(c.addr))
+	e.refreshPorts(c.addr)
+}
+
+// unhear undoes hear.
+func (e *Engine) unhear(x *asker, c call) {
+	cluster := e.names.at[c.addr].cluster
+	erase(x.waiting, cluster, c)
+	n, ok := x.heard[c]
+	if !ok {
+		return
+	}
+	delete(x.heard, c)
+	if x.ports[cluster] -= n; x.ports[cluster] == 0 {
+		delete(x.ports, cluster)
+	}
+	if e.names.heard[c]--; e.names.heard[c] == 0 {
+		delete(e.names.heard, c)
+	}
+	e.unusePrefix(block(c.addr))
+	e.refreshPorts(c.addr)
+}
+
+// refill gives room to those of a cluster that wait for it.
+func (e *Engine) refill(x *asker, cluster string) {
+	for c := range x.waiting[cluster] {
+		if e.hear(x, c); x.heard[c] == 0 {
+			return
 		}
 	}
 }
 
-// portsAt are the names for ports of whose identity a prefix is.
-func (e *Engine) portsAt(k prefixKey) []NamedPort {
+// startAsking has the addresses that an object's names concern be prefixes in use;
+// nil when there are no such names.
+func (e *Engine) startAsking(o *object) *asker {
+	x := &asker{object: o.spec.ID(), parts: map[namedPort][]*part{}, heard: map[call]int{}, ports: map[string]int{},
+		waiting: map[string]map[call]struct{}{}}
+	for _, r := range o.rules {
+		for _, p := range r.parts {
+			if p.dir != int(datapath.Egress) || !slices.ContainsFunc(p.nets, func(n *net) bool { return n.block }) {
+				continue
+			}
+			for _, n := range p.named {
+				x.parts[n] = append(x.parts[n], p)
+			}
+		}
+	}
+	if len(x.parts) == 0 {
+		return nil
+	}
+	for n := range x.parts {
+		insert(e.names.askers, n, x)
+		for _, a := range slices.SortedFunc(maps.Keys(e.names.addrs[n]), netip.Addr.Compare) {
+			if x.means(n, a) {
+				e.hear(x, call{a, n})
+			}
+		}
+	}
+	return x
+}
+
+// stopAsking undoes startAsking.
+func (e *Engine) stopAsking(x *asker) {
+	if x == nil {
+		return
+	}
+	for n := range x.parts {
+		erase(e.names.askers, n, x)
+	}
+	for _, c := range slices.Collect(maps.Keys(x.heard)) {
+		e.unhear(x, c)
+	}
+}
+
+// portsAt are the names for ports of whose identity a prefix is, as far as an
+// object asks for them and has room.
+func (e *Engine) portsAt(k prefixKey) (out []NamedPort) {
 	if !k.block || !k.IsSingleIP() {
 		return nil
 	}
-	return e.names.ports[k.Addr()]
+	for _, p := range e.names.at[k.Addr()].ports {
+		if e.names.heard[call{k.Addr(), namedPort{p.Name, p.Protocol}}] > 0 {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// refreshPorts brings the identity of an address up to date, if it is in use.
+func (e *Engine) refreshPorts(a netip.Addr) {
+	if p, ok := e.prefixes.used[1].Get(block(a).Prefix); ok {
+		e.refreshIdentity(p.number)
+	}
+}
+
+// Shortage is what an object means by names beside its ipBlocks and has no room for.
+type Shortage struct {
+	Object  string // namespace/name
+	Cluster string // whose addresses they are
+	Names   int    // names at addresses that are left out
+}
+
+// Shortages are all that there are, sorted.
+func (e *Engine) Shortages() (out []Shortage) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, o := range e.objects {
+		if o.names == nil {
+			continue
+		}
+		for cluster, list := range o.names.waiting {
+			out = append(out, Shortage{o.names.object, cluster, len(list)})
+		}
+	}
+	slices.SortFunc(out, func(a, b Shortage) int {
+		return cmp.Or(strings.Compare(a.Object, b.Object), strings.Compare(a.Cluster, b.Cluster))
+	})
+	return out
 }

@@ -56,11 +56,14 @@ func New(s *session.Session) *cobra.Command {
 }
 
 func run(cmd *cobra.Command, s *session.Session, o options) error {
+	if err := o.complete(s.Node); err != nil {
+		return err
+	}
 	if os.Geteuid() != 0 {
 		return &session.Error{Code: session.CouldNotAsk, Err: errors.New("what an agent leaves is in the kernel: run it as root")}
 	}
-	if err := o.complete(s.Node); err != nil {
-		return err
+	if s.Node != "" {
+		o.warnUnknown(s)
 	}
 	if o.dryRun {
 		items, err := cleanup.Find(o.Config)
@@ -107,6 +110,9 @@ func (o *options) complete(node string) error {
 	if o.PinPath != "" {
 		return nil
 	}
+	if strings.Contains(node, "/") || node == "." || node == ".." {
+		return session.Usage("--node %q is no node's name", node)
+	}
 	if node != "" {
 		o.PinPath = filepath.Join(pinRoot, node)
 		return nil
@@ -120,6 +126,15 @@ func (o *options) complete(node string) error {
 		o.PinPath = have[0]
 	}
 	return nil
+}
+
+// warnUnknown says that a node that was named has no pins here, if others do: that
+// nothing is found may be a slip.
+func (o *options) warnUnknown(s *session.Session) {
+	have, _ := filepath.Glob(filepath.Join(pinRoot, "*")) // the pattern is well formed
+	if _, err := os.Stat(o.PinPath); err != nil && len(have) > 0 {
+		s.Warn("there are no pins in %s; there are: %s", o.PinPath, strings.Join(have, ", "))
+	}
 }
 
 func list(cmd *cobra.Command, s *session.Session, items []cleanup.Item) error {

@@ -14,7 +14,7 @@ import (
 
 func newAudit(s *session.Session) *cobra.Command {
 	return &cobra.Command{
-		Use:   "audit [NAMESPACE/]NAME | ADDRESS | ID on|off",
+		Use:   "audit [[CLUSTER/]NAMESPACE/]NAME | ADDRESS | ID on|off",
 		Short: "Report what policy would drop of an endpoint, and let it pass",
 		Long: "With on, what policy would drop of the endpoint's packets passes and is reported, once\n" +
 			"for each flow: hawser monitor --type verdict. The other end's policy is enforced as\n" +
@@ -26,17 +26,11 @@ func newAudit(s *session.Session) *cobra.Command {
 			if !ok {
 				return session.Usage("%q: want on or off", args[1])
 			}
-			rows, err := list(cmd.Context(), s)
+			e, one, err := s.Endpoint(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			e, err := find(rows, args[0])
-			if err != nil {
-				return err
-			}
-			one := *s
-			one.Cluster, one.Node = e.GetCluster(), e.GetNode()
-			_, err = session.Gather(cmd.Context(), &one, func(ctx context.Context, n session.NodeConn) ([]row, error) {
+			_, err = session.Gather(cmd.Context(), one, func(ctx context.Context, n session.NodeConn) ([]row, error) {
 				r, err := n.SetEndpoint(ctx, &hawserv1.SetEndpointRequest{Id: e.GetId(), PolicyAudit: on})
 				return []row{r.GetEndpoint()}, err
 			})

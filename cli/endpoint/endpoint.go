@@ -4,7 +4,6 @@
 package endpoint
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -29,20 +28,13 @@ func New(s *session.Session) *cobra.Command {
 	return cmd
 }
 
-func list(ctx context.Context, s *session.Session) ([]row, error) {
-	return session.Gather(ctx, s, func(ctx context.Context, n session.NodeConn) ([]row, error) {
-		r, err := n.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
-		return r.GetEndpoints(), err
-	})
-}
-
 func newList(s *session.Session) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the endpoints of the cluster's nodes",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			rows, err := list(cmd.Context(), s)
+			rows, err := s.Endpoints(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -86,47 +78,17 @@ func directions(e row) string {
 
 func newGet(s *session.Session) *cobra.Command {
 	return &cobra.Command{
-		Use:   "get [NAMESPACE/]NAME | ADDRESS | ID",
+		Use:   "get [[CLUSTER/]NAMESPACE/]NAME | ADDRESS | ID",
 		Short: "Show one endpoint",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			rows, err := list(cmd.Context(), s)
-			if err != nil {
-				return err
-			}
-			e, err := find(rows, args[0])
+			e, _, err := s.Endpoint(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return printer.One(cmd.OutOrStdout(), s.Output, e, func(w io.Writer) error { return show(w, e) })
 		},
 	}
-}
-
-func find(rows []row, what string) (row, error) {
-	var found []row
-	for _, e := range rows {
-		if e.GetName() == what || workload(e) == what || fmt.Sprint(e.GetId()) == what {
-			found = append(found, e)
-			continue
-		}
-		for _, a := range e.GetAddresses() {
-			if a == what {
-				found = append(found, e)
-			}
-		}
-	}
-	switch len(found) {
-	case 0:
-		return nil, session.Answer("no endpoint %q; see: hawser endpoint list", what)
-	case 1:
-		return found[0], nil
-	}
-	var where []string
-	for _, e := range found {
-		where = append(where, fmt.Sprintf("%s on %s", workload(e), e.GetNode()))
-	}
-	return nil, session.Usage("%q is more than one endpoint (%s): add --node, or use the address", what, strings.Join(where, ", "))
 }
 
 func gateways(e row) string {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -31,11 +32,22 @@ func NewDelete(s *session.Session, cmd *cobra.Command, namespaceHelp string,
 	del func(ctx context.Context, client hawserv1.MeshClient, namespace, name, source string) ([]*hawserv1.AppliedObject, error)) *cobra.Command {
 	var files []string
 	var namespace string
-	cmd.Use, cmd.Args = "delete NAME | -f FILE", cobra.MaximumNArgs(1)
+	cmd.Use, cmd.Args = "delete [NAMESPACE/]NAME | -f FILE", cobra.MaximumNArgs(1)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		given := cmd.Flags().Changed("namespace")
+		switch {
+		case (len(args) == 0) == (len(files) == 0):
+			return session.Usage("say what to delete: [NAMESPACE/]NAME, or -f FILE, and not both")
+		case len(args) == 0 && given:
+			return session.Usage("--namespace is of NAME: objects in files say their own")
+		}
 		if len(args) == 1 {
+			namespace, name, err := split(args[0], namespace, given)
+			if err != nil {
+				return err
+			}
 			return One(cmd, s, func(ctx context.Context, client hawserv1.MeshClient) ([]*hawserv1.AppliedObject, error) {
-				return del(ctx, client, namespace, args[0], "")
+				return del(ctx, client, namespace, name, "")
 			})
 		}
 		return Each(cmd, s, files, func(ctx context.Context, client hawserv1.MeshClient, source string) ([]*hawserv1.AppliedObject, error) {
@@ -45,6 +57,22 @@ func NewDelete(s *session.Session, cmd *cobra.Command, namespaceHelp string,
 	Bind(cmd, &files)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", namespaceHelp)
 	return cmd
+}
+
+// split reads NAME, of the namespace of the flag, or NAMESPACE/NAME, with which the
+// flag must agree if it is given.
+func split(text, namespace string, given bool) (ns, name string, err error) {
+	ns, name, ok := strings.Cut(text, "/")
+	if !ok {
+		ns, name = namespace, text
+	}
+	switch {
+	case ns == "" || name == "" || strings.Contains(name, "/"):
+		return "", "", session.Usage("%q: want NAME with --namespace, or NAMESPACE/NAME", text)
+	case given && ns != namespace:
+		return "", "", session.Usage("%q: --namespace says %q", text, namespace)
+	}
+	return ns, name, nil
 }
 
 // Each sends each file's text and prints what became of its objects. Files are

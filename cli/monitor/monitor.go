@@ -46,6 +46,9 @@ func New(s *session.Session) *cobra.Command {
 					return session.Usage("--type %s: must be %s", t, strings.Join(types, ", "))
 				}
 			}
+			if count < 0 || forHowLong < 0 || len(wanted) == 0 {
+				return session.Usage("--count and --for may not be negative, and --type not empty")
+			}
 			ctx := cmd.Context()
 			if forHowLong == 0 && cmd.Flags().Changed("timeout") {
 				forHowLong = s.Timeout // who says so means the whole of it

@@ -94,29 +94,33 @@ func list(ctx context.Context, s *session.Session) (*hawserv1.ListPoliciesRespon
 }
 
 func newGet(s *session.Session) *cobra.Command {
-	var namespace string
-	var endpoint uint32
+	var namespace, endpoint string
 	cmd := &cobra.Command{
-		Use:   "get [NAMESPACE/]NAME | --endpoint ID",
+		Use:   "get [NAMESPACE/]NAME | --endpoint ENDPOINT",
 		Short: "Show a policy object, or what an endpoint's policy has become",
 		Long: "Show a policy object as it was applied, or, with --endpoint, the entries that the\n" +
 			"endpoint's policy has become on its node, with the rule behind each and how often it\n" +
 			"decided: for the first packet of each flow in each direction, once more at each change\n" +
 			"of policy, and for every packet that it denied. Endpoints of a node with the same\n" +
-			"labels share entries and counts.",
-		Args: cobra.MaximumNArgs(1),
+			"labels share entries and counts. An endpoint is [[cluster/]namespace/]name, an address,\n" +
+			"or an id that it has on its node, as in: hawser endpoint list",
+		Example: "  hawser policy get demo/only-east\n  hawser policy get --endpoint demo/echo-1",
+		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if (len(args) == 0) == (endpoint == 0) {
-				return session.Usage("give a policy's NAME or --endpoint ID")
-			}
-			if endpoint != 0 {
+			of := cmd.Flags().Changed("endpoint")
+			switch {
+			case (len(args) == 0) == !of:
+				return session.Usage("give a policy's [NAMESPACE/]NAME, or --endpoint with an endpoint's name, address or id, and not both")
+			case of && namespace != "":
+				return session.Usage("--namespace is of a policy's NAME: write --endpoint %s/NAME", namespace)
+			case of:
 				return realised(cmd, s, endpoint)
 			}
 			return object(cmd, s, namespace, args[0])
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", `namespace of NAME ("_" for cluster-wide objects; default: any)`)
-	cmd.Flags().Uint32Var(&endpoint, "endpoint", 0, "endpoint id (see: hawser endpoint list); needs --node where the context has several")
+	cmd.Flags().StringVar(&endpoint, "endpoint", "", "endpoint: [[cluster/]namespace/]name, address, or id of its node")
 	return cmd
 }
 
@@ -146,14 +150,13 @@ func lastIf(a, b bool) int {
 	return -1
 }
 
-func realised(cmd *cobra.Command, s *session.Session, endpoint uint32) error {
-	if cl, err := s.Target(); err != nil {
+func realised(cmd *cobra.Command, s *session.Session, endpoint string) error {
+	e, one, err := s.Endpoint(cmd.Context(), endpoint)
+	if err != nil {
 		return err
-	} else if s.Node == "" && len(cl.Nodes) > 1 {
-		return session.Usage("endpoint ids are a node's own: add --node")
 	}
-	rows, err := session.Gather(cmd.Context(), s, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.RuleEntry, error) {
-		r, err := n.ListRules(ctx, &hawserv1.ListRulesRequest{EndpointId: endpoint})
+	rows, err := session.Gather(cmd.Context(), one, func(ctx context.Context, n session.NodeConn) ([]*hawserv1.RuleEntry, error) {
+		r, err := n.ListRules(ctx, &hawserv1.ListRulesRequest{EndpointId: e.GetId()})
 		return r.GetEntries(), err
 	})
 	if err != nil {

@@ -176,6 +176,16 @@ func TestCompareTellsWhyNot(t *testing.T) {
 	}
 }
 
+// An object that a node enforces in part is told with what is left out.
+func TestCompareTellsOfPartial(t *testing.T) {
+	r := compare(&hawserv1.NodeStatusReport{Policies: map[string]uint64{"a/x": 2, "a/y": 1}, PoliciesSettled: true, Problems: []*hawserv1.Problem{
+		{Object: "policy a/y", Problem: "3 names are not let out to", Fix: "write numbers"}, {Object: "policy a", Problem: "another's"},
+	}}, []*hawserv1.PolicyInfo{{Namespace: "a", Name: "x", Revision: 2}, {Namespace: "a", Name: "y", Revision: 1}})
+	if want := []string{"a/y: 3 names are not let out to (write numbers)"}; !slices.Equal(r.Missing, want) || r.Enforced != 1 {
+		t.Errorf("%+v, want %q", r, want)
+	}
+}
+
 func TestCompare(t *testing.T) {
 	stored := []*hawserv1.PolicyInfo{{Namespace: "a", Name: "x", Revision: 2}, {Namespace: "a", Name: "y", Revision: 1}}
 	for _, c := range []struct {

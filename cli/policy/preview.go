@@ -31,6 +31,9 @@ func newLint(s *session.Session) *cobra.Command {
 			"code is 1 when there is something to point out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("filename") && len(files) == 0 {
+				return session.Usage("-f needs a FILE; without -f the objects in force are looked at")
+			}
 			k, err := learn(cmd.Context(), s, false)
 			if err != nil {
 				return err

@@ -175,42 +175,41 @@ func TestStatusOnAHost(t *testing.T) {
 	}
 }
 
-// What the kernel of a node enforces whose agent does not answer is not known, whatever
-// it said before.
-func TestStatusOfASilentAgent(t *testing.T) {
-	api, agent := played.Socket(t), played.Socket(t)
-	played.APIServer(t, api, cluster{})
-	played.Agent(t, agent, settledNode{})
-	s := &session.Session{Context: played.Context(t, "east", api, "n1", played.Socket(t), "n2", agent), Timeout: time.Second, Output: printer.Table}
-	out, err := run(t, s, "status", "--wait")
-	if session.ExitCode(err) != session.No || !strings.Contains(out, "n1    1 of 1    its agent does not answer") || !strings.Contains(out, "n2    1 of 1    –") {
-		t.Errorf("%v\n%s", err, out)
-	}
+func (oneNode) ListEndpoints(context.Context, *hawserv1.ListEndpointsRequest) (*hawserv1.ListEndpointsResponse, error) {
+	return &hawserv1.ListEndpointsResponse{Endpoints: []*hawserv1.Endpoint{{Id: 7, Cluster: "east", Node: "n1", Namespace: "demo", Name: "echo"}}}, nil
 }
 
-type settledNode struct {
-	hawserv1.UnimplementedNodeServer
+func (oneNode) ListRules(_ context.Context, r *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
+	return &hawserv1.ListRulesResponse{Entries: []*hawserv1.RuleEntry{{Direction: "ingress", Verdict: "deny", Origin: fmt.Sprintf("demo/closed of %d", r.GetEndpointId())}}}, nil
 }
 
-func (settledNode) Status(context.Context, *hawserv1.StatusRequest) (*hawserv1.NodeStatusReport, error) {
-	return &hawserv1.NodeStatusReport{Cluster: "east", Node: "n2", Policies: map[string]uint64{"demo/open": 1}, PoliciesSettled: true}, nil
-}
-
-func (oneNode) ListRules(context.Context, *hawserv1.ListRulesRequest) (*hawserv1.ListRulesResponse, error) {
-	return &hawserv1.ListRulesResponse{Entries: []*hawserv1.RuleEntry{{Direction: "ingress", Verdict: "deny", Origin: "demo/closed"}}}, nil
-}
-
-// Endpoint ids are a node's own: of one node nobody need say which.
-func TestEndpointOfTheOnlyNode(t *testing.T) {
+// What an endpoint's policy has become is asked by what the endpoint is called.
+func TestGetOfAnEndpoint(t *testing.T) {
 	socket := played.Socket(t)
 	played.Agent(t, socket, oneNode{})
-	one := &session.Session{Context: played.Context(t, "", "/nowhere", "", socket), Timeout: 5 * time.Second, Output: printer.Table}
-	if out, err := run(t, one, "get", "--endpoint", "7"); err != nil || !strings.Contains(out, "demo/closed") {
-		t.Errorf("of one: %v\n%s", err, out)
-	}
-	two := &session.Session{Context: played.Context(t, "east", "/nowhere", "n1", socket, "n2", socket), Timeout: 5 * time.Second}
-	if _, err := run(t, two, "get", "--endpoint", "7"); session.ExitCode(err) != session.WrongUse {
-		t.Errorf("of two: %v", err)
+	file := played.Context(t, "", "/nowhere", "", socket)
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--endpoint", "7"}, session.Done, "demo/closed of 7"},
+		{[]string{"--endpoint", "demo/echo"}, session.Done, "demo/closed of 7"},
+		{[]string{"--endpoint", "east/demo/echo"}, session.Done, "demo/closed of 7"},
+		{[]string{"--endpoint", "demo/web"}, session.No, `no endpoint "demo/web"; see: hawser endpoint list`},
+		{[]string{"--endpoint", ""}, session.WrongUse, "is empty"},
+		{[]string{"--endpoint", "echo", "open"}, session.WrongUse, "not both"},
+		{[]string{"--endpoint", "echo", "-n", "demo"}, session.WrongUse, "write --endpoint demo/NAME"},
+		{nil, session.WrongUse, "or --endpoint with"},
+	} {
+		s := &session.Session{Context: file, Timeout: 5 * time.Second, Output: printer.Table}
+		out, err := run(t, s, append([]string{"get"}, c.args...)...)
+		if err != nil {
+			out = err.Error()
+		}
+		if session.ExitCode(err) != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("%q: %v\n%s", c.args, err, out)
+		}
 	}
 }
 

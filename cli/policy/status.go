@@ -26,12 +26,29 @@ type statusRow struct {
 	Enforced int      `json:"enforced"` // objects
 	Stored   int      `json:"stored"`
 	Missing  []string `json:"missing,omitempty"` // not enforced as stored, or still enforced and gone
+	// Silent is set when the node's agent was asked and does not answer: the rest is
+	// what it told the API server, and what the kernel enforces now is not known.
+	Silent bool `json:"silent"`
 }
 
-func (r statusRow) done() bool { return len(r.Missing) == 0 }
+func (r statusRow) done() bool { return len(r.Missing) == 0 && !r.Silent }
 
-// waitPoll is how often nodes are asked with --wait.
-const waitPoll = 100 * time.Millisecond
+// missing is why a node is behind, for people.
+func (r statusRow) missing() string {
+	why := r.Missing
+	if r.Silent {
+		why = append(slices.Clone(why), session.ErrSilent.Error())
+	}
+	return cmp.Or(strings.Join(why, ", "), "–")
+}
+
+const (
+	// waitPoll is how often nodes are asked with --wait.
+	waitPoll = 100 * time.Millisecond
+	// lastRound is how long the last time of asking may take: when --timeout ends
+	// soon, agents that answer must not seem silent. Of it they get a third.
+	lastRound = 3 * time.Second
+)
 
 func newStatus(s *session.Session) *cobra.Command {
 	var wait bool
@@ -40,23 +57,25 @@ func newStatus(s *session.Session) *cobra.Command {
 		Short: "Show on which nodes the stored policies are enforced",
 		Long: "Show for each node of the cluster whether its kernel enforces every policy object as\n" +
 			"it is stored now. Of nodes whose agents the context does not name, it is what they last\n" +
-			"told the API server: not what they still enforce of deleted objects. With --wait it\n" +
-			"returns when all do, at most after --timeout. The exit code is 1 when a node is behind,\n" +
-			"or its agent does not answer: a kernel enforces what its agent last wrote.",
+			"told the API server: not what they still enforce of deleted objects. So it is of a node\n" +
+			"whose agent does not answer, with that beside it (in -o json and yaml: silent); what its\n" +
+			"kernel enforces is what its agent last wrote. With --wait it returns when all nodes do,\n" +
+			"or when --timeout has passed; agents that do not answer get a third of what is left, each\n" +
+			"time. The exit code is 1 when a node is behind, or its agent does not answer.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			rows, err := rollout(cmd.Context(), s)
-			for deadline := time.Now().Add(s.Timeout); wait && err == nil && slices.ContainsFunc(rows, behind) && time.Now().Before(deadline); {
-				time.Sleep(waitPoll)
-				rows, err = rollout(cmd.Context(), s)
+			ask := rollout
+			if wait {
+				ask = settled
 			}
+			rows, err := ask(cmd.Context(), s)
 			if err != nil {
 				return err
 			}
 			err = printer.Rows(cmd.OutOrStdout(), s.Output, rows, printer.Columns[statusRow]{
 				{Header: "NODE", Cell: func(r statusRow) string { return r.Node }},
 				{Header: "ENFORCED", Cell: func(r statusRow) string { return fmt.Sprintf("%d of %d", r.Enforced, r.Stored) }},
-				{Header: "MISSING", Cell: func(r statusRow) string { return cmp.Or(strings.Join(r.Missing, ", "), "–") }},
+				{Header: "MISSING", Cell: statusRow.missing},
 			}, "No nodes.")
 			if err == nil && slices.ContainsFunc(rows, behind) {
 				return session.Answer("not enforced everywhere")
@@ -69,6 +88,27 @@ func newStatus(s *session.Session) *cobra.Command {
 }
 
 func behind(r statusRow) bool { return !r.done() }
+
+// settled asks again and again until no node is behind, at most until --timeout
+// has passed. An agent that does not answer leaves time to ask the others again.
+func settled(ctx context.Context, s *session.Session) ([]statusRow, error) {
+	round := func(end time.Time) ([]statusRow, error) {
+		ctx, cancel := context.WithDeadline(ctx, end)
+		defer cancel()
+		return rollout(ctx, s)
+	}
+	deadline := time.Now().Add(s.Timeout)
+	rows, err := round(deadline)
+	for (err == nil && slices.ContainsFunc(rows, behind) || errors.Is(err, session.ErrSilent)) && time.Now().Before(deadline) {
+		time.Sleep(waitPoll)
+		end := deadline
+		if last := time.Now().Add(min(s.Timeout, lastRound)); last.After(end) {
+			end = last
+		}
+		rows, err = round(end)
+	}
+	return rows, err
+}
 
 func rollout(ctx context.Context, s *session.Session) ([]statusRow, error) {
 	stored, err := list(ctx, s)
@@ -93,13 +133,9 @@ func rollout(ctx context.Context, s *session.Session) ([]statusRow, error) {
 	return rows, err
 }
 
-// silent is what is missing on a node whose agent was asked and does not answer:
-// what its kernel enforces now is not known.
-const silent = "its agent does not answer"
-
 // reported is how far nodes have come by what they told the API server: node, or
-// all, but those that have told it themselves. Of one that was asked and did not
-// answer that is not enough.
+// all, but those that have told it themselves. Those that were asked and did not
+// answer are silent.
 func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicontext.Node, told []statusRow) []statusRow {
 	all := len(stored.GetPolicies())
 	rows := map[string]statusRow{}
@@ -114,7 +150,7 @@ func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicon
 		if !known {
 			row = statusRow{Node: a.Name, Stored: all}
 		}
-		row.Missing = append(slices.Clone(row.Missing), silent)
+		row.Silent = true
 		rows[a.Name] = row
 	}
 	for _, r := range told {
@@ -122,6 +158,16 @@ func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicon
 	}
 	maps.DeleteFunc(rows, func(name string, _ statusRow) bool { return node != "" && name != node })
 	return slices.Collect(maps.Values(rows))
+}
+
+// problemOf is what a node says of an object that it enforces in part.
+func problemOf(r *hawserv1.NodeStatusReport, id string) string {
+	for _, p := range r.GetProblems() {
+		if p.GetObject() == "policy "+id {
+			return p.GetProblem() + " (" + p.GetFix() + ")"
+		}
+	}
+	return ""
 }
 
 // compare finds what a node does not enforce as it is stored.
@@ -132,10 +178,13 @@ func compare(r *hawserv1.NodeStatusReport, stored []*hawserv1.PolicyInfo) status
 	for _, p := range stored {
 		id := p.GetNamespace() + "/" + p.GetName()
 		wanted[id] = true
-		if has[id] == p.GetRevision() {
-			row.Enforced++
-		} else {
+		switch problem := problemOf(r, id); {
+		case has[id] != p.GetRevision():
 			row.Missing = append(row.Missing, id)
+		case problem != "":
+			row.Missing = append(row.Missing, id+": "+problem)
+		default:
+			row.Enforced++
 		}
 	}
 	for id := range has {

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
 	"strings"
 
@@ -138,7 +137,7 @@ func scope(r *hawserv1.ServiceInfo) string {
 func ports(r *hawserv1.ServiceInfo) string {
 	var out []string
 	for _, p := range r.GetPorts() {
-		out = append(out, fmt.Sprintf("%d/%s", p.GetPort(), strings.ToUpper(p.GetProtocol())))
+		out = append(out, portText(p.GetPort(), p.GetProtocol()))
 	}
 	return strings.Join(out, ",")
 }
@@ -148,7 +147,9 @@ func newGet(s *session.Session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get [NAMESPACE/]NAME",
 		Short: "Show a service with its backends in all clusters",
-		Args:  cobra.ExactArgs(1),
+		Long: "Show a service with its backends in all clusters, by the service's port that they serve:\n" +
+			"those with the same name and protocol. A port without backends refuses new connections.",
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			rows, err := list(cmd.Context(), s)
 			if err != nil {
@@ -176,13 +177,14 @@ func show(w io.Writer, r *hawserv1.ServiceInfo) error {
 	); err != nil {
 		return err
 	}
-	type row = *hawserv1.FrontendBackend
 	fmt.Fprintln(w)
-	return printer.List(w, printer.Table, r.GetBackends(), printer.Columns[row]{
-		{Header: "BACKEND", Cell: func(b row) string { return net.JoinHostPort(b.GetIp(), fmt.Sprint(b.GetPort())) }},
-		{Header: "CLUSTER", Cell: row.GetCluster},
-		{Header: "NODE", Cell: row.GetNode},
-		{Header: "WORKLOAD", Cell: row.GetWorkload},
-		{Header: "STATE", Cell: row.GetState},
+	return printer.Rows(w, printer.Table, served(r), printer.Columns[servedRow]{
+		{Header: "PORT", Cell: func(b servedRow) string { return b.port }},
+		{Header: "NAME", Cell: func(b servedRow) string { return b.name }},
+		{Header: "BACKEND", Cell: func(b servedRow) string { return b.backend }},
+		{Header: "CLUSTER", Cell: func(b servedRow) string { return b.GetCluster() }},
+		{Header: "NODE", Cell: func(b servedRow) string { return b.GetNode() }},
+		{Header: "WORKLOAD", Cell: func(b servedRow) string { return b.GetWorkload() }},
+		{Header: "STATE", Cell: func(b servedRow) string { return b.GetState() }},
 	}, "No backends: new connections are refused.")
 }

@@ -22,6 +22,9 @@ var (
 	ErrNoAPIServer = errors.New("no API server runs on this host")
 )
 
+// ErrSilent is an agent that is there and has not answered in its time.
+var ErrSilent = errors.New("its agent does not answer")
+
 // nameTimeout bounds how long a program is asked for its name: commands that do
 // not need it should not wait long for one that does not answer.
 const nameTimeout = 2 * time.Second

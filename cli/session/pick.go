@@ -15,11 +15,15 @@ type Named interface {
 // is wrong use.
 func Pick[T Named](what string, rows []T, namespace, name string) (T, error) {
 	var none T
+	given := name
 	if ns, n, ok := strings.Cut(name, "/"); ok {
 		if namespace != "" && namespace != ns {
 			return none, Usage("%s %q: --namespace says %q", what, name, namespace)
 		}
 		namespace, name = ns, n
+	}
+	if name == "" || namespace == "" && strings.HasPrefix(given, "/") {
+		return none, Usage("%s %q: want NAME or NAMESPACE/NAME; see: hawser %s list", what, given, what)
 	}
 	var found []T
 	var in []string

@@ -26,6 +26,9 @@ func TestPick(t *testing.T) {
 		{"", "echo", 0, WrongUse, "a/echo, b/echo"},
 		{"a", "b/echo", 0, WrongUse, `--namespace says "a"`},
 		{"", "c/echo", 0, No, `in namespace "c"`},
+		{"", "", 0, WrongUse, `want NAME or NAMESPACE/NAME`},
+		{"", "/echo", 0, WrongUse, `service "/echo": want NAME`},
+		{"", "a/", 0, WrongUse, `service "a/": want NAME`},
 		{"", "web", 0, No, `no service "web"; see: hawser service list`},
 	} {
 		got, err := Pick("service", rows, c.namespace, c.name)

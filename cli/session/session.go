@@ -222,9 +222,35 @@ func (s *Session) Warn(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "warning: %s\n", w)
 }
 
+// share is which part of the time that is left one question of several gets: who
+// does not answer must leave time to ask the others.
+const share = 3
+
+// part is the context of a question to an agent: with the session's deadline, or,
+// where ctx has one for several questions, with a share of what is left. named
+// turns the error of an agent that took longer into a sentence.
+func (s *Session) part(ctx context.Context) (_ context.Context, cancel context.CancelFunc, named func(error) error) {
+	patience := s.Timeout
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end)/share)
+	}
+	own, cancel := context.WithTimeout(ctx, patience)
+	end, _ := own.Deadline()
+	return own, cancel, func(err error) error {
+		// The agent knows the deadline, too, and may end the stream just before it.
+		late := ExitCode(err) == CouldNotAsk && time.Until(end) < patience/10 ||
+			err != nil && strings.Contains(err.Error(), "reading server preface") // connected by the kernel, and nobody is there
+		if ctx.Err() == nil && late {
+			return &Error{Code: CouldNotAsk, Err: fmt.Errorf("%w: it hangs, or --timeout %s is too short", ErrSilent, s.Timeout)}
+		}
+		return err
+	}
+}
+
 // Gather asks all nodes at once and joins their rows in node order. A node that
 // fails is a warning as long as another answers. When all fail the exit code is
-// the highest of theirs.
+// the highest of theirs. It takes --timeout at most, and a third of what is left
+// of ctx's deadline.
 func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, NodeConn) ([]T, error)) ([]T, error) {
 	nodes, err := s.Nodes()
 	if err != nil {
@@ -236,9 +262,10 @@ func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, No
 	for i, n := range nodes {
 		wg.Go(func() {
 			defer func() { _ = n.Close() }()
-			ctx, cancel := s.Deadline(ctx)
+			ctx, cancel, named := s.part(ctx)
 			defer cancel()
 			rows[i], errs[i] = ask(ctx, n)
+			errs[i] = named(errs[i])
 		})
 	}
 	wg.Wait()
@@ -343,9 +370,11 @@ func plain(text string) string {
 	return strings.TrimSpace(code.ReplaceAllString(text, "$1 "))
 }
 
-// AskNode puts one question to the agent that --node names, or to the first that
-// answers, with the session's deadline:
-// AskNode(ctx, s, hawserv1.NodeClient.ListMaps, request).
+// AskNode puts one question to the agent that --node names, or to the first:
+// AskNode(ctx, s, hawserv1.NodeClient.ListMaps, request). It has the session's
+// deadline. Where ctx has one, the question is one of several: it gets a third of
+// what is left, and an agent that does not answer is a warning, and the next is
+// asked.
 func AskNode[Q, R any](ctx context.Context, s *Session, call func(hawserv1.NodeClient, context.Context, *Q, ...grpc.CallOption) (*R, error), q *Q) (*R, error) {
 	nodes, err := s.Nodes()
 	if err != nil {
@@ -354,12 +383,28 @@ func AskNode[Q, R any](ctx context.Context, s *Session, call func(hawserv1.NodeC
 	for _, n := range nodes {
 		defer func() { _ = n.Close() }()
 	}
-	if s.Node == "" && len(nodes) > 1 && s.Output == printer.Table && !s.Quiet {
-		fmt.Fprintf(os.Stderr, "node %s (choose another with --node)\n", nodes[0].Name)
+	_, several := ctx.Deadline()
+	for i, n := range nodes {
+		if s.Node == "" && len(nodes) > 1 && s.Output == printer.Table && !s.Quiet {
+			fmt.Fprintf(os.Stderr, "node %s (choose another with --node)\n", n.Name)
+		}
+		r, err := askOne(ctx, s, n, call, q)
+		if err == nil || !several || i+1 == len(nodes) || ExitCode(err) != CouldNotAsk {
+			return r, err
+		}
+		s.Warn("%v", err)
 	}
-	ctx, cancel := s.Deadline(ctx)
+	return nil, nil // Nodes gives one at the least
+}
+
+func askOne[Q, R any](ctx context.Context, s *Session, n NodeConn, call func(hawserv1.NodeClient, context.Context, *Q, ...grpc.CallOption) (*R, error), q *Q) (*R, error) {
+	ctx, cancel, named := s.part(ctx)
 	defer cancel()
-	return call(nodes[0].NodeClient, ctx, q)
+	r, err := call(n.NodeClient, ctx, q)
+	if err = named(err); err != nil {
+		return nil, fmt.Errorf("%s: %w", of("", "node", n.Name), err)
+	}
+	return r, nil
 }
 
 // AllNodes connects to the agents of every cluster of the context, unless

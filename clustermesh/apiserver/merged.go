@@ -111,7 +111,7 @@ func serviceInfo(v loadbalancer.View) *hawserv1.ServiceInfo {
 	for _, b := range v.Backends {
 		info.Backends = append(info.Backends, &hawserv1.FrontendBackend{
 			Ip: b.Addr.String(), Port: uint32(b.Port), Cluster: b.Cluster, Node: b.Node,
-			Workload: b.Workload, State: b.StateName(),
+			Workload: b.Workload, State: b.StateName(), Protocol: protocolName(b.Protocol), PortName: b.PortName,
 		})
 	}
 	return info

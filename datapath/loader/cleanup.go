@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Kinds of objects.
@@ -76,8 +77,11 @@ func MapExists(id uint32) bool {
 // Inventory lists what a datapath has in the kernel: what is pinned under the
 // path, and the filters of our programs on devices of the current network
 // namespace. The order is one in which it can be removed: what takes packets
-// first, what it uses after.
+// first, what it uses after. A directory that is no agent's is an error.
 func Inventory(pinPath string) ([]Object, error) {
+	if err := checkPins(pinPath); err != nil {
+		return nil, err
+	}
 	links, err := linkObjects(pinPath)
 	if err != nil {
 		return nil, err
@@ -91,6 +95,32 @@ func Inventory(pinPath string) ([]Object, error) {
 		out = append(out, Object{Kind: KindPins, Name: pinPath, remove: func() error { return os.RemoveAll(pinPath) }})
 	}
 	return out, nil
+}
+
+// checkPins refuses a directory that no agent made for its pins, which would be
+// removed with all that is in it: agents have directories for maps, programs and links,
+// and nothing outside of a BPF file system.
+func checkPins(pinPath string) error {
+	entries, err := os.ReadDir(pinPath)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read pins: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(pinPath, &st); err != nil {
+		return fmt.Errorf("read pins: statfs %s: %w", pinPath, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%s has files and is on no BPF file system: it is no agent's directory of pins; nothing was removed", pinPath)
+	}
+	for _, e := range entries {
+		if e.IsDir() && !slices.Contains(pinDirs(), e.Name()) {
+			return fmt.Errorf("%s has a directory %s, as no agent's directory of pins has: give that of one agent; nothing was removed", pinPath, e.Name())
+		}
+	}
+	return nil
 }
 
 func linkObjects(pinPath string) ([]Object, error) {

@@ -50,7 +50,7 @@ func Open(cfg Config, log *slog.Logger) (*Datapath, error) {
 	if err := ensureBPFFS(cfg); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{mapsDir, programsDir, linksDir} {
+	for _, dir := range pinDirs() {
 		if err := os.MkdirAll(filepath.Join(cfg.PinPath, dir), 0o700); err != nil {
 			return nil, fmt.Errorf("make pin directory: %w", err)
 		}

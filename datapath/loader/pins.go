@@ -39,6 +39,9 @@ type digest [sha256.Size]byte
 // cannot be turned into the one that this build wants.
 var ErrIncompatible = ebpf.ErrMapIncompatible
 
+// pinDirs are the directories that a pin path has.
+func pinDirs() []string { return []string{mapsDir, programsDir, linksDir} }
+
 func (d *Datapath) pinPath(dir, name string) string {
 	return filepath.Join(d.cfg.PinPath, dir, name)
 }

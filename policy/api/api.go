@@ -56,10 +56,11 @@ func (o Object) Selects() []string {
 	return out
 }
 
-// NamesKubeAPIServer reports whether a peer of a rule is the entity kube-apiserver.
-func (o Object) NamesKubeAPIServer() bool {
+// MeansKubeAPIServer reports whether a peer of a rule contains the entity
+// kube-apiserver.
+func (o Object) MeansKubeAPIServer() bool {
 	return slices.ContainsFunc(o.Rules, func(r Rule) bool {
-		return slices.ContainsFunc(r.Parts, func(p Part) bool { return slices.Contains(p.Peers.Entities, EntityKubeAPIServer) })
+		return slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Peers.MeanKubeAPIServer() })
 	})
 }
 
@@ -96,6 +97,14 @@ type Peers struct {
 	CIDRs     []CIDR
 	// Services are namespace/name of services whose backends are meant.
 	Services []string
+}
+
+// MeanKubeAPIServer reports whether the cluster's Kubernetes API servers are among
+// them by an entity: as in Cilium, the cluster contains its own.
+func (p Peers) MeanKubeAPIServer() bool {
+	return slices.ContainsFunc(p.Entities, func(e Entity) bool {
+		return e == EntityKubeAPIServer || e == EntityCluster || e == EntityMesh
+	})
 }
 
 // Nobody reports whether there is no peer at all.

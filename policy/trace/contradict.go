@@ -72,9 +72,23 @@ func (w Surroundings) coversPeers(a, b api.Peers) bool {
 		wide = append(wide, api.NewSelector(cluster))
 	}
 	return all(w.scoped(b.Selectors), wide, func(b, a api.Selector) bool { return implies(b, a) }) &&
-		all(b.Entities, a.Entities, func(b, a api.Entity) bool { return a == b || b == api.EntityNone }) &&
+		all(b.Entities, a.Entities, coversEntity) &&
 		all(b.Services, a.Services, func(b, a string) bool { return a == b }) &&
 		all(b.CIDRs, a.CIDRs, func(b, a api.CIDR) bool { return coversCIDR(a, b) })
+}
+
+// coversEntity reports whether all that b means is meant by a. Nobody is meant by
+// any.
+func coversEntity(b, a api.Entity) bool {
+	switch b {
+	case a, api.EntityNone:
+		return true
+	case api.EntityCluster:
+		return a == api.EntityMesh
+	case api.EntityHost, api.EntityRemoteNode, api.EntityHealth, api.EntityInit, api.EntityKubeAPIServer:
+		return a == api.EntityCluster || a == api.EntityMesh
+	}
+	return false
 }
 
 // scoped are selectors with the cluster that they mean.

@@ -55,3 +55,26 @@ func TestLintOfKubeAPIServer(t *testing.T) {
 		t.Errorf("with an address found %v", found)
 	}
 }
+
+// The cluster contains its API servers, outside the mesh too; without an address
+// that is nobody, and nothing is pointed out.
+func TestClusterContainsKubeAPIServer(t *testing.T) {
+	for _, entity := range []string{"cluster", "mesh"} {
+		text := strings.Replace(toKube, "kube-apiserver", entity, 1)
+		q := Question{Cluster: "east", Objects: parse(t, text), Protocol: api.TCP, Port: 6443, Src: workload(t, "east", "web", "10.1.0.1"),
+			Dst: End{Name: "outside", Addr: netip.MustParseAddr("192.0.2.1")}}
+		for want, at := range map[bool][]netip.Prefix{true: {netip.MustParsePrefix("192.0.2.0/30")}, false: nil} {
+			q.KubeAPIServers = at
+			if v, err := q.Egress(); err != nil || v.Allowed != want {
+				t.Errorf("%s, API servers at %v: %+v, %v", entity, at, v, err)
+			}
+		}
+		deny := strings.Replace(toKube, "egress: [{toEntities: [kube-apiserver]}]",
+			"egress: [{toEntities: [kube-apiserver]}, {toEntities: [remote-node]}, {toEntities: [world]}], egressDeny: [{toEntities: ["+entity+"]}]", 1)
+		around := Surroundings{Cluster: "east", Identities: mesh(t), KubeAPIServers: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}
+		found := Lint(around, parse(t, deny))
+		if len(found) != 2 || found[0].Path != "spec.egress[0]" || found[1].Path != "spec.egress[1]" || !strings.Contains(found[0].Text, "allows nothing") {
+			t.Errorf("a deny of %s: found %v", entity, found)
+		}
+	}
+}

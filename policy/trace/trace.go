@@ -153,7 +153,7 @@ func (q Question) ask(scope policy.Scope, d datapath.Direction, self, peer End) 
 	}
 	e.SetNamedPorts(peerNumber, peer.Ports)
 	if peer.Addr.IsValid() {
-		e.SetAddressPorts(peer.Addr, peer.Ports)
+		e.SetAddressPorts(peer.cluster(), peer.Addr, peer.Ports)
 	}
 	q.tellServices(e, peer)
 	id, err := e.AcquireRuleSet(self.Labels, self.Ports...)
@@ -253,7 +253,7 @@ func (q Question) unknowns(a answer, d datapath.Direction, peer End) (out []stri
 				for _, c := range p.Peers.CIDRs {
 					blocks = blocks || c.Block
 				}
-				apiServers = apiServers || slices.Contains(p.Peers.Entities, api.EntityKubeAPIServer)
+				apiServers = apiServers || p.Peers.MeanKubeAPIServer() && len(q.KubeAPIServers) > 0
 			}
 		}
 	}

@@ -125,7 +125,7 @@ func (j *judged) change() {
 			j.e.SetNamedPorts(n, namedPorts(j.m.Ports[n]))
 			for _, a := range []netip.Addr{workloadAddr(i), workloadAddr6(i)} {
 				j.m.AddrPorts[a] = j.m.Ports[n]
-				j.e.SetAddressPorts(a, namedPorts(j.m.Ports[n]))
+				j.e.SetAddressPorts("east", a, namedPorts(j.m.Ports[n]))
 			}
 		}
 	case 9:

@@ -259,7 +259,7 @@ func newOurs(t *testing.T, policies []*networkingv1.NetworkPolicy, pods []pod) o
 			t.Fatal(err)
 		}
 		e.SetNamedPorts(p.id, p.ports)
-		e.SetAddressPorts(netip.MustParseAddr(p.ip), p.ports)
+		e.SetAddressPorts("east", netip.MustParseAddr(p.ip), p.ports)
 	}
 	for _, c := range e.CIDRChanges() {
 		o.blocks[c.Prefix] = c.Number

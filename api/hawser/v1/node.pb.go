@@ -2012,6 +2012,8 @@ type FrontendBackend struct {
 	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	Workload      string                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`
 	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Protocol      string                 `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"`                 // tcp, udp or sctp
+	PortName      string                 `protobuf:"bytes,8,opt,name=port_name,json=portName,proto3" json:"port_name,omitempty"` // of the port; the service's port of this name and protocol is served by it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2084,6 +2086,20 @@ func (x *FrontendBackend) GetWorkload() string {
 func (x *FrontendBackend) GetState() string {
 	if x != nil {
 		return x.State
+	}
+	return ""
+}
+
+func (x *FrontendBackend) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *FrontendBackend) GetPortName() string {
+	if x != nil {
+		return x.PortName
 	}
 	return ""
 }
@@ -3398,14 +3414,16 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\x04port\x18\x05 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\tR\bprotocol\x126\n" +
 	"\bbackends\x18\a \x03(\v2\x1a.hawser.v1.FrontendBackendR\bbackends\x12\x16\n" +
-	"\x06global\x18\b \x01(\bR\x06global\"\x95\x01\n" +
+	"\x06global\x18\b \x01(\bR\x06global\"\xce\x01\n" +
 	"\x0fFrontendBackend\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1a\n" +
 	"\bworkload\x18\x05 \x01(\tR\bworkload\x12\x14\n" +
-	"\x05state\x18\x06 \x01(\tR\x05state\"\x12\n" +
+	"\x05state\x18\x06 \x01(\tR\x05state\x12\x1a\n" +
+	"\bprotocol\x18\a \x01(\tR\bprotocol\x12\x1b\n" +
+	"\tport_name\x18\b \x01(\tR\bportName\"\x12\n" +
 	"\x10ListPathsRequest\">\n" +
 	"\x11ListPathsResponse\x12)\n" +
 	"\x05paths\x18\x01 \x03(\v2\x13.hawser.v1.NodePathR\x05paths\"\xf7\x02\n" +

@@ -123,7 +123,8 @@ func inCIDR(c api.CIDR, a netip.Addr) bool {
 }
 
 func (m *Model) inBlock(part api.Part, peer Far) bool {
-	if slices.Contains(part.Peers.Entities, api.EntityKubeAPIServer) &&
+	means := func(e api.Entity) bool { return slices.Contains(part.Peers.Entities, e) }
+	if (means(api.EntityKubeAPIServer) || means(api.EntityCluster) || means(api.EntityMesh)) &&
 		slices.ContainsFunc(m.APIServers, func(p netip.Prefix) bool { return p.Contains(peer.Addr) }) {
 		return true
 	}
