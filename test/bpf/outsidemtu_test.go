@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/gopacket/gopacket"
@@ -29,9 +30,9 @@ func (h *harness) narrow(mtu int) {
 	})
 }
 
-// narrowRoute makes the ways to the outside take no more than mtu, which counts when
-// packets are forwarded: the route's word is locked.
-func (h *harness) narrowRoute(mtu int) {
+// narrowRoute makes the ways to the outside take no more than mtu; it counts for
+// programs where it is locked.
+func (h *harness) narrowRoute(mtu int, lock bool) {
 	h.t.Helper()
 	h.in(func() error {
 		eth0, err := netlink.LinkByName("eth0")
@@ -40,7 +41,7 @@ func (h *harness) narrowRoute(mtu int) {
 		}
 		var errs []error
 		for _, gw := range []string{"192.0.2.254", "2001:db8:1::fe"} {
-			errs = append(errs, netlink.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.ParseIP(gw), MTU: mtu, MTULock: true}))
+			errs = append(errs, netlink.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.ParseIP(gw), MTU: mtu, MTULock: lock}))
 		}
 		return errors.Join(errs...)
 	})
@@ -84,7 +85,7 @@ func TestMasqueradeTooBig(t *testing.T) {
 		name   string
 		narrow func(int)
 		mtu    int
-	}{{"device", h.narrow, 1400}, {"route", h.narrowRoute, 1300}} {
+	}{{"device", h.narrow, 1400}, {"route", func(mtu int) { h.narrowRoute(mtu, true) }, 1300}} {
 		w.narrow(w.mtu)
 		for i, f := range families() {
 			fits := w.mtu - headers(f)
@@ -242,4 +243,18 @@ func (h *harness) hostMAC() (mac net.HardwareAddr) {
 		return err
 	})
 	return mac
+}
+
+// The MTU of a route that is not locked is the kernel's secret, unless all forwarding
+// goes by such (IPv4). docs/guide/outside.md says so.
+func TestMasqueradeUnlockedRoute(t *testing.T) {
+	h := newHarness(t)
+	h.outbound()
+	h.narrowRoute(1300, false)
+	big := func(port uint16) result {
+		return h.fromPod(podA, h.sent(podA, uncut(datagram(podA.ip, outside, port, 53, 1300))))
+	}
+	h.masked(big(1000), outside, 53)
+	h.in(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward_use_pmtu", []byte("1"), 0o644) })
+	h.answered(big(1000), maps.DropPacketTooBig)
 }
