@@ -59,6 +59,8 @@ static __always_inline int pod_judge(struct packet *p, const struct flow *f, str
 	p->dst_id = r->identity;
 	if (ret < 0)
 		return ret;
+	if (forges_tunnel(p, t->daddr, t->dport, r->hop))
+		return DROP(p, DROP_FORGED_TUNNEL);
 	if (r->ep) {
 		__u64 receiver = rules_word(r->ep->rule_set);
 
@@ -325,30 +327,34 @@ static __always_inline int own_source(const struct endpoint *tx, __be32 saddr)
 	return ep && ep->id == tx->id;
 }
 
-static __always_inline int pod_ipv4(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
+static __always_inline int pod_ipv4(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
+                                    __u16 foreign)
 {
 	int ret = parse4(skb, ETH_HLEN, p);
 
 	if (ret < 0)
 		return ret;
-	if (!own_source(tx, p->t.saddr))
+	if (foreign || !own_source(tx, p->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (unlikely(p->icmp_error))
 		return pod_related(skb, p, tx);
 	return pod_flow(skb, p, tx);
 }
 
-static __always_inline int same_mac(const __u8 *a, const __u8 *b)
+/* The bits in which two hardware addresses differ: a number, since with a branch the
+ * verifier would walk what follows twice. */
+static __always_inline __u16 other_mac(const __u8 *a, const __u8 *b)
 {
 	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
 
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+	return (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]);
 }
 
 static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 {
 	struct endpoint *tx = endpoint_by_device(skb->ifindex);
 	struct ethhdr *eth;
+	__u16 foreign;
 
 	if (!tx)
 		return DROP(p, DROP_UNKNOWN_ENDPOINT);
@@ -359,14 +365,16 @@ static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 	eth = data(skb);
 	if ((void *)(eth + 1) > data_end(skb))
 		return DROP(p, DROP_MALFORMED);
-	if (!same_mac(eth->src, tx->pod_mac))
-		return DROP(p, DROP_SPOOFED_SOURCE);
+	/* A frame with a foreign hardware address is read for what its drop tells. */
+	foreign = other_mac(eth->src, tx->pod_mac);
 	if (likely(eth->proto == bpf_htons(ETH_P_IP)))
-		return pod_ipv4(skb, p, tx);
-	if (eth->proto == bpf_htons(ETH_P_ARP))
-		return answer_arp(skb, p, tx->host_mac, tx->addr.w[3]);
+		return pod_ipv4(skb, p, tx, foreign);
 	if (eth->proto == bpf_htons(ETH_P_IPV6))
 		bpf_tail_call(skb, &slots, SLOT_FROM_POD6);
+	if (foreign)
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	if (eth->proto == bpf_htons(ETH_P_ARP))
+		return answer_arp(skb, p, tx->host_mac, tx->addr.w[3]);
 	return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 }
 
