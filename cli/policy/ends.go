@@ -200,16 +200,6 @@ func (k *knowledge) end(name string) (place, error) {
 	return k.byWorkload(name)
 }
 
-func (k *knowledge) byLabels(name string) (trace.End, error) {
-	ls, err := labels.ParseSet(strings.Split(name, ","), labels.CNI)
-	if err != nil {
-		return trace.End{}, session.Usage("%v", err)
-	}
-	with := labels.New(labels.Label{Source: labels.Mesh, Key: labels.ClusterKey, Value: k.cluster},
-		labels.Label{Source: labels.Mesh, Key: labels.NamespaceKey, Value: "default"}).With(ls...)
-	return trace.End{Name: name, Labels: with}, nil
-}
-
 func (k *knowledge) byNumber(name string, n identity.Number) (trace.End, error) {
 	if _, reserved := n.Reserved(); reserved {
 		return trace.End{Name: name, Reserved: n}, nil
