@@ -37,19 +37,20 @@ func TestLabelsMeanWorkloadsThatAre(t *testing.T) {
 		"tier=back":                        "k8s:app=echo,k8s:tier=back,mesh:cluster=east,mesh:namespace=demo",
 		"app=far":                          "cni:app=far,mesh:cluster=west,mesh:namespace=demo",
 		"cni:app=two":                      "cni:app=two,mesh:cluster=east,mesh:namespace=a",
-		"app=two":                          "may be any of cni:app=two,mesh:cluster=east,mesh:namespace=a and k8s:app=two,mesh:cluster=east,mesh:namespace=b; add",
-		"cni:app=client":                   "near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=client,mesh:cluster=west",
-		"app=client,mesh:namespace=absent": "near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=client,mesh:cluster=west,mesh:namespace=demo; see",
-		"app=clint,mesh:cluster=east":      "near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=echo",
-		"x=y":                              "no workload of the mesh has the labels x=y; see",
-		"app=a;b":                          "are not allowed",
+		"app=two":                          "error … may be any of cni:app=two,mesh:cluster=east,mesh:namespace=a and k8s:app=two,mesh:cluster=east,mesh:namespace=b; add",
+		"cni:app=client":                   "error … near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=client,mesh:cluster=west",
+		"app=client,mesh:namespace=absent": "error … near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=client,mesh:cluster=west,mesh:namespace=demo; see",
+		"app=clint,mesh:cluster=east":      "error … near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=echo",
+		"x=y":                              "error … no workload of the mesh has the labels x=y; see",
+		"app=a;b":                          "error … are not allowed",
 	} {
 		e, err := k.end(name)
 		got := e.Name
 		if err != nil {
-			got = err.Error()
+			got = "error: " + err.Error()
 		}
-		if err == nil && (got != want || e.Labels.String() != want) || err != nil && !strings.Contains(got, want) {
+		part, fails := strings.CutPrefix(want, "error … ")
+		if fails != (err != nil) || !strings.Contains(got, part) || !fails && (got != want || e.Labels.String() != want) {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
