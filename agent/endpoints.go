@@ -151,11 +151,8 @@ func (m *endpoints) labelsOf(q *hawserv1.AddEndpointRequest) (labels.Set, error)
 	), errors.Join(errs...)
 }
 
-// namespaceName is the label that Kubernetes gives every namespace. It is known as
+// namespaceLabels are the labels of a request's namespace. Its name is known as
 // mesh:namespace.
-const namespaceName = "kubernetes.io/metadata.name"
-
-// namespaceLabels are the labels of a request's namespace.
 func namespaceLabels(q *hawserv1.AddEndpointRequest) (out []labels.Label, err error) {
 	var errs []error
 	for _, text := range q.GetNamespaceLabels() {
@@ -165,7 +162,7 @@ func namespaceLabels(q *hawserv1.AddEndpointRequest) (out []labels.Label, err er
 			errs = append(errs, fmt.Errorf("of the namespace: %w", err))
 		case l.Source != labels.Namespace:
 			errs = append(errs, fmt.Errorf("label %s of the namespace: it may not have another source than %q", l, labels.Namespace))
-		case l.Key != namespaceName:
+		case l.Key != labels.KubernetesName:
 			out = append(out, l)
 		case l.Value != q.GetNamespace():
 			errs = append(errs, fmt.Errorf("label %s of the namespace: the workload is in namespace %q", l, q.GetNamespace()))

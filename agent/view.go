@@ -15,6 +15,7 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/identity/ipcache"
 	"github.com/hawser-mesh/hawser/identity/labels"
+	"github.com/hawser-mesh/hawser/internal/rangetext"
 	"github.com/hawser-mesh/hawser/internal/seldom"
 	"github.com/hawser-mesh/hawser/internal/table"
 	"github.com/hawser-mesh/hawser/kvstore"
@@ -200,30 +201,20 @@ func (v *view) cluster(c store.Change) error {
 	v.clusters[c.Key.Cluster] = r.GetId()
 	v.ips.SetCluster(c.Key.Cluster, r.GetId())
 	v.lb.SetCluster(c.Key.Cluster, r.GetId())
-	ranges := prefixes(slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()))
-	v.ips.SetRanges(c.Key.Cluster, ranges)
-	v.names.setRanges(c.Key.Cluster, ranges)
+	all := rangetext.Parse(slices.Concat(r.GetPodCidrs(), r.GetServiceCidrs()))
+	v.ips.SetRanges(c.Key.Cluster, all)
+	v.names.setRanges(c.Key.Cluster, all)
 	if c.Key.Cluster == v.own {
 		v.routeServices(r.GetServiceCidrs())
-		v.engine.SetKubeAPIServers(prefixes(r.GetKubeApiservers()))
+		v.engine.SetKubeAPIServers(rangetext.Parse(r.GetKubeApiservers()))
 	}
 	return nil
-}
-
-// prefixes are those that validation has accepted.
-func prefixes(texts []string) (out []netip.Prefix) {
-	for _, text := range texts {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			out = append(out, p.Masked())
-		}
-	}
-	return out
 }
 
 // routeServices lets the host reach its cluster's service addresses. Validation
 // has accepted the prefixes.
 func (v *view) routeServices(cidrs []string) {
-	want := prefixes(cidrs)
+	want := rangetext.Parse(cidrs)
 	before := v.serviceRoutes
 	v.serviceRoutes = want
 	for _, p := range before {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
+	"github.com/hawser-mesh/hawser/internal/rangetext"
 )
 
 // unadmitted is a node that another cluster's grant leaves out: nothing is sent
@@ -50,7 +51,7 @@ func grantsOf(snapshots []Snapshot) map[unadmitted]shortfall {
 
 // shortOf is the first thing of a node for which a grant refuses its record.
 func shortOf(g *hawserv1.PeerGrant, m *hawserv1.NodeInfo) (shortfall, bool) {
-	nodes, pods := prefixes(g.GetNodeCidrs()), prefixes(g.GetPodCidrs())
+	nodes, pods := rangetext.Parse(g.GetNodeCidrs()), rangetext.Parse(g.GetPodCidrs())
 	for _, text := range append([]string{m.GetTunnelAddress()}, m.GetAddresses()...) {
 		a, err := netip.ParseAddr(text)
 		in := func(p netip.Prefix) bool { return p.Contains(a) }
@@ -59,7 +60,7 @@ func shortOf(g *hawserv1.PeerGrant, m *hawserv1.NodeInfo) (shortfall, bool) {
 		}
 		return shortfall{m.GetTunnelAddress(), "address " + text, fmt.Sprintf("--add-node-cidr %s/%d", text, a.BitLen())}, true
 	}
-	own := prefixes(m.GetPodCidrs())
+	own := rangetext.Parse(m.GetPodCidrs())
 	for _, p := range own {
 		if slices.ContainsFunc(pods, p.Overlaps) {
 			return shortfall{}, false // that part is used
@@ -69,15 +70,6 @@ func shortOf(g *hawserv1.PeerGrant, m *hawserv1.NodeInfo) (shortfall, bool) {
 		return shortfall{}, false
 	}
 	return shortfall{m.GetTunnelAddress(), "pod CIDR " + own[0].String(), "--add-pod-cidr " + own[0].String()}, true
-}
-
-func prefixes(in []string) (out []netip.Prefix) {
-	for _, s := range in {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			out = append(out, p)
-		}
-	}
-	return out
 }
 
 // admitted takes out the ways to and from nodes that the other end's cluster does

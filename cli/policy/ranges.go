@@ -9,11 +9,12 @@ import (
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/cli/session"
+	"github.com/hawser-mesh/hawser/internal/rangetext"
 	"github.com/hawser-mesh/hawser/policy/trace"
 )
 
-// ranges are the addresses that nodes have, and what else belongs to the mesh.
-type ranges struct {
+// territory is the addresses that nodes have, and what else belongs to the mesh.
+type territory struct {
 	hosts, nodes []netip.Addr // of the own cluster's nodes; of all
 	pods         []netip.Prefix
 	inside       []netip.Prefix
@@ -21,7 +22,7 @@ type ranges struct {
 
 // learnRanges asks the API server for the nodes of all clusters, and takes from
 // what a node knows of addresses, if one was asked.
-func (k *knowledge) learnRanges(ctx context.Context, s *session.Session) (r ranges, err error) {
+func (k *knowledge) learnRanges(ctx context.Context, s *session.Session) (r territory, err error) {
 	client, conn, err := s.Mesh()
 	if err != nil {
 		return r, err
@@ -37,8 +38,8 @@ func (k *knowledge) learnRanges(ctx context.Context, s *session.Session) (r rang
 	if err != nil {
 		return r, err
 	}
-	r.pods = prefixes(own.GetPodCidrs())
-	r.inside = prefixes(own.GetServiceCidrs())
+	r.pods = rangetext.Parse(own.GetPodCidrs())
+	r.inside = rangetext.Parse(own.GetServiceCidrs())
 	for _, n := range listed.GetNodes() {
 		texts := append([]string{n.GetTunnelAddress()}, n.GetAddresses()...)
 		slices.Sort(texts)
@@ -47,7 +48,7 @@ func (k *knowledge) learnRanges(ctx context.Context, s *session.Session) (r rang
 				r.addNode(n.GetCluster() == k.cluster, a)
 			}
 		}
-		r.pods = append(r.pods, prefixes(n.GetPodCidrs())...)
+		r.pods = append(r.pods, rangetext.Parse(n.GetPodCidrs())...)
 	}
 	for _, e := range k.addresses {
 		p, err := netip.ParsePrefix(e.GetPrefix())
@@ -65,7 +66,7 @@ func (k *knowledge) learnRanges(ctx context.Context, s *session.Session) (r rang
 	return r, nil
 }
 
-func (r *ranges) addNode(own bool, a netip.Addr) {
+func (r *territory) addNode(own bool, a netip.Addr) {
 	if own {
 		r.hosts = append(r.hosts, a)
 	}
@@ -73,15 +74,6 @@ func (r *ranges) addNode(own bool, a netip.Addr) {
 }
 
 // tell gives a change what is known of ranges.
-func (r ranges) tell(c *trace.Change) {
+func (r territory) tell(c *trace.Change) {
 	c.HostAddrs, c.NodeAddrs, c.Inside = r.hosts, r.nodes, r.inside
-}
-
-func prefixes(texts []string) (out []netip.Prefix) {
-	for _, text := range texts {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			out = append(out, p.Masked())
-		}
-	}
-	return out
 }

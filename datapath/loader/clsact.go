@@ -60,7 +60,7 @@ func hasFilter(prog *ebpf.Program, name string, l netlink.Link) bool {
 	filters, err := netlink.FilterList(l, want.Parent)
 	return err == nil && slices.ContainsFunc(filters, func(f netlink.Filter) bool {
 		b, ok := f.(*netlink.BpfFilter)
-		return ok && b.FilterAttrs.Handle == want.Handle && b.Priority == want.Priority && b.Name == name && b.DirectAction && id != 0 && b.Id == int(id)
+		return ok && b.Handle == want.Handle && b.Priority == want.Priority && b.Name == name && b.DirectAction && id != 0 && b.Id == int(id)
 	})
 }
 

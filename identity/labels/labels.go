@@ -32,6 +32,8 @@ const (
 const (
 	ClusterKey   = "cluster"
 	NamespaceKey = "namespace"
+	// KubernetesName is the label that Kubernetes gives every namespace: its name.
+	KubernetesName = "kubernetes.io/metadata.name"
 )
 
 // Label is one label. Value may be empty.

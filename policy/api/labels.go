@@ -139,7 +139,7 @@ const (
 	aliasCluster         = "io.cilium.k8s.policy.cluster"
 	aliasNamespace       = "io.kubernetes.pod.namespace"
 	aliasNamespaceLabels = "io.cilium.k8s.namespace.labels."
-	aliasNamespaceName   = aliasNamespaceLabels + namespaceName
+	aliasNamespaceName   = aliasNamespaceLabels + labels.KubernetesName
 )
 
 // labelName splits a selector's key into source and key and translates aliases.
@@ -164,7 +164,7 @@ func labelName(n manifest.Node, name string) (source, key string, ok bool) {
 			return "", "", false
 		}
 		return labels.Namespace, key, true
-	case source == labels.Namespace && key == namespaceName:
+	case source == labels.Namespace && key == labels.KubernetesName:
 		return labels.Mesh, labels.NamespaceKey, true
 	case foreign && (strings.HasPrefix(key, "io.cilium.k8s.") || strings.HasPrefix(key, "io.kubernetes.pod.")):
 		n.Problem("label %q is not supported yet", name)

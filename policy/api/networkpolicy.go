@@ -145,15 +145,12 @@ func (p ruleParser) networkPolicyPeer(n manifest.Node, peers *Peers) {
 	peers.Selectors = append(peers.Selectors, NewSelector(reqs...))
 }
 
-// namespaceName is the label that Kubernetes gives every namespace.
-const namespaceName = "kubernetes.io/metadata.name"
-
 // namespaceRequirements reads a namespaceSelector. It concerns the labels that
 // workloads have from their namespace, of which its name is always there.
 func (p ruleParser) namespaceRequirements(n manifest.Node) []Requirement {
 	reqs := p.requirements(n)
 	for i, r := range reqs {
-		if r.Source == labels.Any && r.Key == namespaceName {
+		if r.Source == labels.Any && r.Key == labels.KubernetesName {
 			reqs[i].Source, reqs[i].Key = labels.Mesh, labels.NamespaceKey
 			continue
 		}

@@ -52,6 +52,8 @@ func parseDocument(d manifest.Document) (objects []Object, errs []error) {
 	what := KindRuleArray
 	if _, ok := root.Value.([]any); ok {
 		objects = parseRuleArray(root, d.Text)
+	} else if root.Has("items") && root.FieldText("apiVersion") == "v1" && root.FieldText("kind") == kindList {
+		objects, what = parseList(root), kindList
 	} else {
 		var o Object
 		o, what = parseManifest(root)
@@ -68,6 +70,29 @@ func parseDocument(d manifest.Document) (objects []Object, errs []error) {
 		return nil, errs
 	}
 	return objects, nil
+}
+
+// kindList is what `kubectl get -o yaml` writes of several objects.
+const kindList = "List"
+
+// parseList reads the objects of a list. Each becomes one with a text of its own.
+func parseList(root manifest.Node) (objects []Object) {
+	root.Only([]string{"apiVersion", "kind", "metadata", "items"}, nil)
+	items, _ := root.Field("items")
+	list := items.List()
+	if len(list) == 0 {
+		items.Problem("the list is empty")
+	}
+	for _, item := range list {
+		o, _ := parseManifest(item)
+		b, _ := json.MarshalIndent(item.Value, "", "  ") // it came out of a decoder
+		o.Source = string(b)
+		for i := range o.Rules {
+			o.Rules[i].Path = strings.TrimPrefix(o.Rules[i].Path, item.Path+".")
+		}
+		objects = append(objects, o)
+	}
+	return objects
 }
 
 // parseManifest reads an object with apiVersion and kind. what names it in

@@ -230,3 +230,35 @@ func TestObjects(t *testing.T) {
 	}
 	reparse(t, objects)
 }
+
+// What kubectl writes of several objects is read item by item; each has a text of
+// its own, which says the same.
+func TestParseList(t *testing.T) {
+	const network = "  metadata: {name: a, namespace: demo, resourceVersion: \"7\"}\n  spec: {podSelector: {}, policyTypes: [Ingress]}\n"
+	const list = "apiVersion: v1\nkind: List\nmetadata: {resourceVersion: \"\"}\nitems:\n" +
+		"- apiVersion: networking.k8s.io/v1\n  kind: NetworkPolicy\n" + network +
+		"- apiVersion: cilium.io/v2\n  kind: CiliumNetworkPolicy\n  metadata: {name: b, namespace: demo}\n  spec: {endpointSelector: {}, ingress: [{fromEntities: [host]}]}\n"
+	objects, err := Parse([]byte(list))
+	if err != nil || len(objects) != 2 || objects[0].ID() != "demo/a" || objects[1].ID() != "demo/b" {
+		t.Fatalf("%+v, %v", objects, err)
+	}
+	for _, o := range objects {
+		again, err := Parse([]byte(o.Source))
+		if err != nil || len(again) != 1 || fmt.Sprintf("%+v", again[0].Rules) != fmt.Sprintf("%+v", o.Rules) || again[0].ID() != o.ID() {
+			t.Errorf("%s: its text says %+v, %v", o.ID(), again, err)
+		}
+	}
+	for text, want := range map[string]string{
+		strings.Replace(list, "[host]", "[nobody]", 1):                      "items[1].spec.ingress[0].fromEntities[0]",
+		strings.Replace(list, "kind: NetworkPolicy", "kind: Deployment", 1): "items[0]: kind \"Deployment\" of apiVersion",
+		strings.Replace(list, "name: b", "name: a", 1):                      "its name is already that of",
+		strings.Replace(list, "metadata: {resource", "spec: {resource", 1):  "spec",
+		"apiVersion: v1\nkind: List\nitems: []\n":                           "items: the list is empty",
+		"apiVersion: v1\nkind: List\nitems: {}\n":                           "items: must be a list",
+		"apiVersion: v1\nkind: List\nitems: [null, 7]\n":                    "items[1]: must be an object",
+	} {
+		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}

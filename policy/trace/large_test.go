@@ -4,6 +4,7 @@ package trace
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 	"strings"
 	"testing"
@@ -60,5 +61,26 @@ func TestLargeObject(t *testing.T) {
 		t.Errorf("%d MiB allocated", all>>20)
 	} else {
 		t.Logf("%d MiB allocated", all>>20)
+	}
+}
+
+// Where there are too many denies and parts to compare, that is told, once for
+// each object that allows anything.
+func TestLintTellsWhatItDoesNotCompare(t *testing.T) {
+	denying := func(rules int) []api.Object {
+		o := api.Object{Namespace: "demo", Name: "denies", Rules: []api.Rule{{Path: "spec"}}}
+		for range rules {
+			o.Rules[0].Parts = append(o.Rules[0].Parts, api.Part{Path: "egressDeny[0]", Deny: true, Peers: api.Peers{Entities: []api.Entity{api.EntityWorld}}})
+		}
+		return []api.Object{o}
+	}
+	objects := parse(t, toKube)
+	around := Surroundings{Cluster: "east", Identities: mesh(t), KubeAPIServers: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}
+	for rules, want := range map[int]int{1000: 0, 1100: 1} {
+		around.Others = denying(rules)
+		found := Lint(around, objects)
+		if len(found) != want || want > 0 && !strings.HasPrefix(found[0].String(), "demo/kube spec: not compared with all denies: ") {
+			t.Errorf("%d denies: found %v", rules, found)
+		}
 	}
 }

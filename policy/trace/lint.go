@@ -46,12 +46,18 @@ func Lint(w Surroundings, objects []api.Object) []Finding {
 	denies, parts := deniesOf(objects, w.Others)
 	var out []Finding
 	for _, o := range objects {
+		untold := len(denies)*parts > maxPairs
 		for _, r := range o.Rules {
 			add := func(path, format string, args ...any) {
 				out = append(out, Finding{o.ID(), path, fmt.Sprintf(format, args...)})
 			}
 			if !anyOf(index.candidates(r.Endpoints), func(i Identity) bool { return i.Cluster == cluster && r.Endpoints.Matches(i.Labels) }) {
 				add(r.Path, "selects no workload of cluster %s now: %s", cluster, r.Endpoints)
+			}
+			if untold && slices.ContainsFunc(r.Parts, func(p api.Part) bool { return !p.Deny }) {
+				untold = false // once for an object
+				add(r.Path, "not compared with all denies: whether one takes back what it allows is not looked at, since %d denies and %d parts of rules "+
+					"are more than %d pairs; write denies with several peers and ports instead of one for each", len(denies), parts, maxPairs)
 			}
 			if len(denies)*parts <= maxPairs {
 				w.contradicted(o.ID(), r, denies, add)
