@@ -187,6 +187,9 @@ func (k *knowledge) end(name string) (place, error) {
 		return place{End: end}, err
 	}
 	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+		if text, reserved := identity.Number(n).Reserved(); reserved && text == "" {
+			return place{}, session.Usage("identity %s is not known; see: hawser identity list", name)
+		}
 		end, err := k.byNumber(name, identity.Number(n))
 		return place{End: end}, err
 	}

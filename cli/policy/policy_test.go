@@ -35,7 +35,8 @@ func TestEnds(t *testing.T) {
 		"6":                "6  reserved 6",
 		"demo/echo-1":      "is no pod", // it is west's
 		"west/echo-2":      "may be any of west/demo/echo-2, west/two/echo-2",
-		"99999":            "is not known",
+		"0":                "is not known", "255": "is not known", "11": "is not known",
+		"99999": "is not known",
 	} {
 		e, err := k.end(name)
 		got := e.Name + " " + e.Labels.String()
