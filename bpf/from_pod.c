@@ -87,16 +87,27 @@ static __always_inline void mark_world(struct ct_entry *e, const struct route *r
 		e->flags &= ~CT_WORLD;
 }
 
-/* Sends a flow's packet to the outside: masqueraded, or as the node's stack
- * routes it. */
-static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p, const struct flow *f,
-                                     const struct tuple4 *t, struct ct_entry *e)
+/* How a flow's packet leaves to the outside: by enum route_out. */
+static __always_inline int pod_way(struct __sk_buff *skb, struct packet *p, const struct flow *f,
+                                   const struct tuple4 *t, struct ct_entry *e)
 {
 	int ret = snat_flow(skb, p, f, t, e);
 
 	if (ret < 0 || !e->snat_port)
-		return ret < 0 ? ret : TC_ACT_OK;
-	ret = snat_send(skb, e->snat_port, p->later);
+		return ret < 0 ? ret : OUT_ELSEWHERE;
+	return snat_way(skb, p, t->saddr, t->daddr);
+}
+
+/* Sends a flow's packet to the outside: masqueraded, or as the node's stack
+ * routes it. */
+static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p,
+                                     const struct ct_entry *e, int way)
+{
+	int ret;
+
+	if (way == OUT_ELSEWHERE)
+		return TC_ACT_OK;
+	ret = snat_send(skb, e->snat_port, p->later, way);
 	if (ret >= 0)
 		return ret;
 	p->line = __LINE__;
@@ -155,8 +166,10 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		}
 		ct_touch(e, p, f->dir);
 	}
-	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD)
-		return pod_world(skb, p, f, &to, e);
+	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD) {
+		ret = pod_way(skb, p, f, &to, e);
+		return ret < 0 ? ret : pod_world(skb, p, e, ret);
+	}
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
@@ -175,7 +188,7 @@ static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, 
 	struct choice c = {};
 	struct route r = {};
 	__u64 verdict = 0;
-	int ret;
+	int ret, way;
 
 	if (e) {
 		c.epoch = service_epoch(e->frontend);
@@ -220,13 +233,13 @@ fresh:
 	if (!e)
 		return DROP(p, DROP_CONNTRACK_FULL);
 send:
-	ret = can_reach(skb, p, r.hop);
-	if (ret < 0)
-		return ret;
+	way = r.hop == HOP_WORLD ? pod_way(skb, p, f, &to, e) : can_reach(skb, p, r.hop);
+	if (way < 0)
+		return way;
 	ret = nat4(skb, p, &to);
 	if (ret < 0)
 		return ret;
-	return r.hop == HOP_WORLD ? pod_world(skb, p, f, &to, e)
+	return r.hop == HOP_WORLD ? pod_world(skb, p, e, way)
 	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 
@@ -239,7 +252,7 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	struct route r = {};
 	struct ct_entry *e;
 	__be32 to = p->t.daddr;
-	int ret, end = QUOTED_DESTINATION;
+	int ret, way = OUT_ELSEWHERE, end = QUOTED_DESTINATION;
 
 	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
 	e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
@@ -258,13 +271,17 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
+	if (r.hop == HOP_WORLD && e->snat_port)
+		way = snat_way(skb, p, p->t.saddr, to);
+	if (way < 0)
+		return way;
 	if (end >= 0) {
 		ret = related_nat4(skb, p, end, e->nat_addr.w[3], e->nat_port);
 		if (ret < 0)
 			return ret;
 	}
-	if (r.hop == HOP_WORLD && e->snat_port) {
-		ret = snat_error(skb, e->snat_port);
+	if (way != OUT_ELSEWHERE) {
+		ret = snat_error(skb, e->snat_port, way);
 		if (ret >= 0)
 			return ret;
 		p->line = __LINE__;

@@ -76,8 +76,8 @@ func (o *Object) parseMetadata(root manifest.Node) {
 		return
 	}
 	meta.Only([]string{"name", "namespace", "labels", "annotations", "uid", "resourceVersion",
-		"generation", "creationTimestamp", "managedFields", "selfLink"},
-		manifest.NotYet("generateName", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"))
+		"generation", "creationTimestamp", "managedFields", "ownerReferences", "finalizers", "selfLink"},
+		manifest.NotYet("generateName", "deletionTimestamp", "deletionGracePeriodSeconds"))
 	s := o.Service
 	s.Name = meta.FieldText("name")
 	checkLabelName(meta.At("metadata.name"), s.Name)

@@ -30,7 +30,7 @@ spec:
 
 func TestParseServices(t *testing.T) {
 	objects, err := ParseServices([]byte(echo + "---\n" +
-		`{"apiVersion":"v1","kind":"Service","metadata":{"name":"own"},"spec":{"clusterIP":"10.9.0.7","clusterIPs":["10.9.0.7"],"type":"ClusterIP",` +
+		`{"apiVersion":"v1","kind":"Service","metadata":{"name":"own","finalizers":["x.io/y"],"ownerReferences":[{"kind":"Deployment","name":"web","uid":"u"}]},"spec":{"clusterIP":"10.9.0.7","clusterIPs":["10.9.0.7"],"type":"ClusterIP",` +
 		`"sessionAffinity":"None","internalTrafficPolicy":"Cluster","ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","ports":[{"port":80,"targetPort":"443"}]},"status":{"loadBalancer":{}}}`))
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +172,7 @@ func TestRefusedServices(t *testing.T) {
 		{strings.Replace(echo, "name: echo", "name: Echo", 1), `metadata.name: "Echo" is not a name`},
 		{strings.Replace(echo, "namespace: demo", "namespace: a/b", 1), `metadata.namespace: "a/b" is not a name`},
 		{strings.Replace(echo, "{team: a}", "{team: 1}", 1), "metadata.labels.team: must be a string"},
-		{strings.Replace(echo, "  labels:", "  finalizers: []\n  labels:", 1), "metadata.finalizers: " + later},
+		{strings.Replace(echo, "  labels:", "  deletionTimestamp: x\n  labels:", 1), "metadata.deletionTimestamp: " + later},
 		{echo + "---\n" + echo, "document 2: Service demo/echo: given twice"},
 		{echo + "extra: 1\n", "extra: unknown field"},
 

@@ -42,6 +42,7 @@ const (
 	Found   = "found"
 	Removed = "removed"
 	Left    = "left"
+	Kept    = "kept" // it was not to be removed
 )
 
 // Item is something that an agent left.
@@ -50,7 +51,7 @@ type Item struct {
 	Name   string `json:"name"`
 	ID     uint32 `json:"id,omitempty"` // the kernel's
 	Result string `json:"result"`
-	// Why it is left.
+	// Why it is left or kept.
 	Why string `json:"why,omitempty"`
 
 	remove func() error
@@ -79,15 +80,14 @@ func Find(cfg Config) ([]Item, error) {
 		return nil, err
 	}
 	items = append(items, devices...)
-	files, err := fileItems(cfg)
-	if err != nil {
-		return nil, err
-	}
-	items = append(items, files...)
 	for i := range items {
 		items[i].Result = Found
 	}
-	return items, nil
+	files, err := Files(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return append(items, files...), nil
 }
 
 func deviceItems() ([]Item, error) {
@@ -121,6 +121,15 @@ func deviceItems() ([]Item, error) {
 		items = append(items, Item{Kind: "device", Name: netdev.TunnelDevice, remove: netdev.DeleteTunnelDevice})
 	}
 	return items, nil
+}
+
+// Files are the agent's own files in cfg's directories, as found.
+func Files(cfg Config) ([]Item, error) {
+	items, err := fileItems(cfg)
+	for i := range items {
+		items[i].Result = Found
+	}
+	return items, err
 }
 
 // fileItems are the agent's own files: an API server may keep its data beside

@@ -24,6 +24,7 @@ const pinRoot = "/sys/fs/bpf/hawser"
 
 type options struct {
 	cleanup.Config
+	kept                       cleanup.Config // directories that keep their files
 	state, credentials, dryRun bool
 }
 
@@ -36,7 +37,8 @@ func New(s *session.Session) *cobra.Command {
 		Long: "Remove all that an agent leaves on this host: programs, maps and their pins, pods'\n" +
 			"devices, the host device with its routes, hooks on the cgroup, the socket. Its pods lose\n" +
 			"their network. Afterwards it looks again, in the kernel too; the exit code is 1 if\n" +
-			"anything is left, and each is told with who holds it.\n\n" +
+			"anything is left, and each is told with who holds it. Its files are listed as kept\n" +
+			"without --state and --credentials.\n\n" +
 			"It refuses while an agent runs. What the node has in the keyspace stays, as does its\n" +
 			"right to be a node, until: hawser node forget NODE",
 		Example: "  hawser cleanup --dry-run\n  hawser cleanup --state --credentials     # nothing stays on this host",
@@ -73,14 +75,14 @@ func run(cmd *cobra.Command, s *session.Session, o options) error {
 		if who := cleanup.Running(cmd.Context(), o.Config); len(who) > 0 && !o.Force {
 			s.Warn("without --force it would be refused: %v", &cleanup.RunningError{Who: who})
 		}
-		return list(cmd, s, items)
+		return list(cmd, s, items, o.kept)
 	}
 	items, err := cleanup.Run(cmd.Context(), o.Config)
 	var running *cleanup.RunningError
 	if errors.As(err, &running) {
 		return session.Answer("%v\nstop it first (its pods lose their network), or give --force; nothing was removed", running)
 	}
-	if lerr := list(cmd, s, items); lerr != nil {
+	if lerr := list(cmd, s, items, o.kept); lerr != nil {
 		return lerr
 	}
 	if err != nil {
@@ -102,10 +104,10 @@ func (o *options) complete(node string) error {
 		return session.Usage("%v", err)
 	}
 	if !o.state {
-		o.StateDir = ""
+		o.kept.StateDir, o.StateDir = o.StateDir, ""
 	}
 	if !o.credentials {
-		o.TLSDir = ""
+		o.kept.TLSDir, o.TLSDir = o.TLSDir, ""
 	}
 	if o.PinPath != "" {
 		return nil
@@ -137,8 +139,17 @@ func (o *options) warnUnknown(s *session.Session) {
 	}
 }
 
-func list(cmd *cobra.Command, s *session.Session, items []cleanup.Item) error {
+// list shows the items, and the files in kept's directories with what removes them.
+func list(cmd *cobra.Command, s *session.Session, items []cleanup.Item, kept cleanup.Config) error {
 	type row = cleanup.Item
+	files, err := cleanup.Files(kept)
+	if err != nil {
+		return err
+	}
+	for _, i := range files {
+		i.Result, i.Why = cleanup.Kept, "--"+i.Kind+" removes it"
+		items = append(items, i)
+	}
 	return printer.Rows(cmd.OutOrStdout(), s.Output, items, printer.Columns[row]{
 		{Header: "KIND", Cell: func(i row) string { return i.Kind }},
 		{Header: "NAME", Cell: func(i row) string { return i.Name }},

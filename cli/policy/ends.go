@@ -187,6 +187,9 @@ func (k *knowledge) end(name string) (place, error) {
 		return place{End: end}, err
 	}
 	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+		if text, reserved := identity.Number(n).Reserved(); reserved && text == "" {
+			return place{}, session.Usage("identity %s is not known; see: hawser identity list", name)
+		}
 		end, err := k.byNumber(name, identity.Number(n))
 		return place{End: end}, err
 	}
@@ -198,16 +201,6 @@ func (k *knowledge) end(name string) (place, error) {
 		return place{End: trace.End{Name: name, Reserved: n}}, nil
 	}
 	return k.byWorkload(name)
-}
-
-func (k *knowledge) byLabels(name string) (trace.End, error) {
-	ls, err := labels.ParseSet(strings.Split(name, ","), labels.CNI)
-	if err != nil {
-		return trace.End{}, session.Usage("%v", err)
-	}
-	with := labels.New(labels.Label{Source: labels.Mesh, Key: labels.ClusterKey, Value: k.cluster},
-		labels.Label{Source: labels.Mesh, Key: labels.NamespaceKey, Value: "default"}).With(ls...)
-	return trace.End{Name: name, Labels: with}, nil
 }
 
 func (k *knowledge) byNumber(name string, n identity.Number) (trace.End, error) {

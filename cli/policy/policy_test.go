@@ -29,14 +29,14 @@ func TestEnds(t *testing.T) {
 		"west/echo-1":      "west/demo/echo-1 cni:app=echo,mesh:cluster=west,mesh:namespace=demo 10.2.0.5",
 		"10.2.0.6":         "10.2.0.6 cni:app=echo,mesh:cluster=west,mesh:namespace=demo 10.2.0.6",
 		"131080":           "131080 cni:app=echo,mesh:cluster=west,mesh:namespace=demo",
-		"app=x":            "app=x cni:app=x,mesh:cluster=east,mesh:namespace=default",
-		"app=x,mesh:cluster=north,mesh:namespace=n": "app=x,mesh:cluster=north,mesh:namespace=n cni:app=x,mesh:cluster=north,mesh:namespace=n",
-		"192.0.2.1":   "192.0.2.1  192.0.2.1",
-		"world":       "world  reserved 2",
-		"6":           "6  reserved 6",
-		"demo/echo-1": "is no pod", // it is west's
-		"west/echo-2": "may be any of west/demo/echo-2, west/two/echo-2",
-		"99999":       "is not known",
+		"app=echo":         "cni:app=echo,mesh:cluster=west,mesh:namespace=demo cni:app=echo,mesh:cluster=west,mesh:namespace=demo",
+		"192.0.2.1":        "192.0.2.1  192.0.2.1",
+		"world":            "world  reserved 2",
+		"6":                "6  reserved 6",
+		"demo/echo-1":      "is no pod", // it is west's
+		"west/echo-2":      "may be any of west/demo/echo-2, west/two/echo-2",
+		"0":                "is not known", "255": "is not known", "11": "is not known",
+		"99999": "is not known",
 	} {
 		e, err := k.end(name)
 		got := e.Name + " " + e.Labels.String()

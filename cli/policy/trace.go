@@ -46,8 +46,8 @@ func newTrace(s *session.Session) *cobra.Command {
 		Short: "Say whether one end may reach another, and which rule decides",
 		Long: "Say whether one end may open a connection to another, at each end, and which rule\n" +
 			"decides. An end is a pod ([cluster/]namespace/name or cluster/name), an address, an\n" +
-			"identity's number, labels (app=web,mesh:namespace=demo) or a reserved name (world,\n" +
-			"host, remote-node). The other end's cluster is asked what its policies say, if it grants\n" +
+			"identity's number, labels of workloads (app=web,mesh:namespace=demo) or a reserved name\n" +
+			"(world, host, remote-node). The other end's cluster is asked what its policies say, if it grants\n" +
 			"that; it names the rule and nothing else. What could not be asked is printed as such.\n" +
 			"A pod with addresses of both families is asked about for both, and answered once when the\n" +
 			"answers are the same; give addresses to ask for one. Of a service, name a backend: policy\n" +

@@ -54,15 +54,20 @@ func (k *knowledge) seenFrom(self, peer trace.End) (end trace.End, note string) 
 }
 
 // nobodys are the verdicts about a packet from or to an address in a range of the
-// mesh that nobody has, which is dropped whatever policies say; nil: another one.
+// mesh, or in a node's pod CIDR, that nobody has, which is dropped whatever policies
+// say; nil: another one. What is behind an external tunnel endpoint is outside.
 func (k *knowledge) nobodys(p packet) []verdictRow {
 	reason := ""
 	for _, end := range []struct {
 		addr netip.Addr
 		drop string
 	}{{p.to.Addr, "unknown destination"}, {p.from.Addr, "spoofed source"}} {
-		if e := k.entryOf(end.addr); e.GetSource() == ipcache.KindRange.String() {
+		e := k.entryOf(end.addr)
+		switch e.GetSource() {
+		case ipcache.KindRange.String():
 			reason = fmt.Sprintf("dropped as %q whatever policies say: nobody has %s of the mesh's range %s", end.drop, end.addr, e.GetPrefix())
+		case ipcache.KindVTEP.String():
+			reason = fmt.Sprintf("dropped as %q whatever policies say: nobody has %s of the pod CIDR %s of node %s/%s", end.drop, end.addr, e.GetPrefix(), e.GetCluster(), e.GetNode())
 		}
 	}
 	if reason == "" {
@@ -87,7 +92,7 @@ func (k *knowledge) addNodes(ctx context.Context, client hawserv1.MeshClient) er
 			}
 		}
 		for _, text := range n.GetPodCidrs() {
-			k.addresses = append(k.addresses, &hawserv1.IPCacheEntry{Prefix: text, Cluster: n.GetCluster(), Node: n.GetName(), Source: ipcache.KindRange.String()})
+			k.addresses = append(k.addresses, &hawserv1.IPCacheEntry{Prefix: text, Cluster: n.GetCluster(), Node: n.GetName(), Source: ipcache.KindVTEP.String()})
 		}
 	}
 	return err

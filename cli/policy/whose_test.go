@@ -26,6 +26,7 @@ func asNode1() *knowledge {
 		{"172.30.1.1/32", "east", "n1", "node"}, {"172.30.1.2/32", "east", "n2", "node"}, {"fd00:30::2/128", "east", "n2", "node"},
 		{"172.30.2.1/32", "west", "n1", "node"}, {"192.0.2.1/32", "east", "n1", "host"},
 		{"10.1.0.0/16", "east", "", "range"}, {"10.1.9.0/24", "", "", "cidr"}, {"10.1.8.0/24", "east", "n2", "vtep"},
+		{"10.1.7.0/24", "east", "", "external"},
 	} {
 		k.addresses = append(k.addresses, &hawserv1.IPCacheEntry{Prefix: e[0], Cluster: e[1], Node: e[2], Source: e[3]})
 	}
@@ -70,13 +71,15 @@ func TestNodeAddressesAreSeenFromTheEndpointsNode(t *testing.T) {
 	}
 }
 
-// What nobody has in a range of the mesh is dropped; what somebody has, or is
-// behind a node or outside, is not.
+// What nobody has in a range of the mesh or in a node's pod CIDR is dropped; what
+// somebody has, or is behind an external tunnel endpoint or outside, is not.
 func TestNobodysAddresses(t *testing.T) {
 	k := asNode1()
 	for _, c := range [][3]string{
 		{"10.1.0.5", "10.1.1.200", "unknown destination"}, {"10.1.1.200", "10.1.0.5", "spoofed source"},
-		{"10.1.0.5", "10.1.9.1", "unknown destination"}, {"10.1.0.5", "10.1.8.1", ""},
+		{"10.1.0.5", "10.1.9.1", "unknown destination"},
+		{"10.1.0.5", "10.1.8.1", "unknown destination"}, {"10.1.8.1", "10.1.0.5", "spoofed source"}, {"10.1.0.5", "10.1.8.1", "pod CIDR 10.1.8.0/24 of node east/n2"},
+		{"10.1.0.5", "10.1.7.1", ""}, {"10.1.7.1", "10.1.0.5", ""},
 		{"10.1.0.5", "10.1.1.5", ""}, {"10.1.0.5", "198.51.100.1", ""}, {"172.30.1.1", "10.1.0.5", ""},
 	} {
 		rows := k.nobodys(packet{from: trace.End{Addr: netip.MustParseAddr(c[0])}, to: trace.End{Addr: netip.MustParseAddr(c[1])}})
@@ -92,7 +95,7 @@ func TestTraceOfNobody(t *testing.T) {
 	played.APIServer(t, socket, cluster{scope: "local"})
 	s := &session.Session{Context: played.Context(t, "", socket), Timeout: 5 * time.Second, Output: printer.Table}
 	out, err := run(t, s, "trace", "--src", "demo/echo", "--dst", "10.1.0.200", "--dport", "80")
-	if session.ExitCode(err) != session.No || strings.Count(out, `dropped as "unknown destination"`) != 2 || strings.Contains(out, "CIDR") {
+	if session.ExitCode(err) != session.No || strings.Count(out, `dropped as "unknown destination"`) != 2 || strings.Contains(out, "toCIDR") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	if out, err := run(t, s, "trace", "--src", "172.30.1.1", "--dst", "demo/echo", "--dport", "80"); err != nil || !strings.Contains(out, "identity 1") {

@@ -103,7 +103,8 @@ func metadataFields() map[string]known {
 	return map[string]known{
 		"name": {"a", "b"}, "namespace": {"a", "b"}, "labels": {"{a: b}"}, "annotations": {"{a: b}"}, "uid": {"x"},
 		"resourceVersion": {"x"}, "generation": {"1"}, "creationTimestamp": {"x"}, "managedFields": {"[]"}, "selfLink": {"x"},
-		"generateName": nil, "ownerReferences": nil, "finalizers": nil, "deletionTimestamp": nil, "deletionGracePeriodSeconds": nil,
+		"ownerReferences": {"[{apiVersion: apps/v1, kind: Deployment, name: web, uid: x, controller: true}]"}, "finalizers": {"[example.com/x]"},
+		"generateName": nil, "deletionTimestamp": nil, "deletionGracePeriodSeconds": nil,
 	}
 }
 

@@ -83,20 +83,28 @@ func icmpType(f manifest.Node, protocol uint8) (uint8, bool) {
 	return uint8(v), true
 }
 
+// Echoes are the types of ICMP messages that policy is asked about, in order.
+func Echoes(protocol uint8) [2]uint8 {
+	if protocol == ICMPv6 {
+		return [2]uint8{128, 129}
+	}
+	return [2]uint8{0, 8}
+}
+
 // NeverJudged says of a type of ICMP messages that policy is never asked about
 // what becomes of them; it is empty for echoes.
 func NeverJudged(protocol, icmpType uint8) string {
 	n, family := icmpType, "IPv4"
-	echo, failed := n == 0 || n == 8, n == 3 || n == 4 || n == 11 || n == 12
+	echo, failed := Echoes(protocol), n == 3 || n == 4 || n == 11 || n == 12
 	link := false
 	if protocol == ICMPv6 {
 		family = "IPv6"
-		echo, failed = n == 128 || n == 129, n >= 1 && n <= 4
+		failed = n >= 1 && n <= 4
 		link = n >= 130 && n <= 137 || n == 143
 	}
 	what := fmt.Sprintf("policy is never asked about ICMP type %d of %s, only about echoes: ", n, family)
 	switch {
-	case echo:
+	case n == echo[0] || n == echo[1]:
 		return ""
 	case failed:
 		return what + "an error passes with the flow that it is about"

@@ -139,11 +139,11 @@ func (o *Object) parseMetadata(root manifest.Node) {
 		root.At("metadata").Problem("required")
 		return
 	}
-	// What an API server writes by itself into every object is no wish of the
-	// writer's; ownerReferences and finalizers would be, and are refused.
+	// What an API server and its controllers write into an object says nothing of
+	// whom it lets do what. One that is being deleted is refused.
 	meta.Only([]string{"name", "namespace", "labels", "annotations", "uid", "resourceVersion",
-		"generation", "creationTimestamp", "managedFields", "selfLink"},
-		manifest.NotYet("generateName", "ownerReferences", "finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"))
+		"generation", "creationTimestamp", "managedFields", "ownerReferences", "finalizers", "selfLink"},
+		manifest.NotYet("generateName", "deletionTimestamp", "deletionGracePeriodSeconds"))
 	for _, field := range []string{"labels", "annotations"} {
 		if m, ok := meta.Field(field); ok {
 			_, values := m.Entries()

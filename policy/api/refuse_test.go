@@ -190,7 +190,7 @@ func TestRefused(t *testing.T) {
 		{strings.Replace(in("{}"), "name: p,", "", 1), "metadata.name: required"},
 		{strings.Replace(in("{}"), "name: p,", "name: "+strings.Repeat("x", 254)+",", 1), "metadata.name: has 254 characters"},
 		{strings.Replace(in("{}"), "demo", "_", 1), `metadata.namespace: "_" is not a name`},
-		{strings.Replace(in("{}"), "name: p,", "name: p, finalizers: [x],", 1), "metadata.finalizers: " + later},
+		{strings.Replace(in("{}"), "name: p,", "name: p, generateName: x,", 1), "metadata.generateName: " + later},
 		{strings.Replace(in("{}"), "name: p,", "name: p, labels: {a: 1},", 1), "metadata.labels.a: must be a string"},
 		{strings.Replace(in("{}"), "name: p,", "name: p, x: 1,", 1), "metadata.x: unknown field"},
 		{strings.Replace(ccnp("endpointSelector: {}\ningress: [{}]"), "name: p", "name: p, namespace: demo", 1), "metadata.namespace: CiliumClusterwideNetworkPolicy belongs to no namespace"},

@@ -220,6 +220,30 @@ func TestPairsNameICMPTypes(t *testing.T) {
 	}
 }
 
+// Only what policy is asked about opens or closes: the echoes of ICMP.
+func TestPairsAreOfWhatIsJudged(t *testing.T) {
+	icmps := func(fields string) []api.Object {
+		return parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+
+			"spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: client}}], icmps: [{fields: ["+fields+"]}]}]}\n")
+	}
+	const ports = "all ports of tcp all ports of udp all ports of sctp"
+	for _, c := range []struct{ fields, closed string }{
+		{"{type: 8}", ports + " icmp type 0 all types of icmpv6"},
+		{"{type: 0}, {type: 8}, {type: 128, family: IPv6}", ports + " icmpv6 type 129"},
+		{"{type: 8}, {type: 0}, {type: 128, family: IPv6}, {type: 129, family: IPv6}", ports},
+	} {
+		pairs, err := Change{Cluster: "east", Identities: mesh(t), After: icmps(c.fields)}.Pairs(t.Context())
+		i := slices.IndexFunc(pairs, func(p Pair) bool { return strings.Contains(p.Peer, "app=client") })
+		if err != nil || i < 0 || strings.Join(pairs[i].Closed, " ") != c.closed {
+			t.Errorf("%s: %+v, error %v, want %q", c.fields, pairs, err, c.closed)
+		}
+		j := slices.IndexFunc(pairs, func(p Pair) bool { return !strings.Contains(p.Peer, "app=client") })
+		if j < 0 || strings.Join(pairs[j].Closed, " ") != "everything" {
+			t.Errorf("%s: %+v, want everything closed to others", c.fields, pairs)
+		}
+	}
+}
+
 func TestNames(t *testing.T) {
 	for port, want := range map[string]bool{`"80"`: false, "http": true} {
 		objects := parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+

@@ -28,6 +28,20 @@ func domain(proto uint8) cell {
 	return cell{proto, 1, 65535}
 }
 
+// judged is what of a protocol policy is asked about, neighbours together: of ICMP
+// the echoes.
+func judged(proto uint8) []cell {
+	if !isICMP(proto) {
+		return []cell{domain(proto)}
+	}
+	of := api.Echoes(proto)
+	first, second := uint32(api.ICMPPort(of[0])), uint32(api.ICMPPort(of[1]))
+	if first+1 == second {
+		return []cell{{proto, first, second}}
+	}
+	return []cell{{proto, first, first}, {proto, second, second}}
+}
+
 // line is an entry of one identity.
 type line struct {
 	proto, wild uint8
@@ -35,29 +49,36 @@ type line struct {
 	deny        bool
 }
 
-// cellsOf are all packets, cut wherever an entry of some rows begins or ends.
+// cellsOf are all packets that policy is asked about, cut wherever an entry of some rows begins or ends.
 func cellsOf(rows ...[]line) (out []cell) {
 	for _, proto := range protocols() {
-		all := domain(proto)
-		cuts := []uint32{all.first, all.last + 1}
-		cut := func(at uint32) {
-			if all.first < at && at <= all.last {
-				cuts = append(cuts, at)
+		for _, all := range judged(proto) {
+			out = append(out, all.cut(rows)...)
+		}
+	}
+	return out
+}
+
+// cut cuts a cell.
+func (c cell) cut(rows [][]line) (out []cell) {
+	cuts := []uint32{c.first, c.last + 1}
+	at := func(at uint32) {
+		if c.first < at && at <= c.last {
+			cuts = append(cuts, at)
+		}
+	}
+	for _, lines := range rows {
+		for _, l := range lines {
+			if l.proto == c.proto && (l.port != 0 || l.wild != 0) {
+				at(uint32(l.port))
+				at(uint32(l.port) + 1<<l.wild)
 			}
 		}
-		for _, lines := range rows {
-			for _, l := range lines {
-				if l.proto == proto && (l.port != 0 || l.wild != 0) {
-					cut(uint32(l.port))
-					cut(uint32(l.port) + 1<<l.wild)
-				}
-			}
-		}
-		slices.Sort(cuts)
-		cuts = slices.Compact(cuts)
-		for i, first := range cuts[:len(cuts)-1] {
-			out = append(out, cell{proto, first, cuts[i+1] - 1})
-		}
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	for i, first := range cuts[:len(cuts)-1] {
+		out = append(out, cell{c.proto, first, cuts[i+1] - 1})
 	}
 	return out
 }
@@ -101,7 +122,9 @@ func cellTexts(cells []cell) []string {
 		} else {
 			joined = append(joined, c)
 		}
-		if joined[len(joined)-1] == domain(c.proto) {
+		all := judged(c.proto)
+		if n := len(joined) - len(all); n >= 0 && slices.Equal(joined[n:], all) {
+			joined = append(joined[:n], domain(c.proto))
 			whole++
 		}
 	}
