@@ -109,6 +109,13 @@ static __always_inline int tunnel_cached(struct packet *p, const struct flow *f,
 	return (__u32)hop == a->epoch && READ_ONCE(e->verdict[dir]) == arrival_word(f, a, rules);
 }
 
+/* What is for no pod here is this node's only if it has the address. */
+static __always_inline void name_destination(struct packet *p, const struct arrival *a)
+{
+	if (!a->rx && !is_own_address(p->t.daddr))
+		p->dst_id = ID_UNKNOWN;
+}
+
 /* Whether an external endpoint sends what nobody here has asked for. */
 static __always_inline int opens_from_external(const struct flow *f, const struct ct_entry *e,
                                                const struct node *node)
@@ -122,6 +129,7 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 	struct node *node;
 	int ret;
 
+	name_destination(p, a);
 	a->hop = node_id_by_addr4(p->outer);
 	node = node_by_id(a->hop);
 	if (!node)
@@ -155,6 +163,7 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 	__be16 port = 0;
 	int ret;
 
+	name_destination(p, a);
 	if (!node)
 		return DROP(p, DROP_UNKNOWN_SENDER);
 	ret = check_sender(p, sender, node);

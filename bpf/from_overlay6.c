@@ -59,12 +59,21 @@ static __always_inline int arrival_nat6(struct __sk_buff *skb, struct packet *p,
 	return nat6(skb, p);
 }
 
+/* See name_destination. */
+static __always_inline void name_destination6(struct packet *p, const struct packet6 *x,
+                                              const struct arrival *a)
+{
+	if (!a->rx && !is_own_address6(&x->t.daddr))
+		p->dst_id = ID_UNKNOWN;
+}
+
 static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, struct flow *f,
                                         struct ct_entry **e, struct arrival *a)
 {
 	struct node *node;
 	int ret;
 
+	name_destination6(p, x, a);
 	a->hop = node_id_by_addr4(p->outer);
 	node = node_by_id(a->hop);
 	if (!node)
@@ -94,6 +103,7 @@ static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet 
 	struct ct_entry *e;
 	int ret;
 
+	name_destination6(p, x, a);
 	if (!node)
 		return DROP(p, DROP_UNKNOWN_SENDER);
 	ret = check_sender6(p, x, sender, node);

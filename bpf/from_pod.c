@@ -59,6 +59,8 @@ static __always_inline int pod_judge(struct packet *p, const struct flow *f, str
 	p->dst_id = r->identity;
 	if (ret < 0)
 		return ret;
+	if (forges_tunnel(p, t->daddr, t->dport, r->hop))
+		return DROP(p, DROP_FORGED_TUNNEL);
 	if (r->ep) {
 		__u64 receiver = rules_word(r->ep->rule_set);
 
@@ -85,16 +87,27 @@ static __always_inline void mark_world(struct ct_entry *e, const struct route *r
 		e->flags &= ~CT_WORLD;
 }
 
-/* Sends a flow's packet to the outside: masqueraded, or as the node's stack
- * routes it. */
-static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p, const struct flow *f,
-                                     const struct tuple4 *t, struct ct_entry *e)
+/* How a flow's packet leaves to the outside: by enum route_out. */
+static __always_inline int pod_way(struct __sk_buff *skb, struct packet *p, const struct flow *f,
+                                   const struct tuple4 *t, struct ct_entry *e)
 {
 	int ret = snat_flow(skb, p, f, t, e);
 
 	if (ret < 0 || !e->snat_port)
-		return ret < 0 ? ret : TC_ACT_OK;
-	ret = snat_send(skb, e->snat_port, p->later);
+		return ret < 0 ? ret : OUT_ELSEWHERE;
+	return snat_way(skb, p, t->saddr, t->daddr);
+}
+
+/* Sends a flow's packet to the outside: masqueraded, or as the node's stack
+ * routes it. */
+static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p,
+                                     const struct ct_entry *e, int way)
+{
+	int ret;
+
+	if (way == OUT_ELSEWHERE)
+		return TC_ACT_OK;
+	ret = snat_send(skb, e->snat_port, p->later, way);
 	if (ret >= 0)
 		return ret;
 	p->line = __LINE__;
@@ -153,8 +166,10 @@ static __always_inline int pod_plain(struct __sk_buff *skb, struct packet *p, st
 		}
 		ct_touch(e, p, f->dir);
 	}
-	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD)
-		return pod_world(skb, p, f, &to, e);
+	if (r.hop == HOP_WORLD && f->dir == FLOW_FORWARD) {
+		ret = pod_way(skb, p, f, &to, e);
+		return ret < 0 ? ret : pod_world(skb, p, e, ret);
+	}
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
@@ -173,7 +188,7 @@ static __always_inline int pod_service(struct __sk_buff *skb, struct packet *p, 
 	struct choice c = {};
 	struct route r = {};
 	__u64 verdict = 0;
-	int ret;
+	int ret, way;
 
 	if (e) {
 		c.epoch = service_epoch(e->frontend);
@@ -218,13 +233,13 @@ fresh:
 	if (!e)
 		return DROP(p, DROP_CONNTRACK_FULL);
 send:
-	ret = can_reach(skb, p, r.hop);
-	if (ret < 0)
-		return ret;
+	way = r.hop == HOP_WORLD ? pod_way(skb, p, f, &to, e) : can_reach(skb, p, r.hop);
+	if (way < 0)
+		return way;
 	ret = nat4(skb, p, &to);
 	if (ret < 0)
 		return ret;
-	return r.hop == HOP_WORLD ? pod_world(skb, p, f, &to, e)
+	return r.hop == HOP_WORLD ? pod_world(skb, p, e, way)
 	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 
@@ -237,7 +252,7 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	struct route r = {};
 	struct ct_entry *e;
 	__be32 to = p->t.daddr;
-	int ret, end = QUOTED_DESTINATION;
+	int ret, way = OUT_ELSEWHERE, end = QUOTED_DESTINATION;
 
 	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
 	e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
@@ -256,13 +271,17 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	ret = can_reach(skb, p, r.hop);
 	if (ret < 0)
 		return ret;
+	if (r.hop == HOP_WORLD && e->snat_port)
+		way = snat_way(skb, p, p->t.saddr, to);
+	if (way < 0)
+		return way;
 	if (end >= 0) {
 		ret = related_nat4(skb, p, end, e->nat_addr.w[3], e->nat_port);
 		if (ret < 0)
 			return ret;
 	}
-	if (r.hop == HOP_WORLD && e->snat_port) {
-		ret = snat_error(skb, e->snat_port);
+	if (way != OUT_ELSEWHERE) {
+		ret = snat_error(skb, e->snat_port, way);
 		if (ret >= 0)
 			return ret;
 		p->line = __LINE__;
@@ -308,30 +327,34 @@ static __always_inline int own_source(const struct endpoint *tx, __be32 saddr)
 	return ep && ep->id == tx->id;
 }
 
-static __always_inline int pod_ipv4(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
+static __always_inline int pod_ipv4(struct __sk_buff *skb, struct packet *p, struct endpoint *tx,
+                                    __u16 foreign)
 {
 	int ret = parse4(skb, ETH_HLEN, p);
 
 	if (ret < 0)
 		return ret;
-	if (!own_source(tx, p->t.saddr))
+	if (foreign || !own_source(tx, p->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (unlikely(p->icmp_error))
 		return pod_related(skb, p, tx);
 	return pod_flow(skb, p, tx);
 }
 
-static __always_inline int same_mac(const __u8 *a, const __u8 *b)
+/* The bits in which two hardware addresses differ: a number, since with a branch the
+ * verifier would walk what follows twice. */
+static __always_inline __u16 other_mac(const __u8 *a, const __u8 *b)
 {
 	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
 
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+	return (x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]);
 }
 
 static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 {
 	struct endpoint *tx = endpoint_by_device(skb->ifindex);
 	struct ethhdr *eth;
+	__u16 foreign;
 
 	if (!tx)
 		return DROP(p, DROP_UNKNOWN_ENDPOINT);
@@ -342,14 +365,16 @@ static __always_inline int pod_packet(struct __sk_buff *skb, struct packet *p)
 	eth = data(skb);
 	if ((void *)(eth + 1) > data_end(skb))
 		return DROP(p, DROP_MALFORMED);
-	if (!same_mac(eth->src, tx->pod_mac))
-		return DROP(p, DROP_SPOOFED_SOURCE);
+	/* A frame with a foreign hardware address is read for what its drop tells. */
+	foreign = other_mac(eth->src, tx->pod_mac);
 	if (likely(eth->proto == bpf_htons(ETH_P_IP)))
-		return pod_ipv4(skb, p, tx);
-	if (eth->proto == bpf_htons(ETH_P_ARP))
-		return answer_arp(skb, p, tx->host_mac, tx->addr.w[3]);
+		return pod_ipv4(skb, p, tx, foreign);
 	if (eth->proto == bpf_htons(ETH_P_IPV6))
 		bpf_tail_call(skb, &slots, SLOT_FROM_POD6);
+	if (foreign)
+		return DROP(p, DROP_SPOOFED_SOURCE);
+	if (eth->proto == bpf_htons(ETH_P_ARP))
+		return answer_arp(skb, p, tx->host_mac, tx->addr.w[3]);
 	return DROP(p, DROP_UNSUPPORTED_PROTOCOL);
 }
 

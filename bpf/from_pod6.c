@@ -275,6 +275,7 @@ static __always_inline int pod_packet6(struct __sk_buff *skb, struct packet *p)
 	struct endpoint *tx = endpoint_by_device(skb->ifindex);
 	struct packet6 *x = packet6_in_hand();
 	struct ethhdr *eth;
+	__u16 foreign;
 	int ret;
 
 	if (!tx || !x)
@@ -286,11 +287,12 @@ static __always_inline int pod_packet6(struct __sk_buff *skb, struct packet *p)
 	eth = data(skb);
 	if ((void *)(eth + 1) > data_end(skb))
 		return DROP(p, DROP_MALFORMED);
-	if (!same_mac(eth->src, tx->pod_mac))
-		return DROP(p, DROP_SPOOFED_SOURCE);
+	foreign = other_mac(eth->src, tx->pod_mac);
 	ret = parse6(skb, ETH_HLEN, p, x);
 	if (ret < 0)
 		return ret;
+	if (foreign)
+		return DROP(p, DROP_SPOOFED_SOURCE);
 	if (unlikely(x->control))
 		return pod_control6(skb, p, x, tx);
 	if (!own_source6(tx, &x->t.saddr))

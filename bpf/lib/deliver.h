@@ -15,7 +15,8 @@ struct route {
 	struct endpoint *ep; /* with HOP_LOCAL */
 };
 
-/* Finds the destination. Its epoch is read before the lookups. */
+/* Finds the destination. Its epoch is read before the lookups. What is on no wire is
+ * for nobody behind one, and least of all for this node's own loopback. */
 static __always_inline int route4(struct packet *p, __be32 daddr, struct route *r)
 {
 	struct ip_entry *ip;
@@ -27,9 +28,12 @@ static __always_inline int route4(struct packet *p, __be32 daddr, struct route *
 		r->identity = r->ep->identity;
 		return 0;
 	}
-	ip = ipcache_lookup4(daddr);
+	r->identity = ID_UNKNOWN;
+	if (is_unroutable4(daddr))
+		return DROP(p, DROP_UNKNOWN_DESTINATION);
 	r->hop = HOP_WORLD;
 	r->identity = ID_WORLD;
+	ip = ipcache_lookup4(daddr);
 	if (!ip)
 		return 0;
 	r->identity = ip->identity;
@@ -40,6 +44,23 @@ static __always_inline int route4(struct packet *p, __be32 daddr, struct route *
 	else if (ip->flags & IP_CIDR)
 		return DROP(p, DROP_UNKNOWN_DESTINATION); /* ours, and no pod has it */
 	return 0;
+}
+
+/* Whether a pod's packet would be taken for a tunnel's: it is for the tunnel's port of
+ * a tunnel endpoint, or of what is behind an external one, which may have addresses
+ * of its own there. Those believe the addresses of nodes, which many a pod's packet
+ * has outside. Such a flow is told nowhere but here: it is never cached. */
+static __always_inline int forges_tunnel(const struct packet *p, __be32 daddr, __be16 dport,
+                                         __u32 hop)
+{
+	struct node *node;
+
+	if (likely(dport != tunnel_port || p->t.proto != IPPROTO_UDP))
+		return 0;
+	if (node_id_by_addr4(daddr))
+		return 1;
+	node = node_by_id(hop);
+	return node && node->cluster == CLUSTER_EXTERNAL;
 }
 
 static __always_inline int set_macs(struct __sk_buff *skb, struct packet *p, const __u8 *dst,

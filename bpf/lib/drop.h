@@ -36,6 +36,7 @@ enum drop_reason {
 	DROP_TUPLE_IN_USE = 26,        /* translated tuple in use */
 	DROP_LINK_TALK = 27,           /* link talk */
 	DROP_STRAY_TUNNEL = 28,        /* stray tunnel packet */
+	DROP_FORGED_TUNNEL = 29,       /* forged tunnel packet */
 	AUDIT_POLICY_DENIED = 31,      /* policy denied, audited only */
 	DROP_REASONS = 32,             /* room in the metrics map */
 };

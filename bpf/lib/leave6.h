@@ -65,6 +65,9 @@ __attribute__((noinline)) int leave6(struct __sk_buff *skb)
 			return ret;
 	}
 	if (hop == HOP_WORLD && masquerades6() && x->out.snat) {
+		ret = snat_fits6(skb);
+		if (ret < 0)
+			return ret < -DROP_REASONS ? DROP(p, DROP_REWRITE_FAILED) : ret;
 		if (x->hop_limit <= 1 && p->icmp_error)
 			return DROP(p, DROP_MALFORMED); /* no error about an error (RFC 4443) */
 		if (p->icmp_error) {

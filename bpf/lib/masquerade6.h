@@ -2,8 +2,13 @@
 /* Masquerade for IPv6: masquerade.h, which says why, under longer keys. What is
  * sent is struct packet6's to: the flow as it leaves, with the pod's address. */
 #pragma once
+#include "deliver6.h"
 #include "icmp6.h"
 #include "masquerade.h"
+
+enum {
+	IP6_SURE_MTU = 1280, /* what every link takes (RFC 8200, 5) */
+};
 
 struct snat6_key {
 	struct addr remote;
@@ -46,14 +51,42 @@ static __always_inline int masquerades6(void)
 	return snat_ports && (snat_addr6[0] | snat_addr6[1] | snat_addr6[2] | snat_addr6[3]);
 }
 
-/* See route_out. */
-static __always_inline int route_out6(struct __sk_buff *skb, const struct packet6 *x)
+/* What a pod sends to the outside has its own address until it leaves; of an ICMPv6
+ * error, to has only the destination. */
+static __always_inline struct fib_question way6(struct __sk_buff *skb, const struct packet6 *x)
 {
 	struct fib_question q = {.family = 10 /* AF_INET6 */, .ifindex = skb->ifindex};
 
-	__builtin_memcpy(q.saddr, &x->to.saddr, sizeof(q.saddr));
+	__builtin_memcpy(q.saddr, &x->t.saddr, sizeof(q.saddr));
 	__builtin_memcpy(q.daddr, &x->to.daddr, sizeof(q.daddr));
+	return q;
+}
+
+/* See route_out. */
+static __always_inline int route_out6(struct __sk_buff *skb, const struct packet6 *x)
+{
+	struct fib_question q = way6(skb, x);
+
 	return way_out(skb, &q);
+}
+
+/* Whether the packet fits the way out. Nobody cuts packets of IPv6 but their senders.
+ * Global: see nat4_write. */
+__attribute__((noinline)) int snat_fits6(struct __sk_buff *skb)
+{
+	struct packet6 *x = packet6_in_hand();
+	struct packet *p = packet_in_hand();
+	__u32 len = skb->len - ETH_HLEN;
+	struct fib_question q;
+
+	if (len <= IP6_SURE_MTU)
+		return OUT_UNDERLAY;
+	if (!x || !p)
+		return -DROP_REWRITE_FAILED;
+	if (skb->gso_size)
+		len = x->h.l4 + segment_header6(skb, p, x) + skb->gso_size;
+	q = way6(skb, x);
+	return fits_way(skb, p, &q, len);
 }
 
 static __always_inline int snat_is6(const struct snat6_entry *s, const struct snat6_entry *e)

@@ -36,12 +36,18 @@ static __always_inline int is_multicast4(__be32 a)
 	return (bpf_ntohl(a) & 0xF0000000) == 0xE0000000 || a == 0xFFFFFFFF;
 }
 
-/* Addresses that no packet on a wire comes from (RFC 1122, 3.2.1.3). */
-static __always_inline int is_no_source4(__be32 a)
+/* Addresses that are on no wire (RFC 1122, 3.2.1.3): of this network, and loopback. */
+static __always_inline int is_unroutable4(__be32 a)
 {
 	__u32 net = bpf_ntohl(a) >> 24;
 
-	return !net || net == 127 || is_multicast4(a);
+	return !net || net == 127;
+}
+
+/* Addresses that no packet on a wire comes from. */
+static __always_inline int is_no_source4(__be32 a)
+{
+	return is_unroutable4(a) || is_multicast4(a);
 }
 
 static __always_inline int is_icmp_error(__u8 type)

@@ -113,7 +113,8 @@ func TestMasqueradeToTheOutside(t *testing.T) {
 	needRoot(t)
 	fabric := newFabric(t)
 	nd := newNode(t, fabric, 1, podNet)
-	out := newOutside(t, fabric, "192.0.2.99/24", "2001:db8:1::99/64")
+	// Of several addresses an answer has the first of IPv4, and the last of IPv6.
+	out := newOutside(t, fabric, "192.0.2.99/24", "192.0.2.98/24", "2001:db8:1::98/64", "2001:db8:1::99/64")
 	pod, ep := newPod(t, nd, 10, ips(0).String(), ip6s(0).String())
 	ep.Identity = ident(0)
 	own6 := netip.MustParseAddr("2001:db8:1::1")
@@ -123,8 +124,11 @@ func TestMasqueradeToTheOutside(t *testing.T) {
 			return err
 		}
 		errs := []error{give(dev, own6.String()+"/64")}
-		for _, f := range []string{"ipv4", "ipv6"} { // as netdev has it
-			errs = append(errs, os.WriteFile("/proc/sys/net/"+f+"/conf/"+ep.Device+"/forwarding", []byte("1"), 0o644))
+		for _, name := range []string{ // as netdev has it
+			"ipv4/conf/" + ep.Device + "/forwarding", "ipv6/conf/" + ep.Device + "/forwarding",
+			"ipv4/conf/hawser_host/forwarding", "ipv4/conf/hawser_host/accept_local",
+		} {
+			errs = append(errs, os.WriteFile("/proc/sys/net/"+name, []byte("1"), 0o644))
 		}
 		return errors.Join(errs...)
 	})
@@ -189,5 +193,60 @@ func TestMasqueradeToTheOutside(t *testing.T) {
 				t.Errorf("a closed port answers %q, %v", text, err)
 			}
 		})
+	}
+	inNS(t, nd.ns, func() error { return setMTU("eth0", narrowUnderlay) })
+	seenAs(t, pod, netip.MustParseAddrPort("192.0.2.99:8080"), nd.addr)
+	for far, other := range map[string]string{"192.0.2.99": "192.0.2.98", "2001:db8:1::99": "2001:db8:1::98"} {
+		t.Run(far+", narrow", func(t *testing.T) {
+			to := netip.AddrPortFrom(netip.MustParseAddr(far), 8080)
+			if text, err := exchange(t, pod, "udp", to, narrowUnderlay); !errors.Is(err, unix.EMSGSIZE) {
+				t.Errorf("a datagram that is too big: %q, %v", text, err)
+			}
+			if text, err := exchange(t, pod, "udp", to, narrowUnderlay); err != nil {
+				t.Errorf("a sender that knows: %q, %v", text, err)
+			}
+			// Of this one the pod has heard nothing; a connection learns while it sends trains.
+			pour(t, dial(t, pod, netip.MustParseAddr(other), 8081))
+		})
+	}
+}
+
+// narrowUnderlay is less than a pod's route takes.
+const narrowUnderlay = 1400
+
+func setMTU(dev string, mtu int) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetMTU(l, mtu)
+}
+
+// seenAs sends a datagram that does not fit the underlay and may be cut: it arrives, at
+// once, from the node.
+func seenAs(t *testing.T, pod netns.NsHandle, to netip.AddrPort, own netip.Addr) {
+	t.Helper()
+	fd := -1
+	inNS(t, pod, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	defer unix.Close(fd)
+	wait := unix.NsecToTimeval((5 * time.Second).Nanoseconds())
+	b := make([]byte, 4096)
+	if err := errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
+		unix.Sendto(fd, b[:narrowUnderlay], 0, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.Read(fd, b)
+	if err != nil {
+		t.Fatalf("a datagram that may be cut is not answered: %v", err)
+	}
+	rng, seen := loader.MasqueradePorts(), netip.MustParseAddrPort(string(b[:n]))
+	if seen.Addr().Unmap() != own || seen.Port() < rng.First || seen.Port() >= rng.First+rng.Count {
+		t.Errorf("cut, the outside sees it from %s", seen)
 	}
 }

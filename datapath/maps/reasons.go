@@ -41,6 +41,8 @@ const (
 	DropLinkTalk
 	// DropStrayTunnel is what reached the tunnel's device past the underlay's program.
 	DropStrayTunnel
+	// DropForgedTunnel is a pod's packet to the tunnel port of a tunnel endpoint.
+	DropForgedTunnel
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -59,7 +61,7 @@ func ReasonName(r datapath.DropReason) string {
 		"multicast", "unknown rule set", "rewrite failed",
 		"fragment before its first", "overlapping fragment", "no masquerade port",
 		"source route", "too many extension headers", "router solicitation",
-		"translated tuple in use", "link talk", "stray tunnel packet",
+		"translated tuple in use", "link talk", "stray tunnel packet", "forged tunnel packet",
 	}
 	if int(r) < len(names) {
 		return names[r]

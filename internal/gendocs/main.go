@@ -157,7 +157,7 @@ func meanings() map[string]string {
 		"fragment before its first":   "a later fragment of a datagram whose first one has not come, or not in the last 30 seconds",
 		"overlapping fragment":        "a later fragment that would be written over the first one",
 		"no masquerade port":          "no port of the node is free for a flow to this destination",
-		"unknown destination":         "an address in a pod or service range of the mesh that nobody has, or a port that its service does not serve",
+		"unknown destination":         "an address in a pod or service range of the mesh that nobody has, a port that its service does not serve, or an address that is on no wire (loopback, 0.0.0.0/8; of IPv6 link-local ones)",
 		"unknown endpoint":            "from a device that belongs to no endpoint",
 		"unrelated icmp error":        "an ICMP error about a flow that is not known, or by one who has no part in it",
 		"ip options":                  "an IPv4 header with options, such as source routing",
@@ -167,6 +167,7 @@ func meanings() map[string]string {
 		"router solicitation":         "a pod looks for an IPv6 router by itself; its addresses and routes come with its device, nobody answers (`net.ipv6.conf.all.accept_ra=0` in the pod stops it)",
 		"link talk":                   "not a loss: what a host tells its own link all the time (its addresses, its listeners, whether another has its address) is heard and ends there; it is counted, and no event tells of it",
 		"stray tunnel packet":         "a tunnel packet that came up to the kernel's tunnel device (`--tunnel-datapath=netdev`) by another way than the underlay device's program, which looks at all of them: by another device, from this host or a pod of it, in fragments, with IP options, or over IPv6; or a firewall rule here overwrote its mark",
+		"forged tunnel packet":        "a pod's UDP packet to the tunnel's port of a node or an external tunnel endpoint, or of what is behind an external one: with the node's address it would pass there for the tunnel's own, with whatever sender the pod wrote into it",
 		"unknown rule set":            "the endpoint's rules are not in the kernel",
 		"rewrite failed":              "the kernel refused to change the packet",
 	}

@@ -283,7 +283,9 @@ type skb struct {
 	_       [24]byte
 	CameIn  uint32 // the device where the kernel received it; 0: nowhere
 	IfIndex uint32
-	_       [148]byte
+	_       [132]byte
+	Segment uint32 // bytes behind the headers of each segment that it is cut into; 0: it is one
+	_       [12]byte
 }
 
 // result is what one packet led to.
@@ -295,9 +297,13 @@ type result struct {
 // run hands a packet to a program as if it came in on the device.
 func (h *harness) run(prog *ebpf.Program, dev string, packet []byte) result {
 	h.t.Helper()
-	opts := &ebpf.RunOptions{
-		Data: packet, DataOut: make([]byte, len(packet)+256), Context: skb{IfIndex: h.ifindex(dev)},
-	}
+	return h.runAs(prog, packet, skb{IfIndex: h.ifindex(dev)})
+}
+
+// runAs is run for a packet of which the kernel knows more.
+func (h *harness) runAs(prog *ebpf.Program, packet []byte, as skb) result {
+	h.t.Helper()
+	opts := &ebpf.RunOptions{Data: packet, DataOut: make([]byte, len(packet)+256), Context: as}
 	var ret uint32
 	h.in(func() (err error) {
 		ret, err = prog.Run(opts)

@@ -72,9 +72,15 @@ func tunnelSenderChecks6(t *testing.T, h *harness) {
 			if e.Outer.String() != c.node || e.SourceID != c.id || c.src != "::" && e.Source.Addr().String() != c.src {
 				t.Errorf("event %+v", e)
 			}
+			if want := map[string]identity.Number{podA6.ip: idA}[c.dst]; e.DestID != want {
+				t.Errorf("the destination is told as %d, want %d", e.DestID, want)
+			}
 		})
 	}
 	h.t = t
+	if e := h.dropped(h.fromOverlay(h.tunnelled("192.0.2.99", idR, segment(podR6.ip, self6, 1000, 80, "S"))), maps.DropUnknownSender); e.DestID != identity.Host {
+		t.Errorf("this node is told as %d", e.DestID)
+	}
 	// Not known by address yet, but inside the sender's pod CIDR.
 	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment("fd00:10:2::77", podA6.ip, 1000, 80, "S"))))
 	// A mapped address is not the IPv4 address that it stands for.

@@ -58,9 +58,15 @@ func tunnelSenderChecks(t *testing.T, h *harness) {
 			if e.Outer.String() != c.node || e.SourceID != c.id || e.Source.Addr().String() != c.src {
 				t.Errorf("event %+v", e)
 			}
+			if want := map[string]identity.Number{podA.ip: idA}[c.dst]; e.DestID != want {
+				t.Errorf("the destination is told as %d, want %d", e.DestID, want)
+			}
 		})
 	}
 	h.t = t
+	if e := h.dropped(h.fromOverlay(h.tunnelled("192.0.2.99", idR, segment(podR.ip, self, 1000, 80, "S"))), maps.DropUnknownSender); e.DestID != identity.Host {
+		t.Errorf("this node is told as %d", e.DestID)
+	}
 	// Not known by address yet, but inside the sender's pod CIDR.
 	h.passed(h.fromOverlay(h.tunnelled(node2, idR, segment("10.2.0.77", podA.ip, 1000, 80, "S"))))
 }

@@ -93,7 +93,9 @@ func TestPodSpoofing6(t *testing.T) {
 	}
 	packet := h.sent(podA, segment(podA6.ip, podR6.ip, 1000, 80, "S"))
 	packet[11] ^= 1
-	h.dropped(h.fromPod(podA, packet), maps.DropSpoofedSource)
+	if e := h.dropped(h.fromPod(podA, packet), maps.DropSpoofedSource); !isFlow(e, "["+podA6.ip+"]:1000", "["+podR6.ip+"]:80") || e.SourceID != idA {
+		t.Errorf("a frame with a foreign hardware address: event %+v", e)
+	}
 
 	// A pod without IPv6 has no source at all.
 	ep := h.eps[podA.name]

@@ -14,6 +14,7 @@ import (
 
 	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/maps"
+	"github.com/hawser-mesh/hawser/identity"
 )
 
 func TestPodToLocalPod(t *testing.T) {
@@ -86,7 +87,41 @@ func TestPodSpoofing(t *testing.T) {
 	}
 	packet := h.sent(podA, segment(podA.ip, podR.ip, 1000, 80, "S"))
 	packet[11] ^= 1
-	h.dropped(h.fromPod(podA, packet), maps.DropSpoofedSource)
+	if e := h.dropped(h.fromPod(podA, packet), maps.DropSpoofedSource); !isFlow(e, podA.ip+":1000", podR.ip+":80") || e.SourceID != idA {
+		t.Errorf("a frame with a foreign hardware address: event %+v", e)
+	}
+	if flows, open := h.flows(); len(flows) != 0 || open != 0 {
+		t.Errorf("%d and %d flows are left behind", len(flows), open)
+	}
+}
+
+// isFlow reports whether an event has this tuple.
+func isFlow(e datapath.Event, src, dst string) bool {
+	return e.Source == netip.MustParseAddrPort(src) && e.Destination == netip.MustParseAddrPort(dst)
+}
+
+// What is on no wire is nobody's, whatever policy says of the outside, directly or
+// behind a service; the stack, to which it might be its own loopback, does not see it.
+func TestPodToNowhere(t *testing.T) {
+	h := newHarness(t)
+	h.outbound()
+	h.tables.IPCache.Set(key("0.0.0.0/0"), datapath.IPEntry{Identity: identity.LocalBase + 9})
+	h.serve(vip, 80, udp, host{ip: "127.0.0.1"})
+	h.sync()
+	for _, dst := range []string{"127.0.0.1", "127.255.255.255", "0.0.0.0", "0.1.2.3"} {
+		for _, ls := range [][]gopacket.SerializableLayer{datagram(podA.ip, dst, 1000, 80, 4), segment(podA.ip, dst, 1000, 80, "S"), echoRequest(podA.ip, dst)} {
+			if e := h.dropped(h.fromPod(podA, h.sent(podA, ls)), maps.DropUnknownDestination); e.DestID != identity.Unknown || e.Destination.Addr().String() != dst {
+				t.Errorf("event %+v", e)
+			}
+		}
+		h.dropped(h.fromHost(h.plain(segment(self, dst, 1000, 80, "S"))), maps.DropUnknownDestination)
+	}
+	h.dropped(h.fromPod(podA, h.sent(podA, datagram(podA.ip, vip, 1000, 80, 4))), maps.DropUnknownDestination)
+	if flows, open := h.flows(); len(flows) != 0 || open != 0 {
+		t.Errorf("%d and %d flows are left behind", len(flows), open)
+	}
+	h.masked(h.fromPod(podA, h.sent(podA, datagram(podA.ip, "126.0.0.1", 1000, 80, 4))), "126.0.0.1", 80)
+	h.masked(h.fromPod(podA, h.sent(podA, datagram(podA.ip, "128.0.0.1", 1000, 80, 4))), "128.0.0.1", 80)
 }
 
 func TestPodMalformed(t *testing.T) {
@@ -170,4 +205,7 @@ func TestARP(t *testing.T) {
 	}
 	h.moved(metric{maps.Forwarded, datapath.Egress, "from_pod"})
 	h.swallowed(h.fromPod(podA, ask(podA.ip)), "from_pod", datapath.Egress) // a probe for its own address
+	foreign := ask("169.254.1.1")
+	foreign[11] ^= 1
+	h.dropped(h.fromPod(podA, foreign), maps.DropSpoofedSource)
 }

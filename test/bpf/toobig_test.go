@@ -21,7 +21,7 @@ type told struct {
 }
 
 // readError reads the ICMP error in a frame, whose checksums have to be right.
-func readError(t *testing.T, frame []byte) (e told) {
+func readError(t testing.TB, frame []byte) (e told) {
 	t.Helper()
 	ends := func(q []byte, size, l4 int) (netip.AddrPort, netip.AddrPort) {
 		a, _ := netip.AddrFromSlice(q[l4-2*size : l4-size])

@@ -15,8 +15,9 @@ import (
 )
 
 // The programs load with and without a device for the tunnel, on kernels that have
-// what datapath/features looks for and on those that do not, with masquerade alone
-// and with an IPv6 address of the node alone (both, and neither: TestConstantsLoad).
+// what datapath/features looks for and on those that do not, while conntrack moves and
+// at other times, masquerading nothing, IPv4, or both families: each two of the four in
+// all ways, and both families with all that can be beside.
 func TestVariablesLoad(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: loads eBPF programs")
@@ -27,10 +28,18 @@ func TestVariablesLoad(t *testing.T) {
 		}
 		return 0
 	}
-	for n := range 4 { // each two of the three in all ways
-		device, newer := n&1 != 0, n&2 != 0
-		six := device != newer
-		t.Run(fmt.Sprintf("device %v, newer kernel %v, IPv6 %v", device, newer, six), func(t *testing.T) {
+	ways := []struct{ device, newer, moving, out4, out6 bool }{
+		{false, false, false, false, false},
+		{true, true, true, false, false},
+		{false, true, true, true, false},
+		{true, false, false, true, false},
+		{false, true, false, true, true},
+		{true, false, true, true, true},
+		{true, true, true, true, true},
+	}
+	for _, w := range ways {
+		device, newer := w.device, w.newer
+		t.Run(fmt.Sprintf("%+v", w), func(t *testing.T) {
 			spec, err := objects.LoadHawser()
 			if err != nil {
 				t.Fatal(err)
@@ -39,17 +48,20 @@ func TestVariablesLoad(t *testing.T) {
 			if newer {
 				keySize = features.TunnelKeySize
 			}
-			var addr6 [4]uint32
-			if six {
+			var addr6, out6 [4]uint32
+			if w.out6 || !w.out4 {
 				addr6 = [4]uint32{0xFD, 0, 0, 1}
+			}
+			if w.out6 {
+				out6 = [4]uint32{0xFE, 0, 0, 1}
 			}
 			for name, v := range map[string]any{
 				"tunnel_ifindex": uint32(on(device, 7)), "tunnel_key_size": keySize,
 				"encap_extra_flags": on(newer, features.EncapL2Eth), "decap6_flag": on(newer, features.DecapL3IPv6),
-				"csum6_flag": on(newer, features.ChecksumOfIPv6), "node_addr6": addr6,
-				"snat_first":       uint32(on(!six, uint64(loader.MasqueradePorts().First))),
-				"snat_ports":       uint32(on(!six, uint64(loader.MasqueradePorts().Count))),
-				"ct_moving":        uint32(on(newer, 104)),
+				"csum6_flag": on(newer, features.ChecksumOfIPv6), "node_addr6": addr6, "snat_addr6": out6,
+				"snat_first":       uint32(on(w.out4, uint64(loader.MasqueradePorts().First))),
+				"snat_ports":       uint32(on(w.out4, uint64(loader.MasqueradePorts().Count))),
+				"ct_moving":        uint32(on(w.moving, 104)),
 				"underlay_ifindex": uint32(2), "node_addr4": uint32(0x010200C0), "tunnel_port": uint16(0x1821),
 			} {
 				if err := spec.Variables[name].Set(v); err != nil {

@@ -14,8 +14,9 @@ import (
 
 // pinger is a raw socket that sends echo requests of one family.
 type pinger struct {
-	fd int
-	id uint16
+	fd   int
+	id   uint16
+	size int // of what is echoed
 }
 
 // ping sends one echo request and waits for its reply.
@@ -36,7 +37,7 @@ func (p probe) ping() error {
 	if err := unix.Connect(fd, to); err != nil {
 		return err
 	}
-	ping := pinger{fd, p.source}
+	ping := pinger{fd, p.source, p.size}
 	if err := ping.send(family); err != nil {
 		return err
 	}
@@ -45,7 +46,7 @@ func (p probe) ping() error {
 
 // send sends the request; the kernel adds the checksum of ICMPv6.
 func (p pinger) send(family int) error {
-	payload := gopacket.Payload("hawser e2e")
+	payload := gopacket.Payload(make([]byte, p.size))
 	buf := gopacket.NewSerializeBuffer()
 	var parts []gopacket.SerializableLayer
 	if family == unix.AF_INET6 {

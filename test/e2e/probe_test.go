@@ -41,11 +41,11 @@ type probe struct {
 	protocol string // tcp, udp or icmp
 	port     uint16
 	source   uint16 // port, known before so that events can be told apart
-	size     int    // of a datagram
+	size     int    // of a datagram, or of what is echoed
 	wait     time.Duration
 }
 
-// newProbe reads FROM TO PROTOCOL[/PORT[/BYTES]].
+// newProbe reads FROM TO PROTOCOL[/PORT[/BYTES]]; an echo has no port: icmp//BYTES.
 func (s *script) newProbe(args []string) (probe, error) {
 	const datagram = 32
 	p := probe{wait: patience, size: datagram}
@@ -97,7 +97,7 @@ func (p probe) ask() error {
 		case errors.As(err, &ne) && ne.Timeout(), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.EAGAIN):
 			return &errNo{noAnswer}
 		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EHOSTUNREACH),
-			errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, io.EOF):
+			errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EMSGSIZE), errors.Is(err, io.EOF):
 			return no("%v", err)
 		}
 		return err

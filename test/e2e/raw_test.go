@@ -27,7 +27,7 @@ const (
 type forged struct {
 	from, to place // to is a pod
 	source   netip.Addr
-	node     place  // that a tunnel packet is sent to
+	node     place  // that a tunnel packet is sent to: by default the pod's node
 	vni      uint32 // of a tunnel packet
 	tunnel   bool
 	expect   string // "delivered", "nothing" (not delivered), or the reason of the drop
@@ -36,7 +36,7 @@ type forged struct {
 	port     uint16
 }
 
-// cmdForge is `forge tunnel|plain from=PLACE to=POD source=PLACE [vni=N]
+// cmdForge is `forge tunnel|plain from=PLACE to=POD source=PLACE [node=PLACE] [vni=N]
 // [identity=N] [at=NODE] expect=delivered|nothing|REASON`: packets made by hand, with
 // this source address, sent through a UDP socket as VXLAN to the node of the pod
 // (tunnel), or as they are (plain).
@@ -84,6 +84,9 @@ func cmdForge(s *script, args []string) (string, error) {
 		reason: f.expect, node: f.at, source: f.source.String(), destination: f.to.addr.String(), protocol: "udp",
 		destinationPort: uint32(port), sourceIdentity: f.identity,
 	}
+	if f.tunnel && f.at == f.from.node { // as it is, with what it holds unread
+		x.source, x.destination, x.destinationPort = f.from.addr.String(), f.node.addr.String(), tunnelPort
+	}
 	if err := s.seen(mark, before, rawCount, x); err != nil {
 		return "", err
 	}
@@ -98,7 +101,7 @@ func wantCount(got, want int) error {
 }
 
 func (s *script) parseForged(args []string) (forged, error) {
-	const help = "forge tunnel|plain from=PLACE to=POD source=PLACE [vni=N] [identity=N] [at=NODE] expect=delivered|nothing|REASON"
+	const help = "forge tunnel|plain from=PLACE to=POD source=PLACE [node=PLACE] [vni=N] [identity=N] [at=NODE] expect=delivered|nothing|REASON"
 	var f forged
 	if len(args) < 4 || args[0] != "tunnel" && args[0] != "plain" {
 		return f, usage(help)
@@ -110,7 +113,7 @@ func (s *script) parseForged(args []string) (forged, error) {
 		var n uint64
 		var err error
 		switch what {
-		case "from", "to", "source":
+		case "from", "to", "source", "node":
 			p, err = s.place(v)
 		case "vni", "identity":
 			n, err = strconv.ParseUint(v, 10, 24)
@@ -125,6 +128,8 @@ func (s *script) parseForged(args []string) (forged, error) {
 			f.to, f.at = p, p.node
 		case "source":
 			f.source = p.addr
+		case "node":
+			f.node = p
 		case "vni":
 			f.vni = uint32(n)
 		case "identity":
@@ -138,7 +143,9 @@ func (s *script) parseForged(args []string) (forged, error) {
 		}
 	}
 	var err error
-	f.node, err = s.place(f.to.node)
+	if f.tunnel && !f.node.addr.IsValid() {
+		f.node, err = s.place(f.to.node)
+	}
 	return f, err
 }
 
@@ -202,7 +209,7 @@ func (f forged) packet() ([]byte, error) {
 	stack := []gopacket.SerializableLayer{ip, udp, gopacket.Payload("made by hand")}
 	if f.tunnel {
 		eth := &layers.Ethernet{
-			SrcMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DstMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, EthernetType: layers.EthernetTypeIPv4,
+			SrcMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DstMAC: layers.EthernetBroadcast, EthernetType: layers.EthernetTypeIPv4,
 		}
 		stack = append([]gopacket.SerializableLayer{&layers.VXLAN{ValidIDFlag: true, VNI: f.vni}, eth}, stack...)
 	}
