@@ -102,10 +102,11 @@ test-e2e-netdev: build ## The same scripts with the tunnel's headers made by the
 	@$(call root_or_skip,the e2e tests make network namespaces,HAWSER_E2E_TUNNEL=netdev HAWSER_BIN=$(BIN) $(GO) test -count=1 -timeout 90m -v ./test/e2e/... | grep --line-buffered -v -e '^=== ' -e '^ *--- PASS' -e '^PASS$$')
 
 .PHONY: fuzz
-fuzz: ## Run every fuzz target for FUZZTIME (10s)
+fuzz: ## Run every fuzz target for FUZZTIME (10s), and FUZZTIMES (10) times the packets of test-bpf's (root)
 	@for f in $$(grep -rl '^func Fuzz' --include='*_test.go' .); do d=$$(dirname $$f); \
 	  for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\).*/\1/p' $$f); do \
 	    echo "$$d $$t"; $(GO) test -run='^$$' -fuzz="^$$t$$" -fuzztime=$${FUZZTIME:-10s} $$d; done; done
+	@$(call root_or_skip,the fuzzing of packets loads programs into the kernel,HAWSER_FUZZ_TIMES=$${FUZZTIMES:-10} $(GO) test -count=1 -timeout 60m -run '^TestFuzz' -v ./test/bpf)
 
 .PHONY: bench
 bench: build deps-bench ## Performance, side by side, JSON kept under test/perf/results (root)

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,8 +22,31 @@ import (
 	"github.com/hawser-mesh/hawser/identity"
 )
 
+// fuzzTimesVar is the environment variable that says how many times as many packets
+// each program gets, and how many times as many seeds the sockets.
+const fuzzTimesVar = "HAWSER_FUZZ_TIMES"
+
+const maxFuzzTimes = 50
+
+// fuzzTimes is its value, 1 without.
+func fuzzTimes(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv(fuzzTimesVar)
+	if text == "" {
+		return 1
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxFuzzTimes {
+		t.Fatalf("%s is %q: want 1 to %d", fuzzTimesVar, text, maxFuzzTimes)
+	}
+	return n
+}
+
 // fuzzPackets is how many packets each program gets.
-const fuzzPackets = 60000
+func fuzzPackets(t *testing.T) int {
+	t.Helper()
+	return 60000 * fuzzTimes(t)
+}
 
 // mutate changes a packet: bits, bytes, words that matter, its length.
 func mutate(r *rand.Rand, p []byte) []byte {
@@ -171,6 +196,7 @@ func (h *harness) fuzz(t *testing.T, f family, seeds map[string][][]byte, mutate
 	wrong func(prog string, in []byte, act int, out []byte) string,
 ) {
 	t.Helper()
+	packets := fuzzPackets(t)
 	progs := map[string]struct {
 		p   *ebpf.Program
 		dev string
@@ -190,13 +216,18 @@ func (h *harness) fuzz(t *testing.T, f family, seeds map[string][][]byte, mutate
 		}
 		h.prepare(node2, idR, tunnelMark)
 	}
-	for name, prog := range progs {
+	// The host, whom no policy binds, last: pods may answer what it has sent.
+	for _, name := range []string{"from_pod", "from_overlay", "from_tunnel", "from_host"} {
+		prog, ok := progs[name]
+		if !ok {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2)) // the same packets in every run
 			index := h.ifindex(prog.dev)
 			let := 0
 			err := h.onCPU(0, func() error {
-				for n := range fuzzPackets {
+				for n := range packets {
 					if n%500 == 0 {
 						h.shake(f)
 					}
@@ -225,8 +256,8 @@ func (h *harness) fuzz(t *testing.T, f family, seeds map[string][][]byte, mutate
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%d packets, %d of them sent on or answered", fuzzPackets, let)
-			if let < fuzzPackets/50 {
+			t.Logf("%d packets, %d of them sent on or answered", packets, let)
+			if let < packets/50 {
 				t.Error("hardly any packet passed: the model saw nothing")
 			}
 		})
@@ -378,7 +409,7 @@ func innerError(prog string, out []byte) []byte {
 // TestFuzzStack gives from_stack anything: it passes all, and changes one bit of the
 // source's MAC of what came in somewhere, so that it is known as forwarded.
 func TestFuzzStack(t *testing.T) {
-	h := newHarness(t)
+	h, packets := newHarness(t), fuzzPackets(t)
 	f4, f6 := families()[0], families()[1]
 	seeds := [][]byte{
 		h.plain(segment(f4.self, f4.a.ip, 1000, 80, "S")), h.plain(datagram(f4.outside, f4.a.ip, 1000, 80, 20)),
@@ -387,7 +418,7 @@ func TestFuzzStack(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	index, marked := h.ifindex("hawser_host"), 0
 	err := h.onCPU(0, func() error {
-		for n := range fuzzPackets {
+		for n := range packets {
 			p := mutate(r, seeds[n%len(seeds)])
 			cameIn := []uint32{0, 1, 2, index, 77, r.Uint32() & 0xFFFF}[r.IntN(6)]
 			opts := &ebpf.RunOptions{Data: p, DataOut: make([]byte, len(p)+256), Context: skb{IfIndex: index, CameIn: cameIn}}
@@ -413,8 +444,8 @@ func TestFuzzStack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d packets, %d of them forwarded", fuzzPackets, marked)
-	if marked < fuzzPackets/4 {
+	t.Logf("%d packets, %d of them forwarded", packets, marked)
+	if marked < packets/4 {
 		t.Error("hardly any packet was forwarded")
 	}
 }

@@ -42,7 +42,7 @@ func TestFuzzSockets(t *testing.T) {
 	}
 	h.sync()
 	var ways []string
-	for seed := range 3 {
+	for seed := range 3 * fuzzTimes(t) {
 		ways = append(ways, fmt.Sprintf("fuzz=0.0.0.%d:%d", seed, socketRounds), fmt.Sprintf("fuzz=[::%d]:%d", seed, socketRounds))
 	}
 	for i, saw := range h.asks(dir, ways...) {
