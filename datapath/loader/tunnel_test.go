@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/hawser-mesh/hawser/datapath"
 	"github.com/hawser-mesh/hawser/datapath/loader"
 	"github.com/hawser-mesh/hawser/datapath/maps"
 	"github.com/hawser-mesh/hawser/datapath/netdev"
@@ -279,7 +280,8 @@ func train(t *testing.T, from, to netns.NsHandle, at netip.Addr) {
 }
 
 // What reaches the device's socket by another way than the underlay is refused:
-// another device of the node, the node itself, or a pod of it.
+// another device of the node, the node itself, a pod of it, or the tunnel, into which
+// another node's programs let no pod send it.
 func TestStrayTunnelPackets(t *testing.T) {
 	w := newWorldOf(t, "", [2]string{netdev.TunnelDevice, netdev.TunnelDevice})
 	l := newLAN(t, w.nodes[0])
@@ -292,25 +294,28 @@ func TestStrayTunnelPackets(t *testing.T) {
 		to netip.Addr
 	}{
 		"by another device": {l.ns, netip.MustParseAddr("198.51.100.1")}, "by the node itself": {w.nodes[0].ns, w.nodes[0].addr},
-		"by its pod": {w.pods[0], w.nodes[0].addr}, "by another node's pod, in the tunnel": {w.pods[1], w.nodes[0].addr},
+		"by its pod": {w.pods[0], w.nodes[0].addr},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := w.strays(t)
-			inNS(t, from.ns, func() error {
-				c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: from.to.AsSlice(), Port: 8472})
-				if err != nil {
-					return err
-				}
-				_, err = c.Write(packet)
-				return errors.Join(err, c.Close())
-			})
-			for end := time.Now().Add(10 * time.Second); w.strays(t) != before+1; time.Sleep(time.Millisecond) {
-				if time.Now().After(end) {
-					t.Fatalf("%d stray packets, want %d; %+v", w.strays(t), before+1, w.dropped(t, 0))
-				}
-			}
+			w.dropsOneMore(t, 0, maps.DropStrayTunnel, func() { sendTunnel(t, from.ns, from.to, packet) })
 		})
 	}
+	t.Run("by another node's pod", func(t *testing.T) {
+		w.dropsOneMore(t, 1, maps.DropForgedTunnel, func() { sendTunnel(t, w.pods[1], w.nodes[0].addr, packet) })
+	})
+	t.Run("in the tunnel", func(t *testing.T) {
+		wire := packetSocket(t, w.nodes[0].fabric, "port1")
+		p := sample{frame: frame(t, &layers.Ethernet{SrcMAC: net.HardwareAddr{2, 0, 0, 0, 9, 9}, DstMAC: w.mac(t, 0), EthernetType: layers.EthernetTypeIPv4},
+			ipHeader(w.nodes[1].addr, w.nodes[0].addr, layers.IPProtocolUDP, 0), &layers.UDP{SrcPort: 40000, DstPort: 8472},
+			&layers.VXLAN{ValidIDFlag: true, VNI: uint32(ident(1))},
+			&layers.Ethernet{SrcMAC: net.HardwareAddr{2, 0, 0, 0, 7, 7}, DstMAC: net.HardwareAddr{2, 0, 0, 0, 8, 8}, EthernetType: layers.EthernetTypeIPv4},
+			ipHeader(ips(1), w.nodes[0].addr, layers.IPProtocolUDP, 0), &layers.UDP{SrcPort: 9, DstPort: 8472}, gopacket.Payload(packet))}
+		w.dropsOneMore(t, 0, maps.DropStrayTunnel, func() {
+			if _, err := unix.Write(wire, p.withVnet()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
 	// One by the tunnel is heard, and nothing before it was.
 	send(t, w.pods[1], ips(1), ips(0), "right")
 	e.hears(t, "right")
@@ -320,14 +325,7 @@ func TestStrayTunnelPackets(t *testing.T) {
 // says; the device takes it for another host's.
 func TestInnerHardwareAddress(t *testing.T) {
 	w := newWorldOf(t, "", makes()["netdev and ebpf"])
-	var mac net.HardwareAddr
-	inNS(t, w.nodes[0].ns, func() error {
-		l, err := net.InterfaceByName("eth0")
-		if err == nil {
-			mac = l.HardwareAddr
-		}
-		return err
-	})
+	mac := w.mac(t, 0)
 	wire := packetSocket(t, w.nodes[0].fabric, "port1")
 	e := listen(t, w.pods[0])
 	for _, pair := range [][2]netip.Addr{{ips(1), ips(0)}, {ip6s(1), ip6s(0)}} {
@@ -347,12 +345,48 @@ func TestInnerHardwareAddress(t *testing.T) {
 	}
 }
 
-func (w *world) strays(t *testing.T) (n uint64) {
+// mac is the address of a node's underlay device.
+func (w *world) mac(t *testing.T, i int) (mac net.HardwareAddr) {
 	t.Helper()
-	for _, r := range w.dropped(t, 0) {
-		if r.Reason == maps.DropStrayTunnel {
-			n += r.Packets
+	inNS(t, w.nodes[i].ns, func() error {
+		l, err := net.InterfaceByName("eth0")
+		if err == nil {
+			mac = l.HardwareAddr
+		}
+		return err
+	})
+	return mac
+}
+
+// sendTunnel sends a datagram to a node's tunnel port.
+func sendTunnel(t *testing.T, from netns.NsHandle, to netip.Addr, packet []byte) {
+	t.Helper()
+	inNS(t, from, func() error {
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: to.AsSlice(), Port: 8472})
+		if err != nil {
+			return err
+		}
+		_, err = c.Write(packet)
+		return errors.Join(err, c.Close())
+	})
+}
+
+// dropsOneMore sees that a node drops one packet for that reason by what is done.
+func (w *world) dropsOneMore(t *testing.T, node int, why datapath.DropReason, do func()) {
+	t.Helper()
+	count := func() (n uint64) {
+		for _, r := range w.dropped(t, node) {
+			if r.Reason == why {
+				n += r.Packets
+			}
+		}
+		return n
+	}
+	before := count()
+	do()
+	for end := time.Now().Add(10 * time.Second); count() != before+1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d packets are dropped as %v, want %d; %+v", count(), why, before+1, w.dropped(t, node))
 		}
 	}
-	return n
 }
