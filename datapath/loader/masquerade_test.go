@@ -195,6 +195,7 @@ func TestMasqueradeToTheOutside(t *testing.T) {
 		})
 	}
 	inNS(t, nd.ns, func() error { return setMTU("eth0", narrowUnderlay) })
+	inNS(t, out, func() error { return narrowRoutes("eth0") })
 	seenAs(t, pod, netip.MustParseAddrPort("192.0.2.99:8080"), nd.addr)
 	for far, other := range map[string]string{"192.0.2.99": "192.0.2.98", "2001:db8:1::99": "2001:db8:1::98"} {
 		t.Run(far+", narrow", func(t *testing.T) {
@@ -220,6 +221,25 @@ func setMTU(dev string, mtu int) error {
 		return err
 	}
 	return netlink.LinkSetMTU(l, mtu)
+}
+
+// narrowRoutes has a host send no more than the narrow underlay takes, as a link takes
+// the same both ways, but say that it takes segments as before.
+func narrowRoutes(dev string) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteList(l, family)
+		errs = append(errs, err)
+		for _, r := range routes {
+			r.MTU, r.AdvMSS = narrowUnderlay, 1500-60
+			errs = append(errs, netlink.RouteReplace(&r))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // seenAs sends a datagram that does not fit the underlay and may be cut: it arrives, at
