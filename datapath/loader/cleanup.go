@@ -99,7 +99,7 @@ func Inventory(pinPath string) ([]Object, error) {
 
 // checkPins refuses a directory that no agent made for its pins, which would be
 // removed with all that is in it: agents have directories for maps, programs and links,
-// and nothing outside of a BPF file system.
+// the pins of pinFiles beside them, and nothing outside of a BPF file system.
 func checkPins(pinPath string) error {
 	entries, err := os.ReadDir(pinPath)
 	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
@@ -115,10 +115,20 @@ func checkPins(pinPath string) error {
 	if st.Type != unix.BPF_FS_MAGIC {
 		return fmt.Errorf("%s has files and is on no BPF file system: it is no agent's directory of pins; nothing was removed", pinPath)
 	}
+	ours := false
 	for _, e := range entries {
-		if e.IsDir() && !slices.Contains(pinDirs(), e.Name()) {
-			return fmt.Errorf("%s has a directory %s, as no agent's directory of pins has: give that of one agent; nothing was removed", pinPath, e.Name())
+		kind, names := "pin", pinFiles()
+		if e.IsDir() {
+			kind, names = "directory", pinDirs()
 		}
+		if !slices.Contains(names, e.Name()) {
+			return fmt.Errorf("%s has a %s %s, as no agent's directory of pins has: give that of one agent; nothing was removed", pinPath, kind, e.Name())
+		}
+		ours = ours || e.IsDir()
+	}
+	if !ours {
+		return fmt.Errorf("%s has none of the directories %s that an agent has for its pins: give that of one agent; nothing was removed",
+			pinPath, strings.Join(pinDirs(), ", "))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,10 +51,44 @@ func TestNoAgentsDirectory(t *testing.T) {
 	if _, err := os.Stat(one); err != nil {
 		t.Errorf("it was removed: %v", err)
 	}
+	pinMap(t, filepath.Join(one, digestMap))
 	if err := Cleanup(one); err != nil {
 		t.Errorf("an agent's: %v", err)
 	}
 	if _, err := os.Stat(one); err == nil {
 		t.Error("an agent's is left")
+	}
+	for name, want := range map[string]string{"theirs": "has a pin theirs", digestMap: "has none of the directories"} {
+		testForeignPin(t, filepath.Join(fs, "globals", name), want)
+	}
+	testForeignPin(t, filepath.Join(fs, "mixed", "theirs"), "has a pin theirs", mapsDir)
+}
+
+// testForeignPin has Cleanup refuse a directory with a pin, beside directories.
+func testForeignPin(t *testing.T, pin, want string, dirs ...string) {
+	t.Helper()
+	for _, dir := range append(dirs, "") {
+		if err := os.MkdirAll(filepath.Join(filepath.Dir(pin), dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pinMap(t, pin)
+	if err := Cleanup(filepath.Dir(pin)); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("somebody's pin: %v, want %q", err, want)
+	}
+	if err := os.Remove(pin); err != nil {
+		t.Errorf("it was removed: %v", err)
+	}
+}
+
+func pinMap(t *testing.T, path string) {
+	t.Helper()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Pin(path); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -42,6 +42,9 @@ var ErrIncompatible = ebpf.ErrMapIncompatible
 // pinDirs are the directories that a pin path has.
 func pinDirs() []string { return []string{mapsDir, programsDir, linksDir} }
 
+// pinFiles are the pins that it has beside them.
+func pinFiles() []string { return []string{digestMap, layoutsMap} }
+
 func (d *Datapath) pinPath(dir, name string) string {
 	return filepath.Join(d.cfg.PinPath, dir, name)
 }
