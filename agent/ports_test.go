@@ -10,6 +10,7 @@ import (
 
 	keyspacev1 "github.com/hawser-mesh/hawser/api/keyspace/v1"
 	"github.com/hawser-mesh/hawser/identity"
+	"github.com/hawser-mesh/hawser/identity/labels"
 	"github.com/hawser-mesh/hawser/kvstore"
 	"github.com/hawser-mesh/hawser/kvstore/store"
 	"github.com/hawser-mesh/hawser/policy"
@@ -95,4 +96,54 @@ func TestViewKnowsWhosePortsTheyAre(t *testing.T) {
 	if got := v.engine.Shortages(); !slices.Equal(got, []policy.Shortage{{Object: "demo/names", Cluster: "west", Names: 1}}) {
 		t.Errorf("got %v", got)
 	}
+}
+
+// A peer's record with the address of a pod of ours gives our egress no port of it,
+// and its withdrawal takes none away.
+func TestPeersNameNoPortsOfOurPods(t *testing.T) {
+	v := testView(t)
+	objects, err := api.Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: names, namespace: demo}\n" +
+		"spec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: web}], to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.engine.UpsertObject(objects[0])
+	id, err := v.engine.AcquireRuleSet(labels.Set{{Source: labels.Mesh, Key: labels.ClusterKey, Value: "east"}, {Source: labels.Mesh, Key: labels.NamespaceKey, Value: "demo"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(cluster string, gone bool, ports ...uint32) {
+		t.Helper()
+		r := &keyspacev1.IPEntry{Prefix: "10.1.0.5/32", Identity: 1<<16 + 1, Node: "n1", TunnelAddress: "192.0.2.9"}
+		for _, p := range ports {
+			r.NamedPorts = append(r.NamedPorts, &keyspacev1.NamedPort{Name: "web", Protocol: keyspacev1.Protocol_PROTOCOL_TCP, Port: p})
+		}
+		key := kvstore.Key{Subtree: kvstore.State, Cluster: cluster, Kind: kvstore.KindIP, Names: []string{r.GetPrefix()}}
+		if err := v.change(store.Change{Key: key, Record: r, Deleted: gone}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allowed := func(want ...uint16) {
+		t.Helper()
+		v.engine.Changes()
+		rs, _ := v.engine.RuleSet(id)
+		var got []uint16
+		for k, e := range rs.Entries {
+			if !e.Deny {
+				got = append(got, k.Port)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("let out on %v, want %v", got, want)
+		}
+	}
+	change("west", false, 22)
+	allowed(22) // nobody else is known to have it
+	change("east", false)
+	allowed()
+	change("east", false, 80)
+	allowed(80)
+	change("west", false, 23)
+	change("west", true)
+	allowed(80)
 }

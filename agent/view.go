@@ -282,24 +282,27 @@ func (v *view) ip(c store.Change) error {
 		v.backing.prefix(p)
 	}
 	if c.Deleted {
-		v.setNamedPorts(c.Key, p, 0, nil)
+		v.setNamedPorts(c.Key, p, nil)
 		v.names.setAddress(c.Key.Cluster, p, nil)
 		v.ips.DeleteIP(c.Key.Cluster, p)
 		return err
 	}
 	r := c.Record.(*keyspacev1.IPEntry)
-	v.setNamedPorts(c.Key, p, identity.Number(r.GetIdentity()), r.GetNamedPorts())
+	v.setNamedPorts(c.Key, p, r)
 	v.names.setAddress(c.Key.Cluster, p, r)
 	return v.ips.UpsertIP(c.Key.Cluster, r)
 }
 
-// setNamedPorts takes what an address's record says of ports.
-func (v *view) setNamedPorts(key kvstore.Key, at netip.Prefix, n identity.Number, records []*keyspacev1.NamedPort) {
+// setNamedPorts takes what an address's record says of ports; nil: it is gone.
+func (v *view) setNamedPorts(key kvstore.Key, at netip.Prefix, r *keyspacev1.IPEntry) {
 	var ports []policy.NamedPort
-	for _, r := range records {
-		ports = append(ports, policy.NamedPort{Name: r.GetName(), Protocol: uint8(r.GetProtocol()), Port: uint16(r.GetPort())})
+	if r != nil {
+		ports = []policy.NamedPort{} // also a workload without names is one
 	}
-	for _, changed := range v.ports.set(key.String(), n, ports) {
+	for _, p := range r.GetNamedPorts() {
+		ports = append(ports, policy.NamedPort{Name: p.GetName(), Protocol: uint8(p.GetProtocol()), Port: uint16(p.GetPort())})
+	}
+	for _, changed := range v.ports.set(key.String(), identity.Number(r.GetIdentity()), ports) {
 		v.engine.SetNamedPorts(changed, v.ports.of(changed))
 	}
 	if at.IsSingleIP() {

@@ -25,6 +25,7 @@ const MaxBlockPorts = 1 << 13
 // it has an identity, and a row, of its own.
 type names struct {
 	at     map[netip.Addr]addressPorts
+	beside map[netip.Addr][]addressPorts // what other clusters say of it, the best first
 	addrs  map[namedPort]map[netip.Addr]struct{}
 	askers map[namedPort]map[*asker]struct{}
 	heard  map[call]int // by how many askers
@@ -51,17 +52,22 @@ type asker struct {
 }
 
 func newNames() *names {
-	return &names{at: map[netip.Addr]addressPorts{}, addrs: map[namedPort]map[netip.Addr]struct{}{},
+	return &names{at: map[netip.Addr]addressPorts{}, beside: map[netip.Addr][]addressPorts{}, addrs: map[namedPort]map[netip.Addr]struct{}{},
 		askers: map[namedPort]map[*asker]struct{}{}, heard: map[call]int{}}
 }
 
 // SetAddressPorts tells the names that the workload at an address, which is of a
-// cluster, has for its ports; none when there is no workload.
+// cluster, has for its ports; nil when the cluster has none there. Of clusters that
+// have the same address the own one's counts, also one without names, then that of
+// the first by name.
 func (e *Engine) SetAddressPorts(cluster string, a netip.Addr, ports []NamedPort) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now, old := addressPorts{cluster, sortedPorts(ports)}, e.names.at[a]
-	if slices.Equal(old.ports, now.ports) && (old.cluster == cluster || len(now.ports) == 0) {
+	keep := len(ports) > 0 || ports != nil && cluster == e.cluster
+	old := e.names.at[a]
+	now, there := e.names.tell(e.cluster, a, addressPorts{cluster, sortedPorts(ports)}, keep)
+	if slices.Equal(old.ports, now.ports) && (old.cluster == now.cluster || len(now.ports) == 0) {
+		e.names.set(a, now, there)
 		return
 	}
 	// What is asked for before and after is not retired in between.
@@ -77,10 +83,7 @@ func (e *Engine) SetAddressPorts(cluster string, a netip.Addr, ports []NamedPort
 	for n := range namesIn(old.ports) {
 		erase(e.names.addrs, n, a)
 	}
-	e.names.at[a] = now
-	if len(now.ports) == 0 {
-		delete(e.names.at, a)
-	}
+	e.names.set(a, now, there)
 	for n := range namesIn(now.ports) {
 		insert(e.names.addrs, n, a)
 	}
@@ -93,6 +96,43 @@ func (e *Engine) SetAddressPorts(cluster string, a netip.Addr, ports []NamedPort
 	e.refreshPorts(a)
 	for x := range before {
 		e.refill(x, old.cluster)
+	}
+}
+
+// tell notes what a cluster says of an address, or that it says nothing more, and
+// returns what counts there now, if there is anything.
+func (x *names) tell(own string, a netip.Addr, said addressPorts, keep bool) (best addressPorts, there bool) {
+	var all []addressPorts
+	if old, ok := x.at[a]; ok {
+		all = append(all, old)
+	}
+	all = append(all, x.beside[a]...)
+	all = slices.DeleteFunc(all, func(p addressPorts) bool { return p.cluster == said.cluster })
+	if keep {
+		all = append(all, said)
+	}
+	slices.SortFunc(all, func(p, q addressPorts) int {
+		switch {
+		case p.cluster == own:
+			return -1
+		case q.cluster == own:
+			return 1
+		}
+		return strings.Compare(p.cluster, q.cluster)
+	})
+	if delete(x.beside, a); len(all) > 1 {
+		x.beside[a] = all[1:]
+	}
+	if len(all) == 0 {
+		return addressPorts{}, false
+	}
+	return all[0], true
+}
+
+// set has what counts at an address be that.
+func (x *names) set(a netip.Addr, now addressPorts, there bool) {
+	if delete(x.at, a); there {
+		x.at[a] = now
 	}
 }
 

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -138,14 +139,50 @@ func TestNumbersOfOneNameAreCounted(t *testing.T) {
 	}
 }
 
-// An address that goes from one cluster to another counts there.
-func TestAddressOfAnotherCluster(t *testing.T) {
+// Of clusters that have one address the own one's names count, then the first's by
+// name; what another says, or takes back, changes nothing of that.
+func TestAddressOfTwoClusters(t *testing.T) {
 	e, id := askingEngine(t)
 	a := netip.MustParseAddr("10.0.0.1")
-	e.SetAddressPorts("west", a, web(80))
-	e.SetAddressPorts("east", a, web(80))
-	if x := e.objects["demo/names"].names; x.ports["west"] != 0 || x.ports["east"] != 1 || !letsOut(t, e, id, a, 80) {
-		t.Errorf("counted %v", x.ports)
+	for _, step := range []struct {
+		cluster string
+		ports   []NamedPort
+		counted string // where; "": nowhere
+		port    uint16
+	}{
+		{"west", web(80), "west", 80},
+		{"zeta", web(82), "west", 80},
+		{"east", web(81), "east", 81}, // the own
+		{"west", web(83), "east", 81},
+		{"abel", web(84), "east", 81}, // before the own by name
+		{"abel", nil, "east", 81},
+		{"west", nil, "east", 81},
+		{"east", nil, "zeta", 82},
+		{"east", []NamedPort{}, "", 0}, // the own has no names
+		{"zeta", web(84), "", 0},
+		{"west", web(80), "", 0},
+		{"zeta", nil, "", 0},
+		{"east", nil, "west", 80},
+		{"east", []NamedPort{}, "", 0},
+		{"west", nil, "", 0},
+		{"east", nil, "", 0},
+	} {
+		e.SetAddressPorts(step.cluster, a, step.ports)
+		want := map[string]int{}
+		if step.counted != "" {
+			want[step.counted] = 1
+		}
+		if x := e.objects["demo/names"].names; !maps.Equal(x.ports, want) {
+			t.Errorf("after %+v: counted %v", step, x.ports)
+		}
+		for port := uint16(80); port < 85; port++ {
+			if got := letsOut(t, e, id, a, port); got != (port == step.port) {
+				t.Errorf("after %+v: let out on %d: %v", step, port, got)
+			}
+		}
+	}
+	if n := len(e.names.at) + len(e.names.beside) + len(e.names.addrs); n != 0 {
+		t.Errorf("%d left behind", n)
 	}
 }
 
