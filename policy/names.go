@@ -15,8 +15,9 @@ import (
 
 // MaxBlockPorts is how many ports an object may mean by names beside its ipBlocks
 // at the addresses of one cluster: how many there are is that cluster's doing, not
-// the object's. Those that were there first stay; what is beyond is not let out
-// to. Other clusters' have room of their own.
+// the object's. Those that were there first stay, until the object is changed:
+// then they are taken in the order of addresses. What is beyond is not let out to.
+// Other clusters' have room of their own.
 const MaxBlockPorts = 1 << 13
 
 // names are the ports that addresses have names for, and the objects that ask for
@@ -46,9 +47,9 @@ type call struct {
 type asker struct {
 	object  string
 	parts   map[namedPort][]*part
-	heard   map[call]int                 // how many ports each is
-	ports   map[string]int               // those, by cluster
-	waiting map[string]map[call]struct{} // for room, by cluster
+	heard   map[call]int        // how many ports each is
+	ports   map[string]int      // those, by cluster
+	waiting map[string]*waiting // for room, by cluster
 }
 
 func newNames() *names {
@@ -147,10 +148,10 @@ func namesIn(ports []NamedPort) map[namedPort]struct{} {
 	return out
 }
 
-// asked are the names among an address's that objects ask for there, with who does.
+// asked are the names among an address's, in order, that objects ask for there, with who does.
 func (x *names) asked(a netip.Addr, ports []NamedPort) iter.Seq2[call, *asker] {
 	return func(yield func(call, *asker) bool) {
-		for n := range namesIn(ports) {
+		for _, n := range slices.SortedFunc(maps.Keys(namesIn(ports)), compareNames) {
 			for by := range x.askers[n] {
 				if by.means(n, a) && !yield(call{a, n}, by) {
 					return
@@ -179,20 +180,24 @@ func (p *part) hasBlock(a netip.Addr) bool {
 	})
 }
 
-// hear has the address be a prefix in use, if there is room; else it waits.
-func (e *Engine) hear(x *asker, c call) {
-	at := e.names.at[c.addr]
-	n := 0
-	for _, p := range at.ports {
+// count is how many ports have the name at the address.
+func (x *names) count(c call) (n int) {
+	for _, p := range x.at[c.addr].ports {
 		if (namedPort{p.Name, p.Protocol}) == c.name {
 			n++
 		}
 	}
+	return n
+}
+
+// hear has the address be a prefix in use, if there is room; else it waits.
+func (e *Engine) hear(x *asker, c call) {
+	at, n := e.names.at[c.addr], e.names.count(c)
 	if x.ports[at.cluster]+n > MaxBlockPorts && !x.denies(c) {
-		insert(x.waiting, at.cluster, c)
+		x.wait(at.cluster, c)
 		return
 	}
-	erase(x.waiting, at.cluster, c)
+	x.leave(at.cluster, c)
 	x.heard[c] = n
 	x.ports[at.cluster] += n
 	e.names.heard[c]++
@@ -203,7 +208,7 @@ func (e *Engine) hear(x *asker, c call) {
 // unhear undoes hear.
 func (e *Engine) unhear(x *asker, c call) {
 	cluster := e.names.at[c.addr].cluster
-	erase(x.waiting, cluster, c)
+	x.leave(cluster, c)
 	n, ok := x.heard[c]
 	if !ok {
 		return
@@ -219,20 +224,11 @@ func (e *Engine) unhear(x *asker, c call) {
 	e.refreshPorts(c.addr)
 }
 
-// refill gives room to those of a cluster that wait for it.
-func (e *Engine) refill(x *asker, cluster string) {
-	for c := range x.waiting[cluster] {
-		if e.hear(x, c); x.heard[c] == 0 {
-			return
-		}
-	}
-}
-
 // startAsking has the addresses that an object's names concern be prefixes in use;
 // nil when there are no such names.
 func (e *Engine) startAsking(o *object) *asker {
 	x := &asker{object: o.spec.ID(), parts: map[namedPort][]*part{}, heard: map[call]int{}, ports: map[string]int{},
-		waiting: map[string]map[call]struct{}{}}
+		waiting: map[string]*waiting{}}
 	for _, r := range o.rules {
 		for _, p := range r.parts {
 			if p.dir != int(datapath.Egress) || !slices.ContainsFunc(p.nets, func(n *net) bool { return n.block }) {
@@ -246,13 +242,18 @@ func (e *Engine) startAsking(o *object) *asker {
 	if len(x.parts) == 0 {
 		return nil
 	}
+	var calls []call
 	for n := range x.parts {
 		insert(e.names.askers, n, x)
-		for _, a := range slices.SortedFunc(maps.Keys(e.names.addrs[n]), netip.Addr.Compare) {
+		for a := range e.names.addrs[n] {
 			if x.means(n, a) {
-				e.hear(x, call{a, n})
+				calls = append(calls, call{a, n})
 			}
 		}
+	}
+	slices.SortFunc(calls, compareCalls)
+	for _, c := range calls {
+		e.hear(x, c)
 	}
 	return x
 }
@@ -307,7 +308,7 @@ func (e *Engine) Shortages() (out []Shortage) {
 			continue
 		}
 		for cluster, list := range o.names.waiting {
-			out = append(out, Shortage{o.names.object, cluster, len(list)})
+			out = append(out, Shortage{o.names.object, cluster, list.calls})
 		}
 	}
 	slices.SortFunc(out, func(a, b Shortage) int {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hawser-mesh/hawser/datapath"
@@ -136,6 +137,53 @@ func TestNumbersOfOneNameAreCounted(t *testing.T) {
 	}
 	if !letsOut(t, e, id, last, 1000) || !letsOut(t, e, id, at(0), 80) || letsOut(t, e, id, at(0), 1255) {
 		t.Errorf("after room was made: shortages %v", e.Shortages())
+	}
+}
+
+// Room goes to what fits, past what does not, and in the order of addresses, then
+// of names, also when an object begins to ask.
+func TestRoomIsGivenInOrder(t *testing.T) {
+	e, id := askingEngine(t)
+	at := func(i int) netip.Addr { return netip.MustParseAddr(address(i)) }
+	many := func(n int) (out []NamedPort) {
+		for i := range n {
+			out = append(out, NamedPort{"web", api.TCP, uint16(1 + i)})
+		}
+		return out
+	}
+	const full = MaxBlockPorts / 256
+	for i := range full {
+		e.SetAddressPorts("west", at(1000+i), many(256))
+	}
+	for i := 99; i >= 0; i-- { // they wait
+		e.SetAddressPorts("west", at(i), many(2))
+	}
+	e.SetAddressPorts("west", at(0), many(256))
+	check := func(when string, has func(i int) bool) {
+		t.Helper()
+		for i := range 100 {
+			if got := letsOut(t, e, id, at(i), 1); got != has(i) {
+				t.Errorf("%s: address %d is let out to: %v", when, i, got)
+			}
+		}
+	}
+	check("full", func(int) bool { return false })
+	e.SetAddressPorts("west", at(1000), many(246))
+	check("room for 10", func(i int) bool { return i >= 1 && i <= 5 })
+	e.SetAddressPorts("west", at(1001), many(255))
+	check("room for 11", func(i int) bool { return i >= 1 && i <= 5 })
+	objects, err := api.Parse([]byte(strings.Replace(namesInBlock, "demo}", "demo, labels: {version: two}}", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.UpsertObject(objects[0])
+	check("changed", func(int) bool { return true })
+	if got := letsOut(t, e, id, at(1000+full-1), 1); got {
+		t.Error("changed: the last by address has room")
+	}
+	// 0 to 99 have 454, so 30 of 256 or less fit beside; the last two do not.
+	if got := e.Shortages(); !slices.Equal(got, []Shortage{{"demo/names", "west", 2}}) {
+		t.Errorf("shortages %v", got)
 	}
 }
 
