@@ -95,7 +95,7 @@ static __always_inline int pod_way(struct __sk_buff *skb, struct packet *p, cons
 
 	if (ret < 0 || !e->snat_port)
 		return ret < 0 ? ret : OUT_ELSEWHERE;
-	return snat_way(skb, p, t->saddr, t->daddr);
+	return snat_way(skb, p);
 }
 
 /* Sends a flow's packet to the outside: masqueraded, or as the node's stack
@@ -107,7 +107,7 @@ static __always_inline int pod_world(struct __sk_buff *skb, struct packet *p,
 
 	if (way == OUT_ELSEWHERE)
 		return TC_ACT_OK;
-	ret = snat_send(skb, e->snat_port, p->later, way);
+	ret = snat_send(skb, e->snat_port, p->later);
 	if (ret >= 0)
 		return ret;
 	p->line = __LINE__;
@@ -272,7 +272,7 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 	if (ret < 0)
 		return ret;
 	if (r.hop == HOP_WORLD && e->snat_port)
-		way = snat_way(skb, p, p->t.saddr, to);
+		way = snat_way(skb, p);
 	if (way < 0)
 		return way;
 	if (end >= 0) {
@@ -281,7 +281,7 @@ static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, 
 			return ret;
 	}
 	if (way != OUT_ELSEWHERE) {
-		ret = snat_error(skb, e->snat_port, way);
+		ret = snat_error(skb, e->snat_port);
 		if (ret >= 0)
 			return ret;
 		p->line = __LINE__;

@@ -54,7 +54,7 @@ struct fib_question {
 	__u8 proto;
 	__be16 sport;
 	__be16 dport;
-	__u16 tot_len; /* 0: the route's MTU is not asked for; the answer is an MTU */
+	__u16 tot_len; /* 0: the packet's; the answer is an MTU */
 	__u32 ifindex;
 	__u8 tos;
 	__u8 pad[3];
@@ -69,7 +69,6 @@ _Static_assert(sizeof(struct fib_question) == 64, "struct bpf_fib_lookup has 64 
 enum route_out {
 	OUT_ELSEWHERE = 0, /* the stack's matter */
 	OUT_UNDERLAY = 1,
-	OUT_IN_PIECES = 2, /* of the underlay, by the stack, which cuts it (IPv4) */
 };
 
 static __always_inline int way_out(struct __sk_buff *skb, struct fib_question *q)
@@ -85,61 +84,52 @@ static __always_inline int way_out(struct __sk_buff *skb, struct fib_question *q
 }
 
 /* Whether so many bytes from the IP header on, which a program's redirect does not
- * look at, fit the route and its device. */
-static __always_inline int fits_way(struct __sk_buff *skb, struct packet *p, struct fib_question *q,
-                                    __u32 len)
+ * look at, fit the underlay device. The MTU that the kernel keeps for a destination
+ * is not asked for: whoever can send the node an ICMP error sets it. */
+static __always_inline int fits_way(struct __sk_buff *skb, struct packet *p, __u32 len)
 {
-	q->tot_len = len < IP_MAX ? len : IP_MAX;
-	if (likely(bpf_fib_lookup(skb, q, sizeof(*q), 0) != FIB_FRAG_NEEDED))
+	__u32 mtu = 0;
+
+	if (bpf_check_mtu(skb, underlay_ifindex, &mtu, 0, 0) < 0 && !mtu)
+		return DROP(p, DROP_REWRITE_FAILED);
+	if (likely(len <= mtu))
 		return OUT_UNDERLAY;
-	p->mtu = q->tot_len;
+	p->mtu = mtu;
 	return DROP(p, DROP_PACKET_TOO_BIG);
-}
-
-static __always_inline struct fib_question way4(struct __sk_buff *skb, __be32 saddr, __be32 daddr)
-{
-	struct fib_question q = {
-	    .family = 2 /* AF_INET */, .ifindex = skb->ifindex, .saddr = {saddr}, .daddr = {daddr}};
-
-	return q;
 }
 
 /* Whether the node routes the packet out of the underlay. */
 static __always_inline int route_out(struct __sk_buff *skb, __be32 saddr, __be32 daddr)
 {
-	struct fib_question q = way4(skb, saddr, daddr);
+	struct fib_question q = {
+	    .family = 2 /* AF_INET */, .ifindex = skb->ifindex, .saddr = {saddr}, .daddr = {daddr}};
 
 	return way_out(skb, &q);
 }
 
-/* How a packet that may not fit leaves the underlay: enum route_out, or a negative
- * drop reason. Global: see nat4_write. */
-__attribute__((noinline)) int snat_fits(struct __sk_buff *skb, __u32 saddr, __u32 daddr)
+/* Whether a packet that may not fit leaves: OUT_UNDERLAY or a negative drop reason, also
+ * if it may be cut (docs/adr/0009 says why). Global: see nat4_write. */
+__attribute__((noinline)) int snat_fits(struct __sk_buff *skb)
 {
-	struct fib_question q = way4(skb, saddr, daddr);
 	struct packet *p = packet_in_hand();
-	struct iphdr *ip = data(skb) + ETH_HLEN;
 	__u32 len = skb->len - ETH_HLEN;
-	int ret;
 
-	if (!p || (void *)(ip + 1) > data_end(skb))
+	if (!p)
 		return -DROP_MALFORMED;
 	if (skb->gso_size)
 		len = IP_HLEN + l4_hlen(skb, p) + skb->gso_size;
-	ret = fits_way(skb, p, &q, len);
-	return ret < 0 && !(ip->frag_off & bpf_htons(IP_DF)) ? OUT_IN_PIECES : ret;
+	return fits_way(skb, p, len);
 }
 
-/* How a packet of a flow that has a port leaves: see snat_fits. Asked before
+/* Whether a packet of a flow that has a port leaves: see snat_fits. Asked before
  * translation, as can_reach is. */
-static __always_inline int snat_way(struct __sk_buff *skb, struct packet *p, __be32 saddr,
-                                    __be32 daddr)
+static __always_inline int snat_way(struct __sk_buff *skb, struct packet *p)
 {
 	int ret;
 
 	if (likely(skb->len <= ETH_HLEN + SURE_MTU))
 		return OUT_UNDERLAY;
-	ret = snat_fits(skb, saddr, daddr);
+	ret = snat_fits(skb);
 	if (ret >= 0)
 		return ret;
 	p->line = __LINE__;
@@ -280,17 +270,13 @@ static __always_inline int snat_flow(struct __sk_buff *skb, struct packet *p, co
 	return snat_note(p, e, ret);
 }
 
-/* Out by the underlay, as a router does it; or, what must be cut, by the stack,
- * which forwards what carries the node's address and comes from this device. */
-static __always_inline int snat_leave(struct __sk_buff *skb, __u32 way)
+/* Out by the underlay, as a router does it. */
+static __always_inline int snat_leave(struct __sk_buff *skb)
 {
-	struct packet *p = packet_in_hand();
 	struct iphdr *ip = data(skb) + ETH_HLEN;
 
-	if (!p || (void *)(ip + 1) > data_end(skb))
+	if ((void *)(ip + 1) > data_end(skb))
 		return -DROP_REWRITE_FAILED;
-	if (way == OUT_IN_PIECES)
-		return to_own_host(skb, p);
 	ip->check =
 	    csum_fold_diff(ip->check, *(__be16 *)&ip->ttl, (ip->ttl - 1) | ip->protocol << 8);
 	ip->ttl--;
@@ -299,7 +285,7 @@ static __always_inline int snat_leave(struct __sk_buff *skb, __u32 way)
 
 /* Sends the packet out with the node's address. A packet whose time is over is
  * left to the stack, which says so. Global: see nat4_write. */
-__attribute__((noinline)) int snat_send(struct __sk_buff *skb, __u32 port, __u32 later, __u32 way)
+__attribute__((noinline)) int snat_send(struct __sk_buff *skb, __u32 port, __u32 later)
 {
 	struct iphdr *ip = data(skb) + ETH_HLEN;
 	struct udphdr *l4 = (void *)(ip + 1);
@@ -316,12 +302,12 @@ __attribute__((noinline)) int snat_send(struct __sk_buff *skb, __u32 port, __u32
 	}
 	if (nat4_write(skb, node_addr4, ip->daddr, port_pair(bpf_htons(port), dport), later))
 		return -DROP_REWRITE_FAILED;
-	return snat_leave(skb, way);
+	return snat_leave(skb);
 }
 
 /* Sends a pod's ICMP error about an answer out with the node's address, as one about
  * what came to the node. Global: see nat4_write. */
-__attribute__((noinline)) int snat_error(struct __sk_buff *skb, __u32 port, __u32 way)
+__attribute__((noinline)) int snat_error(struct __sk_buff *skb, __u32 port)
 {
 	struct iphdr *ip = data(skb) + ETH_HLEN;
 
@@ -331,7 +317,7 @@ __attribute__((noinline)) int snat_error(struct __sk_buff *skb, __u32 port, __u3
 		return -DROP_MALFORMED; /* an error about an error there is none (RFC 1122) */
 	if (related_write(skb, QUOTED_DESTINATION, node_addr4, bpf_htons(port)))
 		return -DROP_REWRITE_FAILED;
-	return snat_leave(skb, way);
+	return snat_leave(skb);
 }
 
 /* How the outside sees a flow. */

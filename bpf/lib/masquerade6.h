@@ -51,22 +51,13 @@ static __always_inline int masquerades6(void)
 	return snat_ports && (snat_addr6[0] | snat_addr6[1] | snat_addr6[2] | snat_addr6[3]);
 }
 
-/* What a pod sends to the outside has its own address until it leaves; of an ICMPv6
- * error, to has only the destination. */
-static __always_inline struct fib_question way6(struct __sk_buff *skb, const struct packet6 *x)
-{
-	struct fib_question q = {.family = 10 /* AF_INET6 */, .ifindex = skb->ifindex};
-
-	__builtin_memcpy(q.saddr, &x->t.saddr, sizeof(q.saddr));
-	__builtin_memcpy(q.daddr, &x->to.daddr, sizeof(q.daddr));
-	return q;
-}
-
 /* See route_out. */
 static __always_inline int route_out6(struct __sk_buff *skb, const struct packet6 *x)
 {
-	struct fib_question q = way6(skb, x);
+	struct fib_question q = {.family = 10 /* AF_INET6 */, .ifindex = skb->ifindex};
 
+	__builtin_memcpy(q.saddr, &x->to.saddr, sizeof(q.saddr));
+	__builtin_memcpy(q.daddr, &x->to.daddr, sizeof(q.daddr));
 	return way_out(skb, &q);
 }
 
@@ -77,7 +68,6 @@ __attribute__((noinline)) int snat_fits6(struct __sk_buff *skb)
 	struct packet6 *x = packet6_in_hand();
 	struct packet *p = packet_in_hand();
 	__u32 len = skb->len - ETH_HLEN;
-	struct fib_question q;
 
 	if (len <= IP6_SURE_MTU)
 		return OUT_UNDERLAY;
@@ -85,8 +75,7 @@ __attribute__((noinline)) int snat_fits6(struct __sk_buff *skb)
 		return -DROP_REWRITE_FAILED;
 	if (skb->gso_size)
 		len = x->h.l4 + segment_header6(skb, p, x) + skb->gso_size;
-	q = way6(skb, x);
-	return fits_way(skb, p, &q, len);
+	return fits_way(skb, p, len);
 }
 
 static __always_inline int snat_is6(const struct snat6_entry *s, const struct snat6_entry *e)

@@ -278,6 +278,9 @@ func (m *move) fill(overwrite bool) error {
 		if err == nil {
 			err = m.new.Update(e[0], e[1], flags)
 		}
+		if errors.Is(err, unix.E2BIG) && m.gone(e[0]) {
+			err = nil
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("move map %s, which has room for %d, into one for %d: %w", m.name, m.old.MaxEntries(), m.new.MaxEntries(), err)
@@ -297,6 +300,12 @@ func (m *move) converted(value []byte) []byte {
 // ofFlows reports whether programs add to the map and the agent collects.
 func (m *move) ofFlows() bool {
 	return slices.Contains([]string{"ct4", "ct6", "snat4", "snat6", "sock_links"}, m.name)
+}
+
+// gone reports whether the old map has a key no more.
+func (m *move) gone(key []byte) bool {
+	value := make([]byte, m.old.ValueSize())
+	return errors.Is(m.old.Lookup(key, &value), ebpf.ErrKeyNotExist)
 }
 
 // prune deletes from the new map, that no program uses yet, what the old one has not

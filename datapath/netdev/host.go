@@ -41,8 +41,7 @@ type HostConfig struct {
 // EnsureHostDevice makes the host pair: up, without other addresses than Addr6
 // and without ARP and NDP (the programs see every packet, there is no neighbour
 // to ask), and without reverse path filtering on the node's end, where packets
-// from all pods arrive. What comes in there with the node's own address is forwarded:
-// masqueraded packets of pods that the stack has to cut.
+// from all pods arrive.
 func EnsureHostDevice(cfg HostConfig) (HostPair, error) {
 	if cfg.MTU == 0 {
 		cfg.MTU = 1500
@@ -76,10 +75,7 @@ func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 			return HostPair{}, err
 		}
 	}
-	base := "net/ipv4/conf/" + HostDevice + "/"
-	if err := setAll("node's end", [][2]string{
-		{base + "rp_filter", "0"}, {base + "forwarding", "1"}, {base + "accept_local", "1"},
-	}); err != nil {
+	if err := setSysctl("net/ipv4/conf/"+HostDevice+"/rp_filter", "0"); err != nil {
 		return HostPair{}, err
 	}
 	return HostPair{
