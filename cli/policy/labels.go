@@ -19,6 +19,9 @@ func (k *knowledge) byLabels(name string) (trace.End, error) {
 	if err != nil {
 		return trace.End{}, session.Usage("%v", err)
 	}
+	if texts := strings.Split(name, ","); len(want) < len(texts) {
+		return trace.End{}, session.Usage("labels %s: a key is given twice; a workload has one value of each", name)
+	}
 	found := keep(k.identities, func(i trace.Identity) bool {
 		equal, _ := fitting(i.Labels, want)
 		return equal == len(want)

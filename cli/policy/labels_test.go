@@ -42,6 +42,7 @@ func TestLabelsMeanWorkloadsThatAre(t *testing.T) {
 		"app=client,mesh:namespace=absent": "error … near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=client,mesh:cluster=west,mesh:namespace=demo; see",
 		"app=clint,mesh:cluster=east":      "error … near are k8s:app=client,mesh:cluster=east,mesh:namespace=demo and k8s:app=echo",
 		"x=y":                              "error … no workload of the mesh has the labels x=y; see",
+		"app=client,app=echo":              "error … a key is given twice",
 		"app=a;b":                          "error … are not allowed",
 	} {
 		e, err := k.end(name)
