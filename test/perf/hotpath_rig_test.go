@@ -88,6 +88,7 @@ type rig struct {
 	ep     datapath.Endpoint
 	eth    uint32
 	coll   *ebpf.Collection
+	made   int // changes, of all rounds: written again they would be none
 }
 
 func newRig(t *testing.T, f mapFill) *rig {

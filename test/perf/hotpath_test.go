@@ -201,12 +201,13 @@ func (g *rig) churn() (stop func(*report)) {
 	count := epochsOf(g.t, g.d.Config().PinPath).rate(g.t)
 	go func() {
 		defer close(done)
-		pace(func(n int) bool {
+		pace(func(int) bool {
 			select {
 			case <-end:
 				return false
 			default:
-				g.change(n)
+				g.change(g.made)
+				g.made++
 				return true
 			}
 		})
