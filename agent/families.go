@@ -5,6 +5,7 @@ package agent
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/hawser-mesh/hawser/datapath/netdev"
 	"github.com/hawser-mesh/hawser/tunnel"
@@ -19,6 +20,11 @@ func (c *Config) podCIDRs() []netip.Prefix {
 		return []netip.Prefix{c.PodCIDR}
 	}
 	return []netip.Prefix{c.PodCIDR, c.PodCIDR6}
+}
+
+// isPodAddress tells whether only a pod of this node can have the address.
+func (c *Config) isPodAddress(addr netip.Addr) bool {
+	return addr != c.nodeAddress6() && slices.ContainsFunc(c.podCIDRs(), func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
 func (c *Config) podCIDRTexts() (out []string) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -73,7 +74,9 @@ func (m *endpoints) adopt(r *record) {
 }
 
 // dropStale takes endpoints out of the adopted maps whose devices are gone: pins
-// may outlive a network namespace, and in a new one others have their indexes.
+// may outlive a network namespace, and in a new one others have their indexes. The
+// flows of pods go with them, also of those that ended before and left flows that the
+// last process had no time to collect.
 func (a *Agent) dropStale() error {
 	store, err := openRecords(a.cfg.StateDir)
 	if err != nil {
@@ -96,7 +99,13 @@ func (a *Agent) dropStale() error {
 	if len(stale) == 0 {
 		return nil
 	}
-	flows, err := a.dp.ForgetFlows(stale)
+	stay := map[netip.Addr]bool{}
+	if err := maps.DumpBatches(a.dp.Maps().Endpoints, func(k maps.IPKey, _ maps.Endpoint) { stay[k.Addr.Netip()] = true }); err != nil {
+		return fmt.Errorf("read the endpoints that stay: %w", err)
+	}
+	flows, err := a.dp.ForgetFlows(func(addr netip.Addr) bool {
+		return slices.Contains(stale, addr) || !stay[addr] && a.cfg.isPodAddress(addr)
+	})
 	if err != nil {
 		return fmt.Errorf("drop the flows of endpoints whose devices are gone: %w", err)
 	}

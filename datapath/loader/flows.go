@@ -79,12 +79,12 @@ func (r *FlowReport) refuse(total uint64, now, hz uint32) {
 	r.counted, r.total = true, total
 }
 
-// ForgetFlows deletes the flows that begin or end at one of the addresses and
+// ForgetFlows deletes the flows that begin or end at an address that is gone and
 // returns how many. It walks all of conntrack.
-func (d *Datapath) ForgetFlows(at []netip.Addr) (deleted int, err error) {
-	n4, err1 := maps.ForgetFlows[maps.Tuple4](d.maps.Ct4, at)
-	o4, err2 := maps.ForgetFlows[maps.Tuple4](d.maps.Ct4Open, at)
-	n6, err3 := maps.ForgetFlows[maps.Tuple6](d.maps.Ct6, at)
-	o6, err4 := maps.ForgetFlows[maps.Tuple6](d.maps.Ct6Open, at)
+func (d *Datapath) ForgetFlows(gone func(netip.Addr) bool) (deleted int, err error) {
+	n4, err1 := maps.ForgetFlows[maps.Tuple4](d.maps.Ct4, gone)
+	o4, err2 := maps.ForgetFlows[maps.Tuple4](d.maps.Ct4Open, gone)
+	n6, err3 := maps.ForgetFlows[maps.Tuple6](d.maps.Ct6, gone)
+	o6, err4 := maps.ForgetFlows[maps.Tuple6](d.maps.Ct6Open, gone)
 	return n4 + o4 + n6 + o6, errors.Join(err1, err2, err3, err4)
 }

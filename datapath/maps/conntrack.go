@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/cilium/ebpf"
 )
@@ -76,13 +75,13 @@ func (t Tuple6) ends() [2]netip.Addr {
 	return [2]netip.Addr{netip.AddrFrom16(t.Source), netip.AddrFrom16(t.Destination)}
 }
 
-// ForgetFlows deletes the flows that begin or end at one of the addresses and
+// ForgetFlows deletes the flows that begin or end at an address that is gone and
 // returns how many.
-func ForgetFlows[K FlowKey](m *ebpf.Map, at []netip.Addr) (deleted int, err error) {
+func ForgetFlows[K FlowKey](m *ebpf.Map, gone func(netip.Addr) bool) (deleted int, err error) {
 	var flows []K
 	err = DumpBatches(m, func(k K, _ CTEntry) {
 		ends := k.ends()
-		if slices.Contains(at, ends[0]) || slices.Contains(at, ends[1]) {
+		if gone(ends[0]) || gone(ends[1]) {
 			flows = append(flows, k)
 		}
 	})
