@@ -241,7 +241,7 @@ __attribute__((noinline)) int tell(__u64 packets)
 
 	if (!p || !w)
 		return 0;
-	if (p->opens && w->verdicts)
+	if (p->opens && !p->audited && w->verdicts) /* audits tell of themselves */
 		emit(DROP_NONE, EVENT_VERDICT);
 	if (!(packets % TRACE_SAMPLE) && w->traces)
 		emit(DROP_NONE, EVENT_TRACE);

@@ -283,10 +283,11 @@ func TestEventsAreLimitedCountersAreExact(t *testing.T) {
 }
 
 // An audited endpoint's denies are reported and counted, and pass; so are those of
-// both ends, each its own. What is not policy's is dropped as ever. Without audit
-// the open flow is judged again.
+// both ends, each its own, and nothing tells that they were allowed. What is not
+// policy's is dropped as ever. Without audit the open flow is judged again.
 func TestAuditReportsAndPasses(t *testing.T) {
 	h := newHarness(t)
+	h.watch(maps.Watch{Verdicts: 1})
 	audited := datapath.RuleSet{ID: 5, Ingress: true, Egress: true, Audit: true, Entries: entries{
 		{Direction: datapath.Egress, Identity: idR, Protocol: tcp, Port: 81}: {Deny: true, Origin: 9},
 	}}
