@@ -5,8 +5,11 @@ package netdev
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/safchain/ethtool"
 	"golang.org/x/sys/unix"
@@ -109,13 +112,17 @@ func disableTrains(device string) error {
 	if err != nil {
 		return fmt.Errorf("read features of %s: %w", device, err)
 	}
+	off := map[string]bool{}
 	for _, feature := range trains() {
-		if !have[feature] {
-			continue
+		if have[feature] {
+			off[feature] = false
 		}
-		if err := e.Change(device, map[string]bool{feature: false}); err != nil {
-			return fmt.Errorf("turn off %s on %s: %w", feature, device, err)
-		}
+	}
+	if len(off) == 0 {
+		return nil
+	}
+	if err := e.Change(device, off); err != nil {
+		return fmt.Errorf("turn off %s on %s: %w", strings.Join(slices.Sorted(maps.Keys(off)), ", "), device, err)
 	}
 	return nil
 }
