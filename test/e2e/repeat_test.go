@@ -24,6 +24,8 @@ type serial struct {
 	log     *strings.Builder
 	runs    map[string]*script
 	outcome *outcome // nil: of all scripts
+	// failures are the ends of the failed scripts' logs, of all scripts.
+	failures map[string]string
 }
 
 // outcome is how a try ended.
@@ -74,7 +76,7 @@ func (t serial) Run(name string, f func(testscript.T)) {
 		start := time.Now()
 		var sub serial
 		for n := 1; ; n++ {
-			sub = serial{inner, &strings.Builder{}, t.runs, &outcome{}}
+			sub = serial{T: inner, log: &strings.Builder{}, runs: t.runs, outcome: &outcome{}}
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
@@ -91,6 +93,7 @@ func (t serial) Run(name string, f func(testscript.T)) {
 		if sub.outcome.failed {
 			verdict = "FAIL"
 			inner.Log("\n" + sub.log.String() + s.lastDrops())
+			t.failures[name] = end(sub.log.String())
 		}
 		fmt.Printf("%s %-22s %5.1f s  %s\n", verdict, name, time.Since(start).Seconds(), summary(s))
 		switch {
@@ -100,4 +103,12 @@ func (t serial) Run(name string, f func(testscript.T)) {
 			inner.SkipNow()
 		}
 	})
+}
+
+// end is the end of a script's log: what it ran last, what that said, and why it
+// failed.
+func end(log string) string {
+	const most = 12
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	return strings.Join(lines[max(0, len(lines)-most):], "\n")
 }

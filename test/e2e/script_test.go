@@ -130,8 +130,8 @@ func runScripts(t *testing.T, s *suite) {
 	for name, c := range commands() {
 		cmds[name] = adapt(c)
 	}
-	runs := map[string]*script{}
-	testscript.RunT(serial{T: t, runs: runs}, testscript.Params{
+	runs, failures := map[string]*script{}, map[string]string{}
+	testscript.RunT(serial{T: t, runs: runs, failures: failures}, testscript.Params{
 		Condition: func(cond string) (bool, error) {
 			if cond == "shared" {
 				return os.Getenv(sharedEtcd) != "", nil
@@ -152,6 +152,10 @@ func runScripts(t *testing.T, s *suite) {
 		if err := w.close(); err != nil {
 			t.Error(err)
 		}
+	}
+	// Once more at the end, where the last lines of a long log are all that is read.
+	for _, name := range slices.Sorted(maps.Keys(failures)) {
+		fmt.Printf("\nFAIL %s, its end:\n%s\n", name, failures[name])
 	}
 }
 
