@@ -29,7 +29,7 @@ func (k *knowledge) byLabels(name string) (trace.End, error) {
 	if len(found) == 0 {
 		return trace.End{}, session.Usage("no workload of the mesh has the labels %s%s; see: hawser identity list", name, near(k.identities, want))
 	}
-	if _, given := want.Get(labels.Any, labels.ClusterKey); !given {
+	if !slices.ContainsFunc(want, ofCluster) {
 		found = prefer(found, func(i trace.Identity) bool { return i.Cluster == k.cluster })
 	}
 	found = prefer(found, func(i trace.Identity) bool { return own(i.Labels) == own(want) })
@@ -37,6 +37,12 @@ func (k *knowledge) byLabels(name string) (trace.End, error) {
 		return trace.End{}, session.Usage("workloads with the labels %s may be any of %s; add labels until one is left", name, listed(found))
 	}
 	return trace.End{Name: found[0].Labels.String(), Labels: found[0].Labels}, nil
+}
+
+// ofCluster tells whether a label names a cluster: another source's label of that key
+// is the workload's own.
+func ofCluster(l labels.Label) bool {
+	return l.Key == labels.ClusterKey && (l.Source == labels.Mesh || l.Source == labels.Any)
 }
 
 // fitting is how many labels of want a set has, and of how many it has the key.

@@ -19,6 +19,7 @@ func TestLabelsMeanWorkloadsThatAre(t *testing.T) {
 		"k8s:app=client,mesh:cluster=east,mesh:namespace=demo", "k8s:app=echo,mesh:cluster=east,mesh:namespace=demo",
 		"k8s:app=echo,k8s:tier=back,mesh:cluster=east,mesh:namespace=demo", "k8s:app=client,mesh:cluster=west,mesh:namespace=demo",
 		"cni:app=two,mesh:cluster=east,mesh:namespace=a", "k8s:app=two,mesh:cluster=east,mesh:namespace=b", "cni:app=far,mesh:cluster=west,mesh:namespace=demo",
+		"k8s:cluster=x,mesh:cluster=west,mesh:namespace=demo", "k8s:cluster=x,mesh:cluster=east,mesh:namespace=demo",
 	} {
 		ls, err := labels.ParseSet(strings.Split(text, ","), labels.Any)
 		if err != nil {
@@ -34,6 +35,7 @@ func TestLabelsMeanWorkloadsThatAre(t *testing.T) {
 		"app=client,cluster=west":          "k8s:app=client,mesh:cluster=west,mesh:namespace=demo",
 		"app=echo":                         "k8s:app=echo,mesh:cluster=east,mesh:namespace=demo",
 		"app=echo,mesh:namespace=demo":     "k8s:app=echo,mesh:cluster=east,mesh:namespace=demo",
+		"k8s:cluster=x":                    "k8s:cluster=x,mesh:cluster=east,mesh:namespace=demo",
 		"tier=back":                        "k8s:app=echo,k8s:tier=back,mesh:cluster=east,mesh:namespace=demo",
 		"app=far":                          "cni:app=far,mesh:cluster=west,mesh:namespace=demo",
 		"cni:app=two":                      "cni:app=two,mesh:cluster=east,mesh:namespace=a",

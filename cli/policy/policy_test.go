@@ -171,7 +171,7 @@ func TestPort(t *testing.T) {
 // A map that has no room is told: waiting does not help.
 func TestCompareTellsWhyNot(t *testing.T) {
 	r := compare(&hawserv1.NodeStatusReport{Tables: []*hawserv1.TableStatus{{Name: "nodes"}, {Name: "ipcache", LastError: "the map is full\nand 5 more"}}}, nil)
-	if want := []string{"being written to the kernel", "table ipcache: the map is full"}; !slices.Equal(r.Missing, want) {
+	if want := []string{"being written to the kernel", "table ipcache: the map is full"}; !slices.Equal(r.Problems, want) || r.done() || len(r.Missing) > 0 {
 		t.Errorf("%q, want %q", r.Missing, want)
 	}
 }
@@ -181,8 +181,12 @@ func TestCompareTellsOfPartial(t *testing.T) {
 	r := compare(&hawserv1.NodeStatusReport{Policies: map[string]uint64{"a/x": 2, "a/y": 1}, PoliciesSettled: true, Problems: []*hawserv1.Problem{
 		{Object: "policy a/y", Problem: "3 names are not let out to", Fix: "write numbers"}, {Object: "policy a", Problem: "another's"},
 	}}, []*hawserv1.PolicyInfo{{Namespace: "a", Name: "x", Revision: 2}, {Namespace: "a", Name: "y", Revision: 1}})
-	if want := []string{"a/y: 3 names are not let out to (write numbers)"}; !slices.Equal(r.Missing, want) || r.Enforced != 1 {
+	want := "a/y: 3 names are not let out to (write numbers)"
+	if !slices.Equal(r.Problems, []string{want}) || !slices.Equal(r.Missing, []string{"a/y"}) || r.Enforced != 1 {
 		t.Errorf("%+v, want %q", r, want)
+	}
+	if r.missing() != want { // the object once
+		t.Errorf("%q, want %q", r.missing(), want)
 	}
 }
 
@@ -191,15 +195,17 @@ func TestCompare(t *testing.T) {
 	for _, c := range []struct {
 		has     map[string]uint64
 		settled bool
-		want    []string
+		missing []string
+		want    string
 	}{
-		{map[string]uint64{"a/x": 2, "a/y": 1}, true, nil},
-		{map[string]uint64{"a/x": 2, "a/y": 1}, false, []string{"being written to the kernel"}},
-		{map[string]uint64{"a/x": 1, "b/z": 1}, true, []string{"a/x", "a/y", "b/z (deleted)"}},
+		{map[string]uint64{"a/x": 2, "a/y": 1}, true, nil, "–"},
+		{map[string]uint64{"a/x": 2, "a/y": 1}, false, nil, "being written to the kernel"},
+		{map[string]uint64{"a/x": 1, "b/z": 1}, true, []string{"a/x", "a/y"}, "a/x, a/y, b/z (deleted)"},
+		{map[string]uint64{"a/x": 2, "a/y": 1, "b/z": 1}, true, nil, "b/z (deleted)"},
 	} {
 		r := compare(&hawserv1.NodeStatusReport{Policies: c.has, PoliciesSettled: c.settled}, stored)
-		if !slices.Equal(r.Missing, c.want) {
-			t.Errorf("%v settled %v: missing %q, want %q", c.has, c.settled, r.Missing, c.want)
+		if !slices.Equal(r.Missing, c.missing) || r.missing() != c.want || r.done() != (c.want == "–") {
+			t.Errorf("%v settled %v: missing %q, told %q, want %q and %q", c.has, c.settled, r.Missing, r.missing(), c.missing, c.want)
 		}
 	}
 }

@@ -25,19 +25,30 @@ type statusRow struct {
 	Node     string   `json:"node"`
 	Enforced int      `json:"enforced"` // objects
 	Stored   int      `json:"stored"`
-	Missing  []string `json:"missing,omitempty"` // not enforced as stored, or still enforced and gone
+	Missing  []string `json:"missing,omitempty"` // objects not enforced as stored, namespace/name
+	Deleted  []string `json:"deleted,omitempty"` // objects still enforced and gone
+	// Problems are what stands in the way, of the node or of an object by its name.
+	Problems []string `json:"problems,omitempty"`
 	// Silent is set when the node's agent was asked and does not answer: the rest is
 	// what it told the API server, and what the kernel enforces now is not known.
 	Silent bool `json:"silent"`
 }
 
-func (r statusRow) done() bool { return len(r.Missing) == 0 && !r.Silent }
+func (r statusRow) done() bool {
+	return len(r.Missing) == 0 && len(r.Deleted) == 0 && len(r.Problems) == 0 && !r.Silent
+}
 
-// missing is why a node is behind, for people.
+// missing is why a node is behind, for people: an object once, with its problem.
 func (r statusRow) missing() string {
-	why := r.Missing
+	why := slices.DeleteFunc(slices.Clone(r.Missing), func(id string) bool {
+		return slices.ContainsFunc(r.Problems, func(p string) bool { return strings.HasPrefix(p, id+": ") })
+	})
+	why = append(why, r.Problems...)
+	for _, id := range r.Deleted {
+		why = append(why, id+" (deleted)")
+	}
 	if r.Silent {
-		why = append(slices.Clone(why), session.ErrSilent.Error())
+		why = append(why, session.ErrSilent.Error())
 	}
 	return cmp.Or(strings.Join(why, ", "), "–")
 }
@@ -182,22 +193,23 @@ func compare(r *hawserv1.NodeStatusReport, stored []*hawserv1.PolicyInfo) status
 		case has[id] != p.GetRevision():
 			row.Missing = append(row.Missing, id)
 		case problem != "":
-			row.Missing = append(row.Missing, id+": "+problem)
+			row.Missing = append(row.Missing, id)
+			row.Problems = append(row.Problems, id+": "+problem)
 		default:
 			row.Enforced++
 		}
 	}
 	for id := range has {
 		if !wanted[id] {
-			row.Missing = append(row.Missing, id+" (deleted)")
+			row.Deleted = append(row.Deleted, id)
 		}
 	}
-	slices.SortFunc(row.Missing, strings.Compare)
+	slices.Sort(row.Deleted)
 	if row.done() && !r.GetPoliciesSettled() {
-		row.Missing = []string{"being written to the kernel"}
+		row.Problems = []string{"being written to the kernel"}
 		for _, t := range r.GetTables() {
 			if first, _, _ := strings.Cut(t.GetLastError(), "\n"); first != "" {
-				row.Missing = append(row.Missing, "table "+t.GetName()+": "+first)
+				row.Problems = append(row.Problems, "table "+t.GetName()+": "+first)
 			}
 		}
 	}
