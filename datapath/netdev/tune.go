@@ -5,13 +5,12 @@ package netdev
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
-	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -97,32 +96,28 @@ func ignoreMissing(err error) error {
 func trains() []string { return []string{"tx-udp-segmentation", "tx-sctp-segmentation"} }
 
 // disableTrains makes the kernel cut trains before they enter the device: the pod's
-// end of its veth, and the host's of the host pair. Kernels without a feature have
-// nothing to turn off.
+// end of its veth, and the host's of the host pair. It asks over ethtool's netlink
+// family, by the features' names (kernel documentation, networking/ethtool-netlink).
 func disableTrains(device string) error {
-	e, err := ethtool.NewEthtool()
+	family, err := netlink.GenlFamilyGet(unix.ETHTOOL_GENL_NAME)
 	if err != nil {
-		return fmt.Errorf("open ethtool: %w", err)
+		return fmt.Errorf("find ethtool's netlink family (CONFIG_ETHTOOL_NETLINK): %w", err)
 	}
-	defer e.Close()
-	have, err := e.Features(device)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
+	req := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_ACK)
+	req.AddData(&nl.Genlmsg{Command: unix.ETHTOOL_MSG_FEATURES_SET, Version: unix.ETHTOOL_GENL_VERSION})
+	header := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil)
+	header.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_NAME, nl.ZeroTerminated(device))
+	header.AddRtAttr(unix.ETHTOOL_A_HEADER_FLAGS, nl.Uint32Attr(unix.ETHTOOL_FLAG_OMIT_REPLY))
+	wanted := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_WANTED|unix.NLA_F_NESTED, nil)
+	bits := wanted.AddRtAttr(unix.ETHTOOL_A_BITSET_BITS|unix.NLA_F_NESTED, nil)
+	for _, feature := range trains() { // a bit without a value is off
+		bits.AddRtAttr(unix.ETHTOOL_A_BITSET_BITS_BIT|unix.NLA_F_NESTED, nil).
+			AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_NAME, nl.ZeroTerminated(feature))
 	}
-	if err != nil {
-		return fmt.Errorf("read features of %s: %w", device, err)
-	}
-	off := map[string]bool{}
-	for _, feature := range trains() {
-		if have[feature] {
-			off[feature] = false
-		}
-	}
-	if len(off) == 0 {
-		return nil
-	}
-	if err := e.Change(device, off); err != nil {
-		return fmt.Errorf("turn off %s on %s: %w", strings.Join(slices.Sorted(maps.Keys(off)), ", "), device, err)
+	req.AddData(header)
+	req.AddData(wanted)
+	if _, err := req.Execute(unix.NETLINK_GENERIC, 0); err != nil {
+		return fmt.Errorf("turn off %s on %s: %w", strings.Join(trains(), ", "), device, err)
 	}
 	return nil
 }
