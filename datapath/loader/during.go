@@ -63,7 +63,7 @@ func loadDuring(spec *ebpf.CollectionSpec, kept map[string]*ebpf.Map, moves []*m
 	if err := spec.Variables["ct_moving"].Set(moves[0].shared); err != nil {
 		return nil, fmt.Errorf("set constants: %w", err)
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept})
+	coll, err := newCollection(spec, kept)
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}

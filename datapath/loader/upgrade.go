@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/hawser-mesh/hawser/datapath/maps"
 )
 
 // upgrade loads the programs and puts them in the place of those that are
@@ -38,6 +40,9 @@ func (d *Datapath) upgrade(spec *ebpf.CollectionSpec, sum digest, moves []*move,
 		return err
 	}
 	if err := d.changeOver(progs, during, moves); err != nil {
+		return err
+	}
+	if err := d.judgeAnew(); err != nil {
 		return err
 	}
 	if err := d.noteLayouts(spec, notes); err != nil {
@@ -81,6 +86,19 @@ func (d *Datapath) changeOver(progs, during map[string]*ebpf.Program, moves []*m
 	return d.switchPrograms(progs)
 }
 
+// judgeAnew ends the outcomes that flows keep of what leaves the node: the programs of
+// before may have let out what these do not.
+func (d *Datapath) judgeAnew() error {
+	last, epoch := uint32(maps.IPEpochPrefix), uint32(0)
+	if err := d.maps.IpcacheEpochs.Lookup(last, &epoch); err != nil {
+		return fmt.Errorf("read the epoch of all prefixes: %w", err)
+	}
+	if err := d.maps.IpcacheEpochs.Put(last, epoch+1); err != nil {
+		return fmt.Errorf("have flows judged anew: %w", err)
+	}
+	return nil
+}
+
 // dropUnknown removes what only the build before had: hooks that this one has no
 // program for would go on with maps that nobody writes.
 func (d *Datapath) dropUnknown(spec *ebpf.CollectionSpec) error {
@@ -118,7 +136,7 @@ func (d *Datapath) prepare(spec *ebpf.CollectionSpec, moves []*move, notes *layo
 	for _, m := range moves {
 		delete(kept, m.name)
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: kept})
+	coll, err := newCollection(spec, kept)
 	if err != nil {
 		return nil, nil, fmt.Errorf("load programs: %w", err)
 	}

@@ -131,6 +131,34 @@ func TestOtherLayoutIsTakenOver(t *testing.T) {
 	})
 }
 
+// TestUpgradeJudgesAnew: what flows keep of the old programs' judgement of what leaves
+// the node ends with them, and not when a start changes nothing.
+func TestUpgradeJudgesAnew(t *testing.T) {
+	w := newUpgradeWorld(t, "")
+	m, err := ebpf.LoadPinnedMap(filepath.Join(w.nodes[0].pin, "maps", "ipcache_epochs"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	epoch := func() (n uint32) {
+		t.Helper()
+		if err := m.Lookup(uint32(maps.IPEpochPrefix), &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := epoch()
+	w.must(laterbuild.Alter, loader.AllSteps)
+	other := epoch()
+	if other == before {
+		t.Errorf("another build's programs: epoch still %d", before)
+	}
+	w.must(laterbuild.Alter, loader.AllSteps)
+	if n := epoch(); n != other {
+		t.Errorf("a start that changes nothing: epoch %d, want %d", n, other)
+	}
+}
+
 // TestUpgradeThatWasKilledIsFinished kills it before and after the programs are
 // replaced, and starts either build after it.
 func TestUpgradeThatWasKilledIsFinished(t *testing.T) {
