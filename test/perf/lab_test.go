@@ -124,7 +124,7 @@ func hawserShapeOf(t *testing.T, spec lab.Spec) (shape, *lab.Lab) {
 		node: [2]string{c.Members[0].Netns, c.Members[1].Netns},
 	}
 	denied := netip.AddrPortFrom(addr, deniedPort)
-	startServer(t, s.server, 0, denied)
+	startServer(t, "serve", s.server, 0, denied)
 	d := &net.Dialer{Timeout: 300 * time.Millisecond}
 	etcdtest.Eventually(t, within, "pods reach each other", func() bool { return answered(t.Context(), s.client, denied, d) })
 	mesh := hawserv1.NewMeshClient(onSocket(t, c.Socket))

@@ -41,7 +41,7 @@ func newContest(t *testing.T, shapes ...shape) *contest {
 	for _, s := range shapes {
 		widenPorts(t, s.client)
 		for _, p := range placements() {
-			c.servers[s.name+p.name] = startServer(t, s.server, p.serverCPU, netip.AddrPortFrom(s.addr, p.port))
+			c.servers[s.name+p.name] = startServer(t, "serve", s.server, p.serverCPU, netip.AddrPortFrom(s.addr, p.port))
 		}
 	}
 	return c

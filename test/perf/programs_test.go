@@ -47,7 +47,7 @@ func TestPerfPrograms(t *testing.T) {
 	noop, lookups := calibrate(t, plain.node[0])
 	m := programsMeasured{t: t, c: newContest(t, hawser, plain), plain: plain, calibration: []*ebpf.Program{noop, lookups}}
 	m.ways = programWays(hawser, serviceVIP(t, l, hawser), pinnedPrograms(t, l.Clusters()[0].Members))
-	echoUDP(t, hawser.server, netip.AddrPortFrom(hawser.addr, udpPort))
+	startServer(t, "echo", hawser.server, placements()[0].serverCPU, netip.AddrPortFrom(hawser.addr, udpPort))
 	elsewhere := newChanges(t, l)
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
@@ -94,7 +94,7 @@ func programWays(hawser shape, vip netip.Addr, progs map[string]*ebpf.Program) [
 			{"from_pod: pod → service → remote pod, header written", "", progs["1/from_pod"]},
 			{"from_overlay: reply of the service in", "", progs["1/from_overlay"]},
 		}},
-		{hawser, placement{name: p.name, port: udpPort}, datagrams, []programPath{
+		{hawser, placement{name: p.name, port: udpPort, clientCPU: p.clientCPU}, datagrams, []programPath{
 			{"from_pod: UDP, pod → remote pod, header written", "", progs["1/from_pod"]},
 			{"from_overlay: UDP, request in, header stripped", "", progs["2/from_overlay"]},
 		}},

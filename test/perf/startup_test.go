@@ -53,7 +53,7 @@ func TestPerfStart(t *testing.T) {
 			spec.Agent = map[string]string{"map-sizes": "default"}
 		}
 		s, l := hawserShapeOf(t, spec)
-		startServer(t, s.server, 0, netip.AddrPortFrom(s.addr, onePort))
+		startServer(t, "serve", s.server, 0, netip.AddrPortFrom(s.addr, onePort))
 		restarts(t, r, l, s, with)
 		memory(t, r, l, with)
 	}

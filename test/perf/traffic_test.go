@@ -105,8 +105,11 @@ func play(text string) error {
 	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
 		return fmt.Errorf("set priority: %w", err)
 	}
-	if r.Mode == "serve" {
+	switch r.Mode {
+	case "serve":
 		return serve(r)
+	case "echo":
+		return echo(r)
 	}
 	out, err := measure(r)
 	if err != nil {
@@ -147,6 +150,28 @@ func serve(r role) error {
 			}
 		}
 		_ = unix.Close(int(c))
+	}
+}
+
+// echo answers every datagram with itself.
+func echo(r role) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(r.Addr.Port()), Addr: r.Addr.Addr().As4()}); err != nil {
+		return fmt.Errorf("bind %s: %w", r.Addr, err)
+	}
+	fmt.Println("ready")
+	buf := make([]byte, 2048)
+	from := new(unix.RawSockaddrInet4)
+	for {
+		size := uint32(unsafe.Sizeof(*from))
+		n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)))
+		if e != 0 {
+			return fmt.Errorf("receive on %s: %w", r.Addr, e)
+		}
+		_, _, _ = syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), n, 0, uintptr(unsafe.Pointer(from)), uintptr(size))
 	}
 }
 
@@ -294,10 +319,11 @@ func command(t testing.TB, r role) *exec.Cmd {
 	return cmd
 }
 
-// startServer runs a server until the test ends and returns its process.
-func startServer(t testing.TB, netns string, cpu int, addr netip.AddrPort) (pid int) {
+// startServer runs a server ("serve" for TCP, "echo" for UDP) until the test ends and
+// returns its process.
+func startServer(t testing.TB, mode, netns string, cpu int, addr netip.AddrPort) (pid int) {
 	t.Helper()
-	cmd := command(t, role{Mode: "serve", Netns: netns, CPU: cpu, Addr: addr})
+	cmd := command(t, role{Mode: mode, Netns: netns, CPU: cpu, Addr: addr})
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
