@@ -36,7 +36,7 @@ func TestProgramsAreReplacedInPlace(t *testing.T) {
 		})
 		return d, err
 	}
-	d, err := reopen(func(c *loader.Config) { c.ClusterBits = 9 })
+	d, err := reopen(func(c *loader.Config) { c.Masquerade = loader.MasqueradePorts() })
 	if err != nil {
 		t.Fatal(err)
 	}
