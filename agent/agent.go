@@ -211,7 +211,7 @@ func (a *Agent) openKeyspace() error {
 	a.publisher = &publisher{
 		cfg: &a.cfg, log: a.log, writer: a.writer, view: a.view, ips: a.view.ips, mtu: a.mtu,
 		endpoints: map[netip.Addr]loadbalancer.LocalEndpoint{}, slices: map[serviceName][]kvstore.Key{}, changed: make(chan struct{}, 1),
-		enforced: a.enforcedRevisions, trust: a.trust.believed, tell: make(chan struct{}, 1),
+		enforced: a.enforcedRevisions, inPart: a.toldProblems, trust: a.trust.believed, tell: make(chan struct{}, 1),
 	}
 	a.watchman = newWatchman(&a.cfg, a.view, a.tunnel.probes, a.mtu, a.publisher.wakeStatus, a.log)
 	a.publisher.paths, a.publisher.refutes = a.watchman.reports, a.watchman.refutes.Load

@@ -285,10 +285,7 @@ func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawse
 			})
 		}
 	}
-	for id, p := range a.view.policyProblems() {
-		r.Problems = append(r.Problems, &hawserv1.Problem{Object: "policy " + id, Problem: p, Fix: "apply it anew: hawser policy apply -f FILE"})
-	}
-	r.Problems = append(r.Problems, shortOfRoom(a.cfg.Cluster, a.view.engine.Shortages())...)
+	r.Problems = append(r.Problems, a.policyProblems()...)
 	for _, c := range a.view.ips.Conflicts() {
 		r.Problems = append(r.Problems, &hawserv1.Problem{
 			Object:  "address " + c.Winner.Prefix.String(),

@@ -98,7 +98,7 @@ func (r *record) namedPorts() (out []*keyspacev1.NamedPort) {
 func shortOfRoom(own string, all []policy.Shortage) (out []*hawserv1.Problem) {
 	for _, s := range all {
 		p := &hawserv1.Problem{
-			Object: "policy " + s.Object,
+			Object: policyObject + s.Object,
 			Problem: fmt.Sprintf("%d names at addresses of cluster %s are not let out to: by the names of ports beside its ipBlocks it means more than %d ports there",
 				s.Names, s.Cluster, policy.MaxBlockPorts),
 			Fix: "write the ports' numbers, or ipBlocks that hold fewer pods",

@@ -43,7 +43,8 @@ type publisher struct {
 	// configured is set once the cluster's decisions on this node are read:
 	// before, it is not known how to publish its backends.
 	configured, drained bool
-	enforced            func() map[string]int64 // NodeStatus.enforced
+	enforced            func() map[string]int64  // NodeStatus.enforced
+	inPart              func() map[string]string // NodeStatus.policy_problems
 	trust               func() (bundle, signer []byte)
 	paths               func() []*keyspacev1.PathReport
 	// later is an IPv6 range that the node was given after its start.
@@ -273,7 +274,7 @@ func (p *publisher) publishStatus(at history) {
 	trust, signer := p.trust()
 	if err := p.writer.Set(key, &keyspacev1.NodeStatus{
 		Trust: trust, Signer: signer,
-		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(),
+		Node: p.cfg.Node, Version: version.String(), Incarnation: at.incarnation, Seen: seen, Enforced: p.enforced(), PolicyProblems: p.inPart(),
 		PolicyScope: string(p.cfg.scope()), PolicyMode: string(p.cfg.mode()), PolicyAudit: p.cfg.PolicyAudit, Paths: p.paths(), Refutes: p.refutes(),
 	}); err != nil {
 		p.log.Error("publish status", "error", err)

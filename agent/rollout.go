@@ -4,7 +4,10 @@ package agent
 
 import (
 	"maps"
+	"slices"
+	"strings"
 
+	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
 )
 
@@ -47,6 +50,31 @@ func (a *Agent) enforced() (objects map[string]uint64, settled bool) {
 		}
 	}
 	return r.objects, !r.changed
+}
+
+// policyProblems are the policies that cannot be read, and those that are enforced in
+// part.
+func (a *Agent) policyProblems() (out []*hawserv1.Problem) {
+	for id, p := range a.view.policyProblems() {
+		out = append(out, &hawserv1.Problem{Object: policyObject + id, Problem: p, Fix: "apply it anew: hawser policy apply -f FILE"})
+	}
+	return append(out, shortOfRoom(a.cfg.Cluster, a.view.engine.Shortages())...)
+}
+
+// policyObject is before the name of a policy that a problem is about.
+const policyObject = "policy "
+
+// toldProblems is NodeStatus.policy_problems: some of what policyProblems has.
+func (a *Agent) toldProblems() map[string]string {
+	const most = 32
+	all := map[string]string{}
+	for _, p := range a.policyProblems() {
+		all[strings.TrimPrefix(p.GetObject(), policyObject)] = p.GetProblem() + " (" + p.GetFix() + ")"
+	}
+	for _, id := range slices.Sorted(maps.Keys(all))[min(len(all), most):] {
+		delete(all, id)
+	}
+	return all
 }
 
 // enforcedRevisions is NodeStatus.enforced: the newest policy seen, once it is in

@@ -209,3 +209,15 @@ func TestCompare(t *testing.T) {
 		}
 	}
 }
+
+// Nodes that are not asked have told the API server what they enforce in part.
+func TestReportedTellsOfPartial(t *testing.T) {
+	rows := reported(&hawserv1.ListPoliciesResponse{
+		Policies: []*hawserv1.PolicyInfo{{Namespace: "a", Name: "x"}, {Namespace: "a", Name: "y"}, {Namespace: "a", Name: "z"}},
+		Nodes:    []*hawserv1.PolicyRollout{{Node: "n1", Missing: []string{"a/x"}, Problems: map[string]string{"a/x": "not read", "a/y": "in part"}}},
+	}, "", nil, nil)
+	if len(rows) != 1 || rows[0].Enforced != 1 || rows[0].done() || !slices.Equal(rows[0].Missing, []string{"a/x", "a/y"}) ||
+		rows[0].missing() != "a/x: not read, a/y: in part" {
+		t.Errorf("%+v", rows)
+	}
+}

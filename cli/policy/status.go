@@ -151,7 +151,15 @@ func reported(stored *hawserv1.ListPoliciesResponse, node string, asked []clicon
 	all := len(stored.GetPolicies())
 	rows := map[string]statusRow{}
 	for _, n := range stored.GetNodes() {
-		rows[n.GetNode()] = statusRow{Node: n.GetNode(), Stored: all, Enforced: all - len(n.GetMissing()), Missing: n.GetMissing()}
+		row := statusRow{Node: n.GetNode(), Stored: all, Missing: slices.Clone(n.GetMissing())}
+		for _, id := range slices.Sorted(maps.Keys(n.GetProblems())) {
+			if !slices.Contains(row.Missing, id) {
+				row.Missing = append(row.Missing, id)
+			}
+			row.Problems = append(row.Problems, id+": "+n.GetProblems()[id])
+		}
+		row.Enforced = all - len(row.Missing)
+		rows[n.GetNode()] = row
 	}
 	for _, a := range asked {
 		if a.Name == "" {

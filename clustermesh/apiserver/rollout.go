@@ -32,7 +32,7 @@ func (s *Server) rollouts(ctx context.Context, stored map[string]int64) ([]*haws
 	for _, n := range nodes {
 		name := n.msg.GetName()
 		st := said[name]
-		r := &hawserv1.PolicyRollout{Node: name, Scope: st.GetPolicyScope(), Mode: st.GetPolicyMode(), Audit: st.GetPolicyAudit()}
+		r := &hawserv1.PolicyRollout{Node: name, Scope: st.GetPolicyScope(), Mode: st.GetPolicyMode(), Audit: st.GetPolicyAudit(), Problems: map[string]string{}}
 		enforced := st.GetEnforced()[string(kvstore.KindPolicy)]
 		if st.GetIncarnation() != s.incarnation {
 			enforced = 0 // it speaks of another history's revisions
@@ -40,6 +40,9 @@ func (s *Server) rollouts(ctx context.Context, stored map[string]int64) ([]*haws
 		for id, revision := range stored {
 			if revision > enforced {
 				r.Missing = append(r.Missing, id)
+			}
+			if p := st.GetPolicyProblems()[id]; p != "" {
+				r.Problems[id] = p
 			}
 		}
 		slices.Sort(r.GetMissing())

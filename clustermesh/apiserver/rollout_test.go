@@ -3,6 +3,7 @@
 package apiserver
 
 import (
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,7 +24,7 @@ func TestRollouts(t *testing.T) {
 		t.Fatal(kv, err)
 	}
 	for node, st := range map[string]*keyspacev1.NodeStatus{
-		"n1": {Incarnation: s.incarnation, PolicyScope: "mesh", PolicyMode: "always", PolicyAudit: true, Enforced: map[string]int64{"policies": kv.ModRevision}},
+		"n1": {Incarnation: s.incarnation, PolicyScope: "mesh", PolicyMode: "always", PolicyAudit: true, PolicyProblems: map[string]string{"_/l3-rule": "in part", "_/gone": "x"}, Enforced: map[string]int64{"policies": kv.ModRevision}},
 		"n2": {Incarnation: s.incarnation, Enforced: map[string]int64{"policies": kv.ModRevision - 1}},
 		"n3": {Incarnation: "another", Enforced: map[string]int64{"policies": kv.ModRevision + 100}},
 		"n4": nil, // has not said anything
@@ -43,7 +44,8 @@ func TestRollouts(t *testing.T) {
 			t.Errorf("%s misses %v, want %q", n.GetNode(), n.GetMissing(), want)
 		}
 	}
-	if n := r.GetNodes()[0]; n.GetNode() != "n1" || n.GetScope() != "mesh" || n.GetMode() != "always" || !n.GetAudit() {
+	if n := r.GetNodes()[0]; n.GetNode() != "n1" || n.GetScope() != "mesh" || n.GetMode() != "always" || !n.GetAudit() ||
+		!maps.Equal(n.GetProblems(), map[string]string{"_/l3-rule": "in part"}) {
 		t.Errorf("n1: %v", n)
 	}
 }

@@ -4571,9 +4571,11 @@ type PolicyRollout struct {
 	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Missing []string               `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"` // namespace/name, not yet in its kernel as stored
 	// How it was told to enforce policy; empty: it has not said.
-	Scope         string `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`  // of selectors that name no cluster: local, mesh
-	Mode          string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`    // default, always, never
-	Audit         bool   `protobuf:"varint,5,opt,name=audit,proto3" json:"audit,omitempty"` // what policy would drop is reported and passes
+	Scope string `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`  // of selectors that name no cluster: local, mesh
+	Mode  string `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`    // default, always, never
+	Audit bool   `protobuf:"varint,5,opt,name=audit,proto3" json:"audit,omitempty"` // what policy would drop is reported and passes
+	// namespace/name of policies that it enforces in part or cannot read -> what is wrong.
+	Problems      map[string]string `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4641,6 +4643,13 @@ func (x *PolicyRollout) GetAudit() bool {
 		return x.Audit
 	}
 	return false
+}
+
+func (x *PolicyRollout) GetProblems() map[string]string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
 }
 
 type PolicyInfo struct {
@@ -5930,13 +5939,17 @@ const file_api_hawser_v1_mesh_proto_rawDesc = "" +
 	"\x13ListPoliciesRequest\"y\n" +
 	"\x14ListPoliciesResponse\x121\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x15.hawser.v1.PolicyInfoR\bpolicies\x12.\n" +
-	"\x05nodes\x18\x02 \x03(\v2\x18.hawser.v1.PolicyRolloutR\x05nodes\"}\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x18.hawser.v1.PolicyRolloutR\x05nodes\"\xfe\x01\n" +
 	"\rPolicyRollout\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\amissing\x18\x02 \x03(\tR\amissing\x12\x14\n" +
 	"\x05scope\x18\x03 \x01(\tR\x05scope\x12\x12\n" +
 	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x14\n" +
-	"\x05audit\x18\x05 \x01(\bR\x05audit\"\xd5\x01\n" +
+	"\x05audit\x18\x05 \x01(\bR\x05audit\x12B\n" +
+	"\bproblems\x18\x06 \x03(\v2&.hawser.v1.PolicyRollout.ProblemsEntryR\bproblems\x1a;\n" +
+	"\rProblemsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd5\x01\n" +
 	"\n" +
 	"PolicyInfo\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
@@ -6056,7 +6069,7 @@ func file_api_hawser_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_api_hawser_v1_mesh_proto_rawDescData
 }
 
-var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_api_hawser_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	(*ClusterStatusRequest)(nil),      // 0: hawser.v1.ClusterStatusRequest
 	(*ClusterStatusReport)(nil),       // 1: hawser.v1.ClusterStatusReport
@@ -6140,13 +6153,14 @@ var file_api_hawser_v1_mesh_proto_goTypes = []any{
 	nil,                               // 79: hawser.v1.PeerGrant.RefusedEntry
 	nil,                               // 80: hawser.v1.PeerStatus.KeysByKindEntry
 	nil,                               // 81: hawser.v1.PeerStatus.RefusedEntry
-	nil,                               // 82: hawser.v1.ServiceInfo.AnnotationsEntry
-	nil,                               // 83: hawser.v1.ServiceInfo.SelectorEntry
-	(*Problem)(nil),                   // 84: hawser.v1.Problem
-	(*FrontendBackend)(nil),           // 85: hawser.v1.FrontendBackend
+	nil,                               // 82: hawser.v1.PolicyRollout.ProblemsEntry
+	nil,                               // 83: hawser.v1.ServiceInfo.AnnotationsEntry
+	nil,                               // 84: hawser.v1.ServiceInfo.SelectorEntry
+	(*Problem)(nil),                   // 85: hawser.v1.Problem
+	(*FrontendBackend)(nil),           // 86: hawser.v1.FrontendBackend
 }
 var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
-	84, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
+	85, // 0: hawser.v1.ClusterStatusReport.problems:type_name -> hawser.v1.Problem
 	5,  // 1: hawser.v1.ClusterStatusReport.etcd_members:type_name -> hawser.v1.EtcdMember
 	4,  // 2: hawser.v1.ClusterStatusReport.pod_ranges:type_name -> hawser.v1.PodRange
 	15, // 3: hawser.v1.JoinResponse.findings:type_name -> hawser.v1.Finding
@@ -6172,82 +6186,83 @@ var file_api_hawser_v1_mesh_proto_depIdxs = []int32{
 	59, // 23: hawser.v1.DeletePolicyResponse.objects:type_name -> hawser.v1.AppliedObject
 	65, // 24: hawser.v1.ListPoliciesResponse.policies:type_name -> hawser.v1.PolicyInfo
 	64, // 25: hawser.v1.ListPoliciesResponse.nodes:type_name -> hawser.v1.PolicyRollout
-	67, // 26: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
-	67, // 27: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
-	59, // 28: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	59, // 29: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
-	75, // 30: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
-	76, // 31: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
-	85, // 32: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
-	82, // 33: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
-	83, // 34: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
-	0,  // 35: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
-	2,  // 36: hawser.v1.Mesh.Describe:input_type -> hawser.v1.DescribeRequest
-	10, // 37: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
-	12, // 38: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
-	18, // 39: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
-	20, // 40: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
-	23, // 41: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
-	25, // 42: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
-	28, // 43: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
-	16, // 44: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
-	29, // 45: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
-	32, // 46: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
-	6,  // 47: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
-	8,  // 48: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
-	35, // 49: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
-	37, // 50: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
-	39, // 51: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
-	77, // 52: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
-	41, // 53: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
-	44, // 54: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
-	47, // 55: hawser.v1.Mesh.ListAddresses:input_type -> hawser.v1.ListAddressesRequest
-	50, // 56: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
-	53, // 57: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
-	55, // 58: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
-	57, // 59: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
-	60, // 60: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
-	62, // 61: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
-	66, // 62: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
-	69, // 63: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
-	71, // 64: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
-	73, // 65: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
-	1,  // 66: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
-	3,  // 67: hawser.v1.Mesh.Describe:output_type -> hawser.v1.ClusterDescription
-	11, // 68: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
-	13, // 69: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
-	19, // 70: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
-	21, // 71: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
-	24, // 72: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
-	26, // 73: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
-	26, // 74: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
-	17, // 75: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
-	30, // 76: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
-	33, // 77: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
-	7,  // 78: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
-	9,  // 79: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
-	36, // 80: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
-	38, // 81: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
-	40, // 82: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
-	78, // 83: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
-	42, // 84: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
-	45, // 85: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
-	48, // 86: hawser.v1.Mesh.ListAddresses:output_type -> hawser.v1.ListAddressesResponse
-	51, // 87: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
-	54, // 88: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
-	56, // 89: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
-	58, // 90: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
-	61, // 91: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
-	63, // 92: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
-	68, // 93: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
-	70, // 94: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
-	72, // 95: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
-	74, // 96: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
-	66, // [66:97] is the sub-list for method output_type
-	35, // [35:66] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	82, // 26: hawser.v1.PolicyRollout.problems:type_name -> hawser.v1.PolicyRollout.ProblemsEntry
+	67, // 27: hawser.v1.ExplainPolicyRequest.self:type_name -> hawser.v1.ExplainPolicyEnd
+	67, // 28: hawser.v1.ExplainPolicyRequest.peer:type_name -> hawser.v1.ExplainPolicyEnd
+	59, // 29: hawser.v1.ApplyServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	59, // 30: hawser.v1.DeleteServiceResponse.objects:type_name -> hawser.v1.AppliedObject
+	75, // 31: hawser.v1.ListServicesResponse.services:type_name -> hawser.v1.ServiceInfo
+	76, // 32: hawser.v1.ServiceInfo.ports:type_name -> hawser.v1.ServicePortInfo
+	86, // 33: hawser.v1.ServiceInfo.backends:type_name -> hawser.v1.FrontendBackend
+	83, // 34: hawser.v1.ServiceInfo.annotations:type_name -> hawser.v1.ServiceInfo.AnnotationsEntry
+	84, // 35: hawser.v1.ServiceInfo.selector:type_name -> hawser.v1.ServiceInfo.SelectorEntry
+	0,  // 36: hawser.v1.Mesh.ClusterStatus:input_type -> hawser.v1.ClusterStatusRequest
+	2,  // 37: hawser.v1.Mesh.Describe:input_type -> hawser.v1.DescribeRequest
+	10, // 38: hawser.v1.Mesh.Invite:input_type -> hawser.v1.InviteRequest
+	12, // 39: hawser.v1.Mesh.Join:input_type -> hawser.v1.JoinRequest
+	18, // 40: hawser.v1.Mesh.Leave:input_type -> hawser.v1.LeaveRequest
+	20, // 41: hawser.v1.Mesh.ListGrants:input_type -> hawser.v1.ListGrantsRequest
+	23, // 42: hawser.v1.Mesh.ChangeGrant:input_type -> hawser.v1.ChangeGrantRequest
+	25, // 43: hawser.v1.Mesh.CAStatus:input_type -> hawser.v1.CAStatusRequest
+	28, // 44: hawser.v1.Mesh.RotateCA:input_type -> hawser.v1.RotateCARequest
+	16, // 45: hawser.v1.Mesh.SetPeer:input_type -> hawser.v1.SetPeerRequest
+	29, // 46: hawser.v1.Mesh.MeshStatus:input_type -> hawser.v1.MeshStatusRequest
+	32, // 47: hawser.v1.Mesh.Diff:input_type -> hawser.v1.MeshDiffRequest
+	6,  // 48: hawser.v1.Mesh.Backup:input_type -> hawser.v1.BackupRequest
+	8,  // 49: hawser.v1.Mesh.Restore:input_type -> hawser.v1.RestoreChunk
+	35, // 50: hawser.v1.Mesh.InviteNode:input_type -> hawser.v1.InviteNodeRequest
+	37, // 51: hawser.v1.Mesh.ForgetNode:input_type -> hawser.v1.ForgetNodeRequest
+	39, // 52: hawser.v1.Mesh.DrainNode:input_type -> hawser.v1.DrainNodeRequest
+	77, // 53: hawser.v1.Mesh.ReadMetrics:input_type -> hawser.v1.ReadClusterMetricsRequest
+	41, // 54: hawser.v1.Mesh.ListNodes:input_type -> hawser.v1.ListNodesRequest
+	44, // 55: hawser.v1.Mesh.ListIdentities:input_type -> hawser.v1.ListIdentitiesRequest
+	47, // 56: hawser.v1.Mesh.ListAddresses:input_type -> hawser.v1.ListAddressesRequest
+	50, // 57: hawser.v1.Mesh.ListVTEPs:input_type -> hawser.v1.ListVTEPsRequest
+	53, // 58: hawser.v1.Mesh.AddVTEP:input_type -> hawser.v1.AddVTEPRequest
+	55, // 59: hawser.v1.Mesh.DeleteVTEP:input_type -> hawser.v1.DeleteVTEPRequest
+	57, // 60: hawser.v1.Mesh.ApplyPolicy:input_type -> hawser.v1.ApplyPolicyRequest
+	60, // 61: hawser.v1.Mesh.DeletePolicy:input_type -> hawser.v1.DeletePolicyRequest
+	62, // 62: hawser.v1.Mesh.ListPolicies:input_type -> hawser.v1.ListPoliciesRequest
+	66, // 63: hawser.v1.Mesh.ExplainPolicy:input_type -> hawser.v1.ExplainPolicyRequest
+	69, // 64: hawser.v1.Mesh.ApplyService:input_type -> hawser.v1.ApplyServiceRequest
+	71, // 65: hawser.v1.Mesh.DeleteService:input_type -> hawser.v1.DeleteServiceRequest
+	73, // 66: hawser.v1.Mesh.ListServices:input_type -> hawser.v1.ListServicesRequest
+	1,  // 67: hawser.v1.Mesh.ClusterStatus:output_type -> hawser.v1.ClusterStatusReport
+	3,  // 68: hawser.v1.Mesh.Describe:output_type -> hawser.v1.ClusterDescription
+	11, // 69: hawser.v1.Mesh.Invite:output_type -> hawser.v1.InviteResponse
+	13, // 70: hawser.v1.Mesh.Join:output_type -> hawser.v1.JoinResponse
+	19, // 71: hawser.v1.Mesh.Leave:output_type -> hawser.v1.LeaveResponse
+	21, // 72: hawser.v1.Mesh.ListGrants:output_type -> hawser.v1.ListGrantsResponse
+	24, // 73: hawser.v1.Mesh.ChangeGrant:output_type -> hawser.v1.ChangeGrantResponse
+	26, // 74: hawser.v1.Mesh.CAStatus:output_type -> hawser.v1.CAStatusReport
+	26, // 75: hawser.v1.Mesh.RotateCA:output_type -> hawser.v1.CAStatusReport
+	17, // 76: hawser.v1.Mesh.SetPeer:output_type -> hawser.v1.SetPeerResponse
+	30, // 77: hawser.v1.Mesh.MeshStatus:output_type -> hawser.v1.MeshStatusResponse
+	33, // 78: hawser.v1.Mesh.Diff:output_type -> hawser.v1.MeshDiffResponse
+	7,  // 79: hawser.v1.Mesh.Backup:output_type -> hawser.v1.BackupChunk
+	9,  // 80: hawser.v1.Mesh.Restore:output_type -> hawser.v1.RestoreResponse
+	36, // 81: hawser.v1.Mesh.InviteNode:output_type -> hawser.v1.InviteNodeResponse
+	38, // 82: hawser.v1.Mesh.ForgetNode:output_type -> hawser.v1.ForgetNodeResponse
+	40, // 83: hawser.v1.Mesh.DrainNode:output_type -> hawser.v1.DrainNodeResponse
+	78, // 84: hawser.v1.Mesh.ReadMetrics:output_type -> hawser.v1.ClusterMetricsText
+	42, // 85: hawser.v1.Mesh.ListNodes:output_type -> hawser.v1.ListNodesResponse
+	45, // 86: hawser.v1.Mesh.ListIdentities:output_type -> hawser.v1.ListIdentitiesResponse
+	48, // 87: hawser.v1.Mesh.ListAddresses:output_type -> hawser.v1.ListAddressesResponse
+	51, // 88: hawser.v1.Mesh.ListVTEPs:output_type -> hawser.v1.ListVTEPsResponse
+	54, // 89: hawser.v1.Mesh.AddVTEP:output_type -> hawser.v1.AddVTEPResponse
+	56, // 90: hawser.v1.Mesh.DeleteVTEP:output_type -> hawser.v1.DeleteVTEPResponse
+	58, // 91: hawser.v1.Mesh.ApplyPolicy:output_type -> hawser.v1.ApplyPolicyResponse
+	61, // 92: hawser.v1.Mesh.DeletePolicy:output_type -> hawser.v1.DeletePolicyResponse
+	63, // 93: hawser.v1.Mesh.ListPolicies:output_type -> hawser.v1.ListPoliciesResponse
+	68, // 94: hawser.v1.Mesh.ExplainPolicy:output_type -> hawser.v1.ExplainPolicyResponse
+	70, // 95: hawser.v1.Mesh.ApplyService:output_type -> hawser.v1.ApplyServiceResponse
+	72, // 96: hawser.v1.Mesh.DeleteService:output_type -> hawser.v1.DeleteServiceResponse
+	74, // 97: hawser.v1.Mesh.ListServices:output_type -> hawser.v1.ListServicesResponse
+	67, // [67:98] is the sub-list for method output_type
+	36, // [36:67] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_api_hawser_v1_mesh_proto_init() }
@@ -6265,7 +6280,7 @@ func file_api_hawser_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_hawser_v1_mesh_proto_rawDesc), len(file_api_hawser_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   84,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

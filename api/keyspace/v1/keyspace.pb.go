@@ -1763,6 +1763,9 @@ type NodeStatus struct {
 	PolicyScope string `protobuf:"bytes,12,opt,name=policy_scope,json=policyScope,proto3" json:"policy_scope,omitempty"` // local, mesh
 	PolicyMode  string `protobuf:"bytes,13,opt,name=policy_mode,json=policyMode,proto3" json:"policy_mode,omitempty"`    // default, always, never
 	PolicyAudit bool   `protobuf:"varint,14,opt,name=policy_audit,json=policyAudit,proto3" json:"policy_audit,omitempty"`
+	// namespace/name of policies that the node enforces in part or cannot read -> what is
+	// wrong and what to do; the first 32 of them.
+	PolicyProblems map[string]string `protobuf:"bytes,61,rep,name=policy_problems,json=policyProblems,proto3" json:"policy_problems,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// ModRevision of the NodeHealth record that says of this node that its process
 	// is down, and that it has read: it runs, though gossip does not hear it. 0: none.
 	Refutes       int64 `protobuf:"varint,60,opt,name=refutes,proto3" json:"refutes,omitempty"`
@@ -1876,6 +1879,13 @@ func (x *NodeStatus) GetPolicyAudit() bool {
 		return x.PolicyAudit
 	}
 	return false
+}
+
+func (x *NodeStatus) GetPolicyProblems() map[string]string {
+	if x != nil {
+		return x.PolicyProblems
+	}
+	return nil
 }
 
 func (x *NodeStatus) GetRefutes() int64 {
@@ -3769,7 +3779,7 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1d\n" +
 	"\n" +
-	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xde\x04\n" +
+	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\"\xfe\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -3783,7 +3793,8 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\fpolicy_scope\x18\f \x01(\tR\vpolicyScope\x12\x1f\n" +
 	"\vpolicy_mode\x18\r \x01(\tR\n" +
 	"policyMode\x12!\n" +
-	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12\x18\n" +
+	"\fpolicy_audit\x18\x0e \x01(\bR\vpolicyAudit\x12[\n" +
+	"\x0fpolicy_problems\x18= \x03(\v22.hawser.keyspace.v1.NodeStatus.PolicyProblemsEntryR\x0epolicyProblems\x12\x18\n" +
 	"\arefutes\x18< \x01(\x03R\arefutes\x12\x1d\n" +
 	"\n" +
 	"updated_at\x18\x0f \x01(\x03R\tupdatedAt\x1a7\n" +
@@ -3792,7 +3803,10 @@ const file_api_keyspace_v1_keyspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a;\n" +
 	"\rEnforcedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"P\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1aA\n" +
+	"\x13PolicyProblemsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
 	"\vTrustBundle\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1d\n" +
 	"\n" +
@@ -4017,7 +4031,7 @@ func file_api_keyspace_v1_keyspace_proto_rawDescGZIP() []byte {
 }
 
 var file_api_keyspace_v1_keyspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_api_keyspace_v1_keyspace_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	(Protocol)(0),           // 0: hawser.keyspace.v1.Protocol
 	(NodeAddress_Type)(0),   // 1: hawser.keyspace.v1.NodeAddress.Type
@@ -4066,6 +4080,7 @@ var file_api_keyspace_v1_keyspace_proto_goTypes = []any{
 	nil,                     // 44: hawser.keyspace.v1.Service.LabelsEntry
 	nil,                     // 45: hawser.keyspace.v1.NodeStatus.SeenEntry
 	nil,                     // 46: hawser.keyspace.v1.NodeStatus.EnforcedEntry
+	nil,                     // 47: hawser.keyspace.v1.NodeStatus.PolicyProblemsEntry
 }
 var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	7,  // 0: hawser.keyspace.v1.Cluster.mesh:type_name -> hawser.keyspace.v1.MeshParameters
@@ -4086,20 +4101,21 @@ var file_api_keyspace_v1_keyspace_proto_depIdxs = []int32{
 	45, // 15: hawser.keyspace.v1.NodeStatus.seen:type_name -> hawser.keyspace.v1.NodeStatus.SeenEntry
 	46, // 16: hawser.keyspace.v1.NodeStatus.enforced:type_name -> hawser.keyspace.v1.NodeStatus.EnforcedEntry
 	25, // 17: hawser.keyspace.v1.NodeStatus.paths:type_name -> hawser.keyspace.v1.PathReport
-	3,  // 18: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
-	29, // 19: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
-	33, // 20: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
-	33, // 21: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
-	37, // 22: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
-	4,  // 23: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
-	37, // 24: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
-	5,  // 25: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
-	36, // 26: hawser.keyspace.v1.Peer.declaration:type_name -> hawser.keyspace.v1.PeerDeclaration
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	47, // 18: hawser.keyspace.v1.NodeStatus.policy_problems:type_name -> hawser.keyspace.v1.NodeStatus.PolicyProblemsEntry
+	3,  // 19: hawser.keyspace.v1.NodeHealth.state:type_name -> hawser.keyspace.v1.NodeHealth.State
+	29, // 20: hawser.keyspace.v1.GossipKeys.keys:type_name -> hawser.keyspace.v1.GossipKey
+	33, // 21: hawser.keyspace.v1.PeerView.position:type_name -> hawser.keyspace.v1.Position
+	33, // 22: hawser.keyspace.v1.PeerView.acknowledged:type_name -> hawser.keyspace.v1.Position
+	37, // 23: hawser.keyspace.v1.PeerView.grant:type_name -> hawser.keyspace.v1.Grant
+	4,  // 24: hawser.keyspace.v1.Synced.state:type_name -> hawser.keyspace.v1.Synced.State
+	37, // 25: hawser.keyspace.v1.Peer.grant:type_name -> hawser.keyspace.v1.Grant
+	5,  // 26: hawser.keyspace.v1.Peer.state:type_name -> hawser.keyspace.v1.Peer.State
+	36, // 27: hawser.keyspace.v1.Peer.declaration:type_name -> hawser.keyspace.v1.PeerDeclaration
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_api_keyspace_v1_keyspace_proto_init() }
@@ -4116,7 +4132,7 @@ func file_api_keyspace_v1_keyspace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyspace_v1_keyspace_proto_rawDesc), len(file_api_keyspace_v1_keyspace_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
