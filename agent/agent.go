@@ -77,6 +77,7 @@ type Agent struct {
 	outside    *outside
 	watchman   *watchman
 	tunnel     tunnelMake
+	host       hostPair
 	hub        observe.Hub
 	watching   sync.Mutex  // serialises watch
 	dns        *dns.Server // nil when it is off
@@ -103,6 +104,7 @@ func Run(ctx context.Context, cfg Config) error {
 		enrolled: enrolment != nil,
 		cfg:      cfg, log: cfg.Log.With("node", cfg.Node), started: time.Now(), tables: datapath.NewTables(),
 		ready: make(chan struct{}), complete: make(chan struct{}), stopping: make(chan struct{}), timers: newTimers(),
+		host: hostPair{wake: make(chan struct{}, 1)},
 	}
 	var apiServers []string
 	if enrolment != nil {
@@ -157,7 +159,7 @@ func (a *Agent) openKernel(ctx context.Context) error {
 	if a.space, err = identity.NewSpace(a.cfg.ClusterBits); err != nil {
 		return err
 	}
-	if _, err := netdev.EnsureHostDevice(netdev.HostConfig{MTU: a.mtu, Addr6: a.cfg.nodeAddress6()}); err != nil {
+	if a.host.pair, err = netdev.EnsureHostDevice(a.hostConfig()); err != nil {
 		return err
 	}
 	if err := a.openTunnel(ctx, underlay.Type); err != nil {
@@ -394,6 +396,7 @@ func (a *Agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.publisher.run(ctx, a.history) })
 	g.Go(func() error { return a.keepRoutes(ctx) })
 	g.Go(func() error { return a.keepTunnel(ctx) })
+	g.Go(func() error { return a.keepHost(ctx) })
 	g.Go(func() error { return a.outside.run(ctx) })
 	g.Go(func() error { return a.endpoints.keepDevices(ctx) })
 	g.Go(func() error { return a.keepHostAddrs(ctx, addrs) })

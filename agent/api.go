@@ -267,7 +267,7 @@ func (s *service) Status(ctx context.Context, _ *hawserv1.StatusRequest) (*hawse
 	if k := r.GetKeyspace(); !k.GetConnected() {
 		r.Problems = append(r.Problems, disconnected(k, a.cfg.Node, a.enrolled))
 	}
-	r.Problems = append(r.Problems, a.tunnel.problems()...)
+	r.Problems = append(append(r.Problems, a.tunnel.problems()...), a.host.problems()...)
 	r.Problems = append(append(r.Problems, a.watchman.problems()...), a.grants.problems()...)
 	r.Problems = append(r.Problems, a.publisher.problems()...)
 	r.Problems = append(append(r.Problems, a.unreadable.problems()...), a.routeless.problems()...)

@@ -55,6 +55,8 @@ func (a *Agent) keepRoutes(ctx context.Context) error {
 		case <-outside.C():
 			met, _ := outside.Take()
 			again(met)
+		case <-a.host.wake:
+			a.again(changes)
 		case <-retry.C:
 		case <-complete:
 			complete = nil
@@ -64,6 +66,23 @@ func (a *Agent) keepRoutes(ctx context.Context) error {
 		}
 		if wait := a.routesOf(changes); wait > 0 {
 			retry.Reset(wait)
+		}
+	}
+}
+
+// again has the routes set that the host has lost with its device.
+func (a *Agent) again(changes *table.Changes[netip.Prefix]) {
+	present, err := netdev.Routes()
+	if err != nil {
+		a.log.Error("look for routes", "error", err) // all are set again
+	}
+	have := map[netip.Prefix]bool{}
+	for _, p := range present {
+		have[p] = true
+	}
+	for p := range a.view.podRoutes.All() {
+		if !have[p] {
+			changes.Requeue(p)
 		}
 	}
 }

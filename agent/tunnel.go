@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
-	"time"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/datapath/features"
@@ -29,9 +27,7 @@ type tunnelMake struct {
 	// probes is where path probes are sent from and answered to.
 	probes  *net.UDPConn
 	ifindex int // of the device; 0: there is none
-
-	mu      sync.Mutex
-	problem error // why the device is not there; nil: it is
+	lost    lostDevice
 }
 
 // chooseTunnel decides how headers are made, and why so. has reports whether the
@@ -110,47 +106,13 @@ func (a *Agent) openProbes(ctx context.Context) (err error) {
 	return nil
 }
 
-// deviceEvery is how often the tunnel's device is looked at although nothing said
-// that it changed, and tried again where it could not be put back.
-const deviceEvery = 5 * time.Second
-
 // keepTunnel puts the tunnel's device back when somebody removes or changes it,
 // until the context ends.
 func (a *Agent) keepTunnel(ctx context.Context) error {
 	if a.tunnel.way != TunnelNetdev {
 		return nil
 	}
-	tick := time.NewTicker(deviceEvery)
-	defer tick.Stop()
-	var mute string // what was said of watching last
-	changed := a.watchTunnel(ctx, &mute)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-changed:
-			if !ok {
-				changed = nil // too much at once; until the next tick
-			}
-		case <-tick.C:
-			if changed == nil {
-				changed = a.watchTunnel(ctx, &mute)
-			}
-		}
-		a.tunnel.note(a.putTunnelBack(ctx), a.log)
-	}
-}
-
-// watchTunnel says why it cannot watch unless that is what it said last.
-func (a *Agent) watchTunnel(ctx context.Context, last *string) <-chan struct{} {
-	changed, err := netdev.WatchDevice(ctx, netdev.TunnelDevice)
-	if err == nil {
-		*last = ""
-	} else if *last != err.Error() {
-		*last = err.Error()
-		a.log.Warn("the tunnel's device is looked at on a timer only", "error", err, "every", deviceEvery)
-	}
-	return changed
+	return keepDevices(ctx, a.log, func(bool) { a.tunnel.note(a.putTunnelBack(ctx), a.log) }, netdev.TunnelDevice)
 }
 
 // putTunnelBack makes the device as the programs know it: by its index.
@@ -162,7 +124,7 @@ func (a *Agent) putTunnelBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !there && !a.tunnel.missing() { // else it was said
+	if !there && !a.tunnel.lost.is() { // else it was said
 		a.log.Warn("somebody removed the tunnel's device; it is put back", "device", netdev.TunnelDevice)
 	}
 	if _, err := netdev.EnsureTunnelDevice(ctx, netdev.TunnelConfig{Port: a.cfg.TunnelPort, IfIndex: a.tunnel.ifindex}); err != nil {
@@ -171,35 +133,11 @@ func (a *Agent) putTunnelBack(ctx context.Context) error {
 	return a.attachTunnel()
 }
 
-func (t *tunnelMake) missing() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.problem != nil
-}
-
 // note remembers why the device is not there, and tells when that changes.
-func (t *tunnelMake) note(err error, log *slog.Logger) {
-	t.mu.Lock()
-	was := t.problem
-	t.problem = err
-	t.mu.Unlock()
-	switch {
-	case err != nil && (was == nil || err.Error() != was.Error()):
-		log.Error("the tunnel's device cannot be put back, trying again", "device", netdev.TunnelDevice, "error", err)
-	case err == nil && was != nil:
-		log.Info("the tunnel's device is there again", "device", netdev.TunnelDevice)
-	}
-}
+func (t *tunnelMake) note(err error, log *slog.Logger) { t.lost.note(netdev.TunnelDevice, err, log) }
 
 // problems says that there is no device.
 func (t *tunnelMake) problems() []*hawserv1.Problem {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.problem == nil {
-		return nil
-	}
-	return []*hawserv1.Problem{{
-		Object: "device " + netdev.TunnelDevice, Problem: t.problem.Error() + "; no traffic leaves the node by the tunnel",
-		Fix: "it is tried again every " + deviceEvery.String() + "; restart the agent, or start it with --tunnel-datapath=ebpf",
-	}}
+	return t.lost.problems(netdev.TunnelDevice, "no traffic leaves the node by the tunnel",
+		"; restart the agent, or start it with --tunnel-datapath=ebpf")
 }

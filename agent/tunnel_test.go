@@ -81,3 +81,18 @@ func TestTunnelDeviceTrouble(t *testing.T) {
 		t.Errorf("two errors are told in %d lines: %s", n, said.String())
 	}
 }
+
+func TestHostDeviceTrouble(t *testing.T) {
+	var h hostPair
+	if p := h.problems(); len(p) != 0 {
+		t.Errorf("nothing is wrong: %v", p)
+	}
+	h.lost.note(netdev.HostDevice, errors.New("add veth pair: with index 7: file exists"), slog.New(slog.DiscardHandler))
+	if p := h.problems(); len(p) != 1 || p[0].GetObject() != "device hawser_host" || !strings.Contains(p[0].GetProblem(), "index 7") || !strings.Contains(p[0].GetFix(), "restart the agent") {
+		t.Errorf("it cannot be made: %v", p)
+	}
+	h.lost.note(netdev.HostDevice, nil, slog.New(slog.DiscardHandler))
+	if p := h.problems(); len(p) != 0 {
+		t.Errorf("it is there again: %v", p)
+	}
+}

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,11 +28,14 @@ import (
 type Config struct {
 	PinPath string
 	Socket  string
+	// Cgroup is where the agent has programs on sockets; empty: as loader.Elsewhere.
+	Cgroup string
 	// StateDir and TLSDir are where the agent's files are that are to be
 	// removed too; empty leaves them.
 	StateDir string
 	TLSDir   string
-	// Force removes also while an agent runs.
+	// Force removes also while an agent runs, and takes off programs that are pinned
+	// elsewhere, or nowhere.
 	Force bool
 }
 
@@ -58,22 +60,22 @@ type Item struct {
 	gone   func() bool // nil: the next Find tells
 }
 
-// RunningError says that an agent runs.
-type RunningError struct{ Who []string }
-
-func (e *RunningError) Error() string {
-	return "an agent runs on this node: " + strings.Join(e.Who, ", ")
-}
-
 // Find lists what there is, in the order in which it is removed.
 func Find(cfg Config) ([]Item, error) {
 	objects, err := loader.Inventory(cfg.PinPath)
 	if err != nil {
 		return nil, err
 	}
+	elsewhere, err := loader.Elsewhere(cfg.PinPath, cfg.Cgroup)
+	if err != nil {
+		return nil, err
+	}
 	var items []Item
-	for _, o := range objects {
-		items = append(items, Item{Kind: o.Kind, Name: o.Name, ID: o.ID, remove: o.Remove, gone: o.Gone})
+	for _, o := range append(elsewhere, objects...) { // what takes packets first
+		it := Item{Kind: o.Kind, Name: o.Name, ID: o.ID, remove: o.Remove, gone: o.Gone}
+		if !slices.ContainsFunc(items, func(i Item) bool { return i.key() == it.key() }) { // of filters both tell
+			items = append(items, it)
+		}
 	}
 	devices, err := deviceItems()
 	if err != nil {
@@ -170,12 +172,14 @@ func fileItems(cfg Config) ([]Item, error) {
 const settleFor = 5 * time.Second
 
 // Run removes all that Find lists, looks again, and returns what it found with
-// what became of it. The error joins what is left and could not be removed. A
-// RunningError is returned, and nothing removed, while an agent runs, unless
-// cfg.Force. It blocks for up to some seconds.
+// what became of it. The error joins what is left and could not be removed. An
+// error of Refusal is returned, and nothing removed, unless cfg.Force. It blocks for
+// up to some seconds.
 func Run(ctx context.Context, cfg Config) ([]Item, error) {
-	if who := Running(ctx, cfg); len(who) > 0 && !cfg.Force {
-		return nil, &RunningError{who}
+	if !cfg.Force {
+		if err := Refusal(ctx, cfg); err != nil {
+			return nil, err
+		}
 	}
 	items, err := Find(cfg)
 	if err != nil {
@@ -270,27 +274,3 @@ func removeEmpty(dir string) {
 
 // pinParent is the directory of all agents' pins in a bpffs.
 const pinParent = "hawser"
-
-// Running tells who seems to be an agent that runs: what answers on the socket,
-// and processes that hold its maps.
-func Running(ctx context.Context, cfg Config) []string {
-	var who []string
-	d := net.Dialer{Timeout: time.Second}
-	if c, err := d.DialContext(ctx, "unix", cfg.Socket); err == nil {
-		_ = c.Close()
-		who = append(who, "it answers on "+cfg.Socket)
-	}
-	items, err := Find(cfg)
-	if err != nil {
-		return who
-	}
-	held := holders()
-	for _, it := range items {
-		for _, h := range held[object{it.Kind, it.ID}] {
-			if it.Kind == loader.KindMap && !slices.Contains(who, h) {
-				who = append(who, h)
-			}
-		}
-	}
-	return who
-}

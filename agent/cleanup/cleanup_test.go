@@ -47,7 +47,7 @@ func onNode(t *testing.T, attach string, body func(n *node) error) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nsthread.DeleteNetns(pod) })
-	group := cgroup(t)
+	group := cgroup(t, "own")
 	err := nsthread.Run(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
@@ -56,7 +56,7 @@ func onNode(t *testing.T, attach string, body func(n *node) error) {
 			return err
 		}
 		n := &node{cgroup: group, cfg: cleanup.Config{
-			PinPath: filepath.Join(dir, "bpf", "hawser", "n1"), Socket: filepath.Join(dir, "run", "agent.sock"),
+			PinPath: filepath.Join(dir, "bpf", "hawser", "n1"), Socket: filepath.Join(dir, "run", "agent.sock"), Cgroup: group,
 		}}
 		var err error
 		if n.bare, err = snapshot(); err != nil {
@@ -72,13 +72,13 @@ func onNode(t *testing.T, attach string, body func(n *node) error) {
 	}
 }
 
-func cgroup(t *testing.T) string {
+func cgroup(t *testing.T, what string) string {
 	t.Helper()
 	root, err := loader.CgroupRoot()
 	if err != nil {
 		t.Skip(err)
 	}
-	dir := filepath.Join(root, fmt.Sprintf("hawser-cleanup-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-")))
+	dir := filepath.Join(root, fmt.Sprintf("hawser-cleanup-%d-%s-%s", os.Getpid(), what, strings.ReplaceAll(t.Name(), "/", "-")))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -335,6 +335,9 @@ func TestWhatIsHeldIsTold(t *testing.T) {
 
 // TestAgentThatAnswersIsRunning refuses by the socket alone.
 func TestAgentThatAnswersIsRunning(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: looks at the programs of devices")
+	}
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	lis, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
 	if err != nil {

@@ -39,8 +39,10 @@ func New(s *session.Session) *cobra.Command {
 			"their network. Afterwards it looks again, in the kernel too; the exit code is 1 if\n" +
 			"anything is left, and each is told with who holds it. Its files are listed as kept\n" +
 			"without --state and --credentials.\n\n" +
-			"It refuses while an agent runs. What the node has in the keyspace stays, as does its\n" +
-			"right to be a node, until: hawser node forget NODE",
+			"It refuses while an agent runs, and where programs of an agent are on a device or on the\n" +
+			"cgroup that are not pinned in the given --pin-path: it names them, and which process has\n" +
+			"them open. What the node has in the keyspace stays, as does its right to be a\n" +
+			"node, until: hawser node forget NODE",
 		Example: "  hawser cleanup --dry-run\n  hawser cleanup --state --credentials     # nothing stays on this host",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return run(cmd, s, o) },
@@ -48,12 +50,13 @@ func New(s *session.Session) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.PinPath, "pin-path", "", "the agent's --pin-path (default: that of --node, or the only one below "+pinRoot+")")
 	f.StringVar(&o.Socket, "socket", "/run/hawser/agent.sock", "the agent's --socket")
+	f.StringVar(&o.Cgroup, "cgroup-root", "", "the agent's --cgroup-root (default: the root of cgroup2, where this is the host's network, and the cgroups that this command is in)")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/hawser", "the agent's --state-dir")
 	f.StringVar(&o.TLSDir, "tls-dir", "/etc/hawser/tls", "the agent's --tls-dir")
 	f.BoolVar(&o.state, "state", false, "remove the agent's files in --state-dir too")
 	f.BoolVar(&o.credentials, "credentials", false, "remove the node's certificate and enrolment too; it needs a new token then")
 	f.BoolVar(&o.dryRun, "dry-run", false, "only list what would be removed")
-	f.BoolVar(&o.Force, "force", false, "also while an agent runs")
+	f.BoolVar(&o.Force, "force", false, "also while an agent runs; programs that are pinned elsewhere are taken off, and their pins stay there")
 	return cmd
 }
 
@@ -72,8 +75,8 @@ func run(cmd *cobra.Command, s *session.Session, o options) error {
 		if err != nil {
 			return err
 		}
-		if who := cleanup.Running(cmd.Context(), o.Config); len(who) > 0 && !o.Force {
-			s.Warn("without --force it would be refused: %v", &cleanup.RunningError{Who: who})
+		if err := cleanup.Refusal(cmd.Context(), o.Config); err != nil && !o.Force {
+			s.Warn("without --force it would be refused: %v", err)
 		}
 		return list(cmd, s, items, o.kept)
 	}
@@ -81,6 +84,11 @@ func run(cmd *cobra.Command, s *session.Session, o options) error {
 	var running *cleanup.RunningError
 	if errors.As(err, &running) {
 		return session.Answer("%v\nstop it first (its pods lose their network), or give --force; nothing was removed", running)
+	}
+	var elsewhere *cleanup.ElsewhereError
+	if errors.As(err, &elsewhere) {
+		return session.Answer("%v\nthey are pinned elsewhere: give --pin-path and --socket as that agent has them, "+
+			"or --force to take them off where their pins are lost; nothing was removed", elsewhere)
 	}
 	if lerr := list(cmd, s, items, o.kept); lerr != nil {
 		return lerr
@@ -93,10 +101,10 @@ func run(cmd *cobra.Command, s *session.Session, o options) error {
 
 // complete fills in which agent's, and leaves out what is not to be removed.
 func (o *options) complete(node string) error {
-	paths := map[string]*string{"--pin-path": &o.PinPath, "--socket": &o.Socket, "--state-dir": &o.StateDir, "--tls-dir": &o.TLSDir}
+	paths := map[string]*string{"--pin-path": &o.PinPath, "--cgroup-root": &o.Cgroup, "--socket": &o.Socket, "--state-dir": &o.StateDir, "--tls-dir": &o.TLSDir}
 	var errs []error
 	for flag, path := range paths {
-		if !filepath.IsAbs(*path) && (flag != "--pin-path" || *path != "") {
+		if !filepath.IsAbs(*path) && (*path != "" || flag != "--pin-path" && flag != "--cgroup-root") {
 			errs = append(errs, fmt.Errorf("%s %q: must be an absolute path", flag, *path))
 		}
 	}

@@ -30,8 +30,11 @@ type Object struct {
 	Kind string
 	Name string
 	// ID is the kernel's number of it, 0 where it has none.
-	ID     uint32
-	remove func() error
+	ID uint32
+	// Program is the kernel's number of the program that it has packets or sockets
+	// see, where that is known.
+	Program uint32
+	remove  func() error
 }
 
 // Remove takes it away. One that is gone is no error.
@@ -143,7 +146,7 @@ func linkObjects(pinPath string) ([]Object, error) {
 		o := Object{Kind: KindLink, Name: filepath.Base(pin), remove: func() error { return removeLink(pin) }}
 		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 			if info, err := l.Info(); err == nil {
-				o.ID = uint32(info.ID)
+				o.ID, o.Program = uint32(info.ID), uint32(info.Program)
 			}
 			_ = l.Close()
 		}
@@ -224,7 +227,7 @@ func filterObjects() ([]Object, error) {
 	for _, l := range links {
 		for _, b := range ourFilters(l) {
 			dev := l.Attrs().Name
-			out = append(out, Object{Kind: KindFilter, Name: b.Name + pinSeparator + dev, ID: uint32(b.Id), remove: func() error {
+			out = append(out, Object{Kind: KindFilter, Name: b.Name + pinSeparator + dev, ID: uint32(b.Id), Program: uint32(b.Id), remove: func() error {
 				return errors.Join(removeFilter(b.Name, dev), removeIdleClsact(dev))
 			}})
 		}

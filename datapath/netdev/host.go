@@ -36,12 +36,16 @@ type HostConfig struct {
 	// Addr6 is the node's own IPv6 address towards pods; the zero Addr: it has
 	// none.
 	Addr6 netip.Addr
+	// As is the pair as programs that run know it: one that is not has the index and
+	// the addresses set again, or is made anew with them. Its PeerIfIndex does not
+	// count; the zero HostPair: any.
+	As HostPair
 }
 
 // EnsureHostDevice makes the host pair: up, without other addresses than Addr6
 // and without ARP and NDP (the programs see every packet, there is no neighbour
 // to ask), and without reverse path filtering on the node's end, where packets
-// from all pods arrive.
+// from all pods arrive. A pair that has lost an end is made anew.
 func EnsureHostDevice(cfg HostConfig) (HostPair, error) {
 	if cfg.MTU == 0 {
 		cfg.MTU = 1500
@@ -54,7 +58,14 @@ func EnsureHostDevice(cfg HostConfig) (HostPair, error) {
 }
 
 func ensureHostDevice(cfg HostConfig) (HostPair, error) {
-	if _, err := netlink.LinkByName(HostDevice); notFound(err) {
+	stands, err := hostPairStands(cfg.As)
+	if err != nil {
+		return HostPair{}, err
+	}
+	if !stands {
+		if err := errors.Join(deleteLink(HostDevice), deleteLink(HostPeer)); err != nil {
+			return HostPair{}, err
+		}
 		if err := addHostPair(cfg); err != nil {
 			return HostPair{}, fmt.Errorf("add veth pair: %w", err)
 		}
@@ -70,6 +81,11 @@ func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 	if host.Type() != "veth" || host.Attrs().ParentIndex != peer.Attrs().Index {
 		return HostPair{}, fmt.Errorf("%s and %s are there but are no pair: remove them", HostDevice, HostPeer)
 	}
+	if cfg.As != (HostPair{}) {
+		if err := errors.Join(ensureMAC(host, cfg.As.MAC), ensureMAC(peer, cfg.As.PeerMAC)); err != nil {
+			return HostPair{}, err
+		}
+	}
 	for _, link := range []netlink.Link{host, peer} {
 		if err := setupHostPairSide(link, cfg); err != nil {
 			return HostPair{}, err
@@ -83,11 +99,50 @@ func ensureHostDevice(cfg HostConfig) (HostPair, error) {
 	}, nil
 }
 
+// hostPairStands reports whether both ends are there, under the index that programs
+// know. Ends that are no veths are somebody else's: that is an error.
+func hostPairStands(as HostPair) (bool, error) {
+	stands := true
+	for _, name := range []string{HostDevice, HostPeer} {
+		link, err := netlink.LinkByName(name)
+		switch {
+		case notFound(err):
+			stands = false
+		case err != nil:
+			return false, fmt.Errorf("find %s: %w", name, err)
+		case link.Type() != "veth":
+			return false, fmt.Errorf("there is a device %s which is of type %s: remove it", name, link.Type())
+		case name == HostDevice && as.IfIndex != 0 && link.Attrs().Index != as.IfIndex:
+			stands = false
+		}
+	}
+	return stands, nil
+}
+
+// ensureMAC sets a device's hardware address, unless it has it.
+func ensureMAC(link netlink.Link, want [6]byte) error {
+	if mac(link) == want {
+		return nil
+	}
+	if err := netlink.LinkSetHardwareAddr(link, want[:]); err != nil {
+		return fmt.Errorf("set address of %s: %w", link.Attrs().Name, err)
+	}
+	link.Attrs().HardwareAddr = want[:]
+	return nil
+}
+
 // addHostPair sets both addresses, as podPair does and for the same reason: programs
 // write and compare them.
 func addHostPair(cfg HostConfig) (err error) {
 	veth := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: HostPeer, PeerMTU: uint32(cfg.MTU)}
 	veth.Name, veth.MTU = HostDevice, cfg.MTU
+	if cfg.As != (HostPair{}) {
+		veth.Index, veth.HardwareAddr, veth.PeerHardwareAddr = cfg.As.IfIndex, cfg.As.MAC[:], cfg.As.PeerMAC[:]
+		if err := netlink.LinkAdd(veth); err != nil {
+			return fmt.Errorf("with index %d: %w", cfg.As.IfIndex, err)
+		}
+		return nil
+	}
 	if veth.HardwareAddr, err = randomMAC(); err != nil {
 		return err
 	}

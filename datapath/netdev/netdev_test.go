@@ -344,6 +344,131 @@ func TestHostDevice(t *testing.T) {
 	})
 }
 
+// A pair that programs run with keeps its index and addresses, whatever becomes of it.
+func TestHostDeviceIsPutBack(t *testing.T) {
+	inNode(t, func(string) error {
+		own := netip.MustParseAddr("fd00:1:0:1::1")
+		pair, err := netdev.EnsureHostDevice(netdev.HostConfig{Addr6: own})
+		if err != nil {
+			return err
+		}
+		cfg := netdev.HostConfig{Addr6: own, As: pair}
+		link := func(name string) netlink.Link {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				return &netlink.Dummy{}
+			}
+			return l
+		}
+		for what, harm := range map[string]func() error{
+			"nothing":         func() error { return nil },
+			"removed":         func() error { return netlink.LinkDel(link(netdev.HostDevice)) },
+			"its peer":        func() error { return netlink.LinkDel(link(netdev.HostPeer)) },
+			"set down":        func() error { return netlink.LinkSetDown(link(netdev.HostDevice)) },
+			"another address": func() error { return netlink.LinkSetHardwareAddr(link(netdev.HostPeer), net.HardwareAddr{2, 0, 0, 0, 0, 9}) },
+			"another name": func() error {
+				return errors.Join(netlink.LinkSetDown(link(netdev.HostPeer)), netlink.LinkSetName(link(netdev.HostPeer), "theirs"))
+			},
+			"another pair": func() error {
+				if err := netdev.DeleteHostDevice(); err != nil {
+					return err
+				}
+				_, err := netdev.EnsureHostDevice(netdev.HostConfig{})
+				return err
+			},
+		} {
+			if err := harm(); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			again, err := netdev.EnsureHostDevice(cfg)
+			if err != nil || again.IfIndex != pair.IfIndex || again.MAC != pair.MAC || again.PeerMAC != pair.PeerMAC {
+				t.Errorf("%s: %+v, %v; want %+v", what, again, err, pair)
+			}
+			if remade := again.PeerIfIndex != cfg.As.PeerIfIndex; remade != (what != "nothing" && what != "set down" && what != "another address") {
+				t.Errorf("%s: made anew: %v", what, remade)
+			}
+			for _, name := range []string{netdev.HostDevice, netdev.HostPeer} {
+				if l := link(name); l.Attrs().Flags&net.FlagUp == 0 {
+					t.Errorf("%s: %s is down", what, name)
+				}
+			}
+			if addrs, err := netlink.AddrList(link(netdev.HostDevice), netlink.FAMILY_V6); err != nil || len(addrs) != 1 {
+				t.Errorf("%s: addresses %v, %v", what, addrs, err)
+			}
+			cfg.As = again
+		}
+		// Somebody has the index meanwhile.
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", Index: pair.IfIndex}}
+		if err := errors.Join(netdev.DeleteHostDevice(), netlink.LinkAdd(bridge)); err != nil {
+			return err
+		}
+		if _, err := netdev.EnsureHostDevice(cfg); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%s: add veth pair: with index %d", netdev.HostDevice, pair.IfIndex)) {
+			t.Errorf("the index is taken: %v", err)
+		}
+		if _, err := netdev.EnsureHostDevice(netdev.HostConfig{}); err != nil {
+			t.Errorf("with any index: %v", err)
+		}
+		return nil
+	})
+}
+
+// What is as it should be is not changed: nobody who watches the pair is woken.
+func TestHostDeviceAsItIs(t *testing.T) {
+	inNode(t, func(string) error {
+		cfg := netdev.HostConfig{Addr6: netip.MustParseAddr("fd00:1:0:1::1")}
+		var err error
+		if cfg.As, err = netdev.EnsureHostDevice(cfg); err != nil {
+			return err
+		}
+		done := make(chan struct{})
+		defer close(done)
+		updates := make(chan netlink.LinkUpdate, 64)
+		if err := netlink.LinkSubscribe(updates, done); err != nil {
+			return err
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { // told a while later
+			host, err := netlink.LinkByName(netdev.HostDevice)
+			peer, err2 := netlink.LinkByName(netdev.HostPeer)
+			if err := errors.Join(err, err2); err != nil {
+				return err
+			}
+			if host.Attrs().OperState == netlink.OperUp && peer.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if time.Now().After(deadline) {
+				return errors.New("the pair does not come up")
+			}
+		}
+		// until reads what is told up to a device that is made now.
+		until := func(marker string) (told []string, err error) {
+			if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: marker}}); err != nil {
+				return nil, err
+			}
+			for u := range updates {
+				if u.Attrs().Name == marker {
+					break
+				}
+				told = append(told, u.Attrs().Name)
+			}
+			return told, nil
+		}
+		if _, err := until("br0"); err != nil {
+			return err
+		}
+		if _, err := netdev.EnsureHostDevice(cfg); err != nil {
+			return err
+		}
+		told, err := until("br1")
+		for _, name := range told {
+			if name != "br0" {
+				t.Errorf("%s was changed", name)
+			}
+		}
+		return err
+	})
+}
+
 // With an IPv6 range the host has its own address on the pair, no other, and
 // reaches pods from it.
 func TestHostDeviceIPv6(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -204,22 +206,30 @@ func TunnelDeviceExists() (bool, error) {
 	return link.Type() == "vxlan", nil
 }
 
-// WatchDevice wakes the channel when something becomes of the device of that name
-// in the calling thread's network namespace, until the context ends. Several
+// WatchDevices wakes the channel when something becomes of the devices of those names
+// in the calling thread's network namespace, another name too, until the context ends. Several
 // changes may wake it once. It is closed with the context, and when the kernel had
 // more to tell than was read.
-func WatchDevice(ctx context.Context, name string) (<-chan struct{}, error) {
+func WatchDevices(ctx context.Context, names ...string) (<-chan struct{}, error) {
 	updates := make(chan netlink.LinkUpdate, 64)
 	if err := netlink.LinkSubscribe(updates, ctx.Done()); err != nil {
-		return nil, fmt.Errorf("watch device %s: %w", name, err)
+		return nil, fmt.Errorf("watch devices %s: %w", strings.Join(names, ", "), err)
+	}
+	known := map[int]bool{} // by index: of those that get another name
+	for _, name := range names {
+		if l, err := netlink.LinkByName(name); err == nil {
+			known[l.Attrs().Index] = true
+		}
 	}
 	wake := make(chan struct{}, 1)
 	go func() {
 		defer close(wake)
 		for u := range updates { // is closed when the context ends, or the socket failed
-			if u.Attrs().Name != name {
+			named := slices.Contains(names, u.Attrs().Name)
+			if !named && !known[u.Attrs().Index] {
 				continue
 			}
+			known[u.Attrs().Index] = named
 			select {
 			case wake <- struct{}{}:
 			default:

@@ -190,12 +190,12 @@ func TestTunnelPortInUse(t *testing.T) {
 	})
 }
 
-func TestWatchDevice(t *testing.T) {
+func TestWatchDevices(t *testing.T) {
 	inNode(t, func(string) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		v := ensureTunnel(t, netdev.TunnelConfig{Port: tunnelPort})
-		wake, err := netdev.WatchDevice(ctx, netdev.TunnelDevice)
+		wake, err := netdev.WatchDevices(ctx, netdev.TunnelDevice)
 		if err != nil {
 			return err
 		}
@@ -208,6 +208,17 @@ func TestWatchDevice(t *testing.T) {
 		}
 		if _, ok := <-wake; !ok {
 			t.Error("nothing is said of a device that was set down")
+		}
+		if err := netlink.LinkSetName(v, "theirs"); err != nil {
+			return err
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			t.Error("nothing is said of a device that got another name")
+		}
+		if err := netlink.LinkSetName(v, netdev.TunnelDevice); err != nil {
+			return err
 		}
 		if err := netlink.LinkDel(v); err != nil {
 			return err
