@@ -99,6 +99,11 @@ func (c *cramped) compare(t *testing.T) {
 		if all, _ := c.ruleSet(t, c.all, ep); len(all.Entries) <= c.limit && !maps.Equal(rs.Entries, all.Entries) {
 			t.Fatalf("rule set %d: %d entries have room, but\n%+v\nis not\n%+v", rs.ID, len(all.Entries), rs.Entries, all.Entries)
 		}
+		for k, entry := range rs.Entries {
+			if extent := sets.dirs[k.Direction].extent; extent != whole && k.Identity != identity.Host && !entry.Deny && (extent == nothing || k.Identity != 0) {
+				t.Fatalf("rule set %d: %+v allows one identity, which is left out", rs.ID, k)
+			}
+		}
 		for dir, d := range sets.dirs {
 			c.seen[d.extent]++
 			key := fmt.Sprint(name, dir)
