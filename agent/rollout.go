@@ -78,8 +78,8 @@ func tooManyEntries(all []policy.Excess) (out []*hawserv1.Problem) {
 		}
 		out = append(out, &hawserv1.Problem{
 			Object: policyObject + x.Object,
-			Problem: fmt.Sprintf("%s: %s: for %d kinds of endpoint the rules of all policies together become more than %d entries (ports times peers); those of this one up to about %d",
-				strings.Join(directions, " and "), left, x.RuleSets, x.Limit, x.Entries),
+			Problem: fmt.Sprintf("%s: %s: all policies together are more than %d entries (ports times peers) for each of %d kinds of endpoint, this one about %d",
+				strings.Join(directions, " and "), left, x.Limit, x.RuleSets, x.Entries),
 			Fix: "write ranges instead of single ports, or select fewer peers; if a peer cluster has more identities than it should have: hawser mesh grant PEER --max-identities NUMBER",
 		})
 	}

@@ -65,8 +65,7 @@ func TestTooManyEntriesAreTold(t *testing.T) {
 		t.Errorf("with room: %v", got)
 	}
 	come(40)
-	const want = "ingress: what it allows single peers is left out: for 1 kinds of endpoint the rules of all policies together become more than 100 entries (ports times peers); " +
-		"those of this one up to about 120 (write ranges "
+	const want = "ingress: what it allows single peers is left out: all policies together are more than 100 entries (ports times peers) for each of 1 kinds of endpoint, this one about 120 (write ranges "
 	if got := a.toldProblems(); len(got) != 1 || !strings.HasPrefix(got["demo/wide"], want) {
 		t.Errorf("got %v", got)
 	}
