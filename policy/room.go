@@ -84,18 +84,27 @@ func (d *direction) fits(as *draft) bool {
 	return true
 }
 
-// mayFit is false when the identities of one selector alone have more entries.
+// mayFit is false when there are more entries for sure: each cell has one for each
+// identity of the widest selector that it is said of.
 func (d *direction) mayFit(dir, limit int) bool {
 	if limit == 0 {
 		return true
 	}
+	most, total := map[cell]int{}, 0
 	for s, said := range d.peers {
 		identities := len(s.matches)
 		if hostRow(dir, identity.Host) != nil {
 			identities-- // the own host has a row that is not of the rules
 		}
-		if len(said.verdicts())*identities > limit {
-			return false
+		for _, v := range said.verdicts() {
+			more := identities - most[v.cell]
+			if more <= 0 {
+				continue
+			}
+			most[v.cell] = identities
+			if total += more; total > limit {
+				return false
+			}
 		}
 	}
 	return true
