@@ -257,6 +257,7 @@ func (a *Agent) makeView(records *recordStore) error {
 	}
 	engine, err := policy.New(policy.Config{
 		Cluster: a.cfg.Cluster, Scope: a.cfg.PolicyScope, Mode: a.cfg.PolicyMode, Audit: a.cfg.PolicyAudit, RuleSetIDs: numbers,
+		MaxEntries: int(a.dp.Maps().Policy.MaxEntries()),
 	})
 	if err != nil {
 		return err

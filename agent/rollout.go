@@ -3,12 +3,14 @@
 package agent
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	hawserv1 "github.com/hawser-mesh/hawser/api/hawser/v1"
 	"github.com/hawser-mesh/hawser/kvstore"
+	"github.com/hawser-mesh/hawser/policy"
 )
 
 // rollout is how far this node's policies have come: which objects became rows,
@@ -58,7 +60,30 @@ func (a *Agent) policyProblems() (out []*hawserv1.Problem) {
 	for id, p := range a.view.policyProblems() {
 		out = append(out, &hawserv1.Problem{Object: policyObject + id, Problem: p, Fix: "apply it anew: hawser policy apply -f FILE"})
 	}
-	return append(out, shortOfRoom(a.cfg.Cluster, a.view.engine.Shortages())...)
+	out = append(out, shortOfRoom(a.cfg.Cluster, a.view.engine.Shortages())...)
+	return append(out, tooManyEntries(a.view.engine.Excesses())...)
+}
+
+// tooManyEntries tells the objects of whose rules some are left out, because a rule
+// set has no room for all entries.
+func tooManyEntries(all []policy.Excess) (out []*hawserv1.Problem) {
+	for _, x := range all {
+		var directions []string
+		for _, d := range x.Directions {
+			directions = append(directions, d.String())
+		}
+		left := "what it allows single peers is left out"
+		if x.Closed {
+			left = "nothing is let through"
+		}
+		out = append(out, &hawserv1.Problem{
+			Object: policyObject + x.Object,
+			Problem: fmt.Sprintf("%s: %s: all policies together are more than %d entries (ports times peers) for each of %d kinds of endpoint, this one about %d",
+				strings.Join(directions, " and "), left, x.Limit, x.RuleSets, x.Entries),
+			Fix: "write ranges instead of single ports, or select fewer peers; if a peer cluster has more identities than it should have: hawser mesh grant PEER --max-identities NUMBER",
+		})
+	}
+	return out
 }
 
 // policyObject is before the name of a policy that a problem is about.
@@ -69,7 +94,11 @@ func (a *Agent) toldProblems() map[string]string {
 	const most = 32
 	all := map[string]string{}
 	for _, p := range a.policyProblems() {
-		all[strings.TrimPrefix(p.GetObject(), policyObject)] = p.GetProblem() + " (" + p.GetFix() + ")"
+		id, text := strings.TrimPrefix(p.GetObject(), policyObject), p.GetProblem()+" ("+p.GetFix()+")"
+		if all[id] != "" {
+			text = all[id] + "; " + text
+		}
+		all[id] = text
 	}
 	for _, id := range slices.Sorted(maps.Keys(all))[min(len(all), most):] {
 		delete(all, id)

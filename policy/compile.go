@@ -83,6 +83,7 @@ func (e *Engine) compilePart(spec api.Part, origin string) *part {
 			p.verdicts = append(p.verdicts, verdict{cell: c, deny: spec.Deny, origin: p.origin})
 		}
 	}
+	p.verdicts = slices.Clip(unique(p.verdicts))
 	e.compilePeers(p, spec.Peers)
 	return p
 }

@@ -61,6 +61,9 @@ type Config struct {
 	// Engine.RuleSetIDs. They stay reserved for their labels until
 	// Engine.DropUnclaimed.
 	RuleSetIDs map[string]uint32
+	// MaxEntries is how many entries a rule set may have; 0: any number. Of one that
+	// would have more, what is allowed is left out, which Excesses tells.
+	MaxEntries int
 }
 
 // Engine resolves policy. It is safe for concurrent use; no method blocks on
@@ -70,6 +73,8 @@ type Engine struct {
 	scope   Scope
 	mode    Mode
 	audit   bool
+
+	maxEntries int // of a rule set; 0: no limit
 
 	mu         sync.Mutex
 	identities map[identity.Number]*ident
@@ -108,8 +113,12 @@ func New(cfg Config) (*Engine, error) {
 	default:
 		return nil, fmt.Errorf("policy engine: mode %q: want %s, %s or %s", cfg.Mode, ModeDefault, ModeAlways, ModeNever)
 	}
+	if cfg.MaxEntries < 0 {
+		return nil, fmt.Errorf("policy engine: %d entries at most: must not be negative", cfg.MaxEntries)
+	}
 	e := &Engine{
 		cluster: cfg.Cluster, scope: cfg.Scope, mode: cfg.Mode, audit: cfg.Audit,
+		maxEntries: cfg.MaxEntries,
 		identities: map[identity.Number]*ident{},
 		byLabel:    map[term]map[*ident]struct{}{},
 		selectors:  map[string]*selector{},
@@ -412,19 +421,24 @@ func (e *Engine) Origin(n uint32) string {
 }
 
 // DenyOrigin names the objects that put a rule set's endpoints into default
-// deny: "demo/l3-rule default deny". Empty when there is none.
+// deny: "demo/l3-rule default deny", and says when rules are left out for lack of
+// room. Empty when there is neither.
 func (e *Engine) DenyOrigin(id uint32, d datapath.Direction) string {
 	if id == datapath.InitRuleSet {
 		return "identity init: waiting for policies"
 	}
+	var why []string
 	names := e.selecting(id, func(r *rule) bool { return r.spec.DefaultDeny[d] })
 	switch {
 	case len(names) > 0:
-		return strings.Join(names, ", ") + " default deny"
+		why = append(why, strings.Join(names, ", ")+" default deny")
 	case e.mode == ModeAlways:
-		return "policy is always enforced on this node, and no rule allows it"
+		why = append(why, "policy is always enforced on this node, and no rule allows it")
 	}
-	return ""
+	if missed := e.missed(id, d); missed != "" {
+		why = append(why, missed)
+	}
+	return strings.Join(why, "; ")
 }
 
 // Selecting are the objects with a rule that selects the endpoints of a rule

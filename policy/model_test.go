@@ -203,20 +203,27 @@ func compare(t *testing.T, e *Engine, m *policymodel.Model, endpoints map[string
 		if !rs.Equal(mirror[id]) {
 			t.Fatalf("rule set %d: the deltas lead to\n%+v\nnot to\n%+v", id, mirror[id], rs)
 		}
-		for _, peer := range policymodel.Peers() {
-			as := Peer{Identity: peer.ID, Block: tries[1].lookup(peer.Addr)}
-			if peer.ID == 0 {
-				as.Identity = cmp.Or(tries[0].lookup(peer.Addr), identity.World)
+		eachPacket(tries, func(d datapath.Direction, peer policymodel.Far, as Peer, proto uint8, port uint16) {
+			got := Decide(rs, d, as, proto, port)
+			if want := m.Allowed(ep, d, peer, proto, port); got.Allow != want {
+				t.Fatalf("%s of %s %v, peer %+v %+v (%s), %d/%d: %+v, the model says allow=%v",
+					d, ep.Labels, ep.Ports, peer, as, m.Identities[peer.ID], proto, port, got, want)
 			}
-			for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
-				for _, proto := range []uint8{6, 17, 132, 1} {
-					for _, port := range []uint16{1, 63, 64, 80, 81, 82, 150, 40000} {
-						got := Decide(rs, d, as, proto, port)
-						if want := m.Allowed(ep, d, peer, proto, port); got.Allow != want {
-							t.Fatalf("%s of %s %v, peer %+v %+v (%s), %d/%d: %+v, the model says allow=%v",
-								d, ep.Labels, ep.Ports, peer, as, m.Identities[peer.ID], proto, port, got, want)
-						}
-					}
+		})
+	}
+}
+
+// eachPacket has judge called for packets from and to all peers.
+func eachPacket(tries [2]trie, judge func(d datapath.Direction, peer policymodel.Far, as Peer, proto uint8, port uint16)) {
+	for _, peer := range policymodel.Peers() {
+		as := Peer{Identity: peer.ID, Block: tries[1].lookup(peer.Addr)}
+		if peer.ID == 0 {
+			as.Identity = cmp.Or(tries[0].lookup(peer.Addr), identity.World)
+		}
+		for _, d := range []datapath.Direction{datapath.Ingress, datapath.Egress} {
+			for _, proto := range []uint8{6, 17, 132, 1} {
+				for _, port := range []uint16{1, 63, 64, 80, 81, 82, 150, 40000} {
+					judge(d, peer, as, proto, port)
 				}
 			}
 		}

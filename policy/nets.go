@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/hawser-mesh/hawser/datapath"
-	"github.com/hawser-mesh/hawser/identity"
 	"github.com/hawser-mesh/hawser/policy/api"
 )
 
@@ -229,8 +228,10 @@ func (e *Engine) around(k prefixKey) iter.Seq[netip.Prefix] {
 func (e *Engine) markNet(id *ident, comes bool) {
 	for _, rs := range e.ruleSets {
 		for dir := range rs.dirs {
-			_, has := rs.dirs[dir].rows[id.number]
-			if has || comes && rs.dirs[dir].nets.begins(id.net.block, e.around(id.net)) {
+			d := &rs.dirs[dir]
+			_, has := d.rows[id.number]
+			// Without room for all, who goes may have had no row and make room.
+			if has || d.extent != whole || comes && d.nets.begins(id.net.block, e.around(id.net)) {
 				e.mark(rs, dir, id.number)
 			}
 		}
@@ -303,16 +304,4 @@ func (s spans) cover(p netip.Prefix) bool {
 		return true
 	}
 	return after > 0 && s[after-1].Bits() <= p.Bits() && s[after-1].Contains(p.Addr())
-}
-
-// netRows adds the rows of prefixes' identities that no selector touches.
-func (e *Engine) netRows(d *direction, rows map[identity.Number][]verdict) {
-	if !d.enforced || len(d.nets.points) == 0 {
-		return
-	}
-	for id := range e.prefixIdentities() {
-		if _, done := rows[id.number]; !done {
-			rows[id.number] = settle(d.nets.verdicts(nil, id.net, id.ports, e.around(id.net)), rows[0])
-		}
-	}
 }

@@ -28,6 +28,8 @@ type ruleSet struct {
 // direction is half of a rule set. rows are settled; what is dirty is not.
 type direction struct {
 	rows     map[identity.Number][]verdict // 0: any identity
+	size     int                           // verdicts in all rows
+	extent   extent                        // of what the parts say, in rows
 	enforced bool                          // what rows were settled for
 	closed   bool                          // default deny, as rows have it
 
@@ -66,6 +68,11 @@ func (s *said) verdicts() []verdict {
 		s.merged = slices.Clip(unique(s.merged))
 	}
 	return s.merged
+}
+
+// denies reports whether one of the parts denies.
+func (s *said) denies() bool {
+	return slices.ContainsFunc(s.parts, func(p *part) bool { return p.deny })
 }
 
 func newRuleSet(id uint32, s Subject) *ruleSet {
@@ -207,205 +214,12 @@ func (e *Engine) Changes() []Change {
 	sets := slices.SortedFunc(maps.Keys(e.dirty), func(a, b *ruleSet) int { return cmp.Compare(a.id, b.id) })
 	for _, rs := range sets {
 		c := Change{ID: rs.id}
-		for dir := range rs.dirs {
-			e.settleDirection(rs, dir, &c)
-		}
+		e.settleRuleSet(rs, &c)
 		c.Ingress, c.Egress = rs.dirs[datapath.Ingress].enforced, rs.dirs[datapath.Egress].enforced
 		out = append(out, c)
 	}
 	clear(e.dirty)
 	return out
-}
-
-// settleDirection brings the dirty rows of one direction up to date.
-func (e *Engine) settleDirection(rs *ruleSet, dir int, c *Change) {
-	d := &rs.dirs[dir]
-	closed := d.closes > 0 || e.mode == ModeAlways
-	enforced := closed || d.denies > 0
-	if e.mode == ModeNever {
-		closed, enforced = false, false
-	}
-	if enforced != d.enforced || closed != d.closed {
-		d.enforced, d.closed, d.all = enforced, closed, true
-	}
-	if d.all {
-		e.settleAll(rs, dir, c)
-	} else {
-		e.spread(d)
-		if _, ok := d.dirty[0]; ok {
-			d.replace(dir, 0, rs.wildRow(dir), c)
-		}
-		for n := range d.dirty {
-			if n != 0 {
-				d.replace(dir, n, e.rowOf(rs, dir, n), c)
-			}
-		}
-	}
-	d.all = false
-	clear(d.nets.dirty)
-	clear(d.dirty)
-}
-
-// wildRow is the settled row of any identity.
-func (rs *ruleSet) wildRow(dir int) []verdict {
-	d := &rs.dirs[dir]
-	if !d.enforced {
-		return nil
-	}
-	var vs []verdict
-	for _, p := range d.wild {
-		vs = append(vs, p.verdicts...)
-		vs = p.resolve(vs, rs.ports) // of egress parts compile has taken the names out
-	}
-	if !d.closed {
-		vs = append(vs, verdict{}) // only denies are enforced: the rest passes
-	}
-	return settle(vs, nil)
-}
-
-// rowOf is the settled row of one identity.
-func (e *Engine) rowOf(rs *ruleSet, dir int, n identity.Number) []verdict {
-	d := &rs.dirs[dir]
-	if !d.enforced {
-		return nil
-	}
-	if own := hostRow(dir, n); own != nil {
-		return own
-	}
-	id, ok := e.identities[n]
-	if !ok {
-		return nil
-	}
-	ports := rs.ports // a name means a port of who is connected to
-	if dir == int(datapath.Egress) {
-		ports = id.ports
-	}
-	var vs []verdict
-	for _, s := range id.matched {
-		said, ok := d.peers[s]
-		if !ok {
-			continue
-		}
-		vs = append(vs, said.verdicts()...)
-		for _, p := range said.parts {
-			vs = p.resolve(vs, ports)
-		}
-	}
-	if id.net.IsValid() {
-		vs = d.nets.verdicts(vs, id.net, id.ports, e.around(id.net))
-	}
-	return settle(vs, d.rows[0])
-}
-
-// hostRow lets the own host in, whatever the rules say: its probes must arrive.
-func hostRow(dir int, n identity.Number) []verdict {
-	if n != identity.Host || dir != int(datapath.Ingress) {
-		return nil
-	}
-	return []verdict{{}}
-}
-
-// settleAll builds all rows of a direction anew: one pass counts the verdicts
-// of each identity, the second lays them out in one array.
-func (e *Engine) settleAll(rs *ruleSet, dir int, c *Change) {
-	d := &rs.dirs[dir]
-	wild := rs.wildRow(dir)
-	if d.named > 0 {
-		e.settleOneByOne(rs, dir, wild, c)
-		return
-	}
-	var touched []*ident
-	total := 0
-	if d.enforced {
-		touched, total = d.countVerdicts()
-	}
-	buf := make([]verdict, total)
-	at := 0
-	for _, i := range touched {
-		i.scratch, at = at, at+i.scratch
-	}
-	starts := make([]int, len(touched), len(touched)+1)
-	for k, i := range touched {
-		starts[k] = i.scratch
-	}
-	starts = append(starts, total)
-	if d.enforced {
-		d.layOut(buf)
-	}
-	rows := make(map[identity.Number][]verdict, len(touched)+2)
-	rows[0] = wild
-	for k, i := range touched {
-		i.scratch = 0
-		vs := buf[starts[k]:starts[k+1]:starts[k+1]]
-		if i.net.IsValid() {
-			vs = d.nets.verdicts(vs, i.net, i.ports, e.around(i.net))
-		}
-		rows[i.number] = settle(vs, wild)
-	}
-	e.netRows(d, rows)
-	if d.enforced && hostRow(dir, identity.Host) != nil {
-		rows[identity.Host] = hostRow(dir, identity.Host)
-	}
-	for n := range d.rows {
-		if _, ok := rows[n]; !ok {
-			d.replace(dir, n, nil, c)
-		}
-	}
-	c.Upsert = slices.Grow(c.Upsert, total+len(wild)+1)
-	for n, row := range rows {
-		d.replace(dir, n, row, c)
-	}
-}
-
-// settleOneByOne is settleAll for a direction with ports by name, of which each
-// identity may have another number.
-func (e *Engine) settleOneByOne(rs *ruleSet, dir int, wild []verdict, c *Change) {
-	d := &rs.dirs[dir]
-	touched := map[identity.Number]struct{}{identity.Host: {}}
-	for n := range d.rows {
-		touched[n] = struct{}{}
-	}
-	for s := range d.peers {
-		for i := range s.matches {
-			touched[i.number] = struct{}{}
-		}
-	}
-	if len(d.nets.points) > 0 {
-		for i := range e.prefixIdentities() {
-			touched[i.number] = struct{}{}
-		}
-	}
-	d.replace(dir, 0, wild, c) // rowOf looks at it
-	delete(touched, 0)
-	for n := range touched {
-		d.replace(dir, n, e.rowOf(rs, dir, n), c)
-	}
-}
-
-func (d *direction) countVerdicts() (touched []*ident, total int) {
-	for s, said := range d.peers {
-		n := len(said.verdicts())
-		if n == 0 {
-			continue
-		}
-		for i := range s.matches {
-			if i.scratch == 0 {
-				touched = append(touched, i)
-			}
-			i.scratch += n
-			total += n
-		}
-	}
-	return touched, total
-}
-
-func (d *direction) layOut(buf []verdict) {
-	for s, said := range d.peers {
-		vs := said.verdicts()
-		for i := range s.matches {
-			i.scratch += copy(buf[i.scratch:], vs)
-		}
-	}
 }
 
 // replace stores a row and notes how it differs from the one before.
@@ -450,14 +264,7 @@ func (v verdict) entry() datapath.PolicyEntry {
 }
 
 // size is how many entries there are.
-func (rs *ruleSet) size() (n int) {
-	for dir := range rs.dirs {
-		for _, row := range rs.dirs[dir].rows {
-			n += len(row)
-		}
-	}
-	return n
-}
+func (rs *ruleSet) size() int { return rs.dirs[datapath.Ingress].size + rs.dirs[datapath.Egress].size }
 
 // row is the rule set as the datapath wants it.
 func (rs *ruleSet) row() datapath.RuleSet {

@@ -42,7 +42,7 @@ func (s policyShape) labelsOf(i int) labels.Set {
 // engine knows the identities and no policy.
 func (s policyShape) engine(t *testing.T) *policy.Engine {
 	t.Helper()
-	e, err := policy.New(policy.Config{Cluster: "east"})
+	e, err := policy.New(policy.Config{Cluster: "east", MaxEntries: 1 << 18})
 	if err != nil {
 		t.Fatal(err)
 	}
