@@ -107,15 +107,20 @@ func tracePolicy(ctx context.Context, w io.Writer, s *session.Session, q questio
 	if err != nil {
 		return err
 	}
+	if err := k.learnTunnels(ctx, s, q.proto); err != nil {
+		return err
+	}
 	var answers [][]verdictRow
 	for _, p := range ps {
-		if rows := k.nobodys(p); rows != nil {
-			answers = append(answers, rows)
-			continue
+		rows := k.inKernel(p, q.proto, q.number)
+		if rows == nil {
+			rows = k.nobodys(p)
 		}
-		rows, err := explain(ctx, s, k, p, q.proto, q.number)
-		if err != nil {
-			return err
+		if rows == nil {
+			if rows, err = explain(ctx, s, k, p, q.proto, q.number); err != nil {
+				return err
+			}
+			k.unmasked(p, q.proto, &rows[0])
 		}
 		answers = append(answers, rows)
 	}
