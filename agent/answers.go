@@ -41,6 +41,14 @@ func (v *view) Workload(a netip.Addr) (workload, cluster, node string) {
 	return e.Workload, e.Cluster, e.Node
 }
 
+// Identity implements observe.Resolver.
+func (v *view) Identity(a netip.Addr) identity.Number {
+	if e, ok := v.ips.Lookup(a); ok {
+		return e.Identity
+	}
+	return identity.Unknown
+}
+
 // whois is the workload that the keyspace has for an address, and the labels of
 // an identity.
 func (v *view) whois(a netip.Addr, n identity.Number) (namespace, name string, ls []string) {

@@ -27,6 +27,8 @@ type Resolver interface {
 	Workload(netip.Addr) (workload, cluster, node string)
 	// Labels are those of an identity, nil when unknown.
 	Labels(identity.Number) []string
+	// Identity is whose an address is; 0 when nobody is known to have it.
+	Identity(netip.Addr) identity.Number
 	// Origin names the rule or the default deny behind a verdict.
 	Origin(ruleSet uint32, d datapath.Direction, origin uint32) string
 }
@@ -50,6 +52,7 @@ func Describe(e datapath.Event, now time.Time, cluster, node string, r Resolver)
 	if e.Type == datapath.EventDrop {
 		out.Reason = maps.ReasonName(e.Reason)
 		out.Detail = detail(e)
+		out.Line = e.Line
 	}
 	if e.Type == datapath.EventVerdict && e.Reason != maps.Forwarded {
 		out.Reason = maps.ReasonName(e.Reason)
@@ -60,12 +63,18 @@ func Describe(e datapath.Event, now time.Time, cluster, node string, r Resolver)
 	return out
 }
 
+// peer is an end. What a program drops before it has looked up who has an address
+// has no identity: the labels are those of the address then.
 func peer(a netip.AddrPort, n identity.Number, r Resolver) *hawserv1.EventPeer {
-	p := &hawserv1.EventPeer{Port: uint32(a.Port()), Identity: uint32(n), Labels: r.Labels(n)}
+	p := &hawserv1.EventPeer{Port: uint32(a.Port()), Identity: uint32(n)}
 	if a.Addr().IsValid() {
 		p.Ip = a.Addr().String()
 		p.Workload, p.Cluster, p.Node = r.Workload(a.Addr())
+		if n == identity.Unknown {
+			n = r.Identity(a.Addr())
+		}
 	}
+	p.Labels = r.Labels(n)
 	return p
 }
 

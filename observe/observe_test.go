@@ -3,6 +3,7 @@
 package observe
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -29,6 +30,13 @@ func (names) Labels(n identity.Number) []string {
 	return nil
 }
 
+func (names) Identity(a netip.Addr) identity.Number {
+	if a == netip.MustParseAddr("10.1.1.2") {
+		return 65537
+	}
+	return 0
+}
+
 func (names) Origin(set uint32, d datapath.Direction, origin uint32) string {
 	if set == 7 && d == datapath.Ingress && origin == 0 {
 		return "demo/rule default deny"
@@ -52,6 +60,30 @@ func TestDescribeDrop(t *testing.T) {
 	}
 	if d := e.GetDestination(); d.GetWorkload() != "" || d.GetIdentity() != 131073 || d.GetIp() != "10.2.1.9" {
 		t.Errorf("destination %v", d)
+	}
+}
+
+// A drop tells the line of the program, and of an end that the program had not looked
+// up yet the labels of who has its address: the identity stays what the program knew.
+func TestDescribeEarlyDrop(t *testing.T) {
+	known, nobody := netip.MustParseAddrPort("10.1.1.2:80"), netip.MustParseAddrPort("10.1.9.9:80")
+	for _, c := range []struct {
+		to     netip.AddrPort
+		id     identity.Number
+		labels string
+	}{{known, 0, "[k8s:app=client]"}, {nobody, 0, "[]"}, {known, 7, "[]"}, {nobody, 65537, "[k8s:app=client]"}} {
+		e := Describe(datapath.Event{Type: datapath.EventDrop, Reason: maps.DropMalformed, Source: c.to, SourceID: c.id, Destination: c.to, DestID: c.id, Line: 378}, time.Now(), "c", "n", names{})
+		if e.GetLine() != 378 {
+			t.Errorf("line %d, want 378", e.GetLine())
+		}
+		for _, p := range []*hawserv1.EventPeer{e.GetSource(), e.GetDestination()} {
+			if fmt.Sprint(p.GetLabels()) != c.labels || p.GetIdentity() != uint32(c.id) {
+				t.Errorf("%s with identity %d: %v", c.to, c.id, p)
+			}
+		}
+	}
+	if e := Describe(datapath.Event{Type: datapath.EventVerdict, Line: 378}, time.Now(), "c", "n", names{}); e.GetLine() != 0 {
+		t.Errorf("a packet that passed was dropped in line %d", e.GetLine())
 	}
 }
 

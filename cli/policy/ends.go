@@ -35,6 +35,7 @@ type knowledge struct {
 	nodes      []*hawserv1.PolicyRollout // what they told the API server
 	// kubeAPIServers are the prefixes that policies call kube-apiserver.
 	kubeAPIServers []netip.Prefix
+	tunnels        tunnels
 }
 
 // learn asks for all that a trace, a lint or a dry run needs.

@@ -25,10 +25,10 @@ func newLint(s *session.Session) *cobra.Command {
 		Use:   "lint [-f FILE]",
 		Short: "Point out what policy objects may not be meant to say",
 		Long: "Point out what policy objects may not be meant to say: selectors that select nothing\n" +
-			"in the mesh as it is now, peers of other clusters that are not named, services that are\n" +
-			"not there, allows that a deny of any object takes back, denies of everything or of nothing,\n" +
-			"prefixes that mean pods or nobody. Without -f it looks at the objects in force. The exit\n" +
-			"code is 1 when there is something to point out.",
+			"in the mesh as it is now, or ever, empty lists of peers, peers of other clusters that are\n" +
+			"not named, services that are not there, allows that a deny of any object takes back, denies\n" +
+			"of everything or of nothing, prefixes that mean pods or nobody. Without -f it looks at the\n" +
+			"objects in force. The exit code is 1 when there is something to point out.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("filename") && len(files) == 0 {

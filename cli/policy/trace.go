@@ -70,7 +70,7 @@ func newTrace(s *session.Session) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&src, "src", "", "who opens the connection")
 	f.StringVar(&dst, "dst", "", "to whom")
-	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp; icmp or icmpv6 (a ping)")
+	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp, 38412/sctp; icmp or icmpv6 (a ping), or an echo's type: 8/icmp, 129/icmpv6")
 	f.StringVar(&expect, "expect", "", "the answer that is right: allow or deny; the exit code is 1 for any other")
 	for _, required := range []string{"src", "dst", "dport"} {
 		_ = cmd.MarkFlagRequired(required)
@@ -107,15 +107,20 @@ func tracePolicy(ctx context.Context, w io.Writer, s *session.Session, q questio
 	if err != nil {
 		return err
 	}
+	if err := k.learnTunnels(ctx, s, q.proto); err != nil {
+		return err
+	}
 	var answers [][]verdictRow
 	for _, p := range ps {
-		if rows := k.nobodys(p); rows != nil {
-			answers = append(answers, rows)
-			continue
+		rows := k.inKernel(p, q.proto, q.number)
+		if rows == nil {
+			rows = k.nobodys(p)
 		}
-		rows, err := explain(ctx, s, k, p, q.proto, q.number)
-		if err != nil {
-			return err
+		if rows == nil {
+			if rows, err = explain(ctx, s, k, p, q.proto, q.number); err != nil {
+				return err
+			}
+			k.unmasked(p, q.proto, &rows[0])
 		}
 		answers = append(answers, rows)
 	}

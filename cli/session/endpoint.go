@@ -4,6 +4,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -13,15 +14,18 @@ import (
 
 // Endpoints asks the agents for their endpoints, each with its node and cluster.
 func (s *Session) Endpoints(ctx context.Context) ([]*hawserv1.Endpoint, error) {
-	return Gather(ctx, s, func(ctx context.Context, n NodeConn) ([]*hawserv1.Endpoint, error) {
-		r, err := n.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
-		return r.GetEndpoints(), err
-	})
+	return Gather(ctx, s, endpointsOf)
+}
+
+func endpointsOf(ctx context.Context, n NodeConn) ([]*hawserv1.Endpoint, error) {
+	r, err := n.ListEndpoints(ctx, &hawserv1.ListEndpointsRequest{})
+	return r.GetEndpoints(), err
 }
 
 // Endpoint asks the agents for the endpoint that NAME, NAMESPACE/NAME,
 // CLUSTER/NAMESPACE/NAME, an address, or an id of its node means. With it comes the
-// session that asks its node only. What means several is wrong use.
+// session that asks its node only. What means several is wrong use; what is found
+// nowhere while an agent did not answer could not be asked.
 func (s *Session) Endpoint(ctx context.Context, what string) (*hawserv1.Endpoint, *Session, error) {
 	if what == "" {
 		return nil, nil, Usage("an endpoint's name, address or id is empty; see: hawser endpoint list")
@@ -34,11 +38,16 @@ func (s *Session) Endpoint(ctx context.Context, what string) (*hawserv1.Endpoint
 		}
 		one.Cluster, name = cluster, rest
 	}
-	rows, err := one.Endpoints(ctx)
+	rows, failed, err := gather(ctx, &one, endpointsOf)
 	if err != nil {
+		s.warnOf(failed)
 		return nil, nil, err
 	}
 	e, err := pickEndpoint(rows, name)
+	if ExitCode(err) == No && len(failed) > 0 {
+		return nil, nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf("no endpoint %q where an agent answers; not asked: %w", name, errors.Join(failed...))}
+	}
+	s.warnOf(failed)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -67,3 +67,34 @@ func TestEndpoint(t *testing.T) {
 		}
 	}
 }
+
+// What is found nowhere may be an endpoint of a node that was not asked: no answer
+// is no "no". What is found is found.
+func TestEndpointOfASilentAgent(t *testing.T) {
+	n1, dead, sick := played.Socket(t), played.Socket(t), played.Socket(t)
+	played.Agent(t, n1, hasEndpoints{rows: []*hawserv1.Endpoint{{Id: 1, Cluster: "east", Node: "n1", Namespace: "demo", Name: "web"}}})
+	played.Agent(t, sick, hawserv1.UnimplementedNodeServer{})
+	for _, c := range []struct {
+		nodes      []string
+		node, what string
+		code       int
+		says       string
+	}{
+		{[]string{"n1", n1, "n2", dead}, "", "demo/db", CouldNotAsk, `no endpoint "demo/db" where an agent answers; not asked: agent of node "n2"`},
+		{[]string{"n1", n1, "n2", sick}, "", "demo/db", CouldNotAsk, `no endpoint "demo/db" where an agent answers; not asked: node "n2"`},
+		{[]string{"n1", n1, "n2", sick}, "", "7", CouldNotAsk, `no endpoint "7"`},
+		{[]string{"n1", n1, "n2", dead}, "n1", "demo/db", No, `no endpoint "demo/db"; see`},
+		{[]string{"n1", n1, "n2", dead}, "n2", "demo/db", CouldNotAsk, `agent of node "n2"`},
+		{[]string{"n1", n1, "n2", dead}, "", "demo/web", Done, ""},
+		{[]string{"n1", n1, "n2", sick}, "", "east/demo/web", Done, ""},
+	} {
+		s := &Session{Context: played.Context(t, "east", "/nowhere", c.nodes...), Node: c.node, Timeout: 5 * time.Second}
+		e, _, err := s.Endpoint(t.Context(), c.what)
+		if ExitCode(err) != c.code || err == nil && e.GetId() != 1 || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%q --node %q %q: %v, %v", c.nodes[3], c.node, c.what, e, err)
+		}
+		if err == nil && len(s.warned) == 0 && c.node == "" {
+			t.Errorf("%q: nobody is told that not all were asked", c.what)
+		}
+	}
+}

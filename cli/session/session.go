@@ -179,16 +179,21 @@ type NodeConn struct {
 // Nodes connects to the target cluster's agents, or to the one that --node
 // names. Agents that do not answer make an error only when all fail.
 func (s *Session) Nodes() ([]NodeConn, error) {
+	conns, problems, err := s.dialNodes()
+	s.warnOf(problems)
+	return conns, err
+}
+
+// dialNodes is Nodes, with what is wrong with agents beside those that answer.
+func (s *Session) dialNodes() (conns []NodeConn, problems []error, err error) {
 	cl, err := s.Target()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(cl.Nodes) == 0 {
-		return nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf(
+		return nil, nil, &Error{Code: CouldNotAsk, Err: fmt.Errorf(
 			"%w of cluster %q: what a node knows is asked on that node itself, over its socket", ErrNoAgents, cl.Name)}
 	}
-	var conns []NodeConn
-	var problems []error
 	for _, n := range cl.Nodes {
 		if !n.Is(s.Node) {
 			continue
@@ -202,14 +207,11 @@ func (s *Session) Nodes() ([]NodeConn, error) {
 	}
 	if len(conns) == 0 {
 		if len(problems) > 0 {
-			return nil, &Error{Code: CouldNotAsk, Err: errors.Join(problems...)}
+			return nil, nil, &Error{Code: CouldNotAsk, Err: errors.Join(problems...)}
 		}
-		return nil, Usage("cluster %q has no node %q, there are: %s", cl.Name, s.Node, strings.Join(s.nodeNames(), ", "))
+		return nil, nil, Usage("cluster %q has no node %q, there are: %s", cl.Name, s.Node, strings.Join(s.nodeNames(), ", "))
 	}
-	for _, p := range problems {
-		s.Warn("%v", p)
-	}
-	return conns, nil
+	return conns, problems, nil
 }
 
 // Warn prints a warning on stderr, once.
@@ -220,6 +222,12 @@ func (s *Session) Warn(format string, args ...any) {
 	}
 	s.warned = append(s.warned, w)
 	fmt.Fprintf(os.Stderr, "warning: %s\n", w)
+}
+
+func (s *Session) warnOf(problems []error) {
+	for _, p := range problems {
+		s.Warn("%v", p)
+	}
 }
 
 // share is which part of the time that is left one question of several gets: who
@@ -252,10 +260,18 @@ func (s *Session) part(ctx context.Context) (_ context.Context, cancel context.C
 // the highest of theirs. It takes --timeout at most, and a third of what is left
 // of ctx's deadline.
 func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, NodeConn) ([]T, error)) ([]T, error) {
-	nodes, err := s.Nodes()
+	rows, failed, err := gather(ctx, s, ask)
+	s.warnOf(failed)
+	return rows, err
+}
+
+// gather is Gather, with what failed of nodes beside those that answered.
+func gather[T any](ctx context.Context, s *Session, ask func(context.Context, NodeConn) ([]T, error)) (all []T, failed []error, err error) {
+	nodes, failed, err := s.dialNodes()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	down := len(failed)
 	rows := make([][]T, len(nodes))
 	errs := make([]error, len(nodes))
 	var wg sync.WaitGroup
@@ -269,8 +285,6 @@ func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, No
 		})
 	}
 	wg.Wait()
-	var all []T
-	var failed []error
 	code := Done
 	for i := range nodes {
 		all = append(all, rows[i]...)
@@ -279,13 +293,10 @@ func Gather[T any](ctx context.Context, s *Session, ask func(context.Context, No
 			code = max(code, ExitCode(errs[i]))
 		}
 	}
-	if len(failed) == len(nodes) {
-		return nil, &Error{Code: code, Err: errors.Join(failed...)}
+	if len(failed)-down == len(nodes) {
+		return nil, failed[:down], &Error{Code: code, Err: errors.Join(failed[down:]...)}
 	}
-	for _, f := range failed {
-		s.Warn("%v", f)
-	}
-	return all, nil
+	return all, failed, nil
 }
 
 // maxMessage bounds a reply; listings of large meshes pass gRPC's default.

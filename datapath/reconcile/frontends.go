@@ -118,7 +118,7 @@ func (s *frontends) put(k datapath.FrontendKey, old *datapath.Frontend, row data
 func (s *frontends) place(k datapath.FrontendKey, key maps.FrontendKey, row datapath.Frontend) (number uint32, ids []uint32, moved bool, err error) {
 	_, known := s.numbers.numbers[key]
 	if number, err = s.numbers.of(key); err != nil {
-		return 0, nil, false, whenFull(s.services.m, s.services.name, fmt.Errorf("number frontend %s:%d: %w", k.Addr, k.Port, err))
+		return 0, nil, false, whenFull(s.services.m, s.services.name, fmt.Sprintf("number frontend %s:%d", k.Addr, k.Port), err)
 	}
 	was := map[maps.SlotKey]uint32{}
 	if ids, moved, err = s.fill(number, key, row, was); err != nil {

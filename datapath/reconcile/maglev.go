@@ -158,7 +158,7 @@ func (t *tables) flush() error {
 			}
 		}
 		if err != nil {
-			return whenFull(t.m, "maglev", fmt.Errorf("write maglev tables: %w", err))
+			return whenFull(t.m, "maglev", "write maglev tables", err)
 		}
 	}
 	if len(del) > 0 {

@@ -70,7 +70,7 @@ func (r *mirror[K, V]) write(k K, v V) (changed bool, err error) {
 		return false, nil
 	}
 	if _, ok := r.have[k]; !ok && r.spare > 0 && len(r.have)+r.spare >= int(r.m.MaxEntries()) {
-		return false, whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, unix.ENOSPC))
+		return false, whenFull(r.m, r.name, fmt.Sprintf("write %s %v", r.name, k), unix.ENOSPC)
 	}
 	if err := r.force(k, v); err != nil {
 		return false, err
@@ -81,7 +81,7 @@ func (r *mirror[K, V]) write(k K, v V) (changed bool, err error) {
 // force writes an element also where room is spared.
 func (r *mirror[K, V]) force(k K, v V) error {
 	if err := r.m.Put(k, v); err != nil {
-		return whenFull(r.m, r.name, fmt.Errorf("write %s %v: %w", r.name, k, err))
+		return whenFull(r.m, r.name, fmt.Sprintf("write %s %v", r.name, k), err)
 	}
 	r.have[k] = v
 	r.tell()
@@ -94,15 +94,29 @@ func (r *mirror[K, V]) tell() {
 	}
 }
 
-// whenFull says what to do about a map without room; other errors stay as they
-// are. What is in the map is never given up for something new.
-func whenFull(m *ebpf.Map, name string, err error) error {
-	if !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, errNoNumber) {
+// whenFull says what was being done, and what to do about a map without room. What is
+// in the map is never given up for something new.
+func whenFull(m *ebpf.Map, name, doing string, err error) error {
+	noRoom := errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC)
+	if noRoom {
+		err = fullError{err}
+	}
+	err = fmt.Errorf("%s: %w", doing, err)
+	if !noRoom && !errors.Is(err, errNoNumber) {
 		return err
 	}
 	return fmt.Errorf("the map %s is full, with %d entries; what it has stays, what is new does not work: "+
 		"give the agent larger maps (--map-sizes default), or see what fills it (hawser map list): %w", name, m.MaxEntries(), err)
 }
+
+// fullError is the kernel's E2BIG or ENOSPC for a map without room, whose texts speak
+// of arguments and devices.
+type fullError struct{ error }
+
+func (fullError) Error() string { return "the map is full" }
+
+// Unwrap returns the kernel's error.
+func (e fullError) Unwrap() error { return e.error }
 
 // del wants an element gone.
 func (r *mirror[K, V]) del(k K) (changed bool, err error) {

@@ -85,6 +85,8 @@ type Part struct {
 	Direction datapath.Direction
 	Deny      bool
 	Peers     Peers
+	// NoPeers says that peers are listed and that all the lists are empty.
+	NoPeers bool
 	// Ports is empty for all ports of all protocols.
 	Ports []Port
 }

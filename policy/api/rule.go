@@ -135,6 +135,7 @@ func (p ruleParser) part(n manifest.Node, s section) Part {
 	checkNames(n, part)
 	// A part with neither peers nor ports allows nothing: it is how the
 	// language spells "deny by default".
+	part.NoPeers = given && part.Peers.Nobody()
 	part.Peers.Any = part.Peers.Any || !given && hasPorts
 	return part
 }

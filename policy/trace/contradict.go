@@ -3,6 +3,7 @@
 package trace
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -152,4 +153,46 @@ func implies(a, b api.Selector) bool {
 		}
 		return same && (a.Operator == api.DoesNotExist || a.Operator == api.NotIn && within(b.Values, a.Values))
 	})
+}
+
+// never says why a selector selects no set of labels at all: which two of its
+// conditions exclude each other. It is empty where some set may meet them.
+func never(s api.Selector) string {
+	for i, a := range s.Requirements {
+		for _, b := range s.Requirements[i+1:] {
+			for _, x := range [][2]api.Requirement{{a, b}, {b, a}} {
+				if excludes(x[0], x[1]) {
+					return fmt.Sprintf("%s and %s exclude each other", api.NewSelector(x[0]), api.NewSelector(x[1]))
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// excludes reports whether no set of labels meets b beside a, which wants a label.
+func excludes(a, b api.Requirement) bool {
+	wants := a.Operator == api.In || a.Operator == api.Exists
+	among := func(v string) bool { return slices.Contains(b.Values, v) }
+	switch {
+	case !wants || a.Key != b.Key:
+		return false
+	case b.Operator == api.In: // one label of a source has one value
+		return a.Operator == api.In && a.Source == b.Source && a.Source != labels.Any && !slices.ContainsFunc(a.Values, among)
+	case b.Operator == api.Exists || !anySource(b, a):
+		return false
+	}
+	return b.Operator == api.DoesNotExist || a.Operator == api.In && !slices.ContainsFunc(a.Values, func(v string) bool { return !among(v) })
+}
+
+// anySource reports whether b means every label that a does, as far as sources go.
+func anySource(b, a api.Requirement) bool {
+	if b.Source != labels.Any || a.Source == labels.Any {
+		return a.Source == b.Source
+	}
+	switch a.Source {
+	case labels.Mesh, labels.Namespace, labels.Reserved, labels.CIDR, labels.Service:
+		return false
+	}
+	return true
 }

@@ -37,7 +37,8 @@ type Pair struct {
 	In netip.Prefix
 	// Except are prefixes that are not meant, though they are in the peer's.
 	Except []netip.Prefix
-	// As "80/tcp", "1-1023/tcp", "icmp type 8", "all ports of udp", "everything".
+	// As "80/tcp", "1-1023/tcp", "icmp type 8", "all ports of udp", "other protocols"
+	// (those without ports, but ICMP), "everything".
 	Opened, Closed []string
 }
 
@@ -59,8 +60,9 @@ type Change struct {
 }
 
 // Pairs are the pairs that the change opens or closes, the local identities' in
-// the order given: of every port, of ICMP the echoes, and of every address. Ports by
-// name are not looked at: see Names. It ends early with the context's error.
+// the order given: of every port, of ICMP the echoes, of other protocols all, and of
+// every address. Ports by name are not looked at: see Names. It ends early with the
+// context's error.
 func (c Change) Pairs(ctx context.Context) ([]Pair, error) {
 	before, err1 := c.engine(ctx, c.Before)
 	after, err2 := c.engine(ctx, c.After)

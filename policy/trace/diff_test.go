@@ -148,6 +148,36 @@ func TestPairsOfEdits(t *testing.T) {
 	}
 }
 
+// A port without a number of any protocol means those that have ports: what has
+// none is closed by it and stays closed to it, and is told.
+func TestPairsOfOtherProtocols(t *testing.T) {
+	const head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: demo}\nspec: {endpointSelector: {matchLabels: {app: web}}, "
+	const ports = `toPorts: [{ports: [{port: "0", protocol: ANY}]}]`
+	const echoes = "icmps: [{fields: [{type: 8}, {type: 0}, {type: 128, family: IPv6}, {type: 129, family: IPv6}]}]"
+	const all = "ingress: [{fromEntities: [all], " + ports + "}, {fromEntities: [all], " + echoes + "}]"
+	for name, c := range map[string]struct{ before, after, opened, closed string }{
+		"all that has ports, and echoes":      {"", all + "}", "[]", "[other protocols]"},
+		"and then all":                        {all + "}", "ingress: [{fromEntities: [all]}]}", "[other protocols]", "[]"},
+		"nothing":                             {"", "ingress: [{}]}", "[]", "[everything]"},
+		"nothing but other protocols is left": {"ingress: [{fromEntities: [all]}]}", "ingress: [{fromEntities: [all]}], ingressDeny: [{fromEntities: [all], " + ports + "}, {fromEntities: [all], " + echoes + "}]}", "[]", "[all ports of tcp all ports of udp all ports of sctp all types of icmp all types of icmpv6]"},
+	} {
+		change := Change{Cluster: "east", Identities: mesh(t)}
+		if c.before != "" {
+			change.Before = parse(t, head+c.before)
+		}
+		change.After = parse(t, head+c.after)
+		pairs, err := change.Pairs(t.Context())
+		if err != nil || len(pairs) != 5 { // world, remote-node and three identities
+			t.Errorf("%s: %d pairs: %+v, %v", name, len(pairs), pairs, err)
+		}
+		for _, p := range pairs {
+			if opened, closed := fmt.Sprint(p.Opened), fmt.Sprint(p.Closed); opened != c.opened || closed != c.closed {
+				t.Errorf("%s: %s: opened %s, closed %s; want %s, %s", name, p.Peer, opened, closed, c.opened, c.closed)
+			}
+		}
+	}
+}
+
 func TestPeerText(t *testing.T) {
 	p := Pair{Peer: "x", In: netip.MustParsePrefix("::/0")}
 	for i := range byte(4) {
@@ -220,7 +250,8 @@ func TestPairsNameICMPTypes(t *testing.T) {
 	}
 }
 
-// Only what policy is asked about opens or closes: the echoes of ICMP.
+// Only what policy is asked about opens or closes: the echoes of ICMP, and whatever
+// has no ports.
 func TestPairsAreOfWhatIsJudged(t *testing.T) {
 	icmps := func(fields string) []api.Object {
 		return parse(t, "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web, namespace: demo}\n"+
@@ -228,9 +259,9 @@ func TestPairsAreOfWhatIsJudged(t *testing.T) {
 	}
 	const ports = "all ports of tcp all ports of udp all ports of sctp"
 	for _, c := range []struct{ fields, closed string }{
-		{"{type: 8}", ports + " icmp type 0 all types of icmpv6"},
-		{"{type: 0}, {type: 8}, {type: 128, family: IPv6}", ports + " icmpv6 type 129"},
-		{"{type: 8}, {type: 0}, {type: 128, family: IPv6}, {type: 129, family: IPv6}", ports},
+		{"{type: 8}", ports + " icmp type 0 all types of icmpv6 other protocols"},
+		{"{type: 0}, {type: 8}, {type: 128, family: IPv6}", ports + " icmpv6 type 129 other protocols"},
+		{"{type: 8}, {type: 0}, {type: 128, family: IPv6}, {type: 129, family: IPv6}", ports + " other protocols"},
 	} {
 		pairs, err := Change{Cluster: "east", Identities: mesh(t), After: icmps(c.fields)}.Pairs(t.Context())
 		i := slices.IndexFunc(pairs, func(p Pair) bool { return strings.Contains(p.Peer, "app=client") })

@@ -3,6 +3,7 @@
 package trace
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -41,5 +42,46 @@ func TestHintsNameEntitiesThatAreAccepted(t *testing.T) {
 	}
 	if proposed == 0 || refused == 0 {
 		t.Errorf("%d proposed, %d refused: both happen", proposed, refused)
+	}
+}
+
+// The hint about an address outside that a default denies names what comes closest,
+// and is a rule that, applied, lets it through and nobody beside it, as source and
+// as destination.
+func TestHintsForAddressesOutside(t *testing.T) {
+	objects := parse(t, rules+`
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: outside, namespace: demo}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress: [{fromCIDR: [0.0.0.0/0], toPorts: [{ports: [{port: "443", protocol: TCP}]}]}]
+  egress: [{toCIDR: [203.0.113.0/24], toPorts: [{ports: [{port: "443", protocol: TCP}]}]}]
+`)
+	web := workload(t, "east", "web", "10.1.0.1")
+	for addr, closest := range map[string]string{"203.0.113.5": "allows the same peer on 443/tcp", "2001:db8::5": ""} {
+		outside := End{Name: addr, Addr: netip.MustParseAddr(addr)}
+		beside := End{Name: "beside", Addr: outside.Addr.Next()}
+		for _, c := range []struct{ src, dst, src2, dst2 End }{{web, outside, web, beside}, {outside, web, beside, web}} {
+			vs, err := Run(Question{Cluster: "east", Objects: objects, Src: c.src, Dst: c.dst, Protocol: api.TCP, Port: 80})
+			if err != nil {
+				t.Fatal(err)
+			}
+			v := vs[0]
+			if c.dst.Name == web.Name {
+				v = vs[1]
+			}
+			hints := strings.Join(v.Hints, "\n")
+			_, rule, given := strings.Cut(hints, "to allow it, add to a policy that selects ")
+			if v.Allowed || !given || !strings.Contains(hints, closest) {
+				t.Errorf("%s to %s: allowed %v, %q", c.src.Name, c.dst.Name, v.Allowed, hints)
+				continue
+			}
+			applied(t, c.src, c.dst, 80, v, rule, objects)
+			if d := withRule(t, c.src2, c.dst2, 80, v, rule, objects); d.Allowed {
+				t.Errorf("%s to %s: the rule of the hint lets in more: %q", c.src.Name, c.dst.Name, rule)
+			}
+		}
 	}
 }

@@ -34,7 +34,7 @@ func (q Question) hints(a answer, d datapath.Direction, self, peer End) ([]strin
 		}
 	}
 	var out []string
-	if name, ok := peer.Reserved.Reserved(); ok && peer.cluster() == "" && !api.Entity(name).Accepted() {
+	if name, _ := peer.Reserved.Reserved(); name != "" && peer.cluster() == "" && !api.Entity(name).Accepted() {
 		return []string{"no rule can name " + name + ": that entity is not supported"}, nil
 	}
 	if other := a.otherPorts(d); other != "" {

@@ -51,7 +51,9 @@ func Lint(w Surroundings, objects []api.Object) []Finding {
 			add := func(path, format string, args ...any) {
 				out = append(out, Finding{o.ID(), path, fmt.Sprintf(format, args...)})
 			}
-			if !anyOf(index.candidates(r.Endpoints), func(i Identity) bool { return i.Cluster == cluster && r.Endpoints.Matches(i.Labels) }) {
+			if why := never(r.Endpoints); why != "" {
+				add(r.Path, "can select no workload, ever: %s", why)
+			} else if !anyOf(index.candidates(r.Endpoints), func(i Identity) bool { return i.Cluster == cluster && r.Endpoints.Matches(i.Labels) }) {
 				add(r.Path, "selects no workload of cluster %s now: %s", cluster, r.Endpoints)
 			}
 			if untold && slices.ContainsFunc(r.Parts, func(p api.Part) bool { return !p.Deny }) {
@@ -89,11 +91,17 @@ func (w Surroundings) lintPart(index index, p api.Part, path string, add func(pa
 		add(path, "denies everything: no rule can allow what a deny covers")
 	case p.Deny && p.Peers.Nobody():
 		add(path, "denies nothing: it names no peer; to deny everybody write %sEntities: [all]", [...]string{"from", "to"}[p.Direction])
+	case p.NoPeers:
+		add(path, "allows nothing: its list of peers is empty, which is nobody; to allow everybody write %sEntities: [all]", [...]string{"from", "to"}[p.Direction])
 	}
 	if slices.Contains(p.Peers.Entities, api.EntityKubeAPIServer) && len(w.KubeAPIServers) == 0 {
 		add(path, "kube-apiserver is nobody: no address of a Kubernetes API server is known; start the API servers of %s with --kube-apiserver-address", cluster)
 	}
 	for _, s := range p.Peers.Selectors {
+		if why := never(s); why != "" {
+			add(path, "can select no workload, ever: %s", why)
+			continue
+		}
 		named := w.Scope == policy.ScopeMesh || s.Names(labels.Mesh, labels.ClusterKey)
 		here, there := false, ""
 		for _, i := range index.candidates(s) {

@@ -20,10 +20,17 @@ type cell struct {
 	first, last uint32
 }
 
+// otherProtocol stands for all protocols that have no ports and no types, such as
+// GRE, ESP and IPIP: no rule names one of them. It is one that is nobody's (RFC 3692).
+const otherProtocol = 253
+
 // domain is all ports of a protocol; nobody has port 0.
 func domain(proto uint8) cell {
-	if isICMP(proto) {
+	switch {
+	case isICMP(proto):
 		return cell{proto, uint32(api.ICMPPort(0)), uint32(api.ICMPPort(255))}
+	case proto == otherProtocol:
+		return cell{proto, 0, 0}
 	}
 	return cell{proto, 1, 65535}
 }
@@ -84,7 +91,9 @@ func (c cell) cut(rows [][]line) (out []cell) {
 }
 
 // protocols are those that policy is asked about.
-func protocols() []uint8 { return []uint8{api.TCP, api.UDP, api.SCTP, api.ICMP, api.ICMPv6} }
+func protocols() []uint8 {
+	return []uint8{api.TCP, api.UDP, api.SCTP, api.ICMP, api.ICMPv6, otherProtocol}
+}
 
 // delta is what becomes of the packets between two ends. The texts of equal ones
 // are equal.
@@ -142,6 +151,8 @@ func (c cell) String() string {
 	proto, icmp := ProtocolName(c.proto), isICMP(c.proto)
 	all := domain(c.proto)
 	switch {
+	case c.proto == otherProtocol:
+		return "other protocols"
 	case c == all && icmp:
 		return "all types of " + proto
 	case c == all:

@@ -105,6 +105,14 @@ func TestRun(t *testing.T) {
 
 func applied(t *testing.T, src, dst End, port uint16, v Verdict, hint string, objects []api.Object) {
 	t.Helper()
+	if a := withRule(t, src, dst, port, v, hint, objects); !a.Allowed {
+		t.Errorf("with the rule of the hint it is still denied: %s", a.Reason)
+	}
+}
+
+// withRule is the answer in the direction of v once the rule of a hint is applied, too.
+func withRule(t *testing.T, src, dst End, port uint16, v Verdict, hint string, objects []api.Object) Verdict {
+	t.Helper()
 	_, rule, _ := strings.Cut(hint, ": ")
 	more, err := api.Parse([]byte("apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: hint}\nspec: {endpointSelector: {}, " + rule + "}\n"))
 	if err != nil {
@@ -115,8 +123,10 @@ func applied(t *testing.T, src, dst End, port uint16, v Verdict, hint string, ob
 		t.Fatal(err)
 	}
 	for _, a := range again {
-		if a.Direction == v.Direction && !a.Allowed {
-			t.Errorf("with the rule of the hint it is still denied: %s", a.Reason)
+		if a.Direction == v.Direction {
+			return a
 		}
 	}
+	t.Fatalf("no answer for %s", v.Direction)
+	return Verdict{}
 }

@@ -16,8 +16,10 @@ import (
 
 // The programs load with and without a device for the tunnel, on kernels that have
 // what datapath/features looks for and on those that do not, while conntrack moves and
-// at other times, masquerading nothing, IPv4, or both families: each two of the four in
-// all ways, and both families with all that can be beside.
+// at other times, with and without IPv6 in the mesh, masquerading nothing, IPv4, or both
+// families: in every combination that the loader makes of these. The kernel's features
+// are there all together or not at all, not each alone; the bits of the cluster, by
+// which programs only shift, go round.
 func TestVariablesLoad(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: loads eBPF programs")
@@ -28,16 +30,7 @@ func TestVariablesLoad(t *testing.T) {
 		}
 		return 0
 	}
-	ways := []struct{ device, newer, moving, out4, out6 bool }{
-		{false, false, false, false, false},
-		{true, true, true, false, false},
-		{false, true, true, true, false},
-		{true, false, false, true, false},
-		{false, true, false, true, true},
-		{true, false, true, true, true},
-		{true, true, true, true, true},
-	}
-	for _, w := range ways {
+	for i, w := range variableWays() {
 		device, newer := w.device, w.newer
 		t.Run(fmt.Sprintf("%+v", w), func(t *testing.T) {
 			spec, err := objects.LoadHawser()
@@ -49,7 +42,7 @@ func TestVariablesLoad(t *testing.T) {
 				keySize = features.TunnelKeySize
 			}
 			var addr6, out6 [4]uint32
-			if w.out6 || !w.out4 {
+			if w.mesh6 {
 				addr6 = [4]uint32{0xFD, 0, 0, 1}
 			}
 			if w.out6 {
@@ -62,6 +55,7 @@ func TestVariablesLoad(t *testing.T) {
 				"snat_first":       uint32(on(w.out4, uint64(loader.MasqueradePorts().First))),
 				"snat_ports":       uint32(on(w.out4, uint64(loader.MasqueradePorts().Count))),
 				"ct_moving":        uint32(on(w.moving, 104)),
+				"identity_shift":   uint32(16 - i%3),
 				"underlay_ifindex": uint32(2), "node_addr4": uint32(0x010200C0), "tunnel_port": uint16(0x1821),
 			} {
 				if err := spec.Variables[name].Set(v); err != nil {
@@ -89,4 +83,20 @@ func TestVariablesLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// variableWay is what sets variables on which the programs' ways depend.
+type variableWay struct{ device, newer, moving, mesh6, out4, out6 bool }
+
+// variableWays are all that the loader can make: IPv6 leaves by masquerading where
+// IPv4 does, and in a mesh that has it.
+func variableWays() (out []variableWay) {
+	for i := range 1 << 6 {
+		bit := func(n int) bool { return i>>n&1 == 1 }
+		w := variableWay{bit(0), bit(1), bit(2), bit(3), bit(4), bit(5)}
+		if !w.out6 || w.mesh6 && w.out4 {
+			out = append(out, w)
+		}
+	}
+	return out
 }

@@ -2612,22 +2612,24 @@ func (x *MonitorRequest) GetTypes() []string {
 }
 
 type Event struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"` // Unix ns
-	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // for drops: the drop reason's name
-	Cluster       string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
-	Program       string                 `protobuf:"bytes,6,opt,name=program,proto3" json:"program,omitempty"`
-	Direction     string                 `protobuf:"bytes,7,opt,name=direction,proto3" json:"direction,omitempty"`
-	Source        *EventPeer             `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
-	Destination   *EventPeer             `protobuf:"bytes,9,opt,name=destination,proto3" json:"destination,omitempty"`
-	Protocol      string                 `protobuf:"bytes,10,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Summary       string                 `protobuf:"bytes,11,opt,name=summary,proto3" json:"summary,omitempty"`        // TCP flags, ICMP type
-	Origin        string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`          // rule or default deny that decided
-	Length        uint32                 `protobuf:"varint,13,opt,name=length,proto3" json:"length,omitempty"`         // packet bytes
-	Suppressed    uint64                 `protobuf:"varint,14,opt,name=suppressed,proto3" json:"suppressed,omitempty"` // like events not sent before this one
-	Detail        string                 `protobuf:"bytes,15,opt,name=detail,proto3" json:"detail,omitempty"`          // the missing object
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Time        int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"` // Unix ns
+	Type        string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Reason      string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // for drops: the drop reason's name
+	Cluster     string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node        string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Program     string                 `protobuf:"bytes,6,opt,name=program,proto3" json:"program,omitempty"`
+	Direction   string                 `protobuf:"bytes,7,opt,name=direction,proto3" json:"direction,omitempty"`
+	Source      *EventPeer             `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
+	Destination *EventPeer             `protobuf:"bytes,9,opt,name=destination,proto3" json:"destination,omitempty"`
+	Protocol    string                 `protobuf:"bytes,10,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Summary     string                 `protobuf:"bytes,11,opt,name=summary,proto3" json:"summary,omitempty"`        // TCP flags, ICMP type
+	Origin      string                 `protobuf:"bytes,12,opt,name=origin,proto3" json:"origin,omitempty"`          // rule or default deny that decided
+	Length      uint32                 `protobuf:"varint,13,opt,name=length,proto3" json:"length,omitempty"`         // packet bytes
+	Suppressed  uint64                 `protobuf:"varint,14,opt,name=suppressed,proto3" json:"suppressed,omitempty"` // like events not sent before this one
+	Detail      string                 `protobuf:"bytes,15,opt,name=detail,proto3" json:"detail,omitempty"`          // the missing object
+	// Of a drop: where in the program, a line of a file of bpf/. 0: not told.
+	Line          uint32 `protobuf:"varint,16,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2767,13 +2769,20 @@ func (x *Event) GetDetail() string {
 	return ""
 }
 
+func (x *Event) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
 type EventPeer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
 	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	Identity      uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"`
-	Labels        []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
-	Workload      string                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"` // namespace/name
+	Identity      uint32                 `protobuf:"varint,3,opt,name=identity,proto3" json:"identity,omitempty"` // as the program knew it; 0: it had not looked yet
+	Labels        []string               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`      // the identity's; where that is 0, of who has the address
+	Workload      string                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`  // namespace/name
 	Cluster       string                 `protobuf:"bytes,6,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Node          string                 `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3465,7 +3474,7 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\aaudited\x18\x15 \x01(\bR\aaudited\x12!\n" +
 	"\fdefault_deny\x18\x16 \x01(\bR\vdefaultDeny\"&\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
-	"\x05types\x18\x01 \x03(\tR\x05types\"\xb1\x03\n" +
+	"\x05types\x18\x01 \x03(\tR\x05types\"\xc5\x03\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
@@ -3484,7 +3493,8 @@ const file_api_hawser_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"suppressed\x18\x0e \x01(\x04R\n" +
 	"suppressed\x12\x16\n" +
-	"\x06detail\x18\x0f \x01(\tR\x06detail\"\xad\x01\n" +
+	"\x06detail\x18\x0f \x01(\tR\x06detail\x12\x12\n" +
+	"\x04line\x18\x10 \x01(\rR\x04line\"\xad\x01\n" +
 	"\tEventPeer\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
