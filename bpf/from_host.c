@@ -5,6 +5,7 @@
 #include "lib/deliver.h"
 #include "lib/event.h"
 #include "lib/reject.h"
+#include "lib/related.h"
 #include "lib/scratch.h"
 #include "lib/slots.h"
 #include "lib/translate.h"
@@ -142,6 +143,10 @@ static __always_inline int host_related(struct __sk_buff *skb, struct packet *p,
 	e = related_flow(skb, ETH_HLEN, p, f, &quoted);
 	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
+	if (p->src_id != ID_HOST && r->ep)
+		ret = related_to(p, f, &quoted);
+	if (ret < 0)
+		return ret;
 	ret = can_reach(skb, p, r->hop);
 	if (!ret && e && e->flags & CT_NAT && f->dir == FLOW_FORWARD)
 		ret = related_nat4(skb, p, QUOTED_DESTINATION, e->nat_addr.w[3], e->nat_port);
@@ -161,6 +166,8 @@ static __always_inline int host_flow(struct __sk_buff *skb, struct packet *p, st
 	}
 	if (!e)
 		f->dir = FLOW_FORWARD;
+	if (is_unasked(p, f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	if (p->src_id == ID_HOST && (e ? e->flags & CT_SERVICE : frontend4(&p->t) != NULL))
 		return host_service(skb, p, f, e, r);
 	return host_plain(skb, p, f, e, r);

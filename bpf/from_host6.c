@@ -5,6 +5,7 @@
 #include "lib/leave6.h"
 #include "lib/ndp.h"
 #include "lib/reject6.h"
+#include "lib/related6.h"
 #include "lib/scratch.h"
 #include "lib/translate6.h"
 
@@ -143,6 +144,10 @@ static __always_inline int host_related6(struct __sk_buff *skb, struct packet *p
 	e = related_flow6(skb, ETH_HLEN, x, f);
 	if (p->src_id != ID_HOST && !(e && e->flags & CT_WORLD))
 		return DROP(p, DROP_UNRELATED_ICMP);
+	if (p->src_id != ID_HOST && r->ep)
+		ret = related_to6(p, x, f);
+	if (ret < 0)
+		return ret;
 	if (e && e->flags & CT_NAT && f->dir == FLOW_FORWARD) {
 		x->nat = e->nat_addr;
 		x->out.port = e->nat_port;
@@ -165,6 +170,8 @@ static __always_inline int host_flow6(struct packet *p, struct packet6 *x, struc
 	}
 	if (!e)
 		f->dir = FLOW_FORWARD;
+	if (is_unasked(p, f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	if (p->src_id == ID_HOST && (e ? e->flags & CT_SERVICE : frontend6(&x->t) != NULL))
 		return host_service6(p, x, f, e, r);
 	return host_plain6(p, x, f, e, r);

@@ -9,6 +9,7 @@
 #include "lib/event.h"
 #include "lib/masquerade.h"
 #include "lib/probe.h"
+#include "lib/related.h"
 #include "lib/scratch.h"
 #include "lib/slots.h"
 
@@ -145,12 +146,14 @@ static __always_inline int tunnel_slow(struct packet *p, struct flow *f, struct 
 	}
 	if (!*e)
 		f->dir = FLOW_FORWARD;
+	if (is_unasked(p, f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	ret = arrival_judge(p, f, a);
 	return ret < 0 ? ret : arrival_record(p, f, a, e);
 }
 
 /* An ICMP error from the tunnel: its sender is checked, and that he knows of the
- * quoted packet; policy is not asked. */
+ * quoted packet; policy is asked about that one's flow. */
 static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *p, __u32 off,
                                           struct arrival *a)
 {
@@ -175,6 +178,9 @@ static __always_inline int tunnel_related(struct __sk_buff *skb, struct packet *
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (!a->rx && !is_mesh_address(p->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
+	ret = a->rx ? related_to(p, &f, &quoted) : 0;
+	if (ret < 0)
+		return ret;
 	if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
 		vip = e->nat_addr.w[3];
 		port = e->nat_port;
@@ -203,7 +209,8 @@ static __always_inline int from_sender(struct __sk_buff *skb, struct packet *p, 
 	a.epoch = ip_epoch4(p->t.saddr);
 	flow_key(&f, &p->t);
 	e = ct_find(&f);
-	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && tunnel_cached(p, &f, e, &a)) {
+	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && !is_unasked(p, &f) &&
+	    tunnel_cached(p, &f, e, &a)) {
 		ct_touch(e, p, f.dir);
 	} else {
 		ret = tunnel_slow(p, &f, &e, &a);
@@ -311,6 +318,9 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 		e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
 		if (!e || !(e->flags & CT_WORLD))
 			return DROP(p, DROP_UNRELATED_ICMP);
+		ret = related_to(p, &f, &quoted);
+		if (ret < 0)
+			return ret;
 		if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
 			ret =
 			    related_nat4(skb, p, QUOTED_DESTINATION, e->nat_addr.w[3], e->nat_port);
@@ -329,6 +339,8 @@ static __always_inline int untunnelled(struct __sk_buff *skb, struct packet *p, 
 	}
 	if (!e)
 		f.dir = FLOW_FORWARD;
+	if (is_unasked(p, &f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	ret = arrival_judge(p, &f, &a);
 	if (ret < 0)
 		return ret;

@@ -5,6 +5,7 @@
 #include "lib/event.h"
 #include "lib/icmp6.h"
 #include "lib/masquerade6.h"
+#include "lib/related6.h"
 #include "lib/scratch.h"
 
 static __always_inline int arrival_judge6(struct packet *p, struct packet6 *x, const struct flow *f,
@@ -89,6 +90,8 @@ static __always_inline int tunnel_slow6(struct packet *p, struct packet6 *x, str
 	}
 	if (!*e)
 		f->dir = FLOW_FORWARD;
+	if (is_unasked(p, f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	ret = arrival_judge6(p, x, f, a);
 	return ret < 0 ? ret : arrival_record6(p, x, f, a, e);
 }
@@ -114,6 +117,9 @@ static __always_inline int tunnel_related6(struct __sk_buff *skb, struct packet 
 		return DROP(p, DROP_UNRELATED_ICMP);
 	if (!a->rx && !is_mesh_address6(&x->t.daddr))
 		return DROP(p, DROP_UNKNOWN_DESTINATION);
+	ret = a->rx ? related_to6(p, x, &f) : 0;
+	if (ret < 0)
+		return ret;
 	ret = off == TUNNEL_INNER ? tunnel_strip6(skb, p) : 0;
 	if (!ret && e->flags & CT_NAT && f.dir == FLOW_FORWARD)
 		ret = related_nat6(skb, p, x, QUOTED_DESTINATION, &e->nat_addr, e->nat_port);
@@ -143,7 +149,8 @@ static __always_inline int from_sender6(struct __sk_buff *skb, struct packet *p,
 	a.epoch = ip_epoch6(&x->t.saddr);
 	flow_key6(&f, &x->key, &x->t);
 	e = ct_find6(&f, &x->key);
-	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && tunnel_cached(p, &f, e, &a)) {
+	if (e && !ct_steps(&f, e) && !ct_reopened(e, p) && !is_unasked(p, &f) &&
+	    tunnel_cached(p, &f, e, &a)) {
 		ct_touch(e, p, f.dir);
 	} else {
 		ret = tunnel_slow6(p, x, &f, &e, &a);
@@ -199,6 +206,9 @@ static __always_inline int untunnelled6(struct __sk_buff *skb, struct packet *p,
 		e = related_flow6(skb, ETH_HLEN, x, &f);
 		if (!e || !(e->flags & CT_WORLD))
 			return DROP(p, DROP_UNRELATED_ICMP);
+		ret = related_to6(p, x, &f);
+		if (ret < 0)
+			return ret;
 		if (e->flags & CT_NAT && f.dir == FLOW_FORWARD) {
 			ret =
 			    related_nat6(skb, p, x, QUOTED_DESTINATION, &e->nat_addr, e->nat_port);
@@ -217,6 +227,8 @@ static __always_inline int untunnelled6(struct __sk_buff *skb, struct packet *p,
 	}
 	if (!e)
 		f.dir = FLOW_FORWARD;
+	if (is_unasked(p, &f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	ret = arrival_judge6(p, x, &f, &a);
 	if (ret < 0)
 		return ret;

@@ -8,6 +8,7 @@
 #include "lib/event.h"
 #include "lib/masquerade.h"
 #include "lib/reject.h"
+#include "lib/related.h"
 #include "lib/scratch.h"
 #include "lib/slots.h"
 #include "lib/translate.h"
@@ -243,21 +244,36 @@ send:
 	                          : deliver(skb, p, &r, tx->identity, f->hash);
 }
 
-/* An ICMP error of a flow passes without policy. A pod speaks for itself only: of
- * others' flows it would say what policy does not let it say to anybody. */
+/* Whether policy lets the flow pass that an ICMP error of a pod is about. */
+static __always_inline int pod_may_relate(struct __sk_buff *skb, struct packet *p)
+{
+	struct tuple4 quoted = {};
+	struct flow f = {};
+	struct ct_entry *e;
+
+	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
+	e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
+	if (!e || quoted.daddr != p->t.saddr)
+		return DROP(p, DROP_UNRELATED_ICMP);
+	return related_from(p, &f, e, &quoted);
+}
+
+/* An ICMP error passes while its flow may. A pod speaks for itself only: of others'
+ * flows it would say what policy does not let it say to anybody. */
 static __always_inline int pod_related(struct __sk_buff *skb, struct packet *p, struct endpoint *tx)
 {
 	struct tuple4 quoted = {};
 	struct flow f = {};
 	struct route r = {};
 	struct ct_entry *e;
-	__be32 to = p->t.daddr;
+	__be32 to;
 	int ret, way = OUT_ELSEWHERE, end = QUOTED_DESTINATION;
 
 	pull(skb, ETH_HLEN + 2 * IP_HLEN + sizeof(struct icmphdr) + sizeof(struct udphdr));
 	e = related_flow(skb, ETH_HLEN, p, &f, &quoted);
 	if (!e || quoted.daddr != p->t.saddr)
 		return DROP(p, DROP_UNRELATED_ICMP);
+	to = p->t.daddr;
 	if (e->flags & CT_SERVICE && f.dir == FLOW_REPLY) {
 		end = QUOTED_SOURCE;
 		to = e->nat_addr.w[3];
@@ -311,6 +327,8 @@ static __always_inline int pod_flow(struct __sk_buff *skb, struct packet *p, str
 	}
 	if (!e)
 		f.dir = FLOW_FORWARD;
+	if (is_unasked(p, &f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	if (e ? e->flags & CT_SERVICE : frontend4(&p->t) != NULL)
 		return pod_service(skb, p, tx, &f, e);
 	return pod_plain(skb, p, tx, &f, e);
@@ -336,8 +354,10 @@ static __always_inline int pod_ipv4(struct __sk_buff *skb, struct packet *p, str
 		return ret;
 	if (foreign || !own_source(tx, p->t.saddr))
 		return DROP(p, DROP_SPOOFED_SOURCE);
-	if (unlikely(p->icmp_error))
-		return pod_related(skb, p, tx);
+	if (unlikely(p->icmp_error)) {
+		ret = pod_may_relate(skb, p);
+		return ret < 0 ? ret : pod_related(skb, p, tx);
+	}
 	return pod_flow(skb, p, tx);
 }
 

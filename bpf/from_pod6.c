@@ -5,6 +5,7 @@
 #include "lib/leave6.h"
 #include "lib/ndp.h"
 #include "lib/reject6.h"
+#include "lib/related6.h"
 #include "lib/scratch.h"
 #include "lib/translate6.h"
 
@@ -213,6 +214,9 @@ static __always_inline int pod_related6(struct __sk_buff *skb, struct packet *p,
 	if (ret < 0)
 		return ret;
 	p->dst_id = r.identity;
+	ret = related_from6(p, x, &f, e);
+	if (ret < 0)
+		return ret;
 	x->nat = e->nat_addr;
 	x->out.port = e->nat_port;
 	leave_by(x, &r, tx->identity, f.hash, change);
@@ -243,6 +247,8 @@ static __always_inline int pod_flow6(struct __sk_buff *skb, struct packet *p, st
 	}
 	if (!e)
 		f.dir = FLOW_FORWARD;
+	if (is_unasked(p, &f))
+		return DROP(p, DROP_UNASKED_REPLY);
 	if (e ? e->flags & CT_SERVICE : frontend6(&x->t) != NULL)
 		return pod_service6(skb, p, x, tx, &f, e);
 	return pod_plain6(skb, p, x, tx, &f, e);

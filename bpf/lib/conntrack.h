@@ -285,6 +285,20 @@ static __always_inline int ct_promote(struct packet *p, struct flow *f, struct c
 	return *e ? 0 : DROP(p, DROP_CONNTRACK_FULL);
 }
 
+/* Whether the packet is an echo reply to no request: policy is asked about requests
+ * only. Later fragments are told by the ports; those of the identifier 0 are judged as
+ * a request's. */
+static __always_inline int is_unasked(const struct packet *p, const struct flow *f)
+{
+	if (likely(p->t.proto != IPPROTO_ICMP && p->t.proto != IPPROTO_ICMPV6))
+		return 0;
+	if (f->dir == FLOW_REPLY)
+		return 0;
+	if (!p->t.sport && p->t.dport)
+		return 1;
+	return !p->later && p->icmp_type == (p->v6 ? ICMP6_ECHOREPLY : ICMP_ECHOREPLY);
+}
+
 /* Whether a half-open flow may take a step with a packet in this direction. */
 static __always_inline int ct_steps(const struct flow *f, const struct ct_entry *e)
 {

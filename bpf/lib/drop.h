@@ -37,6 +37,7 @@ enum drop_reason {
 	DROP_LINK_TALK = 27,           /* link talk */
 	DROP_STRAY_TUNNEL = 28,        /* stray tunnel packet */
 	DROP_FORGED_TUNNEL = 29,       /* forged tunnel packet */
+	DROP_UNASKED_REPLY = 30,       /* unasked echo reply */
 	AUDIT_POLICY_DENIED = 31,      /* policy denied, audited only */
 	DROP_REASONS = 32,             /* room in the metrics map */
 };

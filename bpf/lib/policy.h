@@ -49,7 +49,7 @@ struct policy_key {
 };
 
 /* For ICMP the port is the type with this bit. The only flows are echos, which
- * their request opened. */
+ * their request opened (see is_unasked). */
 enum {
 	POLICY_ICMP = 1 << 8,
 	POLICY_ECHO = POLICY_ICMP | ICMP_ECHO,
@@ -244,15 +244,14 @@ static __always_inline int is_known(__u32 peer)
 	       (!is_workload(peer) || bpf_map_lookup_elem(&identities, &peer));
 }
 
-/* Whether ep accepts a flow: dir as seen from ep, port the responder's, addr the
- * peer's IPv4 address. v6 is a constant. */
-static __always_inline int policy_ask(struct packet *p, const struct endpoint *ep, __u64 rules,
-                                      __u8 dir, __u32 peer, __be32 addr, __be16 port, __u32 v6)
+/* Whether policy has to be asked if ep accepts a flow: dir as seen from ep. A negative
+ * answer is why it does not. */
+static __always_inline int policy_needed(struct packet *p, const struct endpoint *ep, __u64 rules,
+                                         __u8 dir, __u32 peer)
 {
 	__u8 flags = rules >> RULES_FLAGS_SHIFT;
 	__u8 levels = rules >> (dir == DIR_EGRESS ? RULES_EGRESS_SHIFT : RULES_INGRESS_SHIFT);
 	int deny = flags & (dir == DIR_EGRESS ? RULES_DENY_EGRESS : RULES_DENY_INGRESS);
-	__u64 answer;
 
 	if (dir == DIR_INGRESS && peer == ID_HOST)
 		return 0; /* probes: the node always reaches its own endpoints */
@@ -263,14 +262,39 @@ static __always_inline int policy_ask(struct packet *p, const struct endpoint *e
 	p->rule_set = ep->rule_set;
 	if (!(flags & RULES_VALID))
 		return DROP(p, DROP_UNKNOWN_RULE_SET);
-	if (!is_known(peer))
-		return DROP(p, DROP_IDENTITY_UNKNOWN);
-	answer = policy_first(rules, (__u64)ep->id << 32 | ep->rule_set, peer, addr,
-	                      v6 << WHAT_V6_SHIFT | (__u32)dir << WHAT_DIRECTION_SHIFT |
-	                          (__u32)p->t.proto << 16 | port);
+	return is_known(peer) ? 1 : DROP(p, DROP_IDENTITY_UNKNOWN);
+}
+
+static __always_inline __u64 policy_who(const struct endpoint *ep)
+{
+	return (__u64)ep->id << 32 | ep->rule_set;
+}
+
+static __always_inline __u32 policy_what(__u8 dir, __u8 proto, __be16 port, __u32 v6)
+{
+	return v6 << WHAT_V6_SHIFT | (__u32)dir << WHAT_DIRECTION_SHIFT | (__u32)proto << 16 | port;
+}
+
+/* What policy_first has answered, as a verdict. */
+static __always_inline int policy_answered(struct packet *p, __u8 dir, __u64 answer)
+{
 	p->origin = answer >> 32;
 	p->audited |= !!(answer & POLICY_AUDITED) << (dir & 1);
 	return answer & POLICY_DENY ? DROP(p, DROP_POLICY_DENIED) : 0;
+}
+
+/* Whether ep accepts a flow: dir as seen from ep, port the responder's, addr the
+ * peer's IPv4 address. v6 is a constant. */
+static __always_inline int policy_ask(struct packet *p, const struct endpoint *ep, __u64 rules,
+                                      __u8 dir, __u32 peer, __be32 addr, __be16 port, __u32 v6)
+{
+	int ret = policy_needed(p, ep, rules, dir, peer);
+
+	if (ret <= 0)
+		return ret;
+	return policy_answered(p, dir,
+	                       policy_first(rules, policy_who(ep), peer, addr,
+	                                    policy_what(dir, p->t.proto, port, v6)));
 }
 
 static __always_inline int policy_verdict(struct packet *p, const struct endpoint *ep, __u64 rules,

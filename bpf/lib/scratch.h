@@ -22,8 +22,23 @@ struct tunnel_key {
 
 _Static_assert(sizeof(struct tunnel_key) == 44, "struct bpf_tunnel_key has 44 bytes");
 
+/* What policy_first is to be asked about the flow of an ICMP error (related.h), and
+ * what that follows from. */
+struct ask {
+	__u64 rules;
+	__u64 who;
+	__u32 peer;
+	__u32 addr;
+	__u32 what;
+	__be32 here; /* the flow's end that is a pod of this node, and the other */
+	__be32 there;
+	__u32 port;
+	__u32 flow; /* enum related */
+} __attribute__((packed, aligned(4)));
+
 struct in_hand {
 	struct packet packet;
+	struct ask ask;
 	struct tunnel_key key; /* with which it goes to the tunnel's device */
 };
 

@@ -19,20 +19,14 @@ import (
 	"github.com/hawser-mesh/hawser/policy/trace"
 )
 
-// Types of ICMP messages that ask for an echo.
-const (
-	ping  = 8
-	ping6 = 128
-)
-
-// port reads "80/tcp", "80", "icmp" (a ping) or "0/icmp" (a message of type 0).
+// port reads "80/tcp", "80", "icmp" (a ping) or "8/icmp" (a message of type 8).
 func port(text string) (uint8, uint16, error) {
 	number, protocol, given := strings.Cut(strings.ToLower(text), "/")
 	switch {
 	case !given && number == "icmp":
-		return api.ICMP, api.ICMPPort(ping), nil
+		return api.ICMP, api.ICMPPort(api.EchoRequest(api.ICMP)), nil
 	case !given && number == "icmpv6":
-		return api.ICMPv6, api.ICMPPort(ping6), nil
+		return api.ICMPv6, api.ICMPPort(api.EchoRequest(api.ICMPv6)), nil
 	}
 	if proto, ok := map[string]uint8{"icmp": api.ICMP, "icmpv6": api.ICMPv6}[protocol]; ok {
 		n, err := strconv.ParseUint(number, 10, 8)

@@ -156,12 +156,12 @@ func TestPort(t *testing.T) {
 			t.Errorf("%s is %d %d, error %v", text, proto, n, err)
 		}
 	}
-	for text, want := range map[string][2]uint16{"icmpv6": {58, api.ICMPPort(128)}, "0/ICMP": {1, api.ICMPPort(0)}, "129/icmpv6": {58, api.ICMPPort(129)}} {
+	for text, want := range map[string][2]uint16{"icmpv6": {58, api.ICMPPort(128)}, "8/ICMP": {1, api.ICMPPort(8)}, "128/icmpv6": {58, api.ICMPPort(128)}} {
 		if proto, n, err := port(text); err != nil || [2]uint16{uint16(proto), n} != want {
 			t.Errorf("%s is %d %d, error %v", text, proto, n, err)
 		}
 	}
-	for _, text := range []string{"", "0", "65536", "80/x", "http", "icmp/8", "13/icmp", "135/icmpv6", "256/icmp", "x/icmpv6", "/icmp"} {
+	for _, text := range []string{"", "0", "65536", "80/x", "http", "icmp/8", "13/icmp", "0/icmp", "129/icmpv6", "135/icmpv6", "256/icmp", "x/icmpv6", "/icmp"} {
 		if _, _, err := port(text); err == nil {
 			t.Errorf("%q is accepted", text)
 		}

@@ -43,6 +43,8 @@ const (
 	DropStrayTunnel
 	// DropForgedTunnel is a pod's packet to the tunnel port of a tunnel endpoint.
 	DropForgedTunnel
+	// DropUnaskedReply is an ICMP echo reply of which no request is known.
+	DropUnaskedReply
 
 	// AuditPolicyDenied is of a packet that policy would deny if the endpoint were
 	// not audited: it passed.
@@ -61,7 +63,7 @@ func ReasonName(r datapath.DropReason) string {
 		"multicast", "unknown rule set", "rewrite failed",
 		"fragment before its first", "overlapping fragment", "no masquerade port",
 		"source route", "too many extension headers", "router solicitation",
-		"translated tuple in use", "link talk", "stray tunnel packet", "forged tunnel packet",
+		"translated tuple in use", "link talk", "stray tunnel packet", "forged tunnel packet", "unasked echo reply",
 	}
 	if int(r) < len(names) {
 		return names[r]

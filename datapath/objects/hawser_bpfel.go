@@ -168,6 +168,18 @@ type HawserInHand struct {
 		V6        uint8
 		Pad       [3]uint8
 	}
+	Ask struct {
+		_     structs.HostLayout
+		Rules uint64
+		Who   uint64
+		Peer  uint32
+		Addr  uint32
+		What  uint32
+		Here  uint32
+		There uint32
+		Port  uint32
+		Flow  uint32
+	}
 	Key struct {
 		_         structs.HostLayout
 		Id        uint32

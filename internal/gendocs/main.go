@@ -168,6 +168,7 @@ func meanings() map[string]string {
 		"link talk":                   "not a loss: what a host tells its own link all the time (its addresses, its listeners, whether another has its address) is heard and ends there; it is counted, and no event tells of it",
 		"stray tunnel packet":         "a tunnel packet that came up to the kernel's tunnel device (`--tunnel-datapath=netdev`) by another way than the underlay device's program, which looks at all of them: by another device, from this host or a pod of it, in fragments, with IP options, or over IPv6; or a firewall rule here overwrote its mark",
 		"forged tunnel packet":        "a pod's UDP packet to the tunnel's port of a node or an external tunnel endpoint, or of what is behind an external one: with the node's address it would pass there for the tunnel's own, with whatever sender the pod wrote into it",
+		"unasked echo reply":          "an ICMP echo reply to nobody's request: it passes with the flow that its request opened and no other way, and policy, which is asked about requests, is not asked about it; some tunnels and scanners send such replies, and a late one finds that its request is forgotten",
 		"unknown rule set":            "the endpoint's rules are not in the kernel",
 		"rewrite failed":              "the kernel refused to change the packet",
 	}

@@ -73,7 +73,7 @@ func inRules(doc, path string) []mapping {
 		part := map[string]known{
 			prefix + "Endpoints": {"[{}]", "[{matchLabels: {a: b}}]"}, prefix + "Entities": {"[all]", "[world]"},
 			prefix + "CIDR": {"[10.0.0.0/8]", "[10.0.0.0/9]"}, prefix + "CIDRSet": {"[{cidr: 10.0.0.0/8}]", "[{cidr: 10.0.0.0/9}]"},
-			"toPorts": {"[{ports: [{port: 80}]}]", "[{ports: [{port: 81}]}]"}, "icmps": {"[{fields: [{type: 8}]}]", "[{fields: [{type: 0}]}]"},
+			"toPorts": {"[{ports: [{port: 80}]}]", "[{ports: [{port: 81}]}]"}, "icmps": {"[{fields: [{type: 8}]}]", "[{fields: [{type: 128, family: IPv6}]}]"},
 			prefix + "Requires": nil, prefix + "Groups": nil, prefix + "Nodes": nil, prefix + "FQDNs": nil, "authentication": nil,
 		}
 		if prefix == "to" {
@@ -92,9 +92,9 @@ func inRules(doc, path string) []mapping {
 				"ports": {"[{port: 80}]", "[{port: http}]"}, "rules": nil, "listener": nil, "terminatingTLS": nil, "originatingTLS": nil, "serverNames": nil}),
 			in(".toPorts[0].ports[0]", "{toPorts: [{ports: [{%}]}]}", map[string]string{"port": "80"}, map[string]known{
 				"port": {"80", "'81'"}, "endPort": {"90", "91"}, "protocol": {"TCP", "UDP"}}),
-			in(".icmps[0]", "{icmps: [{%}]}", nil, map[string]known{"fields": {"[{type: 8}]", "[{type: 0}]"}}),
+			in(".icmps[0]", "{icmps: [{%}]}", nil, map[string]known{"fields": {"[{type: 8}]", "[{type: 128, family: IPv6}]"}}),
 			in(".icmps[0].fields[0]", "{icmps: [{fields: [{%}]}]}", map[string]string{"type": "EchoRequest"}, map[string]known{
-				"type": {"8", "EchoReply"}, "family": {"IPv4", "IPv6"}}))
+				"type": {"8"}, "family": {"IPv4", "IPv6"}}))
 	}
 	return out
 }

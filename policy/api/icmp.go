@@ -59,7 +59,7 @@ func parseICMPField(n manifest.Node) (Port, bool) {
 		return Port{}, false
 	}
 	if why := NeverJudged(protocol, v); why != "" {
-		f.Problem("%s; leave the type out", why)
+		f.Problem("%s", why)
 		return Port{}, false
 	}
 	return Port{Protocol: protocol, Port: ICMPPort(v)}, true
@@ -83,35 +83,48 @@ func icmpType(f manifest.Node, protocol uint8) (uint8, bool) {
 	return uint8(v), true
 }
 
-// Echoes are the types of ICMP messages that policy is asked about, in order.
-func Echoes(protocol uint8) [2]uint8 {
+// EchoRequest is the type of ICMP messages that policy is asked about.
+func EchoRequest(protocol uint8) uint8 {
 	if protocol == ICMPv6 {
-		return [2]uint8{128, 129}
+		return 128
 	}
-	return [2]uint8{0, 8}
+	return 8
+}
+
+// echoReply answers an EchoRequest.
+func echoReply(protocol uint8) uint8 {
+	if protocol == ICMPv6 {
+		return 129
+	}
+	return 0
 }
 
 // NeverJudged says of a type of ICMP messages that policy is never asked about
-// what becomes of them; it is empty for echoes.
+// what becomes of them and what to do; it is empty for echo requests.
 func NeverJudged(protocol, icmpType uint8) string {
 	n, family := icmpType, "IPv4"
-	echo, failed := Echoes(protocol), n == 3 || n == 4 || n == 11 || n == 12
+	failed := n == 3 || n == 4 || n == 11 || n == 12
 	link := false
 	if protocol == ICMPv6 {
 		family = "IPv6"
 		failed = n >= 1 && n <= 4
 		link = n >= 130 && n <= 137 || n == 143
 	}
-	what := fmt.Sprintf("policy is never asked about ICMP type %d of %s, only about echoes: ", n, family)
+	request := EchoRequest(protocol)
+	what := fmt.Sprintf("policy is never asked about ICMP type %d of %s, only about echo requests: ", n, family)
 	switch {
-	case n == echo[0] || n == echo[1]:
+	case n == request:
 		return ""
+	case n == echoReply(protocol):
+		return what + fmt.Sprintf("an echo reply passes with the flow that its request opened and never alone; write EchoRequest (type %d)", request)
 	case failed:
-		return what + "an error passes with the flow that it is about"
+		what += "an error passes with the flow that it is about"
 	case link:
-		return what + "messages between neighbours are answered on the link and never forwarded"
+		what += "messages between neighbours are answered on the link and never forwarded"
+	default:
+		what += "messages of this type never pass"
 	}
-	return what + "messages of this type never pass"
+	return what + "; leave the type out"
 }
 
 // icmpTypes are the types that have names.

@@ -60,8 +60,8 @@ type Change struct {
 }
 
 // Pairs are the pairs that the change opens or closes, the local identities' in
-// the order given: of every port, of ICMP the echoes, of other protocols all, and of
-// every address. Ports by name are not looked at: see Names. It ends early with the
+// the order given: of every port, of ICMP the echo requests, of other protocols all, and
+// of every address. Ports by name are not looked at: see Names. It ends early with the
 // context's error.
 func (c Change) Pairs(ctx context.Context) ([]Pair, error) {
 	before, err1 := c.engine(ctx, c.Before)

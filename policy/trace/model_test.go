@@ -119,10 +119,11 @@ func lists(t *testing.T, texts []string, proto uint8, port uint16) bool {
 		what, of, found := strings.Cut(text, "/")
 		if isICMP(proto) {
 			port &= 0xFF
-			what, of, found = strings.NewReplacer(name+" types ", "", name+" type ", "").Replace(text), name, strings.HasPrefix(text, name+" type")
+			what, found = strings.CutPrefix(text, name+" type ")
+			of = name
 		}
 		switch {
-		case text == "everything", proto == gre && text == "other protocols", text == "all ports of "+name, text == "all types of "+name:
+		case text == "everything", proto == gre && text == "other protocols", text == "all ports of "+name:
 			return true
 		case !found || of != name:
 			continue
@@ -247,7 +248,7 @@ func (w edits) edited(o api.Object) api.Object {
 }
 
 func (w edits) editPort(p *api.Port) {
-	if p.Name != "" || p.Port == 0 {
+	if p.Name != "" || p.Port == 0 || isICMP(p.Protocol) {
 		return
 	}
 	switch w.IntN(4) {

@@ -24,29 +24,17 @@ type cell struct {
 // GRE, ESP and IPIP: no rule names one of them. It is one that is nobody's (RFC 3692).
 const otherProtocol = 253
 
-// domain is all ports of a protocol; nobody has port 0.
+// domain is what of a protocol policy is asked about: all ports, as nobody has port 0,
+// and of ICMP the echo requests.
 func domain(proto uint8) cell {
 	switch {
 	case isICMP(proto):
-		return cell{proto, uint32(api.ICMPPort(0)), uint32(api.ICMPPort(255))}
+		echo := uint32(api.ICMPPort(api.EchoRequest(proto)))
+		return cell{proto, echo, echo}
 	case proto == otherProtocol:
 		return cell{proto, 0, 0}
 	}
 	return cell{proto, 1, 65535}
-}
-
-// judged is what of a protocol policy is asked about, neighbours together: of ICMP
-// the echoes.
-func judged(proto uint8) []cell {
-	if !isICMP(proto) {
-		return []cell{domain(proto)}
-	}
-	of := api.Echoes(proto)
-	first, second := uint32(api.ICMPPort(of[0])), uint32(api.ICMPPort(of[1]))
-	if first+1 == second {
-		return []cell{{proto, first, second}}
-	}
-	return []cell{{proto, first, first}, {proto, second, second}}
 }
 
 // line is an entry of one identity.
@@ -59,9 +47,7 @@ type line struct {
 // cellsOf are all packets that policy is asked about, cut wherever an entry of some rows begins or ends.
 func cellsOf(rows ...[]line) (out []cell) {
 	for _, proto := range protocols() {
-		for _, all := range judged(proto) {
-			out = append(out, all.cut(rows)...)
-		}
+		out = append(out, domain(proto).cut(rows)...)
 	}
 	return out
 }
@@ -131,9 +117,7 @@ func cellTexts(cells []cell) []string {
 		} else {
 			joined = append(joined, c)
 		}
-		all := judged(c.proto)
-		if n := len(joined) - len(all); n >= 0 && slices.Equal(joined[n:], all) {
-			joined = append(joined[:n], domain(c.proto))
+		if joined[len(joined)-1] == domain(c.proto) {
 			whole++
 		}
 	}
@@ -148,19 +132,14 @@ func cellTexts(cells []cell) []string {
 }
 
 func (c cell) String() string {
-	proto, icmp := ProtocolName(c.proto), isICMP(c.proto)
-	all := domain(c.proto)
+	proto := ProtocolName(c.proto)
 	switch {
 	case c.proto == otherProtocol:
 		return "other protocols"
-	case c == all && icmp:
-		return "all types of " + proto
-	case c == all:
+	case isICMP(c.proto):
+		return fmt.Sprintf("%s type %d", proto, c.first&0xFF)
+	case c == domain(c.proto):
 		return "all ports of " + proto
-	case icmp && c.first == c.last:
-		return fmt.Sprintf("%s type %d", proto, c.first-all.first)
-	case icmp:
-		return fmt.Sprintf("%s types %d-%d", proto, c.first-all.first, c.last-all.first)
 	case c.first == c.last:
 		return fmt.Sprintf("%d/%s", c.first, proto)
 	}

@@ -5,6 +5,7 @@ package bpf
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf/asm"
@@ -116,6 +117,8 @@ func (w *walk) step(p place) (next []place, done bool) {
 		p.looked = w.touch(p, ins.Reference())
 	case op.JumpOp() == asm.Exit:
 		return nil, true
+	case ins.IsFunctionCall() && strings.HasPrefix(ins.Reference(), "related_"):
+		return nil, false // the way of an ICMP error, for which policy is always asked: nothing is cached on it
 	case ins.IsFunctionCall():
 		start, ok := w.named[ins.Reference()]
 		if !ok {

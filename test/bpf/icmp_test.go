@@ -76,9 +76,12 @@ func TestErrorsOfFlows(t *testing.T) {
 		ls[2] = ls[2].(gopacket.Payload)[:20]
 		h.dropped(h.fromPod(podB, h.sent(podB, ls)), maps.DropUnrelatedICMP)
 	})
-	t.Run("in spite of policy", func(t *testing.T) {
+	t.Run("not in spite of policy", func(t *testing.T) {
 		h.t = t
 		h.rules(podB, datapath.RuleSet{ID: 7, Ingress: true, Egress: true})
-		h.passed(h.fromPod(podB, h.sent(podB, unreachable(t, podB.ip, podA.ip, 4, segment(podA.ip, podB.ip, 1000, 8080, "A")))))
+		about := unreachable(t, podB.ip, podA.ip, 4, segment(podA.ip, podB.ip, 1000, 8080, "A"))
+		h.dropped(h.fromPod(podB, h.sent(podB, about)), maps.DropPolicyDenied)
+		h.rules(podB, datapath.RuleSet{ID: 7})
+		h.passed(h.fromPod(podB, h.sent(podB, about)))
 	})
 }

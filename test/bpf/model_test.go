@@ -224,12 +224,14 @@ func (j *judged) compare() error {
 						}
 					}
 				}
-				proto, kind := api.ICMP, uint8(8)
+				proto, kinds := api.ICMP, []uint8{8, 0}
 				if peer.Addr.Is6() {
-					proto, kind = api.ICMPv6, 128
+					proto, kinds = api.ICMPv6, []uint8{128, 129}
 				}
-				if failed = j.one(d, peer, proto, api.ICMPPort(kind)); failed != nil {
-					return nil
+				for _, kind := range kinds {
+					if failed = j.one(d, peer, proto, api.ICMPPort(kind)); failed != nil {
+						return nil
+					}
 				}
 			}
 		}
@@ -270,6 +272,9 @@ func (j *judged) one(d datapath.Direction, peer policymodel.Far, proto uint8, po
 		packet = chunk(src, dst, j.sport, port, 4)
 	case api.ICMP, api.ICMPv6:
 		packet = echoOf(src, dst, j.sport)
+		if kind := uint8(port); kind != api.EchoRequest(proto) {
+			packet = echoReplyOf(src, dst, j.sport)
+		}
 	}
 	prog, dev, frame := j.enter(d, peer, packet)
 	ret, err := prog.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: skb{IfIndex: j.device[dev]}})

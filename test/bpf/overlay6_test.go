@@ -216,9 +216,11 @@ func TestErrorsOfFlows6(t *testing.T) {
 			h.dropped(fromB(ls), maps.DropUnrelatedICMP)
 		})
 	}
-	t.Run("in spite of policy", func(t *testing.T) {
+	t.Run("not in spite of policy", func(t *testing.T) {
 		h.t = t
 		h.rules(podB, datapath.RuleSet{ID: 7, Ingress: true, Egress: true})
+		h.dropped(fromB(failed(podB6.ip, podA6.ip, 2, segment(podA6.ip, podB6.ip, 1000, 8080, "A"))), maps.DropPolicyDenied)
+		h.rules(podB, datapath.RuleSet{ID: 7})
 		h.passed(fromB(failed(podB6.ip, podA6.ip, 2, segment(podA6.ip, podB6.ip, 1000, 8080, "A"))))
 	})
 	t.Run("from the tunnel", func(t *testing.T) {

@@ -65,6 +65,9 @@ type Far struct {
 
 // Allowed is the verdict of an endpoint's policies on a packet to or from a peer.
 func (m *Model) Allowed(ep Endpoint, d datapath.Direction, peer Far, proto uint8, port uint16) bool {
+	if proto == api.ICMP && port == api.ICMPPort(0) || proto == api.ICMPv6 && port == api.ICMPPort(129) {
+		return false // an echo reply opens no flow
+	}
 	if d == datapath.Ingress && peer.ID == identity.Host {
 		return true
 	}

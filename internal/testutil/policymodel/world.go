@@ -111,6 +111,10 @@ func (w World) part() api.Part {
 }
 
 func (w World) port() api.Port {
+	if w.IntN(8) == 0 {
+		proto := Pick(w.Rand, api.ICMP, api.ICMPv6)
+		return api.Port{Protocol: proto, Port: api.ICMPPort(api.EchoRequest(proto))}
+	}
 	p := api.Port{Protocol: Pick(w.Rand, api.TCP, api.UDP, api.SCTP)}
 	switch w.IntN(4) {
 	case 0:
