@@ -70,7 +70,7 @@ func newTrace(s *session.Session) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&src, "src", "", "who opens the connection")
 	f.StringVar(&dst, "dst", "", "to whom")
-	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp, 38412/sctp; icmp or icmpv6 (a ping), or an echo's type: 8/icmp, 129/icmpv6")
+	f.StringVar(&dport, "dport", "", "to which port: 80/tcp, 53/udp, 38412/sctp; icmp or icmpv6 (a ping), or their type: 8/icmp, 128/icmpv6")
 	f.StringVar(&expect, "expect", "", "the answer that is right: allow or deny; the exit code is 1 for any other")
 	for _, required := range []string{"src", "dst", "dport"} {
 		_ = cmd.MarkFlagRequired(required)
