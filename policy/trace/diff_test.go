@@ -159,7 +159,7 @@ func TestPairsOfOtherProtocols(t *testing.T) {
 		"all that has ports, and echoes":      {"", all + "}", "[]", "[other protocols]"},
 		"and then all":                        {all + "}", "ingress: [{fromEntities: [all]}]}", "[other protocols]", "[]"},
 		"nothing":                             {"", "ingress: [{}]}", "[]", "[everything]"},
-		"nothing but other protocols is left": {"ingress: [{fromEntities: [all]}]}", "ingress: [{fromEntities: [all]}], ingressDeny: [{fromEntities: [all], " + ports + "}, {fromEntities: [all], " + echoes + "}]}", "[]", "[all ports of tcp all ports of udp all ports of sctp all types of icmp all types of icmpv6]"},
+		"nothing but other protocols is left": {"ingress: [{fromEntities: [all]}]}", "ingress: [{fromEntities: [all]}], ingressDeny: [{fromEntities: [all], " + ports + "}, {fromEntities: [all], " + echoes + "}]}", "[]", "[all ports of tcp all ports of udp all ports of sctp icmp type 8 icmpv6 type 128]"},
 	} {
 		change := Change{Cluster: "east", Identities: mesh(t)}
 		if c.before != "" {
