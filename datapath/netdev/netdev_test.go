@@ -362,11 +362,13 @@ func TestHostDeviceIsPutBack(t *testing.T) {
 			return l
 		}
 		for what, harm := range map[string]func() error{
-			"nothing":         func() error { return nil },
-			"removed":         func() error { return netlink.LinkDel(link(netdev.HostDevice)) },
-			"its peer":        func() error { return netlink.LinkDel(link(netdev.HostPeer)) },
-			"set down":        func() error { return netlink.LinkSetDown(link(netdev.HostDevice)) },
-			"another address": func() error { return netlink.LinkSetHardwareAddr(link(netdev.HostPeer), net.HardwareAddr{2, 0, 0, 0, 0, 9}) },
+			"nothing":  func() error { return nil },
+			"removed":  func() error { return netlink.LinkDel(link(netdev.HostDevice)) },
+			"its peer": func() error { return netlink.LinkDel(link(netdev.HostPeer)) },
+			"set down": func() error { return netlink.LinkSetDown(link(netdev.HostDevice)) },
+			"another address": func() error {
+				return netlink.LinkSetHardwareAddr(link(netdev.HostPeer), net.HardwareAddr{2, 0, 0, 0, 0, 9})
+			},
 			"another name": func() error {
 				return errors.Join(netlink.LinkSetDown(link(netdev.HostPeer)), netlink.LinkSetName(link(netdev.HostPeer), "theirs"))
 			},
