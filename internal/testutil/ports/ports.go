@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -88,8 +89,11 @@ func lock(path string) (unlock func(), err error) {
 }
 
 // free asks for both protocols on all addresses: who has the port on any is in
-// the way.
+// the way. Meanwhile this process makes no child, which would have the sockets open
+// until it executes its program.
 func free(at netip.AddrPort) bool {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	port := fmt.Sprintf(":%d", at.Port())
 	l, err := net.Listen("tcp4", port) //nolint:noctx // at once
 	if err != nil {

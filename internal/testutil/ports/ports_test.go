@@ -3,10 +3,12 @@
 package ports
 
 import (
+	"context"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -51,6 +53,28 @@ func TestPortsAreOnes(t *testing.T) {
 		}
 		if got := l.Addr().(*net.TCPAddr).Port; got < first {
 			t.Errorf("the kernel gave out %d", got)
+		}
+		l.Close()
+	}
+}
+
+// A port can be listened on at once, also while this process starts others.
+func TestPortIsFreeAtOnce(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				_ = exec.Command("/bin/true").Run() //nolint:noctx // ends at once
+			}
+		})
+	}
+	defer wg.Wait()
+	defer cancel()
+	for range 1000 {
+		l, err := net.Listen("tcp", Free(t).String())
+		if err != nil {
+			t.Fatal(err)
 		}
 		l.Close()
 	}
