@@ -72,8 +72,10 @@ func TestShortOfRoomIsTold(t *testing.T) {
 	}
 }
 
-// A view counts ports by name at the addresses of the cluster that published them.
-func TestViewKnowsWhosePortsTheyAre(t *testing.T) {
+// viewOfNames is a view with a policy that lets all pods out to the ports that
+// addresses of a block call web.
+func viewOfNames(t *testing.T) *view {
+	t.Helper()
 	v := testView(t)
 	objects, err := api.Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: names, namespace: demo}\n" +
 		"spec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: web}], to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}\n"))
@@ -81,6 +83,12 @@ func TestViewKnowsWhosePortsTheyAre(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.engine.UpsertObject(objects[0])
+	return v
+}
+
+// A view counts ports by name at the addresses of the cluster that published them.
+func TestViewKnowsWhosePortsTheyAre(t *testing.T) {
+	v := viewOfNames(t)
 	var ports []*keyspacev1.NamedPort
 	for i := range kvstore.MaxNamedPorts {
 		ports = append(ports, &keyspacev1.NamedPort{Name: "web", Protocol: keyspacev1.Protocol_PROTOCOL_TCP, Port: uint32(1 + i)})
@@ -101,13 +109,7 @@ func TestViewKnowsWhosePortsTheyAre(t *testing.T) {
 // A peer's record with the address of a pod of ours gives our egress no port of it,
 // and its withdrawal takes none away.
 func TestPeersNameNoPortsOfOurPods(t *testing.T) {
-	v := testView(t)
-	objects, err := api.Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: names, namespace: demo}\n" +
-		"spec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: web}], to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.engine.UpsertObject(objects[0])
+	v := viewOfNames(t)
 	id, err := v.engine.AcquireRuleSet(labels.Set{{Source: labels.Mesh, Key: labels.ClusterKey, Value: "east"}, {Source: labels.Mesh, Key: labels.NamespaceKey, Value: "demo"}})
 	if err != nil {
 		t.Fatal(err)
